@@ -1,0 +1,374 @@
+"""Every exception trionode raises, and the vocabulary of reasons they carry.
+
+One base, `TrionodeError`. Facts are attributes, `str()` is a sentence for a person, and the remedy is in the
+sentence. Reasons and codes are `enum.StrEnum` members: stable, comparable with plain strings, good in logs.
+
+Text that came from a peer goes through `printable()` before it enters a message, so that a hostile peer cannot
+forge log lines or flood them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptography import x509
+
+    from ._identity import NodeName
+
+__all__ = [
+    "CertificateError",
+    "CertificateReason",
+    "FixedAtStartupError",
+    "HandshakeError",
+    "HandshakeTimeoutError",
+    "ListenError",
+    "LocalProtocolError",
+    "NetworkDisabledError",
+    "NoRouteError",
+    "PeerRejectedError",
+    "PeerUnverifiedError",
+    "ProtocolError",
+    "Refused",
+    "RejectionCode",
+    "RemoteCode",
+    "RemoteError",
+    "RemoteProtocolError",
+    "Stage",
+    "TrionodeError",
+    "UnverifiedReason",
+]
+
+#: Host and port, the form in which every address of this package is given.
+Address: TypeAlias = tuple[str, int]
+
+#: Peer text longer than this is cut in our own messages: enough for a sentence, too little to flood a log.
+PEER_TEXT_LIMIT = 300
+
+
+def printable(text: str, limit: int = PEER_TEXT_LIMIT) -> str:
+    """Peer-supplied text made safe for logs and terminals: control characters escaped, length bounded."""
+    cut = text[:limit]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+    return shown + "…" if len(text) > limit else shown
+
+
+class TrionodeError(Exception):
+    """Base of everything that trionode raises of its own."""
+
+
+# Our own credentials and configuration ------------------------------------------------------------------------------
+
+
+class CertificateReason(StrEnum):
+    """Why our own certificate, key or CA files are unusable."""
+
+    UNREADABLE = "unreadable"
+    NO_CERTIFICATE = "no_certificate"
+    NO_KEY = "no_key"
+    BAD_PASSWORD = "bad_password"  # noqa: S105 -- a reason, not a password
+    KEY_MISMATCH = "key_mismatch"
+    CHAIN_ORDER = "chain_order"
+    UNSUPPORTED_KEY = "unsupported_key"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    WRONG_EKU = "wrong_eku"
+    NO_CLIENT_CAS = "no_client_cas"
+
+
+@final
+class CertificateError(TrionodeError):
+    """Our own files or key pair are unusable.
+
+    Attributes:
+        reason: which defect, see `CertificateReason`.
+    """
+
+    def __init__(self, message: str, *, reason: CertificateReason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@final
+class FixedAtStartupError(TrionodeError):
+    """A cert manager's CA pools, client-auth mode or server name were to be changed while the manager is in use."""
+
+
+@final
+class NetworkDisabledError(TrionodeError):
+    """A network verb was used on a node whose network mode does not allow it."""
+
+
+@final
+class ListenError(TrionodeError, OSError):
+    """An acceptor cannot listen.
+
+    Attributes:
+        address: the (host, port) asked for.
+        tried: every (host, port) that was tried, in order.
+    """
+
+    def __init__(self, message: str, *, address: Address, tried: Sequence[Address] = ()) -> None:
+        super().__init__(message)
+        self.address = address
+        self.tried = tuple(tried)
+
+    def __str__(self) -> str:
+        """The sentence alone (`OSError` would format an errno that there may not be one of)."""
+        return str(self.args[0])
+
+
+@final
+class NoRouteError(TrionodeError, LookupError):
+    """There is no route to a node name, or two or more routes were tried and all failed.
+
+    Attributes:
+        name: the node name that was to be reached.
+        causes: an `ExceptionGroup` of every attempt's error (also `__cause__`), or None where nothing was tried.
+    """
+
+    def __init__(self, message: str, *, name: NodeName, causes: ExceptionGroup[Exception] | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.causes = causes
+
+
+# Handshakes ---------------------------------------------------------------------------------------------------------
+
+
+class Stage(StrEnum):
+    """How far a handshake had come when it failed."""
+
+    CONNECT = "connect"
+    TLS = "tls"
+    HELLO = "hello"
+
+
+class UnverifiedReason(StrEnum):
+    """Why we refused a peer."""
+
+    UNKNOWN_CA = "unknown_ca"
+    NO_CERTIFICATE = "no_certificate"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    WRONG_EKU = "wrong_eku"
+    REVOKED = "revoked"
+    NAME_MISMATCH = "name_mismatch"
+    CLAIMED_NAME = "claimed_name"
+    BAD_CHAIN = "bad_chain"
+    NOT_AUTHORIZED = "not_authorized"
+    COOKIE = "cookie"
+    VERSION = "version"
+    NAME_IN_USE = "name_in_use"
+    SHUTTING_DOWN = "shutting_down"
+
+
+class RejectionCode(StrEnum):
+    """Why a peer refused us: a TLS alert (RFC 8446 section 6.2) or the code of a refusing hello.
+
+    TLS carries less than the refusing side knows: a server name mismatch arrives as `INTERNAL_ERROR`, a certificate
+    that is not yet valid as `BAD_CERTIFICATE`.
+    """
+
+    CERTIFICATE_REQUIRED = "certificate_required"
+    UNKNOWN_CA = "unknown_ca"
+    CERTIFICATE_EXPIRED = "certificate_expired"
+    CERTIFICATE_REVOKED = "certificate_revoked"
+    CERTIFICATE_UNKNOWN = "certificate_unknown"
+    UNSUPPORTED_CERTIFICATE = "unsupported_certificate"
+    BAD_CERTIFICATE = "bad_certificate"
+    ACCESS_DENIED = "access_denied"
+    HANDSHAKE_FAILURE = "handshake_failure"
+    PROTOCOL_VERSION = "protocol_version"
+    INSUFFICIENT_SECURITY = "insufficient_security"
+    DECODE_ERROR = "decode_error"
+    DECRYPT_ERROR = "decrypt_error"
+    ILLEGAL_PARAMETER = "illegal_parameter"
+    UNEXPECTED_MESSAGE = "unexpected_message"
+    UNRECOGNIZED_NAME = "unrecognized_name"
+    NO_APPLICATION_PROTOCOL = "no_application_protocol"
+    INTERNAL_ERROR = "internal_error"
+    CLAIMED_NAME = "claimed_name"
+    NOT_AUTHORIZED = "not_authorized"
+    COOKIE = "cookie"
+    VERSION = "version"
+    NAME_IN_USE = "name_in_use"
+    SHUTTING_DOWN = "shutting_down"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, code: str) -> RejectionCode:
+        """The member for a code from the wire; `OTHER` for one that this release does not know."""
+        try:
+            return cls(code)
+        except ValueError:
+            return cls.OTHER
+
+
+class HandshakeError(TrionodeError):
+    """A handshake failed; raised as itself where neither side judged the other.
+
+    That is: at stage `connect` (`__cause__` is the `OSError`), and where the peer broke off or spoke something else
+    (`__cause__` is the `trio.BrokenResourceError` or `RemoteProtocolError`).
+
+    Attributes:
+        stage: how far it had come.
+        address: the other end's (host, port), or None where it is not known.
+        generation: the generation of the contexts that the handshake took, or None if it took none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: Stage,
+        reason: str,
+        address: Address | None = None,
+        generation: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.address = address
+        self.generation = generation
+        self._reason = reason
+
+    @property
+    def reason(self) -> str:
+        """A short word for what went wrong."""
+        return self._reason
+
+
+@final
+class PeerUnverifiedError(HandshakeError):
+    """We refused the peer.
+
+    Attributes:
+        certificate: the certificate that was refused (where a path failed above the leaf, the one it failed at),
+            or None if the peer sent none.
+        wanted: what we needed to see (a name, a CA pool, a time), as text, or None.
+        offered: what the peer's certificate offered instead, as text, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: Stage,
+        reason: UnverifiedReason,
+        address: Address | None = None,
+        generation: int | None = None,
+        certificate: x509.Certificate | None = None,
+        wanted: str | None = None,
+        offered: str | None = None,
+    ) -> None:
+        super().__init__(message, stage=stage, reason=reason, address=address, generation=generation)
+        self.certificate = certificate
+        self.wanted = wanted
+        self.offered = offered
+
+    @property
+    def reason(self) -> UnverifiedReason:
+        """Why we refused."""
+        return UnverifiedReason(self._reason)
+
+
+@final
+class PeerRejectedError(HandshakeError):
+    """The peer refused us, by a TLS alert or in its hello.
+
+    Attributes:
+        code: what the peer said, see `RejectionCode`; also in `reason`.
+        presented: the certificate that we offered, or None if we offered none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: Stage,
+        code: RejectionCode,
+        address: Address | None = None,
+        generation: int | None = None,
+        presented: x509.Certificate | None = None,
+    ) -> None:
+        super().__init__(message, stage=stage, reason=code, address=address, generation=generation)
+        self.code = code
+        self.presented = presented
+
+
+@final
+class HandshakeTimeoutError(HandshakeError):
+    """A deadline passed: `connect_timeout` (DNS and TCP) or `handshake_timeout` (contexts, TLS and hello)."""
+
+
+@final
+class Refused(TrionodeError):  # noqa: N818 -- design: `raise Refused("…")`, a verdict rather than an error
+    """Raised by an `authorize` function to refuse a peer with a reason that the peer may read.
+
+    Any other exception refuses too, but its text stays on this side.
+    """
+
+
+# Protocol and remote failures ---------------------------------------------------------------------------------------
+
+
+class ProtocolError(TrionodeError):
+    """Somebody broke the rules of the node protocol or of this API; see the two subclasses for who."""
+
+
+@final
+class LocalProtocolError(ProtocolError):
+    """This program asked for something that the rules do not allow; never caused by a peer."""
+
+
+@final
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the node protocol does not allow."""
+
+
+class RemoteCode(StrEnum):
+    """Why a service over there did not do it."""
+
+    UNKNOWN_SERVICE = "unknown_service"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    NO_REPLY = "no_reply"
+    LIMIT = "limit"
+    SHUTTING_DOWN = "shutting_down"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, code: str) -> RemoteCode:
+        """The member for a code from the wire; `OTHER` for one that this release does not know."""
+        try:
+            return cls(code)
+        except ValueError:
+            return cls.OTHER
+
+
+@final
+class RemoteError(TrionodeError):
+    """The service over there did not do it.
+
+    Attributes:
+        code: why, see `RemoteCode`.
+        message: the peer's own words, control characters escaped, at most a few hundred characters.
+    """
+
+    _explained: ClassVar[dict[RemoteCode, str]] = {
+        RemoteCode.UNKNOWN_SERVICE: "the peer has no such service; register it there with node.add_service()",
+        RemoteCode.FAILED: "the service raised an exception; its traceback is in the peer's log",
+        RemoteCode.CANCELLED: "the service was cancelled over there",
+        RemoteCode.NO_REPLY: "the service ended without sending a reply",
+        RemoteCode.LIMIT: "a limit of the peer was reached",
+        RemoteCode.SHUTTING_DOWN: "the peer is shutting down; retry elsewhere or later",
+        RemoteCode.OTHER: "the peer gave a code that this release does not know",
+    }
+
+    def __init__(self, message: str = "", *, code: RemoteCode | str) -> None:
+        self.code = code = RemoteCode.of(code)
+        self.message = printable(message)
+        super().__init__(f"{code}: {self._explained[code]}" + (f" ({self.message})" if message else ""))
