@@ -278,8 +278,8 @@ def describe_names(certificate: x509.Certificate) -> str:
 def describe(certificate: x509.Certificate) -> str:
     """A certificate in one line for messages: subject, SANs, issuer, dates, fingerprint."""
     return (
-        f"{_describe_subject(certificate.subject)} ({describe_names(certificate)}; "
-        f"issuer {_describe_subject(certificate.issuer)}; valid {describe_dates(certificate)}; "
+        f"{describe_subject(certificate)} ({describe_names(certificate)}; "
+        f"issuer {describe_issuer(certificate)}; valid {describe_dates(certificate)}; "
         f"SHA-256 {fingerprint(certificate)[:16]}…)"
     )
 
@@ -290,12 +290,24 @@ def describe_dates(certificate: x509.Certificate) -> str:
     return f"from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def describe_issuers(certificates: Iterable[x509.Certificate], limit: int = 4) -> str:
+def describe_subjects(certificates: Iterable[x509.Certificate], limit: int = 4) -> str:
     """The subjects of a CA pool, the first few by name."""
-    subjects = [_describe_subject(certificate.subject) for certificate in certificates]
+    subjects = [describe_subject(certificate) for certificate in certificates]
     more = f" and {len(subjects) - limit} more" if len(subjects) > limit else ""
     return ", ".join(subjects[:limit]) + more
 
 
-def _describe_subject(name: x509.Name) -> str:
-    return printable(name.rfc4514_string(), 120) or "(empty subject)"
+def describe_subject(certificate: x509.Certificate) -> str:
+    """The subject's distinguished name (RFC 4514)."""
+    try:
+        return printable(certificate.subject.rfc4514_string(), 120) or "(empty subject)"
+    except ValueError:
+        return "(unreadable subject)"
+
+
+def describe_issuer(certificate: x509.Certificate) -> str:
+    """The issuer's distinguished name (RFC 4514)."""
+    try:
+        return printable(certificate.issuer.rfc4514_string(), 120) or "(empty issuer)"
+    except ValueError:
+        return "(unreadable issuer)"

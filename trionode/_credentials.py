@@ -1,0 +1,498 @@
+"""Key pairs and CA pools: what we prove ourselves with, and whom we trust.
+
+Theory. Both are immutable values, parsed once at the edge; everything further in receives objects that are known to
+be well formed. Parsing checks what is true for all time (syntax, password, key matches leaf, chain in order). What
+depends on when and for what a key pair is used (dates, extended key usage) is checked by `check_usable`, on each use.
+
+Private keys live in memory only: nothing here writes a file, and `KeyPair` refuses to be pickled or copied apart, and
+shows names, dates and fingerprint in its `repr`, never key material. Errors from the parsers are replaced rather than
+chained where they could quote input.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeAlias, final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ._errors import CertificateError, CertificateReason
+from ._identity import canonical_host, describe, describe_subjects, fingerprint, host_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["CAPool", "KeyPair"]
+
+PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+FilePath: TypeAlias = str | os.PathLike[str]
+
+#: A certificate or key file larger than this is not one: the system's whole CA bundle has about 220 KiB.
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+
+#: Certificates are backdated by this much, so that a peer whose clock is a little behind accepts them at once.
+BACKDATE: Final = timedelta(minutes=5)
+
+_SELF_SIGNED_LIFETIME: Final = timedelta(days=365)
+_PEM_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+_SMALLEST_RSA_BITS: Final = 2048
+
+
+@final
+class KeyPair:
+    """A leaf certificate, its intermediates and its private key; immutable.
+
+    Make one with `load`, `from_pem` or `self_signed`. The private key stays in memory and out of every `repr`; a key
+    pair cannot be pickled.
+
+    Attributes:
+        certificate: the leaf.
+        chain: all certificates, the leaf first, each signed by the next.
+        fingerprint: SHA-256 of the leaf's DER encoding, lower-case hex.
+        private_key: the `cryptography` private key object.
+    """
+
+    __slots__ = ("certificate", "chain", "fingerprint", "private_key")
+
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    fingerprint: str
+    private_key: PrivateKey
+
+    def __init__(self, chain: Iterable[x509.Certificate], private_key: PrivateKey) -> None:
+        """Put a key pair together from `cryptography` objects.
+
+        Args:
+            chain: the leaf first, each certificate signed by the next.
+            private_key: the leaf's key: EC, Ed25519, Ed448, or RSA of at least 2048 bits.
+
+        Raises:
+            CertificateError: reason `no_certificate`, `unsupported_key`, `key_mismatch` or `chain_order`.
+        """
+        certificates = tuple(chain)
+        if not certificates:
+            msg = "a key pair needs at least its leaf certificate"
+            raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
+        self._fill(certificates, private_key, where="the given certificates")
+
+    def _fill(self, chain: tuple[x509.Certificate, ...], private_key: PrivateKey, *, where: str) -> None:
+        _check_key(chain, private_key, where)
+        _check_order(chain, where)
+        object.__setattr__(self, "certificate", chain[0])
+        object.__setattr__(self, "chain", chain)
+        object.__setattr__(self, "fingerprint", fingerprint(chain[0]))
+        object.__setattr__(self, "private_key", private_key)
+
+    @classmethod
+    def load(cls, cert_file: FilePath, key_file: FilePath, *, password: str | bytes | None = None) -> Self:
+        """Read a key pair from two PEM files, as Go's `tls.LoadX509KeyPair` does; both may be the same file.
+
+        Blocks while it reads the two (small) files.
+
+        Args:
+            cert_file: PEM certificates, leaf first, then intermediates in order. At most 4 MiB.
+            key_file: a PEM private key: PKCS#8, SEC1 or PKCS#1, encrypted or not. At most 4 MiB.
+            password: of the key, if it is encrypted.
+
+        Raises:
+            CertificateError: the files are unreadable or do not fit together; `reason` says how.
+        """
+        return cls._parse(
+            _read(cert_file), _read(key_file), password, cert_where=str(cert_file), key_where=str(key_file)
+        )
+
+    @classmethod
+    def from_pem(cls, cert_pem: bytes | str, key_pem: bytes | str, *, password: str | bytes | None = None) -> Self:
+        """A key pair from PEM text; see `load`.
+
+        Raises:
+            CertificateError: the text is unusable or does not fit together; `reason` says how.
+        """
+        return cls._parse(
+            _as_bytes(cert_pem),
+            _as_bytes(key_pem),
+            password,
+            cert_where="the certificate text",
+            key_where="the key text",
+        )
+
+    @classmethod
+    def _parse(
+        cls, cert_pem: bytes, key_pem: bytes, password: str | bytes | None, *, cert_where: str, key_where: str
+    ) -> Self:
+        chain = _parse_certificates(cert_pem, cert_where)
+        key = _parse_key(key_pem, None if password is None else _as_bytes(password), key_where)
+        self = cls.__new__(cls)
+        self._fill(chain, key, where=f"{cert_where} and {key_where}" if cert_where != key_where else cert_where)
+        return self
+
+    @classmethod
+    def self_signed(cls, *hosts: str, organization: str = "trionode") -> Self:
+        """A fresh self-signed key pair for development, good for a server and for a client.
+
+        ECDSA P-256, valid for 365 days from five minutes ago. It is no CA: a pool that contains it trusts this very
+        certificate and nothing else. For clusters use `trionode.pki`.
+
+        Args:
+            hosts: DNS names and IP addresses for the SANs; `localhost`, `127.0.0.1` and `::1` if none is given.
+            organization: the subject's organization.
+
+        Raises:
+            ValueError: a host is neither a DNS name nor an address.
+        """
+        names = [canonical_host(host) for host in hosts or ("localhost", "127.0.0.1", "::1")]
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization),
+                x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64]),
+            ]
+        )
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - BACKDATE)
+            .not_valid_after(now + _SELF_SIGNED_LIFETIME)
+            .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(LEAF_KEY_USAGE, critical=True)
+            .add_extension(BOTH_PURPOSES, critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return cls([certificate], key)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        """Refuse: a key pair is immutable."""
+        msg = f"a KeyPair is immutable; cannot set {name}"
+        raise AttributeError(msg)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        """Refuse: a key pair is immutable."""
+        msg = f"a KeyPair is immutable; cannot delete {name}"
+        raise AttributeError(msg)
+
+    def __copy__(self) -> Self:
+        """Itself: it is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: it is immutable."""
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse: a pickle would carry the private key."""
+        msg = "a KeyPair cannot be pickled: its private key stays in this process"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        return f"<KeyPair {describe(self.certificate)}>"
+
+
+@final
+class CAPool:
+    """An immutable, non-empty set of trust anchors.
+
+    Every certificate in it is trusted in its own right, self-signed or not, as in Go; one that is no CA pins that
+    very certificate. Pools are joined with `|`, compared and hashed by content.
+
+    Attributes:
+        certificates: the anchors, each once, in the order in which they came.
+    """
+
+    __slots__ = ("__weakref__", "_key", "certificates")
+
+    certificates: tuple[x509.Certificate, ...]
+
+    def __init__(self, certificates: Iterable[x509.Certificate]) -> None:
+        """A pool of `cryptography` certificate objects.
+
+        Raises:
+            CertificateError: reason `no_certificate`, if there is none.
+        """
+        unique = {fingerprint(certificate): certificate for certificate in certificates}
+        if not unique:
+            msg = "a CA pool needs at least one certificate; an empty pool would trust nobody"
+            raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
+        object.__setattr__(self, "certificates", tuple(unique.values()))
+        object.__setattr__(self, "_key", frozenset(unique))
+
+    _key: frozenset[str]
+
+    @classmethod
+    def load(cls, *files: FilePath) -> Self:
+        """All certificates of one or more PEM files. Blocks while it reads them.
+
+        Raises:
+            CertificateError: a file is unreadable, or holds no certificate.
+        """
+        return cls(certificate for file in files for certificate in _parse_certificates(_read(file), str(file)))
+
+    @classmethod
+    def from_pem(cls, data: bytes | str) -> Self:
+        """All certificates of a PEM text.
+
+        Raises:
+            CertificateError: it is malformed, or holds no certificate.
+        """
+        return cls(_parse_certificates(_as_bytes(data), "the CA text"))
+
+    @classmethod
+    def system(cls) -> Self:
+        """The operating system's CA certificates; `SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured.
+
+        Blocks while it reads them (some milliseconds). Entries that cannot be parsed are left out, as OpenSSL does.
+
+        Raises:
+            CertificateError: none was found.
+        """
+        found: dict[str, x509.Certificate] = {}
+        for der in _system_certificates():
+            try:
+                certificate = x509.load_der_x509_certificate(der)
+            except ValueError:
+                continue
+            found.setdefault(fingerprint(certificate), certificate)
+        if not found:
+            msg = "no system CA certificates were found; install ca-certificates, or give the CA pool explicitly"
+            raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
+        return cls(found.values())
+
+    def __or__(self, other: object) -> CAPool:
+        """The union of two pools."""
+        if not isinstance(other, CAPool):
+            return NotImplemented
+        return CAPool((*self.certificates, *other.certificates))
+
+    def __contains__(self, certificate: object) -> bool:
+        """Whether a certificate is itself one of the anchors."""
+        return isinstance(certificate, x509.Certificate) and fingerprint(certificate) in self._key
+
+    def __iter__(self) -> Iterator[x509.Certificate]:
+        return iter(self.certificates)
+
+    def __len__(self) -> int:
+        return len(self.certificates)
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, CAPool) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        """Refuse: a pool is immutable."""
+        msg = f"a CAPool is immutable; cannot set {name}"
+        raise AttributeError(msg)
+
+    def __repr__(self) -> str:
+        return f"<CAPool of {len(self)}: {describe_subjects(self)}>"
+
+
+# Using a key pair ---------------------------------------------------------------------------------------------------
+
+
+def check_usable(key_pair: KeyPair, *, now: datetime, as_server: bool, as_client: bool) -> None:
+    """Check what depends on time and purpose: a leaf within its dates, and fit for the roles that it is to play.
+
+    Args:
+        key_pair: the candidate.
+        now: the time to judge by, aware.
+        as_server: whether an acceptor is to present it (needs serverAuth, if it names purposes at all).
+        as_client: whether a verifying peer is to see it as a client's (needs clientAuth, likewise).
+
+    Raises:
+        CertificateError: reason `expired`, `not_yet_valid` or `wrong_eku`.
+    """
+    leaf = key_pair.certificate
+    if now > leaf.not_valid_after_utc:
+        msg = (
+            f"our certificate has expired, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}. "
+            "Issue a new one, and rotate to it with manager.update()"
+        )
+        raise CertificateError(msg, reason=CertificateReason.EXPIRED)
+    if now < leaf.not_valid_before_utc:
+        msg = (
+            f"our certificate is not yet valid, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}. "
+            "Check this machine's clock and the issuer's"
+        )
+        raise CertificateError(msg, reason=CertificateReason.NOT_YET_VALID)
+    for needed, oid, label in (
+        (as_server, ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth"),
+        (as_client, ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth"),
+    ):
+        if needed and not allows(leaf, oid):
+            msg = (
+                f"our certificate's extended key usage does not allow {label}: {describe(leaf)}. "
+                "Issue it with both serverAuth and clientAuth: a node is a server and a client"
+            )
+            raise CertificateError(msg, reason=CertificateReason.WRONG_EKU)
+
+
+def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> bool:
+    """Whether the extended key usage names a purpose, or is absent (RFC 5280 section 4.2.1.12).
+
+    `anyExtendedKeyUsage` alone does not count: OpenSSL peers refuse it.
+    """
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except x509.ExtensionNotFound:
+        return True
+    except (x509.DuplicateExtension, ValueError):
+        return False
+    return purpose in usage.value
+
+
+# Parsing ------------------------------------------------------------------------------------------------------------
+
+
+def _as_bytes(data: bytes | str) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def _read(file: FilePath) -> bytes:
+    try:
+        with Path(file).open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        msg = f"cannot read {os.fspath(file)}: {exc.strerror or exc}. Check the path and its permissions"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from exc
+    if len(data) > MAX_FILE_BYTES:
+        msg = f"{os.fspath(file)} is larger than {MAX_FILE_BYTES} bytes; this is not a PEM certificate or key file"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
+    return data
+
+
+def _parse_certificates(pem: bytes, where: str) -> tuple[x509.Certificate, ...]:
+    if _PEM_CERTIFICATE not in pem:
+        hint = " It holds a private key: are the two files swapped?" if b"PRIVATE KEY-----" in pem else ""
+        msg = f"no PEM certificate in {where}: a '{_PEM_CERTIFICATE.decode()}' block is needed.{hint}"
+        raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem))
+    except ValueError:
+        msg = f"a certificate in {where} is damaged or cut off; write the file anew"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
+
+
+def _parse_key(pem: bytes, password: bytes | None, where: str) -> PrivateKey:
+    # Parser errors are dropped, not chained: none of them says more than we do, and some quote their input.
+    if b"PRIVATE KEY-----" not in pem:
+        hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem else ""
+        msg = f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed.{hint}"
+        raise CertificateError(msg, reason=CertificateReason.NO_KEY)
+    block = _key_block(pem)
+    encrypted = b"ENCRYPTED" in block
+    if encrypted and password is None:
+        msg = f"the private key in {where} is encrypted; give its password"
+        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+    if not encrypted and password is not None:
+        msg = f"a password was given, but the private key in {where} is not encrypted; leave it out, or encrypt the key"
+        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+    try:
+        key = serialization.load_pem_private_key(block, password)
+    except UnsupportedAlgorithm:
+        msg = f"the private key in {where} is of a kind that is not supported; use EC P-256, P-384, Ed25519 or RSA"
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
+    except (ValueError, TypeError):
+        if encrypted:
+            msg = f"the password does not open the private key in {where} (or the key is damaged)"
+            raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD) from None
+        msg = f"the private key in {where} is damaged or cut off; write the file anew"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
+    if not isinstance(key, PrivateKey):
+        msg = f"the private key in {where} cannot sign in TLS 1.3; use EC P-256, P-384, Ed25519 or RSA"
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
+    return key
+
+
+def _key_block(pem: bytes) -> bytes:
+    """The first private key block: OpenSSL writes `EC PARAMETERS` before it, and a file may hold certificates too."""
+    marker = pem.index(b"PRIVATE KEY-----")
+    start = max(0, pem.rfind(b"-----BEGIN ", 0, marker))
+    return pem[start:]
+
+
+def _check_key(chain: tuple[x509.Certificate, ...], private_key: PrivateKey, where: str) -> None:
+    if isinstance(private_key, rsa.RSAPrivateKey) and private_key.key_size < _SMALLEST_RSA_BITS:
+        msg = (
+            f"the RSA key of {where} has {private_key.key_size} bits; TLS peers want at least {_SMALLEST_RSA_BITS}. "
+            "Make a new key, EC P-256 for choice"
+        )
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
+    if _public_bytes(chain[0].public_key()) != _public_bytes(private_key.public_key()):
+        msg = (
+            f"the private key does not belong to the leaf certificate of {where}: {describe(chain[0])}. The leaf comes "
+            "first in the file; if certificate and key were being replaced just now, read them again"
+        )
+        raise CertificateError(msg, reason=CertificateReason.KEY_MISMATCH)
+
+
+def _check_order(chain: tuple[x509.Certificate, ...], where: str) -> None:
+    for position, (certificate, issuer) in enumerate(zip(chain, chain[1:], strict=False), start=1):
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+            msg = (
+                f"the chain in {where} is not in order: certificate {position} ({describe(certificate)}) is not signed "
+                f"by certificate {position + 1} ({describe(issuer)}). The leaf comes first, then each one's issuer"
+            )
+            raise CertificateError(msg, reason=CertificateReason.CHAIN_ORDER) from None
+
+
+def _public_bytes(key: object) -> bytes:
+    # Every public key type has the method; cryptography's union of them has no common base with it.
+    return key.public_bytes(  # type: ignore[attr-defined,no-any-return]
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _system_certificates() -> Iterator[bytes]:
+    # The context is a reader of the platform's store here, nothing is ever verified with it.
+    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    reader.load_default_certs()
+    yield from reader.get_ca_certs(binary_form=True)
+    directory = ssl.get_default_verify_paths().capath
+    if directory is not None:
+        # OpenSSL looks directories up by hash, on demand, so `get_ca_certs` does not show them.
+        for file in sorted(Path(directory).glob("*.[0-9]")):
+            try:
+                yield ssl.PEM_cert_to_DER_cert(file.read_text("ascii"))
+            except (OSError, ValueError):
+                continue
+
+
+# Building blocks shared with the development CA ---------------------------------------------------------------------
+
+#: What a TLS 1.3 leaf does: sign the handshake.
+LEAF_KEY_USAGE: Final = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+#: A node is a server and a client.
+BOTH_PURPOSES: Final = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+
+
+def general_name(host: str) -> x509.GeneralName:
+    """The SAN entry for a canonical host: an IP entry for an address, a DNS entry for a name."""
+    address = host_address(host)
+    return x509.DNSName(host) if address is None else x509.IPAddress(address)

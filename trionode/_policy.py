@@ -1,0 +1,72 @@
+"""What a manager asks of a handshake: Go's five client-auth modes, the CA pools, the server name, the clock."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeAlias, final
+
+if TYPE_CHECKING:
+    from ._credentials import CAPool
+
+__all__ = ["ClientAuth"]
+
+#: A source of "now": aware, any zone. None in its place means the machine's own clock, OpenSSL's included.
+Clock: TypeAlias = Callable[[], datetime]
+
+
+@final
+class ClientAuth(enum.Enum):
+    """What a server asks of its clients' certificates; the modes and their meaning are those of Go's crypto/tls."""
+
+    NO_CLIENT_CERT = "NoClientCert"
+    """Ask for none. The default."""
+    REQUEST_CLIENT_CERT = "RequestClientCert"
+    """Ask, accept none, do not verify what comes."""
+    REQUIRE_ANY_CLIENT_CERT = "RequireAnyClientCert"
+    """A certificate must come; do not verify it."""
+    VERIFY_CLIENT_CERT_IF_GIVEN = "VerifyClientCertIfGiven"
+    """Ask, accept none, verify what comes."""
+    REQUIRE_AND_VERIFY_CLIENT_CERT = "RequireAndVerifyClientCert"
+    """Mutual TLS proper."""
+
+    @property
+    def requests(self) -> bool:
+        """Whether the server asks for a certificate at all."""
+        return self is not ClientAuth.NO_CLIENT_CERT
+
+    @property
+    def requires(self) -> bool:
+        """Whether a client without a certificate is refused."""
+        return self in (ClientAuth.REQUIRE_ANY_CLIENT_CERT, ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a certificate that comes is verified against the client-CA pool."""
+        return self in (ClientAuth.VERIFY_CLIENT_CERT_IF_GIVEN, ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TLSPolicy:
+    """One manager's settings, as one immutable value.
+
+    Attributes:
+        client_cas: anchors for client certificates; None trusts no client.
+        client_auth: what servers ask of clients.
+        root_cas: anchors for server certificates; None means the system's.
+        server_name: reference name for dialled servers, canonical; None means the name that is dialled.
+        clock: source of "now"; None means the machine's.
+    """
+
+    client_cas: CAPool | None = None
+    client_auth: ClientAuth = ClientAuth.NO_CLIENT_CERT
+    root_cas: CAPool | None = None
+    server_name: str | None = None
+    clock: Clock | None = None
+
+    def now(self) -> datetime:
+        """The time by this policy's clock, aware, UTC."""
+        return datetime.now(UTC) if self.clock is None else self.clock().astimezone(UTC)

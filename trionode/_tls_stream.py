@@ -1,0 +1,526 @@
+"""TLS on any Trio stream: an explicit handshake that yields a `TLSStream`.
+
+Theory. `server_handshake` and `client_handshake` own the transport: on failure or cancellation they close it, on
+success the `TLSStream` owns it. So no half-made stream exists, and facts such as `peer_certificate` are plain
+attributes.
+
+Who says what, and when. In TLS 1.3 a client's handshake ends before the server has judged its certificate, so a
+refusal arrives with the first read. Hence:
+
+* A refusing side flushes its alert, half-closes, reads on for a bounded time, then closes. Closing with unread bytes
+  would send a TCP reset, which may overtake the alert.
+* A failed send does not break receiving: the refused side reads before it reports, so that the reason is not lost to
+  an EPIPE.
+* Receiving never writes, but for a fatal alert, bounded. OpenSSL's (dead) session tickets ride with the first send;
+  flushing them inside the handshake would block on a transport without buffer.
+* Encrypting and draining OpenSSL's buffer happen in one synchronous block, so byte order is encryption order. A send
+  that was cancelled half-way has written an unknown prefix: that direction is broken for good.
+* `aclose()` offers the transport a close_notify but never waits for it or for the peer. An end without close_notify
+  is a truncation and raises.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NoReturn, final
+
+import trio
+
+from ._errors import (
+    Address,
+    HandshakeError,
+    PeerRejectedError,
+    PeerUnverifiedError,
+    RemoteProtocolError,
+    Stage,
+    printable,
+)
+from ._identity import describe
+from ._openssl import AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptography import x509
+
+    from ._contexts import TLSContexts
+    from ._identity import NodeName
+
+__all__ = ["TLSStream"]
+
+#: How long a refusing side reads on, so that its alert arrives before the close does. Seconds.
+LINGER: Final = 1.0
+#: How much it reads meanwhile: no honest peer has more than a flight under way.
+LINGER_BYTES: Final = 256 * 1024
+#: How long a close_notify may take that the transport does not accept at once. Seconds.
+FAREWELL: Final = 0.01
+
+_SEND_CHUNK: Final = 256 * 1024
+_RECEIVE_SIZE: Final = 64 * 1024
+
+
+def address_of(transport: trio.abc.Stream) -> Address | None:
+    """The peer's (host, port), where the transport is a socket that still knows it."""
+    if not isinstance(transport, trio.SocketStream):
+        return None
+    try:
+        host, port, *_ = transport.socket.getpeername()
+    except (OSError, ValueError):
+        return None
+    return host, port
+
+
+@final
+class TLSStream(trio.abc.HalfCloseableStream):
+    """A TLS 1.3 stream whose handshake is done; a `trio.abc.HalfCloseableStream`.
+
+    It has no public constructor: `open_tls_stream`, `serve_tls` and nodes make them.
+
+    Attributes:
+        transport_stream: the stream underneath, owned by this one.
+        peer_certificate: the peer's leaf certificate, or None if it sent none.
+        verified: whether this side verified that certificate (and, dialling, its name).
+        generation: the generation of the contexts that the handshake took; it never changes.
+        tls_version: `TLSv1.3`.
+        cipher: the cipher suite's name.
+        alpn: the application protocol that was agreed on (RFC 7301), or None.
+        peer_address: the peer's (host, port), or None where the transport is not a socket.
+    """
+
+    def __init__(
+        self, transport: trio.abc.Stream, session: TLSSession, contexts: TLSContexts, presented: x509.Certificate | None
+    ) -> None:
+        self.transport_stream = transport
+        self.peer_certificate = session.peer_certificate
+        self.verified = session.verified
+        self.generation = contexts.generation
+        self.tls_version = session.tls_version
+        self.cipher = session.cipher
+        self.alpn = None if session.alpn is None else session.alpn.decode("ascii", "backslashreplace")
+        self.peer_address = address_of(transport)
+        self._session = session
+        self._presented = presented
+        self._closed = False
+        self._sending = False
+        self._receiving = False
+        self._send_broken = False
+        self._send_ended = False
+        self._receive_ended = False
+
+    def __repr__(self) -> str:
+        peer = "no certificate" if self.peer_certificate is None else describe(self.peer_certificate)
+        return f"<TLSStream {self.peer_address or 'in memory'}, generation {self.generation}, peer {peer}>"
+
+    def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
+        """A secret that only the two ends of this TLS session know (RFC 8446 section 7.5).
+
+        Args:
+            label: what it is for (RFC 5705 section 4 has the registry).
+            length: bytes wanted.
+            context: bound into it, if given.
+        """
+        return self._session.export_keying_material(label, length, context)
+
+    # Sending
+
+    async def send_all(self, data: Buffer) -> None:
+        """Encrypt and send all of `data`.
+
+        Cancelled before its first byte it has sent nothing; cancelled later an unknown prefix has gone and this
+        direction is broken. A failure here leaves receiving intact: read on for the reason.
+
+        Raises:
+            trio.BusyResourceError: another task is sending.
+            trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
+            trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
+        """
+        self._begin_send()
+        try:
+            if self._send_ended:
+                msg = "send_eof() was called before"
+                raise trio.ClosedResourceError(msg)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            with memoryview(data) as view:
+                if not len(view):
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                for start in range(0, len(view), _SEND_CHUNK):
+                    with view[start : start + _SEND_CHUNK] as chunk:
+                        self._encrypt(chunk)
+                    await self._send_ciphertext()
+        finally:
+            self._sending = False
+
+    async def send_eof(self) -> None:
+        """Send a close_notify: nothing more will be sent, receiving goes on (RFC 8446 section 6.1).
+
+        Raises:
+            trio.BusyResourceError: another task is sending.
+            trio.ClosedResourceError: this stream was closed.
+            trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
+        """
+        self._begin_send()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._session.finish()
+            self._send_ended = True
+            await self._send_ciphertext()
+        finally:
+            self._sending = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until `send_all` might not block, as far as the transport can tell."""
+        self._begin_send()
+        try:
+            await self.transport_stream.wait_send_all_might_not_block()
+        finally:
+            self._sending = False
+
+    def _begin_send(self) -> None:
+        if self._sending:
+            msg = "another task is sending on this TLSStream"
+            raise trio.BusyResourceError(msg)
+        if self._closed:
+            msg = "this TLSStream was closed"
+            raise trio.ClosedResourceError(msg)
+        if self._send_broken:
+            msg = "an earlier send on this TLSStream failed or was cancelled half-way"
+            raise trio.BrokenResourceError(msg)
+        self._sending = True
+
+    def _encrypt(self, data: Buffer) -> None:
+        try:
+            self._session.encrypt(data)
+        except TLSFailure as exc:
+            self._send_broken = True
+            self._raise_broken(exc)
+
+    async def _send_ciphertext(self) -> None:
+        try:
+            await self.transport_stream.send_all(self._session.outgoing())
+        except BaseException:
+            self._send_broken = True
+            raise
+
+    # Receiving
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive at least one byte, or `b""` once the peer has sent its close_notify.
+
+        Cancelling loses nothing.
+
+        Args:
+            max_bytes: at most this many bytes; by default up to 64 KiB.
+
+        Raises:
+            trio.BusyResourceError: another task is receiving.
+            trio.ClosedResourceError: this stream was closed.
+            trio.BrokenResourceError: the connection is broken, was truncated, or the peer refused us; in the last
+                case `__cause__` is a `PeerRejectedError`.
+        """
+        limit = _RECEIVE_SIZE if max_bytes is None else max_bytes
+        if limit < 1:
+            msg = "max_bytes must be >= 1"
+            raise ValueError(msg)
+        if self._receiving:
+            msg = "another task is receiving on this TLSStream"
+            raise trio.BusyResourceError(msg)
+        if self._closed:
+            msg = "this TLSStream was closed"
+            raise trio.ClosedResourceError(msg)
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            data = self._decrypt(limit)
+            if data is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            while data is None:
+                ciphertext = await self.transport_stream.receive_some()
+                if ciphertext:
+                    self._session.feed(ciphertext)
+                else:
+                    self._session.feed_eof()
+                data = self._decrypt(limit)
+        except TLSFailure as exc:
+            await self._flush_alert()
+            self._raise_broken(exc)
+        finally:
+            self._receiving = False
+        return data
+
+    def _decrypt(self, limit: int) -> bytes | None:
+        """Everything that is there, up to `limit`: None if there is nothing yet, `b""` at the end."""
+        if self._receive_ended:
+            return b""
+        pieces: list[bytes] = []
+        while limit > 0:
+            try:
+                piece = self._session.decrypt(limit)
+            except TLSFailure:
+                if pieces:  # the failure is the session's for good, so the next call meets it again
+                    break
+                raise
+            if not piece:
+                self._receive_ended = piece is not None
+                break
+            pieces.append(piece)
+            limit -= len(piece)
+        if pieces:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"" if self._receive_ended else None
+
+    async def _flush_alert(self) -> None:
+        alert = self._session.outgoing()
+        if alert and not self._sending and not self._send_broken and not self._closed:
+            self._send_broken = True
+            with trio.move_on_after(FAREWELL):
+                await _quietly(self.transport_stream.send_all(alert))
+
+    def _raise_broken(self, failure: TLSFailure) -> NoReturn:
+        error = failure_error(failure, self.peer_address, self.generation, self._presented)
+        raise trio.BrokenResourceError(str(error)) from error
+
+    # Closing
+
+    async def aclose(self) -> None:
+        """Offer the peer a close_notify and close the transport. Never waits for the peer; always closes."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        try:
+            if not (self._sending or self._send_broken):
+                self._session.finish()
+                farewell = self._session.outgoing()
+                if farewell:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
+                        await _quietly(self.transport_stream.send_all(farewell))
+        finally:
+            await trio.aclose_forcefully(self.transport_stream)
+
+
+# Handshakes ---------------------------------------------------------------------------------------------------------
+
+
+async def server_handshake(
+    transport: trio.abc.Stream, contexts: TLSContexts, *, received: bytes = b"", alpn: Sequence[str] = ()
+) -> TLSStream:
+    """Run the server side of a handshake; owns the transport and closes it on failure or cancellation.
+
+    Args:
+        transport: where the client is.
+        contexts: what to present and to ask for.
+        received: bytes that were already read from the transport.
+        alpn: protocols in order of preference; a client that offers only others is refused.
+
+    Raises:
+        PeerUnverifiedError: we refused the client.
+        PeerRejectedError: the client refused us.
+        HandshakeError: it broke off, or spoke something else.
+    """
+    session = contexts.server.session(alpn=[protocol.encode("ascii") for protocol in alpn])
+    session.feed(received)
+    presented = contexts.key_pair.certificate
+    await _handshake(transport, session, contexts, presented, flush_last_flight=False)
+    return TLSStream(transport, session, contexts, presented)
+
+
+async def client_handshake(
+    transport: trio.abc.Stream,
+    contexts: TLSContexts,
+    *,
+    reference: str,
+    node: NodeName | None = None,
+    alpn: Sequence[str] = (),
+    insist_on_alpn: bool = False,
+    insecure_skip_verify: bool = False,
+) -> TLSStream:
+    """Run the client side of a handshake; owns the transport and closes it on failure or cancellation.
+
+    Args:
+        transport: where the server is.
+        contexts: what to present and to verify with.
+        reference: the canonical host that the server's certificate must cover.
+        node: the node name that its URI SANs, if any, must admit.
+        alpn: protocols to offer.
+        insist_on_alpn: fail, before our certificate is sent, unless one of them was selected.
+        insecure_skip_verify: accept any certificate under any name.
+
+    Raises:
+        PeerUnverifiedError: we refused the server.
+        PeerRejectedError: the server refused us.
+        HandshakeError: it broke off, or spoke something else.
+    """
+    try:
+        session = contexts.client.session(
+            reference=reference,
+            node=node,
+            alpn=[protocol.encode("ascii") for protocol in alpn],
+            insecure_skip_verify=insecure_skip_verify,
+        )
+    except BaseException:
+        await trio.aclose_forcefully(transport)
+        raise
+    presented = contexts.key_pair.certificate
+    await _handshake(transport, session, contexts, presented, insist_on_alpn=insist_on_alpn)
+    return TLSStream(transport, session, contexts, presented)
+
+
+async def _handshake(
+    transport: trio.abc.Stream,
+    session: TLSSession,
+    contexts: TLSContexts,
+    presented: x509.Certificate,
+    *,
+    flush_last_flight: bool = True,
+    insist_on_alpn: bool = False,
+) -> None:
+    address = address_of(transport)
+    try:
+        try:
+            await _exchange_flights(transport, session, flush_last_flight=flush_last_flight, insist=insist_on_alpn)
+        except TLSFailure:
+            await _linger(transport, session)
+            raise
+    except TLSFailure as exc:
+        await trio.aclose_forcefully(transport)
+        raise failure_error(exc, address, contexts.generation, presented) from exc.__cause__
+    except trio.BrokenResourceError as exc:
+        await trio.aclose_forcefully(transport)
+        msg = f"the connection{_at(address)} broke during the TLS handshake: {exc.__cause__ or exc}"
+        raise HandshakeError(
+            msg, stage=Stage.TLS, reason="broken", address=address, generation=contexts.generation
+        ) from exc
+    except BaseException:
+        await trio.aclose_forcefully(transport)
+        raise
+
+
+async def _exchange_flights(
+    transport: trio.abc.Stream, session: TLSSession, *, flush_last_flight: bool, insist: bool
+) -> None:
+    send_failure: trio.BrokenResourceError | None = None
+    while True:
+        done = session.handshake()
+        if done and insist and session.alpn is None:
+            session.outgoing()  # dropped: it holds our certificate, and this is no peer of ours
+            failure = Misbehaved("no_application_protocol")
+            raise failure
+        if not done or flush_last_flight:
+            outgoing = session.outgoing()
+            if outgoing and send_failure is None:
+                try:
+                    await transport.send_all(outgoing)
+                except trio.BrokenResourceError as exc:
+                    send_failure = exc  # read on: the alert that says why may already be here
+        if done:
+            if send_failure is not None:
+                raise send_failure
+            return
+        data = await transport.receive_some()
+        if data:
+            session.feed(data)
+        elif send_failure is not None:
+            raise send_failure
+        else:
+            session.feed_eof()
+
+
+async def _linger(transport: trio.abc.Stream, session: TLSSession) -> None:
+    """Deliver what the session still has to say: flush, half-close, read on for a bounded time."""
+    with trio.move_on_after(LINGER):
+        await _quietly(_say_and_drain(transport, session.outgoing()))
+
+
+async def _say_and_drain(transport: trio.abc.Stream, last_words: bytes) -> None:
+    if last_words:
+        await transport.send_all(last_words)
+    if isinstance(transport, trio.abc.HalfCloseableStream):
+        await transport.send_eof()
+    drained = 0
+    while drained < LINGER_BYTES and (data := await transport.receive_some()):
+        drained += len(data)
+
+
+async def _quietly(attempt: object) -> None:
+    """Await something on a connection that is ending anyway: that it broke is no news."""
+    try:
+        await attempt  # type: ignore[misc]
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+        pass
+
+
+def failure_error(
+    failure: TLSFailure, address: Address | None, generation: int, presented: x509.Certificate | None
+) -> HandshakeError:
+    """The public exception for what happened to a TLS session, with its cause set."""
+    at = _at(address)
+    if isinstance(failure, PeerRefused):
+        refusal = failure.refusal
+        return PeerUnverifiedError(
+            f"peer{at}: {refusal.text}",
+            stage=Stage.TLS,
+            reason=refusal.reason,
+            address=address,
+            generation=generation,
+            certificate=refusal.certificate,
+            wanted=refusal.wanted,
+            offered=refusal.offered,
+        )
+    if isinstance(failure, AlertReceived):
+        shown = "no certificate" if presented is None else describe(presented)
+        return PeerRejectedError(
+            f"the peer{at} refused us with the TLS alert {failure.code.replace('_', ' ')!r}: we presented {shown}. "
+            f"{_ALERT_REMEDIES.get(failure.code, 'Its log says why')}",
+            stage=Stage.TLS,
+            code=failure.code,
+            address=address,
+            generation=generation,
+            presented=presented,
+        )
+    if isinstance(failure, Misbehaved):
+        detail = printable(failure.detail)
+        explained = _MISBEHAVIOUR.get(detail, "Is there a TLS 1.3 server or client at the other end?")
+        error = HandshakeError(
+            f"the peer{at} does not speak TLS as we do: {detail}. {explained}",
+            stage=Stage.TLS,
+            reason=detail,
+            address=address,
+            generation=generation,
+        )
+        error.__cause__ = RemoteProtocolError(f"TLS: {detail}")
+        return error
+    assert isinstance(failure, Truncated)
+    error = HandshakeError(
+        f"the peer{at} ended the connection without a word: {failure}. It may have crashed, refused us without an "
+        "alert, or something in between cut the connection",
+        stage=Stage.TLS,
+        reason="truncated",
+        address=address,
+        generation=generation,
+    )
+    error.__cause__ = trio.BrokenResourceError(str(failure))
+    return error
+
+
+def _at(address: Address | None) -> str:
+    return "" if address is None else f" at {address[0]} port {address[1]}"
+
+
+_ALERT_REMEDIES: Final = {
+    "certificate_required": "It requires a client certificate; give this manager a key pair that its client CAs vouch for",
+    "unknown_ca": "Its CA pool does not have the CA that signed this certificate; add the CA there, or issue the "
+    "certificate from one that is there, and send the intermediates",
+    "certificate_expired": "By its clock our certificate has expired; rotate to a new one, and compare the clocks",
+    "certificate_revoked": "Our certificate is on its revocation list; issue a new one",
+    "unsupported_certificate": "Our certificate does not allow this use; issue it with both serverAuth and clientAuth",
+    "bad_certificate": "It could not verify our certificate (not yet valid by its clock, for one); its log says why",
+    "internal_error": "A server name mismatch arrives like this: see which names our certificate covers, and its log",
+    "no_application_protocol": "It does not speak the protocol that we offered; is it a trionode acceptor?",
+    "protocol_version": "It does not speak TLS 1.3",
+}
+
+_MISBEHAVIOUR: Final = {
+    "no_application_protocol": "No application protocol in common (ALPN); is it a trionode peer?",
+    "unsupported protocol": "It offers only TLS versions before 1.3",
+    "wrong version number": "That was no TLS at all: is it a plain-text port?",
+    "http request": "That was plain HTTP, on a TLS port",
+}
