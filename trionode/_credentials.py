@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import ssl
+import warnings
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeAlias, final
 
@@ -21,6 +23,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ._errors import CertificateError, CertificateReason
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CAPool", "KeyPair"]
 
-PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+PrivateKey: TypeAlias = (
+    ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+)
 FilePath: TypeAlias = str | os.PathLike[str]
 
 #: A certificate or key file larger than this is not one: the system's whole CA bundle has about 220 KiB.
@@ -43,6 +48,11 @@ BACKDATE: Final = timedelta(minutes=5)
 _SELF_SIGNED_LIFETIME: Final = timedelta(days=365)
 _PEM_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
 _SMALLEST_RSA_BITS: Final = 2048
+
+# The curves that TLS 1.3 can sign with (RFC 8446 section 4.2.3, RFC 8734); a key on another one fails every handshake.
+_CURVES: Final = frozenset(
+    {"secp256r1", "secp384r1", "secp521r1", "brainpoolP256r1", "brainpoolP384r1", "brainpoolP512r1"}
+)
 
 
 @final
@@ -82,13 +92,14 @@ class KeyPair:
             raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
         self._fill(certificates, private_key, where="the given certificates")
 
-    def _fill(self, chain: tuple[x509.Certificate, ...], private_key: PrivateKey, *, where: str) -> None:
-        _check_key(chain, private_key, where)
+    def _fill(self, chain: tuple[x509.Certificate, ...], private_key: object, *, where: str) -> None:
+        key = _supported(private_key, where)
+        _check_key(chain, key, where)
         _check_order(chain, where)
         object.__setattr__(self, "certificate", chain[0])
         object.__setattr__(self, "chain", chain)
         object.__setattr__(self, "fingerprint", fingerprint(chain[0]))
-        object.__setattr__(self, "private_key", private_key)
+        object.__setattr__(self, "private_key", key)
 
     @classmethod
     def load(cls, cert_file: FilePath, key_file: FilePath, *, password: str | bytes | None = None) -> Self:
@@ -258,12 +269,15 @@ class CAPool:
             CertificateError: none was found.
         """
         found: dict[str, x509.Certificate] = {}
-        for der in _system_certificates():
-            try:
-                certificate = x509.load_der_x509_certificate(der)
-            except ValueError:
-                continue
-            found.setdefault(fingerprint(certificate), certificate)
+        with warnings.catch_warnings():
+            # Some platforms ship roots with a serial number of zero; whoever runs us cannot do anything about that.
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            for der in _system_certificates():
+                try:
+                    certificate = x509.load_der_x509_certificate(der)
+                except (ValueError, x509.InvalidVersion):
+                    continue
+                found.setdefault(fingerprint(certificate), certificate)
         if not found:
             msg = "no system CA certificates were found; install ca-certificates, or give the CA pool explicitly"
             raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
@@ -295,6 +309,19 @@ class CAPool:
         """Refuse: a pool is immutable."""
         msg = f"a CAPool is immutable; cannot set {name}"
         raise AttributeError(msg)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        """Refuse: a pool is immutable."""
+        msg = f"a CAPool is immutable; cannot delete {name}"
+        raise AttributeError(msg)
+
+    def __copy__(self) -> Self:
+        """Itself: it is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: it is immutable."""
+        return self
 
     def __repr__(self) -> str:
         return f"<CAPool of {len(self)}: {describe_subjects(self)}>"
@@ -349,7 +376,7 @@ def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> boo
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     except x509.ExtensionNotFound:
         return True
-    except (x509.DuplicateExtension, ValueError):
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         return False
     return purpose in usage.value
 
@@ -358,15 +385,17 @@ def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> boo
 
 
 def _as_bytes(data: bytes | str) -> bytes:
-    return data.encode() if isinstance(data, str) else bytes(data)
+    # "surrogatepass": an encoding error would carry the text, perhaps a key, in its attributes.
+    return data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
 
 
 def _read(file: FilePath) -> bytes:
     try:
         with Path(file).open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as exc:
-        msg = f"cannot read {os.fspath(file)}: {exc.strerror or exc}. Check the path and its permissions"
+    except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the path
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        msg = f"cannot read {os.fspath(file)}: {why}. Check the path and its permissions"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from exc
     if len(data) > MAX_FILE_BYTES:
         msg = f"{os.fspath(file)} is larger than {MAX_FILE_BYTES} bytes; this is not a PEM certificate or key file"
@@ -380,19 +409,26 @@ def _parse_certificates(pem: bytes, where: str) -> tuple[x509.Certificate, ...]:
         msg = f"no PEM certificate in {where}: a '{_PEM_CERTIFICATE.decode()}' block is needed.{hint}"
         raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError:
+        certificates = tuple(x509.load_pem_x509_certificates(pem))
+    except (ValueError, x509.InvalidVersion):
+        certificates = ()
+    # The parser skips a last block without its END line: a file that was cut off must not pass as a shorter one.
+    if len(certificates) < pem.count(_PEM_CERTIFICATE):
         msg = f"a certificate in {where} is damaged or cut off; write the file anew"
-        raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
+    return certificates
 
 
-def _parse_key(pem: bytes, password: bytes | None, where: str) -> PrivateKey:
+def _parse_key(pem: bytes, password: bytes | None, where: str) -> object:
     # Parser errors are dropped, not chained: none of them says more than we do, and some quote their input.
     if b"PRIVATE KEY-----" not in pem:
         hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem else ""
         msg = f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed.{hint}"
         raise CertificateError(msg, reason=CertificateReason.NO_KEY)
     block = _key_block(pem)
+    if b"-----BEGIN OPENSSH" in block:
+        msg = f"the private key in {where} is in OpenSSH's own format; convert it with ssh-keygen -p -m PKCS8 -f FILE"
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
     encrypted = b"ENCRYPTED" in block
     if encrypted and password is None:
         msg = f"the private key in {where} is encrypted; give its password"
@@ -411,9 +447,6 @@ def _parse_key(pem: bytes, password: bytes | None, where: str) -> PrivateKey:
             raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD) from None
         msg = f"the private key in {where} is damaged or cut off; write the file anew"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
-    if not isinstance(key, PrivateKey):
-        msg = f"the private key in {where} cannot sign in TLS 1.3; use EC P-256, P-384, Ed25519 or RSA"
-        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
     return key
 
 
@@ -421,7 +454,17 @@ def _key_block(pem: bytes) -> bytes:
     """The first private key block: OpenSSL writes `EC PARAMETERS` before it, and a file may hold certificates too."""
     marker = pem.index(b"PRIVATE KEY-----")
     start = max(0, pem.rfind(b"-----BEGIN ", 0, marker))
-    return pem[start:]
+    end = pem.find(b"PRIVATE KEY-----", marker + 1)
+    return pem[start:] if end < 0 else pem[start : end + len(b"PRIVATE KEY-----")]
+
+
+def _supported(key: object, where: str) -> PrivateKey:
+    if not isinstance(key, PrivateKey) or (
+        isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name not in _CURVES
+    ):
+        msg = f"the private key of {where} cannot sign in TLS 1.3; use EC P-256, P-384, Ed25519 or RSA"
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
+    return key
 
 
 def _check_key(chain: tuple[x509.Certificate, ...], private_key: PrivateKey, where: str) -> None:
@@ -431,7 +474,15 @@ def _check_key(chain: tuple[x509.Certificate, ...], private_key: PrivateKey, whe
             "Make a new key, EC P-256 for choice"
         )
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
-    if _public_bytes(chain[0].public_key()) != _public_bytes(private_key.public_key()):
+    try:
+        leaf_key = _public_bytes(chain[0].public_key())
+    except (ValueError, UnsupportedAlgorithm):
+        msg = (
+            f"the leaf certificate of {where} has a key of a kind that is not supported: {describe(chain[0])}. Issue "
+            "it for an EC P-256, P-384, Ed25519 or RSA key"
+        )
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
+    if leaf_key != _public_bytes(private_key.public_key()):
         msg = (
             f"the private key does not belong to the leaf certificate of {where}: {describe(chain[0])}. The leaf comes "
             "first in the file; if certificate and key were being replaced just now, read them again"
@@ -440,7 +491,7 @@ def _check_key(chain: tuple[x509.Certificate, ...], private_key: PrivateKey, whe
 
 
 def _check_order(chain: tuple[x509.Certificate, ...], where: str) -> None:
-    for position, (certificate, issuer) in enumerate(zip(chain, chain[1:], strict=False), start=1):
+    for position, (certificate, issuer) in enumerate(pairwise(chain), start=1):
         try:
             certificate.verify_directly_issued_by(issuer)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -460,17 +511,18 @@ def _public_bytes(key: object) -> bytes:
 
 def _system_certificates() -> Iterator[bytes]:
     # The context is a reader of the platform's store here, nothing is ever verified with it.
-    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # noqa: TID251 -- see above
     reader.load_default_certs()
     yield from reader.get_ca_certs(binary_form=True)
-    directory = ssl.get_default_verify_paths().capath
-    if directory is not None:
-        # OpenSSL looks directories up by hash, on demand, so `get_ca_certs` does not show them.
+    # OpenSSL looks directories up by hash, on demand, so `get_ca_certs` does not show them. SSL_CERT_DIR is a list.
+    paths = ssl.get_default_verify_paths()
+    for directory in filter(None, os.environ.get(paths.openssl_capath_env, paths.openssl_capath).split(os.pathsep)):
         for file in sorted(Path(directory).glob("*.[0-9]")):
             try:
-                yield ssl.PEM_cert_to_DER_cert(file.read_text("ascii"))
-            except (OSError, ValueError):
+                certificates = x509.load_pem_x509_certificates(file.read_bytes())
+            except (OSError, ValueError, x509.InvalidVersion):
                 continue
+            yield from (certificate.public_bytes(serialization.Encoding.DER) for certificate in certificates)
 
 
 # Building blocks shared with the development CA ---------------------------------------------------------------------

@@ -51,9 +51,9 @@ PEER_TEXT_LIMIT = 300
 
 def printable(text: str, limit: int = PEER_TEXT_LIMIT) -> str:
     """Peer-supplied text made safe for logs and terminals: control characters escaped, length bounded."""
-    cut = text[:limit]
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
-    return shown + "…" if len(text) > limit else shown
+    # Cut again after escaping: one character may have become ten.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:limit])
+    return shown[:limit] + "…" if len(text) > limit or len(shown) > limit else shown
 
 
 class TrionodeError(Exception):

@@ -197,10 +197,11 @@ class SubjectNames:
                 elif isinstance(entry, x509.IPAddress):
                     addresses.append(IPAddressPattern(pattern=_single_address(entry.value)))
                 elif isinstance(entry, x509.UniformResourceIdentifier):
-                    scheme, _, rest = entry.value.partition("://")
+                    # The scheme alone narrows: `trionode:alpha@h`, without the slashes, is a malformed one.
+                    scheme, _, rest = entry.value.partition(":")
                     if scheme.lower() == URI_SCHEME:
                         restricted = True
-                        nodes.add(NodeName.parse(rest))
+                        nodes.add(_node_of_uri(rest))
             except (ValueError, UnusablePattern) as exc:
                 unusable.append(printable(f"{entry.value!r}: {exc}", 160))
         return cls(tuple(dns), tuple(addresses), frozenset(nodes), restricted, tuple(unusable))
@@ -235,6 +236,13 @@ def _dns_pattern(value: str) -> DNSPattern:
     return DNSPattern.from_bytes(host.encode())
 
 
+def _node_of_uri(rest: str) -> NodeName:
+    if not rest.startswith("//"):
+        msg = "a node's URI is trionode://name@host"
+        raise ValueError(msg)
+    return NodeName.parse(rest[2:])
+
+
 def _single_address(value: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     if isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
         return value
@@ -246,7 +254,7 @@ def general_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
     """The entries of the subject alternative name extension; none if it is absent or cannot be parsed."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         return []
     return list(extension.value)
 

@@ -28,7 +28,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, final
 from weakref import WeakKeyDictionary
 
-from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from ._credentials import CAPool, KeyPair
@@ -45,6 +44,8 @@ from ._identity import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from cryptography import x509
 
     from ._policy import TLSPolicy
 
@@ -69,7 +70,7 @@ _REASONS: Final = {
 # What can happen to a session ---------------------------------------------------------------------------------------
 
 
-class TLSFailure(Exception):
+class TLSFailure(Exception):  # noqa: N818 -- an ending, which callers turn into the public errors
     """The session is over. Which subclass says who ended it."""
 
 
@@ -196,8 +197,9 @@ class _Examination:
             case UnverifiedReason.NOT_YET_VALID:
                 wanted = f"a certificate valid at {self.policy.now():%Y-%m-%d %H:%M:%S} UTC"
                 what = (
-                    f"is not yet valid: notBefore is {found.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, our clock says "
-                    f"{self.policy.now():%Y-%m-%d %H:%M:%S} UTC. Check the clocks of this machine, the peer and the CA"
+                    f"is not yet valid: notBefore is {found.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, our clock "
+                    f"says {self.policy.now():%Y-%m-%d %H:%M:%S} UTC. Check the clocks of this machine, the peer and "
+                    "the CA"
                 )
             case UnverifiedReason.WRONG_EKU:
                 wanted = "clientAuth" if self.accepting else "serverAuth"
@@ -225,9 +227,9 @@ class _Examination:
             return Refusal(
                 reason=UnverifiedReason.NAME_MISMATCH,
                 text=(
-                    f"server certificate refused: wanted the name {self.reference!r}, its SANs offer {offered}{skipped}: "
-                    f"{describe(leaf)}. Dial a name that it covers, set server_name on the route or the manager, or "
-                    "issue it with this name"
+                    f"server certificate refused: wanted the name {self.reference!r}, its SANs offer "
+                    f"{offered}{skipped}: {describe(leaf)}. Dial a name that it covers, set server_name on the route "
+                    "or the manager, or issue it with this name"
                 ),
                 certificate=leaf,
                 wanted=self.reference,
@@ -490,7 +492,11 @@ class TLSSession:
         except ValueError:
             self._fail(Misbehaved("certificate cannot be parsed"))
         self.verified = examination.verifies and examination.leaf_passed and self.peer_certificate is not None
-        if examination.verifies and not self.verified and (self.peer_certificate is not None or not examination.accepting):
+        if (
+            examination.verifies
+            and not self.verified
+            and (self.peer_certificate is not None or not examination.accepting)
+        ):
             self._fail(Misbehaved("verification did not run"))
 
     # Plaintext

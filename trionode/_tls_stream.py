@@ -21,6 +21,7 @@ refusal arrives with the first read. Hence:
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
@@ -38,7 +39,7 @@ from ._identity import describe
 from ._openssl import AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from cryptography import x509
 
@@ -378,7 +379,7 @@ async def _handshake(
         try:
             await _exchange_flights(transport, session, flush_last_flight=flush_last_flight, insist=insist_on_alpn)
         except TLSFailure:
-            await _linger(transport, session)
+            await _linger(transport, session)  # noqa: ASYNC120 -- bounded, and a cancellation matters more
             raise
     except TLSFailure as exc:
         await trio.aclose_forcefully(transport)
@@ -440,12 +441,19 @@ async def _say_and_drain(transport: trio.abc.Stream, last_words: bytes) -> None:
         drained += len(data)
 
 
-async def _quietly(attempt: object) -> None:
-    """Await something on a connection that is ending anyway: that it broke is no news."""
+async def drain_and_close(stream: TLSStream) -> None:
+    """Close a stream on which we just said why we refuse: half-close, read on for a bounded time, close."""
     try:
-        await attempt  # type: ignore[misc]
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-        pass
+        with trio.move_on_after(LINGER):
+            await _quietly(_say_and_drain(stream, b""))
+    finally:
+        await stream.aclose()
+
+
+async def _quietly(attempt: Awaitable[object]) -> None:
+    """Await something on a connection that is ending anyway: that it broke is no news."""
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+        await attempt
 
 
 def failure_error(
@@ -506,7 +514,8 @@ def _at(address: Address | None) -> str:
 
 
 _ALERT_REMEDIES: Final = {
-    "certificate_required": "It requires a client certificate; give this manager a key pair that its client CAs vouch for",
+    "certificate_required": "It requires a client certificate; give this manager a key pair that its client "
+    "CAs vouch for",
     "unknown_ca": "Its CA pool does not have the CA that signed this certificate; add the CA there, or issue the "
     "certificate from one that is there, and send the intermediates",
     "certificate_expired": "By its clock our certificate has expired; rotate to a new one, and compare the clocks",

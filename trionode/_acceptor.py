@@ -1,0 +1,151 @@
+"""Acceptors: listen, accept, and spawn one handshake task per TCP connection.
+
+Theory. Accept loops live in the acceptor's own `run`, handshakes in a nursery that outlives it, so closing the door
+does not throw out those who are inside. Each connection gets its task at once, and takes its contexts when its first
+bytes are there: a silent or dripping client delays nobody. An acceptor knows a receive channel of contexts and what to
+do with a link; it never sees a manager.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, final
+
+import trio
+
+from ._errors import Address, HandshakeError
+from ._handshake import Party, accept_link
+from ._listeners import accept_forever, listener_address
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ._contexts import TLSContexts
+    from ._link import Link
+
+__all__ = ["Acceptor", "AcceptorStatistics"]
+
+_log = logging.getLogger("trionode.acceptor")
+
+
+class Refused(Protocol):
+    """What an acceptor tells of a handshake that failed."""
+
+    def __call__(self, error: HandshakeError, /) -> None: ...
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AcceptorStatistics:
+    """A snapshot of one acceptor.
+
+    Attributes:
+        accepted: TCP connections so far.
+        handshaking: of these, in their handshake now.
+        established: of these, that became a connection.
+        refused: of these, whose handshake failed.
+    """
+
+    accepted: int
+    handshaking: int
+    established: int
+    refused: int
+
+
+@final
+class Acceptor:
+    """One listening endpoint of a node."""
+
+    def __init__(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+        party: Party,
+        *,
+        bind_names: bool,
+        handshake_timeout: float,
+        established: Callable[[Link], Awaitable[None]],
+        refused: Refused,
+    ) -> None:
+        self._listeners = tuple(listeners)
+        self._addresses = tuple(listener_address(listener) for listener in listeners)
+        self._contexts_channel = contexts_channel
+        self._party = party
+        self._bind_names = bind_names
+        self._handshake_timeout = handshake_timeout
+        self._on_established = established
+        self._on_refused = refused
+        self._accepted = 0
+        self._handshaking = 0
+        self._established = 0
+        self._refused = 0
+
+    def __repr__(self) -> str:
+        return f"<Acceptor on {', '.join(f'{host} port {port}' for host, port in self._addresses)}>"
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Every (host, port) that it listens on; all have the same port."""
+        return self._addresses
+
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+        return self._addresses[0]
+
+    def statistics(self) -> AcceptorStatistics:
+        """A snapshot of what it did and does."""
+        return AcceptorStatistics(
+            accepted=self._accepted,
+            handshaking=self._handshaking,
+            established=self._established,
+            refused=self._refused,
+        )
+
+    async def run(self, handler_nursery: trio.Nursery) -> None:
+        """Accept until cancelled, then close the listeners; handshakes go on in `handler_nursery`."""
+
+        def take(transport: trio.SocketStream) -> None:
+            self._accepted += 1
+            handler_nursery.start_soon(self.handle, transport, name=f"handshake with {transport.socket!r}")
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for listener in self._listeners:
+                    nursery.start_soon(accept_forever, listener, take)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the listeners. Idempotent."""
+        for listener in self._listeners:
+            listener.socket.close()
+
+    async def handle(self, transport: trio.abc.Stream) -> None:
+        """One connection: the handshake, then whatever `established` does with the link; owns the transport."""
+        self._handshaking += 1
+        try:
+            link = await accept_link(
+                transport,
+                self._contexts_channel,
+                self._party,
+                bind_names=self._bind_names,
+                handshake_timeout=self._handshake_timeout,
+            )
+        except HandshakeError as exc:
+            self._refused += 1
+            # A port scan or a health check says nothing and leaves: that is no refusal.
+            level = logging.DEBUG if exc.reason == "silent" else logging.WARNING
+            _log.log(level, "handshake refused on %s: %s", self.address, exc)
+            self._on_refused(exc)
+            return
+        except Exception:
+            # Not a peer's fault but ours; still, one connection must not end the node.
+            self._refused += 1
+            _log.exception("a handshake on %s failed in an unexpected way", self.address)
+            return
+        finally:
+            self._handshaking -= 1
+        self._established += 1
+        await self._on_established(link)

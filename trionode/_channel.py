@@ -1,0 +1,492 @@
+"""Channels: an ordered, flow-controlled, two-way sequence of `bytes` messages between a caller and a service.
+
+Theory. A channel has two directions, and each ends once. Sending ends by EOF (half-close), CLOSE (done with the whole
+channel) or RESET (something went wrong); receiving ends by the peer's EOF, CLOSE or RESET, or with the connection.
+What had arrived before the end stays readable; then `receive()` raises what the end was: `EndOfChannel`,
+`RemoteError`, or `BrokenResourceError` with its cause. A channel is over once both directions ended; then the
+connection forgets it.
+
+Sending is an append to the connection's outbox: `send()` that returned was accepted locally, in order. A message
+larger than a fragment, or than the credit at hand, goes out in fragments while the sender holds the channel's send
+lock (Trio's locks are fair, so messages stay in order); cancelled after its first fragment it leaves a DISCARD, the
+receiver drops the torn message, and the channel stays usable.
+
+Receiving hands a message straight to a waiting task, as Trio's memory channels do; credit goes back as the
+application consumes. Nothing here ever makes the reader task wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NoReturn, Self, final
+
+import outcome
+import trio
+
+from . import _wire as wire
+from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
+from ._flow import ReceiveWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from ._flow import MessageBudget
+    from ._outbox import Outbox
+    from ._peer import Peer
+
+__all__ = ["ServiceChannel"]
+
+#: A fragment smaller than this is not worth its frame: wait for more credit instead.
+_SMALLEST_FRAGMENT: Final = 2048
+
+
+@final
+class ServiceChannel(trio.abc.Channel[bytes]):
+    """One end of a channel between a caller and a service; a `trio.abc.Channel[bytes]`.
+
+    Several tasks may send and receive at once, as on memory channels. Iterate over it to receive until the peer is
+    done. Leaving `async with` cleanly, or `aclose()`, lets the peer read everything that was sent; leaving it by an
+    exception or a cancellation resets the channel, and the service over there is cancelled.
+
+    Attributes:
+        peer: who is at the other end.
+        service: the name of the service that the channel was opened to.
+    """
+
+    def __init__(  # noqa: PLR0913 -- assembled in one place, by the connection
+        self,
+        *,
+        identifier: int,
+        service: str,
+        peer: Peer,
+        outbox: Outbox,
+        budget: MessageBudget,
+        window: int,
+        credit: int,
+        receive_limit: int,
+        send_limit: int,
+        on_over: Callable[[ServiceChannel], None],
+    ) -> None:
+        self.peer = peer
+        self.service = service
+        self.identifier = identifier
+        #: The scope of the service task, at the service's end.
+        self.scope: trio.CancelScope | None = None
+        #: Whether the peer closed its end cleanly: its service then goes on, whatever happens to the connection.
+        self.peer_closed = False
+        self._outbox = outbox
+        self._budget = budget
+        self._on_over = on_over
+        self._receive_limit = receive_limit
+        self._send_limit = send_limit
+        # Receiving
+        self._window = ReceiveWindow(window)
+        self._messages: deque[bytes] = deque()
+        self._receivers: dict[trio.lowlevel.Task, None] = {}
+        self._receive_end: Exception | None = None
+        self._fragments: list[bytes] = []
+        self._fragments_have = 0
+        self._fragments_total: int | None = None
+        self._reserving = False
+        self._closed = False
+        # Sending
+        self._credit = credit
+        self._send_lock = trio.StrictFIFOLock()
+        self._credit_arrived = trio.lowlevel.ParkingLot()
+        self._send_end: Exception | None = None
+        self._eof_sent = False
+
+    def __repr__(self) -> str:
+        return f"<ServiceChannel {self.identifier} to {self.service!r}, peer {self.peer.name}>"
+
+    # Sending
+
+    async def send(self, value: bytes) -> None:
+        """Send a message. Returning means accepted locally, in order; not that the peer has it.
+
+        Waits while the peer grants no credit or the connection is behind. Cancelled before the first fragment it
+        sent nothing; after it, the peer discards the torn message and the channel stays usable.
+
+        Args:
+            value: the message, at most the peer's `max_message_size` bytes.
+
+        Raises:
+            trio.ClosedResourceError: this end was closed, or `send_eof` was called.
+            trio.BrokenResourceError: the peer closed or reset the channel, or the connection was lost (`__cause__`).
+            LocalProtocolError: the message is larger than the peer accepts; nothing was sent.
+        """
+        self._check_sendable(len(value))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._try_send(value):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await self._send_in_turn(value)
+
+    def send_nowait(self, value: bytes) -> None:
+        """Send a message if that is possible at once.
+
+        Raises:
+            trio.WouldBlock: there is no credit or no room for the whole message now, or others wait to send.
+            trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError: as `send`.
+        """
+        self._check_sendable(len(value))
+        if not self._try_send(value):
+            raise trio.WouldBlock
+
+    async def send_eof(self) -> None:
+        """Half-close: the peer reads everything that was sent, then `EndOfChannel`; receiving goes on here.
+
+        Waits for sends under way. Calling it again does nothing.
+
+        Raises:
+            trio.ClosedResourceError: this end was closed.
+            trio.BrokenResourceError: the peer reset the channel, or the connection was lost.
+        """
+        async with self._send_lock:
+            if self._eof_sent and not self._closed:
+                return
+            self._check_sendable(0)
+            self._outbox.append(wire.header(wire.EOF, self.identifier, 0))
+            self._eof_sent = True
+            self._settle()
+
+    def _check_sendable(self, size: int) -> None:
+        if self._closed:
+            msg = f"the channel to {self.service!r} was closed here"
+            raise trio.ClosedResourceError(msg)
+        if self._send_end is not None:
+            self._raise_broken(self._send_end)
+        if self._eof_sent:
+            msg = f"send_eof() was called on the channel to {self.service!r}"
+            raise trio.ClosedResourceError(msg)
+        if size > self._send_limit:
+            msg = (
+                f"a message of {size} bytes is larger than the {self._send_limit} that {self.peer.name} accepts (we "
+                f"accept {self._receive_limit}); split it, or raise max_message_size in the peer's NetworkOptions"
+            )
+            raise LocalProtocolError(msg)
+
+    def _try_send(self, value: bytes) -> bool:
+        size = len(value)
+        cost = size + wire.MESSAGE_OVERHEAD
+        if cost > self._credit or size > wire.MAX_FRAGMENT or self._outbox.full or self._send_lock.locked():
+            return False
+        self._credit -= cost
+        self._outbox.append(wire.header(wire.MESSAGE, self.identifier, size), value)
+        return True
+
+    async def _send_in_turn(self, value: bytes) -> None:
+        async with self._send_lock:
+            sent, begun = 0, False
+            try:
+                with memoryview(value) as view:
+                    while not begun or sent < len(view):
+                        await self._wait_sendable(len(view) - sent + (0 if begun else wire.MESSAGE_OVERHEAD))
+                        sent += self._send_fragment(view, sent)
+                        begun = True
+            except BaseException:
+                if begun and not self._closed and self._send_end is None:
+                    self._outbox.append(wire.header(wire.DISCARD, self.identifier, 0))
+                raise
+
+    async def _wait_sendable(self, cost: int) -> None:
+        enough = min(cost, _SMALLEST_FRAGMENT)
+        while True:
+            self._check_sendable(0)
+            if self._credit < enough:
+                await self._credit_arrived.park()
+            elif self._outbox.full:
+                await self._outbox.room.park()
+            else:
+                return
+
+    def _send_fragment(self, view: memoryview, sent: int) -> int:
+        total = len(view)
+        credit = self._credit
+        if sent:
+            size = min(total - sent, credit, wire.MAX_FRAGMENT)
+            head = wire.header(wire.MORE, self.identifier, size)
+        else:
+            credit -= wire.MESSAGE_OVERHEAD
+            size = min(total, credit, wire.MAX_FRAGMENT)
+            if size == total:
+                head = wire.header(wire.MESSAGE, self.identifier, size)
+            else:
+                head = wire.first(self.identifier, total, size)
+        self._credit = credit - size
+        with view[sent : sent + size] as fragment:
+            self._outbox.append(head, fragment)
+        return size
+
+    # Receiving
+
+    async def receive(self) -> bytes:
+        """Receive the next message. Cancelling loses nothing.
+
+        Raises:
+            trio.EndOfChannel: the peer half-closed or closed cleanly, and everything was read.
+            RemoteError: the service over there failed, was cancelled or does not exist.
+            trio.BrokenResourceError: the connection was lost (`__cause__`), or the caller reset the channel.
+            trio.ClosedResourceError: this end was closed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            value = self.receive_nowait()
+        except trio.WouldBlock:
+            pass
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return value
+        task = trio.lowlevel.current_task()
+        self._receivers[task] = None
+
+        def give_up(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            del self._receivers[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        received = await trio.lowlevel.wait_task_rescheduled(give_up)
+        assert isinstance(received, bytes)
+        return received
+
+    def receive_nowait(self) -> bytes:
+        """Receive a message if there is one.
+
+        Raises:
+            trio.WouldBlock: there is none yet.
+            trio.EndOfChannel, RemoteError, trio.BrokenResourceError, trio.ClosedResourceError: as `receive`.
+        """
+        if self._closed:
+            msg = f"the channel to {self.service!r} was closed here"
+            raise trio.ClosedResourceError(msg)
+        if self._messages:
+            value = self._messages.popleft()
+            self._consumed(value)
+            return value
+        if self._receive_end is not None:
+            raise self._receive_error()
+        raise trio.WouldBlock
+
+    def _consumed(self, value: bytes) -> None:
+        self._give_back(len(value) + wire.MESSAGE_OVERHEAD)
+
+    def _give_back(self, cost: int) -> None:
+        window = self._window
+        grant = window.consume(cost)
+        if grant and self._receive_end is None:
+            self._outbox.append(wire.credit(self.identifier, grant))
+        # Only now is what was reserved neither held here nor still in the sender's hand (as after a DISCARD).
+        if self._reserving and window.outstanding + window.held <= window.size:
+            self._reserving = False
+            self._budget.release(self.identifier)
+
+    def _receive_error(self) -> Exception:
+        end = self._receive_end
+        if isinstance(end, trio.EndOfChannel):
+            return trio.EndOfChannel()
+        if isinstance(end, RemoteError) and self.scope is None:
+            return RemoteError(end.message, code=end.code)
+        error = trio.BrokenResourceError(str(end))
+        error.__cause__ = end
+        return error
+
+    def _raise_broken(self, cause: Exception) -> NoReturn:
+        raise trio.BrokenResourceError(str(cause)) from cause
+
+    # Ending
+
+    async def aclose(self) -> None:
+        """Close this end cleanly: the peer reads everything that was sent, then `EndOfChannel`; its sends break.
+
+        Tasks that send or receive on this end get `ClosedResourceError`. Always closes; then a checkpoint.
+        """
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """As `aclose()`, without its checkpoint."""
+        if not self._closed:
+            if self._send_end is None and not (self._eof_sent and self._receive_end is not None):
+                self._outbox.append(wire.header(wire.CLOSE, self.identifier, 0))
+            self._end_locally()
+
+    def reset(self, code: RemoteCode = RemoteCode.CANCELLED, message: str = "") -> None:
+        """Give the channel up: what is under way may be lost, the service over there is cancelled. Synchronous.
+
+        Args:
+            code: what the peer is told.
+            message: for people over there, at most 1000 characters.
+        """
+        if not self._closed:
+            if self._send_end is None and not (self._eof_sent and self._receive_end is not None):
+                payload = wire.End(code=code, message=message[:1000])
+                self._outbox.append(wire.control(wire.RESET, self.identifier, payload))
+            self._end_locally()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close cleanly, or reset if the block failed or was cancelled."""
+        if error is None:
+            await self.aclose()
+        else:
+            self.reset()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    def abandon(self) -> None:
+        """The connection was closed here: end without a frame, and cancel the service task, if this is its end."""
+        if self._send_end is None:
+            self._send_end = trio.ClosedResourceError("the connection was closed here")
+        if not self._closed:
+            self._end_locally()
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def _end_locally(self) -> None:
+        self._closed = True
+        self._messages.clear()
+        self._budget.release(self.identifier)
+        closed = trio.ClosedResourceError(f"the channel to {self.service!r} was closed here")
+        self._wake_receivers(lambda: closed)
+        self._wake_senders()
+        self._on_over(self)
+
+    def _settle(self) -> None:
+        """Forget the channel once both directions have ended."""
+        if self._receive_end is not None and (self._eof_sent or self._send_end is not None):
+            self._on_over(self)
+
+    def _wake_receivers(self, error: Callable[[], Exception]) -> None:
+        for task in self._receivers:
+            trio.lowlevel.reschedule(task, outcome.Error(error()))
+        self._receivers.clear()
+
+    def _wake_senders(self) -> None:
+        self._credit_arrived.unpark_all()
+        self._outbox.room.unpark_all()
+
+    # What the reader brings. Synchronous, never waits.
+
+    def on_message(self, message: bytes) -> None:
+        """A whole message came in one frame."""
+        self._check_receivable(within=False)
+        if len(message) > self._receive_limit:
+            self._refuse_size(len(message))
+        self._window.take(len(message) + wire.MESSAGE_OVERHEAD)
+        self._deliver(message)
+
+    def on_first(self, payload: bytes) -> None:
+        """The first fragment of a message came."""
+        self._check_receivable(within=False)
+        total = wire.unpack_u32(payload)
+        if total > self._receive_limit:
+            self._refuse_size(total)
+        fragment = payload[4:]
+        if len(fragment) >= total:
+            msg = "the peer sent a first fragment that is the whole message, or more"
+            raise RemoteProtocolError(msg)
+        self._window.take(len(fragment) + wire.MESSAGE_OVERHEAD)
+        self._fragments.append(fragment)
+        self._fragments_have = len(fragment)
+        self._fragments_total = total
+        lacking = total - len(fragment) - self._window.outstanding
+        if lacking > 0:
+            self._reserving = True
+            self._budget.reserve(self.identifier, lacking, self._grant_rest)
+
+    def on_more(self, fragment: bytes) -> None:
+        """A further fragment came."""
+        self._check_receivable(within=True)
+        assert self._fragments_total is not None
+        self._fragments_have += len(fragment)
+        if not fragment or self._fragments_have > self._fragments_total:
+            msg = "the peer sent an empty fragment, or more than it announced"
+            raise RemoteProtocolError(msg)
+        self._window.take(len(fragment))
+        self._fragments.append(fragment)
+        if self._fragments_have == self._fragments_total:
+            message = b"".join(self._fragments)
+            self._drop_fragments()
+            self._deliver(message)
+
+    def on_discard(self) -> None:
+        """The sender gave up the message under way."""
+        self._check_receivable(within=True)
+        have = self._fragments_have
+        self._drop_fragments()
+        self._give_back(have + wire.MESSAGE_OVERHEAD)
+
+    def on_credit(self, amount: int) -> None:
+        """The peer grants more."""
+        if self._credit + amount >= 2**32:
+            msg = "the peer granted more credit than there can be"
+            raise RemoteProtocolError(msg)
+        self._credit += amount
+        self._credit_arrived.unpark_all()
+
+    def on_end(self, kind: int) -> None:
+        """The peer's EOF or CLOSE: everything that it sent has been received."""
+        if self._fragments_total is not None:
+            if kind == wire.EOF:
+                msg = "the peer half-closed in the middle of a message"
+                raise RemoteProtocolError(msg)
+            self._drop_fragments()
+        if self._receive_end is not None and kind == wire.EOF:
+            msg = "the peer half-closed twice"
+            raise RemoteProtocolError(msg)
+        if kind == wire.CLOSE:
+            self.peer_closed = True
+            if self._send_end is None:
+                self._send_end = trio.BrokenResourceError(f"{self.peer.name} closed its end of {self.service!r}")
+            self._wake_senders()
+        self._end_receiving(trio.EndOfChannel())
+
+    def on_lost(self, cause: Exception) -> None:
+        """The peer reset the channel (a `RemoteError`), or the connection ended."""
+        self._drop_fragments()
+        if self._send_end is None:
+            self._send_end = cause
+        self._wake_senders()
+        self._end_receiving(cause)
+        if self.scope is not None and not self.peer_closed:
+            self.scope.cancel()
+
+    def _end_receiving(self, end: Exception) -> None:
+        if self._receive_end is None:
+            self._receive_end = end
+            self._wake_receivers(self._receive_error)
+        self._settle()
+
+    def _deliver(self, message: bytes) -> None:
+        if self._receivers:
+            task = next(iter(self._receivers))
+            del self._receivers[task]
+            trio.lowlevel.reschedule(task, outcome.Value(message))
+            self._consumed(message)
+        else:
+            self._messages.append(message)
+
+    def _grant_rest(self) -> None:
+        if self._fragments_total is not None:
+            grant = self._window.extend(self._fragments_total - self._fragments_have)
+            if grant:
+                self._outbox.append(wire.credit(self.identifier, grant))
+
+    def _check_receivable(self, *, within: bool) -> None:
+        if self._receive_end is not None:
+            msg = "the peer sent a message after it had half-closed or closed the channel"
+            raise RemoteProtocolError(msg)
+        if (self._fragments_total is not None) is not within:
+            msg = "the peer sent fragments out of order"
+            raise RemoteProtocolError(msg)
+
+    def _refuse_size(self, size: int) -> NoReturn:
+        msg = f"the peer sent a message of {size} bytes; we accept {self._receive_limit}, as our hello said"
+        raise RemoteProtocolError(msg)
+
+    def _drop_fragments(self) -> None:
+        self._fragments = []
+        self._fragments_have = 0
+        self._fragments_total = None

@@ -1,0 +1,488 @@
+"""Connections: one authenticated relation to one peer, with any number of channels.
+
+Theory. `run()` owns everything: a reader and a writer task for the link, until the connection ends. It ends once, in
+one synchronous step, `_end`, whoever causes it: the node forgets it (so it is never handed out again), every channel
+learns why, a last GOODBYE is queued where there is somebody to hear it. What follows is bounded: flush, close_notify,
+read to the peer's end, close.
+
+The reader never waits for an application, and the writer is the only one who sends, so a slow service, a full window
+or a cancelled caller never hold up anybody else. Cancelling `run()` closes at once.
+
+Services run in the node's nursery, each in a cancel scope of its own. When the peer goes away the tasks that served it
+are cancelled, but for those whose channel it had closed cleanly: they have everything that it sent and may finish.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+import trio
+
+from . import _wire as wire
+from ._channel import ServiceChannel
+from ._errors import RemoteCode, RemoteError, RemoteProtocolError, printable
+from ._flow import MessageBudget
+from ._outbox import Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from ._link import Link
+    from ._peer import Peer
+
+__all__ = ["Connection", "ConnectionEnd", "ConnectionStatistics", "EndReason", "Service"]
+
+Service: TypeAlias = "Callable[[ServiceChannel], Awaitable[None]]"
+
+_log = logging.getLogger("trionode.connection")
+_service_log = logging.getLogger("trionode.service")
+
+#: How long an ending connection may take to flush its last words and to see the peer's end. Seconds.
+CLOSE_GRACE: Final = 1.0
+
+
+class EndReason(StrEnum):
+    """Why a connection ended."""
+
+    CLOSED = "closed"
+    CLOSED_BY_PEER = "closed_by_peer"
+    REPLACED = "replaced"
+    SHUTTING_DOWN = "shutting_down"
+    LOST = "lost"
+    PROTOCOL_ERROR = "protocol_error"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionEnd:
+    """How a connection ended.
+
+    Attributes:
+        reason: see `EndReason`.
+        error: what happened, where something did; None after a close on this side.
+    """
+
+    reason: EndReason
+    error: Exception | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionStatistics:
+    """A snapshot of one connection.
+
+    Attributes:
+        channels: open now.
+        channels_opened: opened so far, by either side.
+        bytes_sent: written to the link, before encryption.
+        bytes_received: read from the link, after decryption.
+    """
+
+    channels: int
+    channels_opened: int
+    bytes_sent: int
+    bytes_received: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionSettings:
+    """What a node tells its connections.
+
+    Attributes:
+        services: by name; read at each OPEN, so later additions count.
+        service_nursery: where service tasks live.
+        limits: what this side accepts, as its hello said.
+        budget: bytes that may be held for messages beyond their channels' windows.
+        propagate_service_errors: let an exception of a service crash the node (for tests).
+        forget: called once, when the connection stops being handed out.
+        current_generation: of the manager whose contexts the link took.
+    """
+
+    services: Mapping[str, Service]
+    service_nursery: trio.Nursery
+    limits: wire.Limits
+    budget: int
+    propagate_service_errors: bool
+    forget: Callable[[Connection, ConnectionEnd], None]
+    current_generation: Callable[[], int]
+
+
+@final
+class Connection:
+    """One authenticated relation to one peer; carries any number of channels.
+
+    Made by a node (`node.connect`, or an acceptor); there is no other way to a working one.
+    """
+
+    def __init__(self, link: Link, settings: ConnectionSettings) -> None:
+        self._link = link
+        self._settings = settings
+        self._outbox = Outbox(link)
+        self._budget = MessageBudget(settings.budget)
+        self._channels: dict[int, ServiceChannel] = {}
+        self._next_channel = 1 if link.dialled else 2
+        self._last_of_peer = 0 if link.dialled else -1
+        self._opened = 0
+        # Running service tasks. Not the same as open channels: a service outlives a channel that its caller closed.
+        self._serving = 0
+        self._bytes_received = 0
+        self._ended: ConnectionEnd | None = None
+        self._closed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    def __repr__(self) -> str:
+        state = "live" if self._ended is None else self._ended.reason.value
+        return f"<Connection to {self.peer!r}, generation {self.generation}, {state}>"
+
+    # Facts
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        return self._link.peer
+
+    @property
+    def generation(self) -> int:
+        """The generation of the contexts that this side took for it."""
+        return self._link.generation
+
+    @property
+    def peer_generation(self) -> int:
+        """The generation of the contexts that the peer took, by its own account."""
+        return self._link.peer_generation
+
+    @property
+    def key_pair_fingerprint(self) -> str:
+        """SHA-256 of the leaf in the contexts that this side took, lower-case hex."""
+        return self._link.key_pair_fingerprint
+
+    @property
+    def superseded(self) -> bool:
+        """Whether its manager publishes a later generation by now."""
+        return self.generation < self._settings.current_generation()
+
+    @property
+    def link(self) -> Link:
+        """The link underneath, for the node."""
+        return self._link
+
+    @property
+    def live(self) -> bool:
+        """Whether new channels can be opened; False from the moment that it begins to end."""
+        return self._ended is None
+
+    def statistics(self) -> ConnectionStatistics:
+        """A snapshot of what it did and does."""
+        return ConnectionStatistics(
+            channels=len(self._channels),
+            channels_opened=self._opened,
+            bytes_sent=self._outbox.bytes_written,
+            bytes_received=self._bytes_received,
+        )
+
+    # Channels
+
+    def open_channel(self, service: str) -> ServiceChannel:
+        """Open a channel to a service of the peer; synchronous, nothing is waited for.
+
+        The caller's effective deadline is sampled now and bounds the service task. Use it as
+        `async with connection.open_channel("feed") as channel`. That the service does not exist shows at the first
+        `receive()`.
+
+        Raises:
+            trio.ClosedResourceError: the connection was closed here.
+            trio.BrokenResourceError: it was lost, or the peer closed it.
+            RemoteError: code `limit`: the peer does not allow more channels at once.
+        """
+        self._check_live()
+        limit = self._link.peer_limits.max_channels
+        mine = self._next_channel & 1
+        if len(self._channels) >= limit and sum(identifier & 1 == mine for identifier in self._channels) >= limit:
+            msg = f"{self.peer.name} allows {limit} channels at once (max_channels); close some first"
+            raise RemoteError(msg, code=RemoteCode.LIMIT)
+        deadline = trio.current_effective_deadline()
+        timeout = None if deadline == float("inf") else max(0.0, deadline - trio.current_time())
+        request = wire.Open(service=service, timeout=timeout)
+        identifier = self._next_channel
+        self._next_channel += 2
+        self._outbox.append(wire.control(wire.OPEN, identifier, request))
+        return self._add_channel(identifier, service)
+
+    async def call(self, service: str, request: bytes) -> bytes:
+        """Open a channel, send one message, half-close, receive exactly one message, close.
+
+        At most once: after a `BrokenResourceError` the service may have run; nothing is retried.
+
+        Raises:
+            RemoteError: the service did not do it; code `no_reply` if it ended without a message.
+            trio.ClosedResourceError, trio.BrokenResourceError: the connection ended.
+            LocalProtocolError: the request is larger than the peer accepts.
+        """
+        async with self.open_channel(service) as channel:
+            await channel.send(request)
+            await channel.send_eof()
+            try:
+                return await channel.receive()
+            except trio.EndOfChannel:
+                msg = f"service {service!r} of {self.peer.name}"
+                raise RemoteError(msg, code=RemoteCode.NO_REPLY) from None
+
+    def _add_channel(self, identifier: int, service: str) -> ServiceChannel:
+        channel = self._channels[identifier] = ServiceChannel(
+            identifier=identifier,
+            service=service,
+            peer=self.peer,
+            outbox=self._outbox,
+            budget=self._budget,
+            window=self._settings.limits.window,
+            credit=self._link.peer_limits.window,
+            receive_limit=self._settings.limits.max_message_size,
+            send_limit=self._link.peer_limits.max_message_size,
+            on_over=self._forget_channel,
+        )
+        self._opened += 1
+        return channel
+
+    def _forget_channel(self, channel: ServiceChannel) -> None:
+        self._channels.pop(channel.identifier, None)
+
+    def _check_live(self) -> None:
+        if self._ended is None:
+            return
+        msg = f"the connection to {self.peer.name} has ended: {self._ended.reason}"
+        if self._ended.error is None:
+            raise trio.ClosedResourceError(msg)
+        raise trio.BrokenResourceError(msg) from self._ended.error
+
+    # Life
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the link until the connection has ended; called once, by the node. Cancelling closes at once."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._read)
+                task_status.started()
+        finally:
+            self._nursery = None
+            self._end(EndReason.SHUTTING_DOWN)
+            await self._link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
+            self._closed.set()
+
+    async def aclose(self) -> None:
+        """Close it: flush what was accepted for sending, say goodbye, wait a bounded time for the peer's end.
+
+        From its first moment on the connection is not handed out, and its channels raise `ClosedResourceError`.
+        Cancelled, it closes at once.
+        """
+        await self.close(EndReason.CLOSED)
+
+    async def close(self, reason: EndReason, *, grace: float = CLOSE_GRACE) -> None:
+        """As `aclose()`, with the reason that peer and events see and the time, in seconds, that it may take."""
+        self._end(reason)
+        try:
+            with trio.move_on_after(grace):
+                await self._closed.wait()
+        finally:
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):  # bounded: everything under run() is cancelled now
+                await self._closed.wait()
+
+    async def wait_closed(self) -> ConnectionEnd:
+        """Wait until it has ended and its link is closed. Cancelling is harmless."""
+        await self._closed.wait()
+        assert self._ended is not None
+        return self._ended
+
+    def _end(self, reason: EndReason, error: Exception | None = None) -> None:
+        """The one way to end: synchronous, idempotent; the first reason stands."""
+        if self._ended is not None:
+            return
+        end = self._ended = ConnectionEnd(reason=reason, error=error)
+        self._settings.forget(self, end)
+        for channel in list(self._channels.values()):
+            if error is None:
+                channel.abandon()
+            else:
+                channel.on_lost(error)
+        self._channels.clear()
+        if reason is not EndReason.LOST:
+            if error is not None:
+                self._outbox.discard()
+            if reason is not EndReason.CLOSED_BY_PEER:
+                message = "" if error is None else str(error)[:1000]
+                self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
+        self._outbox.close()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._expire)
+
+    async def _expire(self) -> None:
+        await trio.sleep(CLOSE_GRACE)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+
+    # The two tasks of a link
+
+    async def _write(self) -> None:
+        try:
+            await self._outbox.write()
+            await self._link.stream.send_eof()
+        except trio.BrokenResourceError as exc:
+            # Receiving may still work, and say why (an alert, a GOODBYE): leave the verdict to the reader, for a while.
+            await trio.sleep(CLOSE_GRACE)
+            self._end(EndReason.LOST, exc)
+        else:
+            assert self._ended is not None
+            if self._ended.reason is not EndReason.CLOSED_BY_PEER:
+                return  # the reader goes on to the peer's end: closing with unread bytes could cut our goodbye off
+        self._cancel()
+
+    async def _read(self) -> None:
+        link = self._link
+        data = link.rest
+        try:
+            while True:
+                if data and self._ended is None:
+                    self._bytes_received += len(data)
+                    for kind, channel, payload in link.decoder.feed(data):
+                        self._dispatch(kind, channel, payload)
+                        if self._ended is not None:
+                            break
+                    if self._outbox.overflowing:
+                        msg = "the peer does not read what it makes us answer"
+                        raise RemoteProtocolError(msg)
+                data = await link.stream.receive_some()
+                if not data:
+                    break
+        except RemoteProtocolError as exc:
+            _log.warning("%s broke the protocol: %s", self.peer.name, exc)
+            self._end(EndReason.PROTOCOL_ERROR, exc)
+            with suppress(trio.BrokenResourceError):
+                while await link.stream.receive_some():
+                    pass
+        except trio.BrokenResourceError as exc:
+            self._end(EndReason.LOST, exc)
+        else:
+            msg = f"{self.peer.name} ended the connection without a goodbye"
+            self._end(EndReason.LOST, trio.BrokenResourceError(msg))
+        self._cancel()
+
+    def _dispatch(self, kind: int, identifier: int, payload: bytes) -> None:
+        channel = self._channels.get(identifier)
+        if channel is None:
+            if identifier == 0 or kind == wire.OPEN:
+                self._on_connection_frame(kind, identifier, payload)
+            else:
+                self._check_opened(identifier)
+            return
+        if kind == wire.MESSAGE:
+            channel.on_message(payload)
+        elif kind == wire.CREDIT:
+            channel.on_credit(wire.unpack_u32(payload))
+        elif kind == wire.MORE:
+            channel.on_more(payload)
+        elif kind == wire.FIRST:
+            channel.on_first(payload)
+        elif kind in (wire.EOF, wire.CLOSE):
+            channel.on_end(kind)
+        elif kind == wire.RESET:
+            end = wire.decode(wire.End, payload)
+            self._forget_channel(channel)
+            channel.on_lost(RemoteError(end.message, code=end.code))
+        elif kind == wire.DISCARD:
+            channel.on_discard()
+        else:
+            msg = f"the peer sent a frame of kind {kind:#04x} on channel {identifier}"
+            raise RemoteProtocolError(msg)
+
+    def _check_opened(self, identifier: int) -> None:
+        """A frame for a channel that is over is ignored; one for a channel that never was is an error."""
+        mine = identifier & 1 == self._next_channel & 1
+        if identifier >= self._next_channel if mine else identifier > self._last_of_peer:
+            msg = f"the peer sent a frame for channel {identifier}, which was never opened"
+            raise RemoteProtocolError(msg)
+
+    def _on_connection_frame(self, kind: int, identifier: int, payload: bytes) -> None:
+        if kind == wire.OPEN:
+            self._on_open(identifier, wire.decode(wire.Open, payload))
+        elif kind == wire.PING:
+            if len(payload) != 8:
+                msg = f"the peer sent a PING of {len(payload)} bytes"
+                raise RemoteProtocolError(msg)
+            self._outbox.append(wire.header(wire.PONG, 0, len(payload)), payload)
+        elif kind == wire.GOODBYE:
+            end = wire.decode(wire.End, payload)
+            text = f"{self.peer.name} closed the connection: {printable(end.code)} {printable(end.message)}".rstrip()
+            self._end(EndReason.CLOSED_BY_PEER, trio.BrokenResourceError(text))
+        elif kind != wire.PONG:
+            msg = f"the peer sent a frame of kind {kind:#04x} on channel 0"
+            raise RemoteProtocolError(msg)
+
+    # Services
+
+    def _on_open(self, identifier: int, request: wire.Open) -> None:
+        if identifier & 1 == self._next_channel & 1 or identifier <= self._last_of_peer:
+            msg = f"the peer opened channel {identifier}, which is not its to open"
+            raise RemoteProtocolError(msg)
+        self._last_of_peer = identifier
+        service = self._settings.services.get(request.service)
+        if service is None:
+            self._refuse(identifier, RemoteCode.UNKNOWN_SERVICE, f"no service {request.service!r} here")
+            return
+        limit = self._settings.limits.max_channels
+        if self._serving >= limit:
+            self._refuse(identifier, RemoteCode.LIMIT, f"at most {limit} channels at once (max_channels)")
+            return
+        channel = self._add_channel(identifier, request.service)
+        channel.scope = trio.CancelScope(
+            deadline=float("inf") if request.timeout is None else trio.current_time() + request.timeout
+        )
+        self._serving += 1
+        self._settings.service_nursery.start_soon(
+            self._serve, service, channel, channel.scope, name=f"service {request.service!r} for {self.peer.name}"
+        )
+
+    def _refuse(self, identifier: int, code: RemoteCode, message: str) -> None:
+        self._outbox.append(wire.control(wire.RESET, identifier, wire.End(code=code, message=message)))
+
+    async def _serve(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await service(channel)
+        except BaseException as exc:
+            errors, rest = _split(exc)
+            if errors is None:
+                channel.reset(RemoteCode.CANCELLED)
+                raise
+            channel.reset(RemoteCode.FAILED)
+            if self._settings.propagate_service_errors:
+                raise
+            _service_log.error(
+                "service %r failed while serving %s", channel.service, self.peer.name, exc_info=errors
+            )
+            if rest is not None:
+                raise rest from None
+        else:
+            if scope.cancelled_caught:
+                channel.reset(RemoteCode.CANCELLED, "the caller's deadline passed")
+            else:
+                channel.close()
+        finally:
+            self._serving -= 1
+
+
+def _split(exc: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """Apart: what a service did wrong, and what must propagate (cancellation, KeyboardInterrupt, SystemExit)."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(Exception)
+    return (exc, None) if isinstance(exc, Exception) else (None, exc)

@@ -1,0 +1,71 @@
+"""Connectors: dial one route, and bring back a link. They see a receive channel of contexts, never a manager.
+
+The TCP connect resolves without blocking and tries addresses the happy-eyeballs way (RFC 8305, Trio's
+`open_tcp_stream`); contexts are taken after it, afresh for each attempt.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._errors import HandshakeError, HandshakeTimeoutError, Stage
+from ._handshake import Dial, Party, dial_link
+from ._identity import unbracketed
+
+if TYPE_CHECKING:
+    from ._contexts import TLSContexts
+    from ._link import Link
+
+
+async def connect_tcp(host: str, port: int, *, connect_timeout: float) -> trio.SocketStream:
+    """Resolve and connect.
+
+    Args:
+        host: a DNS name or an address, brackets or not.
+        port: TCP port.
+        connect_timeout: for DNS and TCP together, seconds.
+
+    Raises:
+        HandshakeTimeoutError: it took longer.
+        HandshakeError: stage `connect`; `__cause__` is the `OSError`.
+    """
+    address = (host, port)
+    with trio.move_on_after(connect_timeout):
+        try:
+            return await trio.open_tcp_stream(unbracketed(host), port)
+        except OSError as exc:
+            raise HandshakeError(
+                f"cannot connect to {host} port {port}: {_explain(exc)}. Is the node running there, and the way to "
+                "it open?",
+                stage=Stage.CONNECT,
+                reason="unreachable",
+                address=address,
+            ) from exc
+    raise HandshakeTimeoutError(
+        f"cannot connect to {host} port {port} within connect_timeout ({connect_timeout:g} s): no answer; a firewall "
+        "may drop the packets",
+        stage=Stage.CONNECT,
+        reason="timeout",
+        address=address,
+    )
+
+
+def _explain(exc: OSError) -> str:
+    """The system's own words: `open_tcp_stream` hides them in its cause, one error per address."""
+    cause = exc.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(str(inner) for inner in cause.exceptions))
+    return str(cause or exc)
+
+
+async def dial(dial: Dial, contexts_channel: trio.abc.ReceiveChannel[TLSContexts], party: Party) -> Link:
+    """One attempt at one route: TCP, then the handshake.
+
+    Raises:
+        HandshakeError: it failed, at whichever stage; see its subclasses.
+        CertificateError: the system's CAs are needed and there are none.
+    """
+    transport = await connect_tcp(dial.host, dial.port, connect_timeout=dial.connect_timeout)
+    return await dial_link(transport, contexts_channel, party, dial)

@@ -1,0 +1,98 @@
+"""Flow control for one connection: credit per channel, and one budget for messages larger than their window.
+
+Theory. Credit is the receiver's: a sender never sends more than it was granted, so what a connection can make its
+receiver hold is bounded by `max_channels * window + budget + one message`, whatever the peer does.
+
+Each channel has a window. As the application consumes, the receiver tops the sender up to it again, half a window at
+a time. A message larger than the credit left would never end that way, so when its first fragment shows its total the
+receiver grants the rest at once, out of the connection's budget. Where that does not fit, messages wait, in order,
+except that one at a time may exceed the budget: there is always one that can be finished, so no mix of sizes and
+windows deadlocks as long as the application consumes what arrives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from ._errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@final
+class ReceiveWindow:
+    """The receiver's view of one channel's credit. All amounts are message costs: bytes plus overhead."""
+
+    __slots__ = ("held", "outstanding", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        #: Granted and not yet used by the sender.
+        self.outstanding = size
+        #: Received and not yet consumed here.
+        self.held = 0
+
+    def take(self, cost: int) -> None:
+        """The sender used credit.
+
+        Raises:
+            RemoteProtocolError: it had less.
+        """
+        if cost > self.outstanding:
+            msg = f"the peer sent {cost} bytes on a channel with {self.outstanding} bytes of credit"
+            raise RemoteProtocolError(msg)
+        self.outstanding -= cost
+        self.held += cost
+
+    def consume(self, cost: int) -> int:
+        """The application consumed; returns how much to grant now, 0 while it is not worth a frame."""
+        self.held -= cost
+        grant = self.size - self.outstanding - self.held
+        if grant * 2 < self.size:
+            return 0
+        self.outstanding += grant
+        return grant
+
+    def extend(self, rest: int) -> int:
+        """Credit that the sender lacks for `rest` more bytes; counted as granted."""
+        grant = max(0, rest - self.outstanding)
+        self.outstanding += grant
+        return grant
+
+
+@final
+class MessageBudget:
+    """Bytes that a connection may hold for messages beyond their channels' windows."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reserved: dict[int, int] = {}
+        self._total = 0
+        self._over: int | None = None
+        self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
+
+    def reserve(self, channel: int, amount: int, grant: Callable[[], None]) -> None:
+        """Reserve for the message that is arriving on a channel; `grant` is called now or when there is room."""
+        self._waiting[channel] = (amount, grant)
+        self._serve()
+
+    def release(self, channel: int) -> None:
+        """That message was consumed, given up, or its channel is over."""
+        self._waiting.pop(channel, None)
+        self._total -= self._reserved.pop(channel, 0)
+        if self._over == channel:
+            self._over = None
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            channel, (amount, grant) = next(iter(self._waiting.items()))
+            if self._total + amount > self._limit:
+                if self._over is not None:
+                    return
+                self._over = channel
+            del self._waiting[channel]
+            self._reserved[channel] = self._reserved.get(channel, 0) + amount
+            self._total += amount
+            grant()

@@ -1,0 +1,559 @@
+"""From a transport to a link: take contexts, TLS, hello, verdicts. Both sides.
+
+Theory. A handshake takes its contexts from the channel itself: on the accepting side once the client's first bytes
+are there (a silent client costs no TLS state and gets no soon-stale context), on the dialling side after the TCP
+connect. What it took it keeps. It knows the receive channel and nothing about managers.
+
+Who is checked how. The dialler verifies the server's certificate and name inside TLS, before its own certificate is
+sent, then that the hello claims the name dialled. The acceptor verifies the client's certificate inside TLS, then that
+it speaks for the node name that the hello claims (`bind_names`). Then each side's `authorize` may narrow, never widen.
+Only when both have accepted does either side have a link.
+
+A refusal travels: by alert from TLS, by code and sentence from the hello. Who refuses half-closes, reads on for a
+bounded time and closes, so that the words arrive; who is refused reads before it reports. Everything is bounded by
+one deadline, and on every way out but success the transport is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
+
+import trio
+
+from . import _wire as wire
+from ._errors import (
+    Address,
+    HandshakeError,
+    HandshakeTimeoutError,
+    PeerRejectedError,
+    PeerUnverifiedError,
+    Refused,
+    RejectionCode,
+    RemoteProtocolError,
+    Stage,
+    UnverifiedReason,
+    printable,
+)
+from ._identity import NodeName, SubjectNames, canonical_host, describe, describe_names
+from ._link import Link
+from ._peer import Peer, established_peer
+from ._tls_stream import TLSStream, address_of, client_handshake, drain_and_close, server_handshake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography import x509
+
+    from ._contexts import TLSContexts
+
+_log = logging.getLogger("trionode.security")
+
+#: A client's first flight has a few hundred bytes (1.7 KiB with a post-quantum key share): one read is enough.
+_FIRST_READ: Final = 16 * 1024
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Party:
+    """What this node says of itself in a hello, and how it judges the other.
+
+    Attributes:
+        name: our node name.
+        incarnation: our random number.
+        limits: what we accept.
+        authorize: asked about every peer that passed everything else; raises to refuse.
+        refuse_all: asked first; a reason here refuses whoever it is (shutting down).
+    """
+
+    name: NodeName
+    incarnation: int
+    limits: wire.Limits
+    authorize: Callable[[Peer], None] | None = None
+    refuse_all: Callable[[], wire.Refusal | None] = lambda: None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dial:
+    """What a dial is to reach, and how strictly.
+
+    Attributes:
+        name: the node name that must answer.
+        host: where to connect to; a canonical host, brackets or not.
+        port: TCP port.
+        server_name: the route's reference name, canonical, or None.
+        insecure_skip_verify: accept any certificate under any name.
+        connect_timeout: for DNS and TCP, seconds.
+        handshake_timeout: for contexts, TLS and hello, seconds.
+    """
+
+    name: NodeName
+    host: str
+    port: int
+    server_name: str | None = None
+    insecure_skip_verify: bool = False
+    connect_timeout: float
+    handshake_timeout: float
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a handshake has come: what its errors say."""
+
+    address: Address | None
+    stage: Stage = Stage.TLS
+    generation: int | None = None
+    presented: x509.Certificate | None = None
+
+    @property
+    def where(self) -> str:
+        return "" if self.address is None else f" at {self.address[0]} port {self.address[1]}"
+
+    def took(self, contexts: TLSContexts) -> None:
+        self.generation = contexts.generation
+        self.presented = contexts.key_pair.certificate
+
+    def refuse(
+        self,
+        reason: UnverifiedReason,
+        text: str,
+        *,
+        certificate: x509.Certificate | None = None,
+        wanted: str | None = None,
+        offered: str | None = None,
+    ) -> PeerUnverifiedError:
+        return PeerUnverifiedError(
+            f"peer{self.where}: {text}",
+            stage=self.stage,
+            reason=reason,
+            address=self.address,
+            generation=self.generation,
+            certificate=certificate,
+            wanted=wanted,
+            offered=offered,
+        )
+
+    def rejected(self, refusal: wire.Refusal) -> PeerRejectedError:
+        shown = "no certificate" if self.presented is None else describe(self.presented)
+        code = RejectionCode.of(refusal.code)
+        return PeerRejectedError(
+            f"the peer{self.where} refused us in its hello: {printable(refusal.code)}: {printable(refusal.message)} "
+            f"(we presented {shown})",
+            stage=self.stage,
+            code=code,
+            address=self.address,
+            generation=self.generation,
+            presented=self.presented,
+        )
+
+    def broken(self, reason: str, text: str, cause: Exception) -> HandshakeError:
+        error = HandshakeError(
+            f"the peer{self.where} {text}",
+            stage=self.stage,
+            reason=reason,
+            address=self.address,
+            generation=self.generation,
+        )
+        error.__cause__ = cause
+        return error
+
+    def timed_out(self, seconds: float) -> HandshakeTimeoutError:
+        return HandshakeTimeoutError(
+            f"the handshake with the peer{self.where} did not finish within handshake_timeout ({seconds:g} s); it "
+            f"had reached the stage {self.stage.value!r}",
+            stage=self.stage,
+            reason="timeout",
+            address=self.address,
+            generation=self.generation,
+        )
+
+
+# Accepting ----------------------------------------------------------------------------------------------------------
+
+
+async def accept_tls(
+    transport: trio.abc.Stream,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    *,
+    alpn: tuple[str, ...],
+    handshake_timeout: float,
+) -> TLSStream:
+    """The server side of a TLS handshake alone, for streams without nodes; owns the transport.
+
+    Raises:
+        HandshakeError: it failed; the transport is closed.
+    """
+    progress = _Progress(address_of(transport))
+    with trio.move_on_after(handshake_timeout):
+        return (await _accept_tls(transport, contexts_channel, alpn, progress))[0]
+    raise progress.timed_out(handshake_timeout)
+
+
+async def accept_link(
+    transport: trio.abc.Stream,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    party: Party,
+    *,
+    bind_names: bool,
+    handshake_timeout: float,
+) -> Link:
+    """The accepting side of a node's handshake; owns the transport.
+
+    Raises:
+        PeerUnverifiedError: we refused the dialler.
+        PeerRejectedError: it refused us.
+        HandshakeTimeoutError: it took longer than `handshake_timeout` seconds from the accept.
+        HandshakeError: it broke off, or spoke something else.
+    """
+    progress = _Progress(address_of(transport))
+    with trio.move_on_after(handshake_timeout):
+        stream, contexts = await _accept_tls(transport, contexts_channel, (wire.ALPN,), progress)
+        progress.stage = Stage.HELLO
+        return await _closing_on_failure(stream, _accept_hello(stream, contexts, party, progress, bind_names))
+    raise progress.timed_out(handshake_timeout)
+
+
+async def _accept_tls(
+    transport: trio.abc.Stream,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    alpn: tuple[str, ...],
+    progress: _Progress,
+) -> tuple[TLSStream, TLSContexts]:
+    try:
+        first = await transport.receive_some(_FIRST_READ)
+        if not first:
+            raise progress.broken("silent", "connected and left without a byte", trio.BrokenResourceError("no bytes"))
+        contexts = await contexts_channel.receive()
+    except trio.BrokenResourceError as exc:
+        await trio.aclose_forcefully(transport)
+        raise progress.broken("silent", "broke the connection before its first byte", exc) from exc
+    except BaseException:
+        await trio.aclose_forcefully(transport)
+        raise
+    progress.took(contexts)
+    stream = await server_handshake(transport, contexts, received=first, alpn=alpn)
+    return stream, contexts
+
+
+async def _accept_hello(
+    stream: TLSStream, contexts: TLSContexts, party: Party, progress: _Progress, bind_names: bool
+) -> Link:
+    conversation = _Conversation(stream, progress)
+    hello = await conversation.receive(wire.Hello)
+    try:
+        refusal = party.refuse_all()
+        if refusal is not None:
+            raise progress.refuse(UnverifiedReason(refusal.code), refusal.message)
+        version = max(set(hello.versions) & set(wire.VERSIONS), default=0)
+        if not version:
+            raise progress.refuse(
+                UnverifiedReason.VERSION,
+                f"it speaks the protocol versions {hello.versions}, we speak {list(wire.VERSIONS)}; upgrade the older",
+                wanted=str(list(wire.VERSIONS)),
+                offered=str(hello.versions),
+            )
+        peer = _judge_dialler(stream, hello, party, progress, bind_names)
+        _authorize(peer, party, progress)
+    except PeerUnverifiedError as exc:
+        await conversation.refuse(exc, wire.Answer)
+    await conversation.send(
+        wire.Answer(
+            version=version,
+            name=str(party.name),
+            incarnation=party.incarnation,
+            generation=contexts.generation,
+            limits=party.limits,
+            verified=peer.verified,
+        )
+    )
+    confirmation = await conversation.receive(wire.Confirmation)
+    if confirmation.refusal is not None:
+        raise progress.rejected(confirmation.refusal)
+    return Link(
+        stream=stream,
+        peer=peer,
+        dialled=False,
+        mutual=peer.verified and confirmation.verified,
+        generation=contexts.generation,
+        peer_generation=hello.generation,
+        key_pair_fingerprint=contexts.key_pair.fingerprint,
+        peer_limits=hello.limits,
+        rest=conversation.rest(),
+    )
+
+
+def _judge_dialler(
+    stream: TLSStream, hello: wire.Hello, party: Party, progress: _Progress, bind_names: bool
+) -> Peer:
+    name = _claimed(hello.name, progress, stream)
+    certificate = stream.peer_certificate
+    if name == party.name:
+        raise progress.refuse(
+            UnverifiedReason.NAME_IN_USE,
+            f"it claims the node name {str(name)!r}, which is our own; give every node a name of its own",
+            certificate=certificate,
+            offered=str(name),
+        )
+    if stream.verified and bind_names:
+        assert certificate is not None
+        names = SubjectNames.of(certificate)
+        if not names.cover_node(name):
+            skipped = f" (unusable: {'; '.join(names.unusable)})" if names.unusable else ""
+            raise progress.refuse(
+                UnverifiedReason.CLAIMED_NAME,
+                f"it claims the node name {str(name)!r}, which its certificate does not cover; that offers "
+                f"{describe_names(certificate)}{skipped}: {describe(certificate)}. Issue it for this node name, or "
+                "open the node under a name that it covers",
+                certificate=certificate,
+                wanted=str(name),
+                offered=describe_names(certificate),
+            )
+    return established_peer(
+        name,
+        certificate=certificate,
+        verified=stream.verified,
+        address=stream.peer_address,
+        incarnation=hello.incarnation,
+    )
+
+
+# Dialling -----------------------------------------------------------------------------------------------------------
+
+
+def reference_name(dial: Dial, contexts: TLSContexts) -> str:
+    """What the server's certificate must cover: the route's server name, else the manager's, else the name's host."""
+    return dial.server_name or contexts.client.server_name or dial.name.host
+
+
+async def dial_link(
+    transport: trio.abc.Stream,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    party: Party,
+    dial: Dial,
+) -> Link:
+    """The dialling side of a node's handshake; owns the transport.
+
+    Raises:
+        PeerUnverifiedError: we refused the acceptor.
+        PeerRejectedError: it refused us.
+        HandshakeTimeoutError: it took longer than `dial.handshake_timeout` seconds.
+        HandshakeError: it broke off, or spoke something else.
+        CertificateError: the system's CAs are needed to verify it and there are none.
+    """
+    progress = _Progress(address_of(transport))
+    with trio.move_on_after(dial.handshake_timeout):
+        contexts = await _take(transport, contexts_channel)
+        progress.took(contexts)
+        stream = await client_handshake(
+            transport,
+            contexts,
+            reference=reference_name(dial, contexts),
+            node=dial.name,
+            alpn=(wire.ALPN,),
+            insist_on_alpn=True,
+            insecure_skip_verify=dial.insecure_skip_verify,
+        )
+        progress.stage = Stage.HELLO
+        return await _closing_on_failure(stream, _dial_hello(stream, contexts, party, progress, dial))
+    raise progress.timed_out(dial.handshake_timeout)
+
+
+async def dial_tls(
+    transport: trio.abc.Stream,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    *,
+    host: str,
+    server_name: str | None,
+    alpn: tuple[str, ...],
+    insecure_skip_verify: bool,
+    handshake_timeout: float,
+) -> TLSStream:
+    """The client side of a TLS handshake alone, for streams without nodes; owns the transport.
+
+    Raises:
+        HandshakeError: it failed; the transport is closed.
+    """
+    progress = _Progress(address_of(transport))
+    with trio.move_on_after(handshake_timeout):
+        contexts = await _take(transport, contexts_channel)
+        progress.took(contexts)
+        return await client_handshake(
+            transport,
+            contexts,
+            reference=server_name or contexts.client.server_name or canonical_host(host),
+            alpn=alpn,
+            insecure_skip_verify=insecure_skip_verify,
+        )
+    raise progress.timed_out(handshake_timeout)
+
+
+async def _take(
+    transport: trio.abc.Stream, contexts_channel: trio.abc.ReceiveChannel[TLSContexts]
+) -> TLSContexts:
+    try:
+        return await contexts_channel.receive()
+    except BaseException:
+        await trio.aclose_forcefully(transport)
+        raise
+
+
+async def _dial_hello(
+    stream: TLSStream, contexts: TLSContexts, party: Party, progress: _Progress, dial: Dial
+) -> Link:
+    conversation = _Conversation(stream, progress)
+    await conversation.send(
+        wire.Hello(
+            versions=list(wire.VERSIONS),
+            name=str(party.name),
+            incarnation=party.incarnation,
+            generation=contexts.generation,
+            limits=party.limits,
+        )
+    )
+    answer = await conversation.receive(wire.Answer)
+    if answer.refusal is not None:
+        raise progress.rejected(answer.refusal)
+    try:
+        if answer.version not in wire.VERSIONS:
+            raise progress.refuse(
+                UnverifiedReason.VERSION,
+                f"it chose the protocol version {answer.version}, we offered {list(wire.VERSIONS)}",
+                wanted=str(list(wire.VERSIONS)),
+                offered=str(answer.version),
+            )
+        name = _claimed(answer.name, progress, stream)
+        if name != dial.name:
+            raise progress.refuse(
+                UnverifiedReason.CLAIMED_NAME,
+                f"we dialled {str(dial.name)!r}, but the node there is {str(name)!r}; check host and port of the route",
+                certificate=stream.peer_certificate,
+                wanted=str(dial.name),
+                offered=str(name),
+            )
+        peer = established_peer(
+            name,
+            certificate=stream.peer_certificate,
+            verified=stream.verified,
+            address=stream.peer_address,
+            incarnation=answer.incarnation,
+        )
+        _authorize(peer, party, progress)
+    except PeerUnverifiedError as exc:
+        await conversation.refuse(exc, wire.Confirmation)
+    await conversation.send(wire.Confirmation(verified=peer.verified), last=True)
+    return Link(
+        stream=stream,
+        peer=peer,
+        dialled=True,
+        mutual=peer.verified and answer.verified,
+        insecure=dial.insecure_skip_verify,
+        generation=contexts.generation,
+        peer_generation=answer.generation,
+        key_pair_fingerprint=contexts.key_pair.fingerprint,
+        peer_limits=answer.limits,
+        rest=conversation.rest(),
+    )
+
+
+# Common -------------------------------------------------------------------------------------------------------------
+
+
+async def _closing_on_failure(stream: TLSStream, exchange: object) -> Link:
+    try:
+        return await exchange  # type: ignore[no-any-return,misc]
+    except PeerUnverifiedError:
+        await drain_and_close(stream)
+        raise
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+def _claimed(text: str, progress: _Progress, stream: TLSStream) -> NodeName:
+    try:
+        return NodeName.parse(text)
+    except ValueError as exc:
+        raise progress.refuse(
+            UnverifiedReason.CLAIMED_NAME,
+            f"it claims a name that is none: {exc}",
+            certificate=stream.peer_certificate,
+            offered=printable(text),
+        ) from None
+
+
+def _authorize(peer: Peer, party: Party, progress: _Progress) -> None:
+    if party.authorize is None:
+        return
+    try:
+        # Typed as returning None; a program that returns False or a coroutine instead must not let everybody in.
+        verdict: object = party.authorize(peer)  # type: ignore[func-returns-value]
+        if verdict is not None:
+            msg = f"authorize must return None or raise, it returned {type(verdict).__name__}"
+            raise TypeError(msg)
+    except Exception as exc:
+        if not isinstance(exc, Refused):
+            _log.warning("authorize failed for %s, which refuses it", peer.name, exc_info=True)
+        words = str(exc) if isinstance(exc, Refused) else f"authorize raised {type(exc).__name__}"
+        raise progress.refuse(
+            UnverifiedReason.NOT_AUTHORIZED,
+            f"the node {str(peer.name)!r} was refused by authorize: {words}",
+            certificate=peer.certificate,
+            offered=str(peer.name),
+        ) from exc
+
+
+class _Conversation:
+    """The hello's three messages over one stream: sending, receiving, and what goes wrong with either."""
+
+    def __init__(self, stream: TLSStream, progress: _Progress) -> None:
+        self._stream = stream
+        self._progress = progress
+        self._reader = wire.HelloReader()
+        self._send_failure: trio.BrokenResourceError | None = None
+
+    async def send(self, message: wire.Hello | wire.Answer | wire.Confirmation, *, last: bool = False) -> None:
+        try:
+            await self._stream.send_all(wire.encode_hello(message))
+        except trio.BrokenResourceError as exc:
+            # Read before reporting: the alert that says why may be here already, though our own send met an EPIPE.
+            self._send_failure = exc
+            if last:
+                await self.receive(wire.Confirmation)
+
+    async def receive(self, kind: type[T]) -> T:
+        progress = self._progress
+        try:
+            while (message := self._reader.next(kind)) is None:
+                data = await self._stream.receive_some()
+                if not data:
+                    raise progress.broken(
+                        "closed",
+                        "closed the connection in the middle of the hello; its log may say why",
+                        trio.BrokenResourceError("end of stream in the hello"),
+                    )
+                self._reader.feed(data)
+        except trio.BrokenResourceError as exc:
+            if isinstance(exc.__cause__, PeerRejectedError):
+                raise exc.__cause__ from None
+            raise progress.broken("broken", f"broke the connection in the hello: {exc}", exc) from exc
+        except RemoteProtocolError as exc:
+            raise progress.broken("protocol", f"does not speak the node protocol: {exc}", exc) from exc
+        return message
+
+    def rest(self) -> bytes:
+        return self._reader.rest()
+
+    async def refuse(self, error: PeerUnverifiedError, kind: type[wire.Answer | wire.Confirmation]) -> NoReturn:
+        """Tell the peer, as far as it may know, then raise."""
+        cause = error.__cause__
+        if error.reason is UnverifiedReason.NOT_AUTHORIZED:
+            words = str(cause) if isinstance(cause, Refused) else "authorize refused"
+        else:
+            words = str(error)
+        refusal = wire.Refusal(code=error.reason, message=words[:1000])
+        await self.send(kind(refusal=refusal))
+        raise error from cause

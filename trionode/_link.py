@@ -1,0 +1,49 @@
+"""A link: one TLS stream under a connection, and what was established when it was made.
+
+A connection outlives its links: what belongs to one TLS session (stream, decoder, generations, certificates) is
+here, what belongs to the relation between two nodes is in the connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+from ._wire import FrameDecoder
+
+if TYPE_CHECKING:
+    from ._peer import Peer
+    from ._tls_stream import TLSStream
+    from ._wire import Limits
+
+
+@final
+@dataclass(kw_only=True, slots=True)
+class Link:
+    """One TLS stream whose handshake and hello are done.
+
+    Attributes:
+        stream: owned by the connection that runs the link.
+        peer: who is at the other end.
+        dialled: whether this side dialled.
+        mutual: whether both sides verified each other.
+        insecure: whether it was dialled with `insecure_skip_verify`.
+        generation: of the contexts that this side took.
+        peer_generation: of those that the peer took.
+        key_pair_fingerprint: of the key pair in this side's contexts.
+        peer_limits: what the peer accepts.
+        rest: bytes that came behind the hello.
+        decoder: cuts the stream into frames.
+    """
+
+    stream: TLSStream
+    peer: Peer
+    dialled: bool
+    mutual: bool
+    insecure: bool = False
+    generation: int
+    peer_generation: int
+    key_pair_fingerprint: str
+    peer_limits: Limits
+    rest: bytes = b""
+    decoder: FrameDecoder = field(default_factory=FrameDecoder)

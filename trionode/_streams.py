@@ -1,0 +1,127 @@
+"""TLS streams without nodes: the same managers serve any protocol on Trio."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+
+from ._connector import connect_tcp
+from ._errors import HandshakeError
+from ._handshake import accept_tls, dial_tls
+from ._identity import canonical_host
+from ._listeners import accept_forever, open_listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ._cert_manager import CertManager
+    from ._tls_stream import TLSStream
+
+__all__ = ["open_tls_stream", "serve_tls"]
+
+_log = logging.getLogger("trionode.acceptor")
+_security_log = logging.getLogger("trionode.security")
+
+
+async def serve_tls(
+    handler: Callable[[TLSStream], Awaitable[object]],
+    port: int,
+    *,
+    cert_manager: CertManager,
+    host: str | None = None,
+    alpn: Sequence[str] = (),
+    handshake_timeout: float = 10,
+    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve TLS on a TCP port, as `trio.serve_tcp` serves plain TCP; each handshake takes the manager's contexts.
+
+    Runs until cancelled. Each connection has a task of its own from the accept on; its stream is closed when the
+    handler returns. A failed handshake is logged and ends only that connection; an exception in a handler propagates,
+    as with `trio.serve_tcp`.
+
+    Args:
+        handler: called with each stream whose handshake is done.
+        port: to listen on; 0 draws a free one, the same for IPv4 and IPv6.
+        cert_manager: in use while this runs.
+        host: name or address to listen on; None for all interfaces.
+        alpn: protocols in order of preference; a client that offers only others is refused.
+        handshake_timeout: from the accept to the end of the handshake, seconds.
+        task_status: `started()` gets the list of listeners.
+
+    Raises:
+        CertificateError: the manager's key pair is unusable for a server.
+        ListenError: the port cannot be had.
+    """
+    with cert_manager.use(as_server=True):
+        listeners = await open_listeners(None if host is None else canonical_host(host), port)
+
+        async def handle(transport: trio.SocketStream) -> None:
+            try:
+                stream = await accept_tls(
+                    transport, cert_manager.contexts, alpn=tuple(alpn), handshake_timeout=handshake_timeout
+                )
+            except HandshakeError as exc:
+                _log.log(logging.DEBUG if exc.reason == "silent" else logging.WARNING, "handshake refused: %s", exc)
+                return
+            async with stream:
+                await handler(stream)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(accept_forever, listener, lambda transport: nursery.start_soon(handle, transport))
+                task_status.started(listeners)
+        finally:
+            for listener in listeners:
+                listener.socket.close()
+    raise AssertionError("accept loops end by cancellation only")  # pragma: no cover
+
+
+async def open_tls_stream(
+    host: str,
+    port: int,
+    *,
+    cert_manager: CertManager,
+    server_name: str | None = None,
+    alpn: Sequence[str] = (),
+    insecure_skip_verify: bool = False,
+    handshake_timeout: float = 10,
+    connect_timeout: float = 10,
+) -> TLSStream:
+    """Connect to a TLS server; the handshake is done and the server verified when this returns.
+
+    Whether the server accepts our certificate shows at the first `receive_some` (TLS 1.3 lets the client finish
+    first): it then raises `BrokenResourceError` whose `__cause__` is a `PeerRejectedError`.
+
+    Args:
+        host: DNS name or address to connect to.
+        port: TCP port.
+        cert_manager: in use during the handshake.
+        server_name: the name that the certificate must cover; by default the manager's, else `host`.
+        alpn: protocols to offer; what was agreed on is in `stream.alpn`.
+        insecure_skip_verify: accept any certificate under any name. Logged as a warning.
+        handshake_timeout: for contexts and TLS, seconds.
+        connect_timeout: for DNS and TCP, seconds.
+
+    Raises:
+        HandshakeError: it failed; see its subclasses for how.
+        CertificateError: the manager's key pair is unusable, or there are no system CAs where they are needed.
+        ValueError: `host` or `server_name` is neither a DNS name nor an address.
+    """
+    host = canonical_host(host)
+    reference = None if server_name is None else canonical_host(server_name)
+    if insecure_skip_verify:
+        _security_log.warning("insecure_skip_verify: the server at %s port %d is not verified", host, port)
+    with cert_manager.use(as_server=False):
+        transport = await connect_tcp(host, port, connect_timeout=connect_timeout)
+        return await dial_tls(
+            transport,
+            cert_manager.contexts,
+            host=host,
+            server_name=reference,
+            alpn=tuple(alpn),
+            insecure_skip_verify=insecure_skip_verify,
+            handshake_timeout=handshake_timeout,
+        )

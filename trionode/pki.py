@@ -1,0 +1,557 @@
+"""A certificate authority for development and tests: one object that issues every key pair that a cluster needs.
+
+Theory. `CertificateAuthority` is an immutable value: a root certificate that goes into everybody's `CAPool`, and the
+*issuer*, certificate and private key, that signs leaves. Without an intermediate the issuer is the root itself. With
+one, the root signs the intermediate once and its private key is then forgotten: neither memory nor disk holds more
+than issuing takes, and every issued chain carries the intermediate.
+
+What it issues is meant to be accepted by strict peers (OpenSSL with X509_STRICT, Go, Python 3.13's default context):
+version 3, key identifiers on both ends, critical basic constraints and key usage, path lengths as tight as they go,
+names in the SANs and never in the Common Name alone.
+
+A node name's certificate says the name twice: its host as a DNS or IP SAN, which is what TLS peers match, and itself
+as a URI SAN `trionode://name@host`, which narrows the certificate to that node.
+
+Files are replaced atomically: written beside the target under a random name, with the final permissions from the first
+byte, then moved over it, so a reader sees the old or the new content and never a part. A symbolic link is replaced, not
+followed. What spans several files (a key pair, a CA) is first staged completely, so a full disk leaves the old files
+as they were, and is then moved *key first, certificate last*. A reader that takes the certificate first, as
+`KeyPair.load` does, can therefore never combine a new certificate with an old key; and whoever watches the
+certificate finds the key in place when it changes. What can still be read in between, an old certificate with a new
+key, is refused as `key_mismatch`; read again.
+
+This is no CA for production: its key lies in a file, it keeps no record of what it issued, and it cannot revoke.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn, Self, final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.x509.oid import NameOID
+
+from ._credentials import BACKDATE, BOTH_PURPOSES, LEAF_KEY_USAGE, CAPool, KeyPair, general_name
+from ._errors import CertificateError, CertificateReason
+from ._identity import URI_SCHEME, NodeName, canonical_host, describe, describe_dates, describe_subject, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._credentials import FilePath, PrivateKey
+    from ._policy import Clock
+
+__all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_key_pair"]
+
+_CA_FILE: Final = "ca.pem"
+_INTERMEDIATE_FILE: Final = "intermediate.pem"
+_KEY_FILE: Final = "ca.key"
+
+#: RFC 5280 appendix A.1, ub-common-name: longer ones make a certificate that strict parsers refuse.
+_MAX_COMMON_NAME_BYTES: Final = 64
+
+#: RFC 5280 section 4.1.2.5: stands for "no well-defined expiration date", and is the last one that can be encoded.
+_END_OF_TIME: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+_PRIVATE: Final = 0o600
+_PUBLIC: Final = 0o644
+
+_CA_KEY_USAGE: Final = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+@final
+class KeyType(StrEnum):
+    """The kind of key that a leaf is issued for."""
+
+    P256 = "p256"
+    """ECDSA on P-256: small, fast, understood by everybody. The default."""
+    P384 = "p384"
+    """ECDSA on P-384."""
+    ED25519 = "ed25519"
+    """Ed25519 (RFC 8410)."""
+    RSA2048 = "rsa2048"
+    """RSA with 2048 bits; slow to make (a fraction of a second) and slow to sign with."""
+
+
+@final
+class CertificateAuthority:
+    """A certificate authority for development: issues key pairs for nodes and hosts. Immutable.
+
+    Make one with `create`, or read one with `load`. Its private key stays out of every `repr`; it cannot be pickled.
+
+    Attributes:
+        certificate: the root.
+        intermediate: the certificate that issues in the root's place, or None where the root issues itself.
+        pool: the root as a `CAPool`: what everybody trusts who trusts this CA.
+    """
+
+    __slots__ = ("_clock", "_issuer", "_key", "certificate", "intermediate", "pool")
+
+    certificate: x509.Certificate
+    intermediate: x509.Certificate | None
+    pool: CAPool
+    _issuer: x509.Certificate
+    _key: PrivateKey
+    _clock: Clock | None
+
+    def __init__(
+        self,
+        certificate: x509.Certificate,
+        private_key: PrivateKey,
+        *,
+        intermediate: x509.Certificate | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Put a CA together from `cryptography` objects; `create` and `load` do it for you.
+
+        Args:
+            certificate: the root.
+            private_key: the key that signs: the intermediate's, if there is one, else the root's.
+            intermediate: a CA certificate signed by the root.
+            clock: source of "now" (aware) for what is issued; by default the machine's clock.
+
+        Raises:
+            CertificateError: reason `no_certificate` where one of them is no CA certificate, `key_mismatch`,
+                `chain_order` or `unsupported_key`.
+        """
+        for candidate in (certificate, intermediate):
+            if candidate is not None and not _is_ca(candidate):
+                msg = (
+                    f"this is not a CA certificate, its basic constraints do not say so: {describe(candidate)}. Give "
+                    "the certificate of the CA, not one that it issued"
+                )
+                raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
+        # A key pair checks what a CA needs, too: the key belongs to the first certificate, each is signed by the next.
+        issuer = KeyPair([certificate] if intermediate is None else [intermediate, certificate], private_key)
+        object.__setattr__(self, "certificate", certificate)
+        object.__setattr__(self, "intermediate", intermediate)
+        object.__setattr__(self, "pool", CAPool([certificate]))
+        object.__setattr__(self, "_issuer", issuer.certificate)
+        object.__setattr__(self, "_key", issuer.private_key)
+        object.__setattr__(self, "_clock", clock)
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        common_name: str = "trionode development CA",
+        lifetime: timedelta = timedelta(days=3650),
+        intermediate: bool = False,
+        clock: Clock | None = None,
+    ) -> Self:
+        """A fresh CA with ECDSA P-256 keys, valid from five minutes ago.
+
+        Every CA gets a subject of its own: the common name, and a few digits of its key in the organizational unit,
+        so that messages tell two CAs of one name apart.
+
+        Args:
+            common_name: of the subject; cut to 64 bytes of UTF-8, the limit of RFC 5280.
+            lifetime: how long the CA is valid, from now on. By default ten years (3650 days).
+            intermediate: whether an intermediate is to issue in the root's place. The root's private key is then
+                forgotten at once: nothing else can ever be signed with it.
+            clock: source of "now" (aware), here and for what is issued; by default the machine's clock.
+
+        Raises:
+            ValueError: `lifetime` is not positive, or `common_name` is empty or cannot be encoded.
+        """
+        now = _now(clock)
+        start, end = now - BACKDATE, _end(now, lifetime)
+        root_key = ec.generate_private_key(ec.SECP256R1())
+        root = _ca_certificate(
+            f"root {_key_digits(root_key)}", common_name, root_key, start, end, path_length=1 if intermediate else 0
+        )
+        if not intermediate:
+            return cls(root, root_key, clock=clock)
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = _ca_certificate(
+            f"issuing {_key_digits(key)}", common_name, key, start, end, path_length=0, signed_by=(root, root_key)
+        )
+        return cls(root, key, intermediate=issuer, clock=clock)
+
+    @classmethod
+    def load(cls, directory: FilePath, *, password: str | bytes | None = None, clock: Clock | None = None) -> Self:
+        """Read a CA that `save` wrote; blocks while it reads its two or three small files.
+
+        A CA from elsewhere is welcome: `ca.pem` holds the root alone, `ca.key` the key that signs, and
+        `intermediate.pem`, if that key is an intermediate's, the intermediate alone.
+
+        Args:
+            directory: where the files are.
+            password: of `ca.key`, if it is encrypted.
+            clock: source of "now" (aware) for what is issued; by default the machine's clock.
+
+        Raises:
+            CertificateError: a file is missing, unreadable or damaged, or they do not fit together; `reason` says how.
+        """
+        folder = Path(directory)
+        root_file, intermediate_file, key_file = (folder / n for n in (_CA_FILE, _INTERMEDIATE_FILE, _KEY_FILE))
+        root = _only(CAPool.load(root_file).certificates, root_file)
+        # `lexists`: a link that leads nowhere is a damaged CA, not one without an intermediate.
+        has_intermediate = os.path.lexists(intermediate_file)
+        issuer = KeyPair.load(intermediate_file if has_intermediate else root_file, key_file, password=password)
+        intermediate = _only(issuer.chain, intermediate_file) if has_intermediate else None
+        return cls(root, issuer.private_key, intermediate=intermediate, clock=clock)
+
+    def issue(
+        self,
+        *names: str | NodeName,
+        lifetime: timedelta = timedelta(days=90),
+        not_before: datetime | None = None,
+        not_after: datetime | None = None,
+        extended_key_usage: Iterable[x509.ObjectIdentifier] | None = BOTH_PURPOSES,
+        key_type: KeyType | str = KeyType.P256,
+        common_name: str | None = None,
+    ) -> KeyPair:
+        """Make a private key and sign a certificate for it; the chain holds the intermediate, if there is one.
+
+        A leaf never outlives its issuer: an end after the issuer's is moved to the issuer's.
+
+        Args:
+            names: at least one. A node name (`alpha@host`, as text or `NodeName`) gives a DNS or IP SAN of its host and
+                the URI SAN `trionode://alpha@host`, which restricts the certificate to the node names so given. A plain
+                host name or address gives only its DNS or IP SAN.
+            lifetime: how long the leaf is valid: from `not_before` if that is given, else from now on. By default 90
+                days. Has no effect where `not_after` is given.
+            not_before: the start of its validity, aware. By default five minutes ago, for peers whose clock is behind.
+            not_after: the end of its validity, aware.
+            extended_key_usage: the purposes; by default serverAuth and clientAuth, as a node is both. None leaves the
+                extension out, which allows every purpose.
+            key_type: the kind of key, see `KeyType`.
+            common_name: of the subject, for people; by default the first name. Cut to 64 bytes of UTF-8. Peers never
+                match it.
+
+        Raises:
+            CertificateError: the issuer's own validity ends before the leaf's would begin (reason `expired`).
+            ValueError: there is no name, or one is neither a node name nor a host; the validity is empty or a date is
+                naive; the purposes are an empty sequence; the key type is unknown; the common name is empty.
+        """
+        kind = KeyType(key_type)
+        hosts, nodes = _sort_names(names)
+        purposes = None if extended_key_usage is None else x509.ExtendedKeyUsage(extended_key_usage)
+        if purposes is not None and not len(purposes):
+            msg = "extended_key_usage is empty; name a purpose, or give None for a certificate without restriction"
+            raise ValueError(msg)
+        start, end = self._validity(lifetime, not_before, not_after)
+        key = _GENERATE[kind]()
+        subject = _name(common_name if common_name is not None else str(nodes[0] if "@" in str(names[0]) else hosts[0]))
+        uris = [x509.UniformResourceIdentifier(f"{URI_SCHEME}://{node}") for node in nodes]
+        builder = (
+            _builder(subject, self._issuer.subject, key, start, end)
+            .add_extension(x509.SubjectAlternativeName([*map(general_name, hosts), *uris]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(LEAF_KEY_USAGE, critical=True)
+            .add_extension(_authority_key_identifier(self._issuer), critical=False)
+        )
+        if purposes is not None:
+            builder = builder.add_extension(purposes, critical=False)
+        leaf = builder.sign(self._key, _digest(self._key))
+        return KeyPair([leaf] if self.intermediate is None else [leaf, self.intermediate], key)
+
+    def save(self, directory: FilePath, *, password: str | bytes | None = None) -> None:
+        """Write the CA into a directory: `ca.pem`, `ca.key` and, if it has one, `intermediate.pem`.
+
+        `ca.key` is the key that signs (the intermediate's, if there is one), PKCS#8, readable for the owner only.
+        A CA that was there is replaced, each file atomically, and its stale `intermediate.pem` removed.
+
+        Args:
+            directory: made with mode 0700, parents included, if it is missing.
+            password: to encrypt `ca.key` with; by default it is not encrypted.
+
+        Raises:
+            OSError: a file cannot be written.
+            ValueError: the password is empty.
+        """
+        folder = Path(directory)
+        key = _key_pem(self._key, password)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files = [(folder / _KEY_FILE, key, _PRIVATE)]
+        if self.intermediate is not None:
+            files.append((folder / _INTERMEDIATE_FILE, _pem([self.intermediate]), _PUBLIC))
+        files.append((folder / _CA_FILE, _pem([self.certificate]), _PUBLIC))
+        _replace(files)
+        if self.intermediate is None:
+            (folder / _INTERMEDIATE_FILE).unlink(missing_ok=True)
+
+    def _validity(
+        self, lifetime: timedelta, not_before: datetime | None, not_after: datetime | None
+    ) -> tuple[datetime, datetime]:
+        now = _now(self._clock)
+        start = now - BACKDATE if not_before is None else _aware(not_before, "not_before")
+        if not_after is None:
+            not_after = _end(now if not_before is None else start, lifetime)
+        end = min(_aware(not_after, "not_after"), self._issuer.not_valid_after_utc)
+        if start >= self._issuer.not_valid_after_utc:
+            msg = (
+                f"the CA's own validity ends before the certificate's would begin ({start:%Y-%m-%d %H:%M:%S} UTC): "
+                f"{describe(self._issuer)}. Make a new CA, and add it to your CA pools before you issue from it"
+            )
+            raise CertificateError(msg, reason=CertificateReason.EXPIRED)
+        if end <= start:
+            msg = (
+                f"the certificate would end at {end:%Y-%m-%d %H:%M:%S}, but begin only at {start:%Y-%m-%d %H:%M:%S} UTC"
+            )
+            raise ValueError(msg)
+        return start, end
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        """Refuse: a CA is immutable."""
+        msg = f"a CertificateAuthority is immutable; cannot set {name}"
+        raise AttributeError(msg)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        """Refuse: a CA is immutable."""
+        msg = f"a CertificateAuthority is immutable; cannot delete {name}"
+        raise AttributeError(msg)
+
+    def __copy__(self) -> Self:
+        """Itself: it is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: it is immutable."""
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse: a pickle would carry the private key."""
+        msg = "a CertificateAuthority cannot be pickled: its private key stays in this process; use save() and load()"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        through = "" if self.intermediate is None else f", issuing through {describe_subject(self.intermediate)}"
+        return (
+            f"<CertificateAuthority {describe_subject(self.certificate)} (valid {describe_dates(self.certificate)}; "
+            f"SHA-256 {fingerprint(self.certificate)[:16]}…){through}>"
+        )
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def write_key_pair(
+    key_pair: KeyPair, cert_file: FilePath, key_file: FilePath, *, password: str | bytes | None = None
+) -> None:
+    """Write a key pair as `KeyPair.load` reads it: the chain as PEM, the key as PKCS#8, readable for the owner only.
+
+    Each file is replaced atomically, the key first and the certificate last (the module says why); where both are the
+    same file, it holds both and is replaced in one step. Blocks while it writes.
+
+    Args:
+        key_pair: what to write.
+        cert_file: gets the certificates, leaf first, intermediates after it; mode 0644 less the umask.
+        key_file: gets the private key; mode 0600.
+        password: to encrypt the key with; by default it is not encrypted.
+
+    Raises:
+        OSError: a file cannot be written. Nothing was changed then, unless it was the last step that failed, moving the
+            certificate to where it belongs.
+        ValueError: the password is empty.
+    """
+    cert, key = _target(cert_file), _target(key_file)
+    key_pem = _key_pem(key_pair.private_key, password)
+    if cert == key:
+        _replace([(key, key_pem + _pem(key_pair.chain), _PRIVATE)])
+    else:
+        _replace([(key, key_pem, _PRIVATE), (cert, _pem(key_pair.chain), _PUBLIC)])
+
+
+def write_ca_pool(pool: CAPool, file: FilePath) -> None:
+    """Write a CA pool as `CAPool.load` reads it: all its certificates as PEM. Replaces the file atomically; blocks.
+
+    Args:
+        pool: what to write.
+        file: the target; mode 0644 less the umask.
+
+    Raises:
+        OSError: the file cannot be written; nothing was changed.
+    """
+    _replace([(_target(file), _pem(pool), _PUBLIC)])
+
+
+def _replace(files: Iterable[tuple[Path, bytes, int]]) -> None:
+    """Stage all the contents beside their targets, then move them there in the given order."""
+    with ExitStack() as leftovers:
+        staged: list[tuple[Path, Path]] = []
+        for target, content, mode in files:
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+            # Our own rather than the tempfile module's: that makes certificates unreadable for other users, too.
+            temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            leftovers.callback(temporary.unlink, missing_ok=True)
+            with open(descriptor, "wb") as stream:  # noqa: PTH123 -- a descriptor, not a path
+                stream.write(content)
+            staged.append((temporary, target))
+        for temporary, target in staged:
+            temporary.replace(target)
+
+
+def _target(file: FilePath) -> Path:
+    """One path for one file, however it is spelt; a link in the last place stays, because it is what is replaced."""
+    path = Path(file)
+    return path.parent.resolve() / path.name
+
+
+def _pem(certificates: Iterable[x509.Certificate]) -> bytes:
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
+
+
+def _key_pem(key: PrivateKey, password: str | bytes | None) -> bytes:
+    secret = password.encode() if isinstance(password, str) else password
+    encryption: serialization.KeySerializationEncryption = (
+        serialization.NoEncryption() if secret is None else serialization.BestAvailableEncryption(secret)
+    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _only(certificates: tuple[x509.Certificate, ...], file: Path) -> x509.Certificate:
+    if len(certificates) > 1:
+        msg = f"{file} holds {len(certificates)} certificates; a CA's own certificate has to be alone in it"
+        raise CertificateError(msg, reason=CertificateReason.CHAIN_ORDER)
+    return certificates[0]
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return False
+
+
+# Making certificates ------------------------------------------------------------------------------------------------
+
+
+def _ca_certificate(
+    unit: str,
+    common_name: str,
+    key: ec.EllipticCurvePrivateKey,
+    start: datetime,
+    end: datetime,
+    *,
+    path_length: int,
+    signed_by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
+) -> x509.Certificate:
+    subject = _name(common_name, unit)
+    issuer, issuer_key = (None, key) if signed_by is None else signed_by
+    builder = (
+        _builder(subject, subject if issuer is None else issuer.subject, key, start, end)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_CA_KEY_USAGE, critical=True)
+    )
+    if issuer is not None:
+        builder = builder.add_extension(_authority_key_identifier(issuer), critical=False)
+    return builder.sign(issuer_key, _digest(issuer_key))
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, start: datetime, end: datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    try:
+        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        # A CA from elsewhere; `KeyPair` has made sure that its key is one of ours.
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())  # type: ignore[arg-type]
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def _digest(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None:
+    """The hash to sign with, as strong as the key; None for keys that bring their own."""
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
+        return None
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size > 256:
+        return hashes.SHA384() if key.key_size <= 384 else hashes.SHA512()
+    return hashes.SHA256()
+
+
+_GENERATE: Final[dict[KeyType, Callable[[], PrivateKey]]] = {
+    KeyType.P256: lambda: ec.generate_private_key(ec.SECP256R1()),
+    KeyType.P384: lambda: ec.generate_private_key(ec.SECP384R1()),
+    KeyType.ED25519: ed25519.Ed25519PrivateKey.generate,
+    KeyType.RSA2048: lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
+}
+
+
+def _key_digits(key: ec.EllipticCurvePrivateKey) -> str:
+    return x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest[:4].hex()
+
+
+def _name(common_name: str, unit: str | None = None) -> x509.Name:
+    cut = common_name.encode()[:_MAX_COMMON_NAME_BYTES].decode(errors="ignore")
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, cut)]
+    if unit is not None:
+        attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit))
+    return x509.Name(attributes)
+
+
+def _sort_names(names: tuple[str | NodeName, ...]) -> tuple[list[str], list[NodeName]]:
+    """The hosts and the node names that a leaf is to speak for, canonical, each once."""
+    if not names:
+        msg = "a certificate needs at least one name: a node name (alpha@host), a host name or an address"
+        raise ValueError(msg)
+    hosts: dict[str, None] = {}
+    nodes: dict[NodeName, None] = {}
+    for name in names:
+        if isinstance(name, NodeName) or "@" in name:
+            node = NodeName.parse(name)
+            nodes[node] = hosts[node.host] = None
+        else:
+            hosts[canonical_host(name)] = None
+    return list(hosts), list(nodes)
+
+
+# Time ---------------------------------------------------------------------------------------------------------------
+# Certificates know no fractions of a second.
+
+
+def _now(clock: Clock | None) -> datetime:
+    return (datetime.now(UTC) if clock is None else clock().astimezone(UTC)).replace(microsecond=0)
+
+
+def _aware(moment: datetime, label: str) -> datetime:
+    if moment.tzinfo is None:
+        msg = f"{label} has no time zone; give an aware datetime, for example datetime.now(UTC)"
+        raise ValueError(msg)
+    return moment.astimezone(UTC).replace(microsecond=0)
+
+
+def _end(start: datetime, lifetime: timedelta) -> datetime:
+    if lifetime <= timedelta(0):
+        msg = f"a lifetime is positive, not {lifetime}"
+        raise ValueError(msg)
+    try:
+        return start + lifetime
+    except OverflowError:
+        return _END_OF_TIME
