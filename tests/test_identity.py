@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import string
 from datetime import UTC, datetime
 
@@ -101,6 +102,7 @@ DNS, IP, URI = 0x82, 0x87, 0x86
 
 
 def names_of(*entries: tuple[int, bytes]) -> SubjectNames:
+    """What a certificate with these SAN entries offers."""
     return SubjectNames.of(raw_certificate(*entries))
 
 
@@ -195,9 +197,8 @@ def test_a_node_name_is_kept_in_canonical_form(text: str, canonical: str) -> Non
 )
 def test_what_is_no_node_name_is_refused_with_the_reason(text: str, why: str) -> None:
     """Text that spells no node name is a ValueError that says what is wrong, in printable characters."""
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(why)) as caught:
         NodeName.parse(text)
-    assert why in str(caught.value)
     assert str(caught.value).isprintable()
 
 
@@ -633,7 +634,7 @@ def test_certificate_error_carries_its_reason() -> None:
     error = CertificateError("no key in there", reason=CertificateReason.NO_KEY)
     assert str(error) == "no key in there"
     assert error.reason is CertificateReason.NO_KEY
-    assert error.reason == "no_key"
+    assert f"{error.reason}" == "no_key"
 
 
 def test_listen_error_carries_addresses_and_speaks_in_sentences() -> None:
@@ -712,7 +713,10 @@ def test_remote_error_explains_every_code(code: RemoteCode) -> None:
 
 def test_reasons_and_codes_of_the_design_exist() -> None:
     """The members that the contract names are there, under their contract strings."""
-    reasons = "unreadable no_certificate no_key bad_password key_mismatch chain_order expired not_yet_valid wrong_eku no_client_cas"
+    reasons = (
+        "unreadable no_certificate no_key bad_password key_mismatch chain_order expired not_yet_valid wrong_eku "
+        "no_client_cas"
+    )
     assert set(reasons.split()) <= set(CertificateReason)
     unverified = (
         "unknown_ca no_certificate expired not_yet_valid wrong_eku revoked name_mismatch claimed_name bad_chain "
@@ -720,8 +724,8 @@ def test_reasons_and_codes_of_the_design_exist() -> None:
     )
     assert set(unverified.split()) <= set(UnverifiedReason)
     rejections = (
-        "certificate_required unknown_ca certificate_expired bad_certificate claimed_name not_authorized cookie version "
-        "name_in_use shutting_down internal_error"
+        "certificate_required unknown_ca certificate_expired bad_certificate claimed_name not_authorized cookie "
+        "version name_in_use shutting_down internal_error"
     )
     assert set(rejections.split()) <= set(RejectionCode)
     remote = "unknown_service failed cancelled no_reply limit shutting_down"

@@ -1,0 +1,61 @@
+"""Mutual TLS between Trio programs: nodes, rotating certificates, channels and calls."""
+
+from ._acceptor import Acceptor as Acceptor, AcceptorStatistics as AcceptorStatistics
+from ._cert_manager import CertAuthManager as CertAuthManager, CertManager as CertManager
+from ._channel import ServiceChannel as ServiceChannel
+from ._connection import (
+    Connection as Connection,
+    ConnectionEnd as ConnectionEnd,
+    ConnectionStatistics as ConnectionStatistics,
+    EndReason as EndReason,
+    Service as Service,
+)
+from ._contexts import TLSContexts as TLSContexts
+from ._credentials import CAPool as CAPool, KeyPair as KeyPair
+from ._errors import (
+    CertificateError as CertificateError,
+    CertificateReason as CertificateReason,
+    FixedAtStartupError as FixedAtStartupError,
+    HandshakeError as HandshakeError,
+    HandshakeTimeoutError as HandshakeTimeoutError,
+    ListenError as ListenError,
+    LocalProtocolError as LocalProtocolError,
+    NetworkDisabledError as NetworkDisabledError,
+    NoRouteError as NoRouteError,
+    PeerRejectedError as PeerRejectedError,
+    PeerUnverifiedError as PeerUnverifiedError,
+    ProtocolError as ProtocolError,
+    Refused as Refused,
+    RejectionCode as RejectionCode,
+    RemoteCode as RemoteCode,
+    RemoteError as RemoteError,
+    RemoteProtocolError as RemoteProtocolError,
+    Stage as Stage,
+    TrionodeError as TrionodeError,
+    UnverifiedReason as UnverifiedReason,
+)
+from ._events import (
+    AcceptorDown as AcceptorDown,
+    AcceptorUp as AcceptorUp,
+    ConnectionDown as ConnectionDown,
+    ConnectionUp as ConnectionUp,
+    EventStream as EventStream,
+    GenerationPublished as GenerationPublished,
+    HandshakeRefused as HandshakeRefused,
+    NodeEvent as NodeEvent,
+    Side as Side,
+)
+from ._identity import NodeName as NodeName
+from ._node import Node as Node, open_node as open_node, serve_node as serve_node
+from ._options import (
+    AcceptorOptions as AcceptorOptions,
+    NetworkMode as NetworkMode,
+    NetworkOptions as NetworkOptions,
+    NodeOptions as NodeOptions,
+    Route as Route,
+)
+from ._peer import Peer as Peer
+from ._policy import ClientAuth as ClientAuth
+from ._routes import RouteHandle as RouteHandle
+from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
+from ._tls_stream import TLSStream as TLSStream

@@ -44,6 +44,9 @@ _service_log = logging.getLogger("trionode.service")
 #: How long an ending connection may take to flush its last words and to see the peer's end. Seconds.
 CLOSE_GRACE: Final = 1.0
 
+#: How long a connection that was replaced is still read, for what the peer sent on it. Seconds.
+RETIRE_GRACE: Final = 5.0
+
 
 class EndReason(StrEnum):
     """Why a connection ended."""
@@ -52,6 +55,7 @@ class EndReason(StrEnum):
     CLOSED_BY_PEER = "closed_by_peer"
     REPLACED = "replaced"
     SHUTTING_DOWN = "shutting_down"
+    LIMIT = "limit"
     LOST = "lost"
     PROTOCOL_ERROR = "protocol_error"
 
@@ -100,6 +104,7 @@ class ConnectionSettings:
         budget: bytes that may be held for messages beyond their channels' windows.
         propagate_service_errors: let an exception of a service crash the node (for tests).
         forget: called once, when the connection stops being handed out.
+        finished: called once, when its link is closed and its tasks are gone.
         current_generation: of the manager whose contexts the link took.
     """
 
@@ -109,6 +114,7 @@ class ConnectionSettings:
     budget: int
     propagate_service_errors: bool
     forget: Callable[[Connection, ConnectionEnd], None]
+    finished: Callable[[Connection], object]
     current_generation: Callable[[], int]
 
 
@@ -273,6 +279,7 @@ class Connection:
             self._nursery = None
             self._end(EndReason.SHUTTING_DOWN)
             await self._link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
+            self._settings.finished(self)
             self._closed.set()
 
     async def aclose(self) -> None:
@@ -294,6 +301,12 @@ class Connection:
                 self._nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):  # bounded: everything under run() is cancelled now
                 await self._closed.wait()
+
+    async def retire(self) -> None:
+        """A newcomer took its place: go on for a bounded time, until the peer's goodbye or end, then close."""
+        with trio.move_on_after(RETIRE_GRACE):
+            await self._closed.wait()
+        await self.close(EndReason.REPLACED)
 
     async def wait_closed(self) -> ConnectionEnd:
         """Wait until it has ended and its link is closed. Cancelling is harmless."""

@@ -62,7 +62,7 @@ async def open_listeners(
     for candidate in [port] * draws if port == 0 else range(port, min(port + port_range, 65536)):
         tried.append((shown, candidate))
         try:
-            listeners = _listen_on_all(hosts, candidate, only_local=only_local)
+            listeners = await _listen_on_all(hosts, candidate, only_local=only_local)
         except OSError as exc:
             failure = exc
             if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
@@ -84,7 +84,7 @@ async def open_listeners(
     raise ListenError(msg, address=(shown, port), tried=tried) from failure
 
 
-def _listen_on_all(
+async def _listen_on_all(
     hosts: list[tuple[socket.AddressFamily, str]], port: int, *, only_local: bool
 ) -> list[trio.SocketListener]:
     with ExitStack() as undo:
@@ -102,7 +102,7 @@ def _listen_on_all(
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
-                _bind(sock, host, port)
+                await sock.bind((host, port))
             except OSError as exc:
                 if only_local and exc.errno == errno.EADDRNOTAVAIL:
                     sock.close()
@@ -113,11 +113,6 @@ def _listen_on_all(
             port = port or sock.getsockname()[1]
         undo.pop_all()
     return listeners
-
-
-def _bind(sock: socket.SocketType, host: str, port: int) -> None:
-    # Trio's bind is async only to resolve names, which these are not; the standard socket under it does the same.
-    sock._sock.bind((host, port))  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def listener_address(listener: trio.SocketListener) -> Address:

@@ -1,0 +1,113 @@
+"""Shared dials: any number of tasks that want one thing wait for one task that gets it.
+
+Theory. The dial runs in the node's nursery, not in a waiter's, so cancelling one waiter leaves the others; when the
+last waiter leaves, nobody wants it any more and it is cancelled. Its task goes on to own the connection.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar, final
+
+import outcome
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable
+
+T = TypeVar("T")
+
+
+@final
+class _Dial(Generic[T]):
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.outcome: outcome.Outcome[T] | None = None
+        self.waiters = 0
+
+
+@final
+class SharedDials(Generic[T]):
+    """Dials under way, by what they are for."""
+
+    def __init__(self, spawn: Callable[[Callable[[], Awaitable[None]], str], None]) -> None:
+        """Make an empty set.
+
+        Args:
+            spawn: starts a task (async function, name) in the node's nursery and context.
+        """
+        self._spawn = spawn
+        self._dials: dict[Hashable, _Dial[T]] = {}
+
+    async def join(
+        self,
+        key: Hashable,
+        name: str,
+        attempt: Callable[[], Awaitable[T]],
+        afterwards: Callable[[T], Awaitable[None]],
+    ) -> T:
+        """Wait for the dial of this key, starting it if there is none.
+
+        Args:
+            key: what makes two dials the same.
+            name: of the task, for debuggers.
+            attempt: makes the result; what it raises every waiter raises.
+            afterwards: run by the same task on the result, with no checkpoint in between.
+
+        Raises:
+            trio.ClosedResourceError: the node was closed meanwhile.
+        """
+        dial = self._dials.get(key)
+        if dial is None:
+            dial = self._dials[key] = _Dial()
+            started = dial
+
+            async def run() -> None:
+                await self._run(key, started, attempt, afterwards)
+
+            self._spawn(run, name)
+        dial.waiters += 1
+        try:
+            await dial.done.wait()
+        finally:
+            dial.waiters -= 1
+            if not dial.waiters and not dial.done.is_set():
+                self._forget(key, dial)
+                dial.scope.cancel()
+        if dial.outcome is None:
+            msg = "the node was closed while it was dialling"
+            raise trio.ClosedResourceError(msg)
+        return _shared(dial.outcome)
+
+    async def _run(
+        self,
+        key: Hashable,
+        dial: _Dial[T],
+        attempt: Callable[[], Awaitable[T]],
+        afterwards: Callable[[T], Awaitable[None]],
+    ) -> None:
+        result: outcome.Outcome[T] | None = None
+        try:
+            with dial.scope:
+                try:
+                    result = outcome.Value(await attempt())
+                except Exception as exc:  # noqa: BLE001 -- every waiter raises it
+                    result = outcome.Error(exc)
+        finally:
+            dial.outcome = result
+            self._forget(key, dial)
+            dial.done.set()
+        if isinstance(result, outcome.Value):
+            await afterwards(result.value)
+
+    def _forget(self, key: Hashable, dial: _Dial[T]) -> None:
+        if self._dials.get(key) is dial:
+            del self._dials[key]
+
+
+def _shared(result: outcome.Outcome[T]) -> T:
+    # An outcome unwraps once; several waiters look at what is inside.
+    if isinstance(result, outcome.Error):
+        raise result.error
+    assert isinstance(result, outcome.Value)
+    return result.value

@@ -1,0 +1,233 @@
+"""What a node reports while it runs: typed events, to any number of readers, none of whom can block it.
+
+Each reader has a bounded buffer of its own. One that is too slow loses its oldest events, and sees how many.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Self, final
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._connection import Connection, EndReason
+    from ._errors import Address, HandshakeError
+    from ._identity import NodeName
+    from ._peer import Peer
+
+__all__ = [
+    "AcceptorDown",
+    "AcceptorUp",
+    "ConnectionDown",
+    "ConnectionUp",
+    "EventStream",
+    "GenerationPublished",
+    "HandshakeRefused",
+    "NodeEvent",
+    "Side",
+]
+
+#: Events that a reader may be behind before it loses the oldest.
+BUFFER: Final = 1024
+
+
+class Side(StrEnum):
+    """Which side of a connection we are."""
+
+    ACCEPT = "accept"
+    DIAL = "dial"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeEvent:
+    """Base of all events.
+
+    Attributes:
+        node: the node that reports.
+    """
+
+    node: NodeName
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AcceptorUp(NodeEvent):
+    """An acceptor listens.
+
+    Attributes:
+        address: its first (host, port).
+    """
+
+    address: Address
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AcceptorDown(NodeEvent):
+    """An acceptor stopped listening.
+
+    Attributes:
+        address: its first (host, port).
+    """
+
+    address: Address
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandshakeRefused(NodeEvent):
+    """A handshake failed, whoever refused whom.
+
+    Attributes:
+        side: which side we were.
+        address: the other end's (host, port), or None where it is not known.
+        error: what happened; its class says who refused.
+    """
+
+    side: Side
+    address: Address | None
+    error: HandshakeError
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionUp(NodeEvent):
+    """Both sides accepted; the connection is registered.
+
+    Attributes:
+        side: which side we were.
+        peer: who is at the other end.
+        connection: the connection.
+    """
+
+    side: Side
+    peer: Peer
+    connection: Connection
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionDown(NodeEvent):
+    """A connection stopped being handed out.
+
+    Attributes:
+        peer: who is at the other end.
+        connection: the connection.
+        reason: why.
+        error: what happened, where something did.
+    """
+
+    peer: Peer
+    connection: Connection
+    reason: EndReason
+    error: Exception | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationPublished(NodeEvent):
+    """A manager that the node uses published a new generation.
+
+    Attributes:
+        generation: its number.
+        fingerprint: SHA-256 of its leaf certificate, lower-case hex.
+    """
+
+    generation: int
+    fingerprint: str
+
+
+@final
+class EventStream(trio.abc.ReceiveChannel[NodeEvent]):
+    """A reader of a node's events; a `trio.abc.ReceiveChannel`. Iterate over it; it ends with the node.
+
+    Attributes:
+        missed: how many events this reader lost because it was too slow.
+    """
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self._buffer: deque[NodeEvent] = deque()
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._closed = False
+        self._ended = False
+
+    async def receive(self) -> NodeEvent:
+        """The next event. Cancelling loses nothing.
+
+        Raises:
+            trio.EndOfChannel: the node is closed, and everything was read.
+            trio.ClosedResourceError: this reader was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._closed:
+                raise trio.ClosedResourceError
+            if self._buffer:
+                return self._buffer.popleft()
+            if self._ended:
+                raise trio.EndOfChannel
+            await self._arrived.park()
+
+    async def aclose(self) -> None:
+        """Stop reading."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """As `aclose()`, without its checkpoint."""
+        self._closed = True
+        self._buffer.clear()
+        self._arrived.unpark_all()
+
+    def _put(self, event: NodeEvent) -> None:
+        if len(self._buffer) >= BUFFER:
+            self._buffer.popleft()
+            self.missed += 1
+        self._buffer.append(event)
+        self._arrived.unpark()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._arrived.unpark_all()
+
+
+@final
+class EventHub:
+    """Hands each event to every reader."""
+
+    def __init__(self) -> None:
+        self._readers: set[EventStream] = set()
+
+    def publish(self, event: NodeEvent) -> None:
+        """Hand an event out; synchronous, never blocks."""
+        for reader in self._readers:
+            reader._put(event)  # noqa: SLF001 -- the reader's other half
+
+    def end(self) -> None:
+        """No event will follow."""
+        for reader in self._readers:
+            reader._end()  # noqa: SLF001 -- the reader's other half
+
+    @contextmanager
+    def subscribe(self) -> Iterator[EventStream]:
+        """A reader of everything published from now on."""
+        reader = EventStream()
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+            reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()

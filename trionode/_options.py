@@ -1,0 +1,222 @@
+"""What a node is told: frozen, keyword-only option classes, checked when they are made."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias, final
+
+from ._cert_manager import CertManager
+from ._connection import Service
+from ._identity import canonical_host
+from ._peer import Peer
+
+__all__ = ["AcceptorOptions", "NetworkMode", "NetworkOptions", "NodeOptions", "Route"]
+
+Authorize: TypeAlias = Callable[[Peer], None]
+
+DEFAULT_PORT = 15000
+_MIB = 1024 * 1024
+
+
+@final
+class NetworkMode(enum.Enum):
+    """Which network verbs a node has."""
+
+    ENABLED = "enabled"
+    """Listens and dials."""
+    HIDDEN = "hidden"
+    """Dials, does not listen."""
+    DISABLED = "disabled"
+    """Neither; every network verb raises `NetworkDisabledError`."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AcceptorOptions:
+    """One listening endpoint. What is None is the node's.
+
+    Attributes:
+        host: name or address to listen on, all its addresses; `0.0.0.0` or `::` for all interfaces. None: those
+            addresses of the node name's host that are local.
+        port: 0 draws a free one. All listeners of an acceptor share it.
+        port_range: how many consecutive ports to try, from `port` on.
+        cert_manager: serves this acceptor in place of the node's.
+        bind_names: see `NetworkOptions`.
+        max_message_size: see `NetworkOptions`.
+        handshake_timeout: see `NetworkOptions`.
+    """
+
+    host: str | None = None
+    port: int = DEFAULT_PORT
+    port_range: int = 1
+    cert_manager: CertManager | None = None
+    bind_names: bool | None = None
+    max_message_size: int | None = None
+    handshake_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check and canonicalise.
+
+        Raises:
+            ValueError, TypeError: an option makes no sense; the message names it.
+        """
+        _canonicalise_host(self, "host")
+        _check_int("port", self.port, 0, 65535)
+        _check_int("port_range", self.port_range, 1, 65535)
+        _check_manager(self.cert_manager, optional=True)
+        if self.max_message_size is not None:
+            _check_int("max_message_size", self.max_message_size, 1, 2**32 - 1)
+        if self.handshake_timeout is not None:
+            _check_seconds("handshake_timeout", self.handshake_timeout)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """How to reach a node name, and what differs for that peer. What is None is the node's.
+
+    Attributes:
+        host: DNS name or address to connect to; None: the node name's host.
+        port: TCP port.
+        cert_manager: for this destination, in place of the node's.
+        server_name: what the server's certificate must cover; None: the manager's, else the node name's host.
+        insecure_skip_verify: accept any certificate under any name. The peer is then never `verified`.
+    """
+
+    host: str | None = None
+    port: int = DEFAULT_PORT
+    cert_manager: CertManager | None = None
+    server_name: str | None = None
+    insecure_skip_verify: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check and canonicalise.
+
+        Raises:
+            ValueError, TypeError: an option makes no sense; the message names it.
+        """
+        _canonicalise_host(self, "host")
+        _canonicalise_host(self, "server_name")
+        _check_int("port", self.port, 1, 65535)
+        _check_manager(self.cert_manager, optional=True)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """A node's network side.
+
+    Attributes:
+        mode: see `NetworkMode`.
+        acceptors: where to listen; empty means one acceptor with the default options.
+        routes: by node name or glob over the whole name (`beta@*`).
+        insecure_skip_verify: for every dial whose route does not say: accept any certificate under any name.
+        bind_names: whether acceptors insist that a verified client's certificate covers the node name it claims.
+            False is for clusters that share one certificate.
+        max_message_size: largest message that this node accepts, bytes.
+        max_channels: channels that a peer may have open at once on one connection.
+        channel_window: credit that each channel starts with towards this node, bytes.
+        receive_budget: bytes that a connection may hold for messages larger than their window. What one connection
+            can make this node hold is at most `max_channels * channel_window + receive_budget + max_message_size`.
+        max_unverified: inbound connections of unverified peers at once.
+        handshake_timeout: for contexts, TLS and hello, seconds; accepting it runs from the accept.
+        connect_timeout: for DNS and TCP, seconds.
+    """
+
+    mode: NetworkMode = NetworkMode.ENABLED
+    acceptors: Sequence[AcceptorOptions] = ()
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    insecure_skip_verify: bool = False
+    bind_names: bool = True
+    max_message_size: int = 16 * _MIB
+    max_channels: int = 1024
+    channel_window: int = 128 * 1024
+    receive_budget: int = 64 * _MIB
+    max_unverified: int = 1024
+    handshake_timeout: float = 10
+    connect_timeout: float = 10
+
+    def __post_init__(self) -> None:
+        """Check and freeze.
+
+        Raises:
+            ValueError, TypeError: an option makes no sense; the message names it.
+        """
+        object.__setattr__(self, "acceptors", tuple(self.acceptors))
+        object.__setattr__(self, "routes", MappingProxyType(dict(self.routes)))
+        if self.mode is not NetworkMode.ENABLED and self.acceptors:
+            msg = f"acceptors were given, but the network mode is {self.mode.name}, which opens none; drop one of the two"
+            raise ValueError(msg)
+        _check_int("max_message_size", self.max_message_size, 1, 2**32 - 1)
+        _check_int("max_channels", self.max_channels, 1, 2**20)
+        _check_int("channel_window", self.channel_window, 4096, 2**30)
+        _check_int("receive_budget", self.receive_budget, 0, 2**40)
+        _check_int("max_unverified", self.max_unverified, 0, 2**20)
+        _check_seconds("handshake_timeout", self.handshake_timeout)
+        _check_seconds("connect_timeout", self.connect_timeout)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """What a node is opened with.
+
+    Attributes:
+        cert_manager: serves the default acceptor and every outgoing connection.
+        network: the network side.
+        services: by name; more with `node.add_service`.
+        authorize: called with every peer that passed everything else, on both sides; it can only narrow. Raise
+            `Refused("…")` to refuse with a reason that the peer may read; any other exception refuses as well.
+        shutdown_grace: how long a clean end may take to flush and say goodbye, seconds.
+        propagate_service_errors: let an exception of a service crash the node instead of being logged: for tests.
+    """
+
+    cert_manager: CertManager
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    services: Mapping[str, Service] = field(default_factory=dict)
+    authorize: Authorize | None = None
+    shutdown_grace: float = 1.0
+    propagate_service_errors: bool = False
+
+    def __post_init__(self) -> None:
+        """Check and freeze.
+
+        Raises:
+            ValueError, TypeError: an option makes no sense; the message names it.
+        """
+        object.__setattr__(self, "services", MappingProxyType(dict(self.services)))
+        _check_manager(self.cert_manager, optional=False)
+        if self.authorize is not None and not callable(self.authorize):
+            msg = "authorize must be a function of a Peer that returns None or raises"
+            raise TypeError(msg)
+        if not 0 <= self.shutdown_grace < math.inf:
+            msg = f"shutdown_grace must be a finite number of seconds from 0 up, not {self.shutdown_grace!r}"
+            raise ValueError(msg)
+
+
+def _canonicalise_host(options: AcceptorOptions | Route, attribute: str) -> None:
+    host: str | None = getattr(options, attribute)
+    if host is not None:
+        object.__setattr__(options, attribute, canonical_host(host))
+
+
+def _check_int(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or not low <= value <= high:
+        msg = f"{name} must be an integer from {low} to {high}, not {value!r}"
+        raise ValueError(msg)
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0 < value <= math.inf:
+        msg = f"{name} must be a positive number of seconds, not {value!r}"
+        raise ValueError(msg)
+
+
+def _check_manager(manager: object, *, optional: bool) -> None:
+    if not (isinstance(manager, CertManager) or (optional and manager is None)):
+        msg = f"cert_manager must be a CertManager, not {type(manager).__name__}"
+        raise TypeError(msg)
