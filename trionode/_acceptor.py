@@ -140,7 +140,7 @@ class Acceptor:
             _log.log(level, "handshake refused on %s: %s", self.address, exc)
             self._on_refused(exc)
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 -- logged in full
             # Not a peer's fault but ours; still, one connection must not end the node.
             self._refused += 1
             _log.exception("a handshake on %s failed in an unexpected way", self.address)

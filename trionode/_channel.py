@@ -54,7 +54,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         service: the name of the service that the channel was opened to.
     """
 
-    def __init__(  # noqa: PLR0913 -- assembled in one place, by the connection
+    def __init__(
         self,
         *,
         identifier: int,

@@ -365,12 +365,12 @@ class Connection:
         data = link.rest
         try:
             while True:
-                if data and self._ended is None:
+                if data:
                     self._bytes_received += len(data)
                     for kind, channel, payload in link.decoder.feed(data):
-                        self._dispatch(kind, channel, payload)
                         if self._ended is not None:
                             break
+                        self._dispatch(kind, channel, payload)
                     if self._outbox.overflowing:
                         msg = "the peer does not read what it makes us answer"
                         raise RemoteProtocolError(msg)

@@ -6,7 +6,7 @@ last waiter leaves, nobody wants it any more and it is cancelled. Its task goes 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Generic, TypeVar, cast, final
 
 import outcome
 import trio
@@ -109,5 +109,4 @@ def _shared(result: outcome.Outcome[T]) -> T:
     # An outcome unwraps once; several waiters look at what is inside.
     if isinstance(result, outcome.Error):
         raise result.error
-    assert isinstance(result, outcome.Value)
-    return result.value
+    return cast("outcome.Value[T]", result).value

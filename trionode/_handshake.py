@@ -42,7 +42,7 @@ from ._peer import Peer, established_peer
 from ._tls_stream import TLSStream, address_of, client_handshake, drain_and_close, server_handshake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from cryptography import x509
 
@@ -213,7 +213,8 @@ async def accept_link(
     with trio.move_on_after(handshake_timeout):
         stream, contexts = await _accept_tls(transport, contexts_channel, (wire.ALPN,), progress)
         progress.stage = Stage.HELLO
-        return await _closing_on_failure(stream, _accept_hello(stream, contexts, party, progress, bind_names))
+        hello = _accept_hello(stream, contexts, party, progress, bind_names=bind_names)
+        return await _closing_on_failure(stream, hello)
     raise progress.timed_out(handshake_timeout)
 
 
@@ -240,7 +241,7 @@ async def _accept_tls(
 
 
 async def _accept_hello(
-    stream: TLSStream, contexts: TLSContexts, party: Party, progress: _Progress, bind_names: bool
+    stream: TLSStream, contexts: TLSContexts, party: Party, progress: _Progress, *, bind_names: bool
 ) -> Link:
     conversation = _Conversation(stream, progress)
     hello = await conversation.receive(wire.Hello)
@@ -256,7 +257,7 @@ async def _accept_hello(
                 wanted=str(list(wire.VERSIONS)),
                 offered=str(hello.versions),
             )
-        peer = _judge_dialler(stream, hello, party, progress, bind_names)
+        peer = _judge_dialler(stream, hello, party, progress, bind_names=bind_names)
         _authorize(peer, party, progress)
     except PeerUnverifiedError as exc:
         await conversation.refuse(exc, wire.Answer)
@@ -287,7 +288,7 @@ async def _accept_hello(
 
 
 def _judge_dialler(
-    stream: TLSStream, hello: wire.Hello, party: Party, progress: _Progress, bind_names: bool
+    stream: TLSStream, hello: wire.Hello, party: Party, progress: _Progress, *, bind_names: bool
 ) -> Peer:
     name = _claimed(hello.name, progress, stream)
     certificate = stream.peer_certificate
@@ -462,9 +463,9 @@ async def _dial_hello(
 # Common -------------------------------------------------------------------------------------------------------------
 
 
-async def _closing_on_failure(stream: TLSStream, exchange: object) -> Link:
+async def _closing_on_failure(stream: TLSStream, exchange: Awaitable[Link]) -> Link:
     try:
-        return await exchange  # type: ignore[no-any-return,misc]
+        return await exchange
     except PeerUnverifiedError:
         await drain_and_close(stream)
         raise
@@ -490,7 +491,7 @@ def _authorize(peer: Peer, party: Party, progress: _Progress) -> None:
         return
     try:
         # Typed as returning None; a program that returns False or a coroutine instead must not let everybody in.
-        verdict: object = party.authorize(peer)  # type: ignore[func-returns-value]
+        verdict: object = party.authorize(peer)
         if verdict is not None:
             msg = f"authorize must return None or raise, it returned {type(verdict).__name__}"
             raise TypeError(msg)

@@ -19,7 +19,7 @@ from ._errors import Address, ListenError
 from ._identity import unbracketed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _log = logging.getLogger("trionode.acceptor")
 
@@ -55,7 +55,7 @@ async def open_listeners(
     except OSError as exc:
         msg = f"cannot listen on {shown}: the name does not resolve ({exc}); give an address, or host='0.0.0.0'"
         raise ListenError(msg, address=(shown, port)) from exc
-    hosts = list(dict.fromkeys((family, sockaddr[0]) for family, _, _, _, sockaddr in found))
+    hosts = list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
     draws = _PORT_DRAWS if port == 0 else 1
     tried: list[Address] = []
     failure: OSError | None = None
@@ -85,7 +85,7 @@ async def open_listeners(
 
 
 async def _listen_on_all(
-    hosts: list[tuple[socket.AddressFamily, str]], port: int, *, only_local: bool
+    hosts: Sequence[tuple[int, str]], port: int, *, only_local: bool
 ) -> list[trio.SocketListener]:
     with ExitStack() as undo:
         listeners: list[trio.SocketListener] = []

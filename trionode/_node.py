@@ -46,6 +46,7 @@ from ._events import (
 from ._handshake import Dial, Party
 from ._identity import NodeName, SubjectNames, describe
 from ._listeners import open_listeners
+from ._loosening import Loosening, loosenings
 from ._options import AcceptorOptions, NetworkMode, NodeOptions, Route
 from ._registry import ConnectionsView, Registry
 from ._routes import RouteHandle, RouteTable
@@ -53,6 +54,7 @@ from ._wire import Limits, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from ._cert_manager import CertManager
     from ._channel import ServiceChannel
@@ -65,8 +67,7 @@ _log = logging.getLogger("trionode.node")
 _security_log = logging.getLogger("trionode.security")
 
 
-@asynccontextmanager
-async def open_node(name: str | NodeName, options: NodeOptions) -> AsyncIterator[Node]:
+def open_node(name: str | NodeName, options: NodeOptions) -> AbstractAsyncContextManager[Node]:
     """Open a node for the length of an `async with` block; everything it does happens inside.
 
     When the block is entered the node listens. Leaving it cleanly stops accepting, flushes what was accepted for
@@ -84,28 +85,7 @@ async def open_node(name: str | NodeName, options: NodeOptions) -> AsyncIterator
         RuntimeError: a manager is in use by another Trio run.
         BaseExceptionGroup: something crashed inside. What the block itself raises comes out as the same object.
     """
-    node = Node._closed(NodeName.parse(name), options)  # noqa: SLF001 -- the one door
-    body: BaseException | None = None
-    with ExitStack() as uses:
-        await node._set_up(uses)  # noqa: SLF001 -- the other half of this function
-        try:
-            async with trio.open_nursery() as nursery:
-                node._start(nursery)  # noqa: SLF001 -- likewise
-                try:
-                    yield node
-                except BaseException as exc:
-                    body = exc
-                    raise
-                else:
-                    await node._leave()  # noqa: SLF001 -- likewise
-                    nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            if len(group.exceptions) != 1 or group.exceptions[0] is not body:
-                raise
-        finally:
-            node._tear_down()  # noqa: SLF001 -- likewise
-    if body is not None:
-        raise body
+    return Node(NodeName.parse(name), options)._opened()  # noqa: SLF001 -- the one door
 
 
 async def serve_node(
@@ -124,7 +104,7 @@ async def serve_node(
 
 @final
 class Node:
-    """An open node; made by `open_node` and `serve_node`.
+    """An open node; made by `open_node` and `serve_node`. One that was merely constructed is closed.
 
     Attributes:
         name: its canonical name.
@@ -134,25 +114,15 @@ class Node:
         connections: each name that it has a usable connection to, and the one that `connect(name)` hands out.
     """
 
-    name: NodeName
-    options: NodeOptions
-    incarnation: int
-    acceptors: Sequence[Acceptor]
-    connections: Mapping[NodeName, Connection]
-
-    def __init__(self) -> None:
-        msg = "a Node has no public constructor: use `async with open_node(...)`"
-        raise TypeError(msg)
-
-    @classmethod
-    def _closed(cls, name: NodeName, options: NodeOptions) -> Node:
-        self = object.__new__(cls)
+    def __init__(self, name: NodeName, options: NodeOptions) -> None:
         self.name = name
         self.options = options
         self.incarnation = secrets.randbits(64)
-        self.acceptors = ()
+        self.acceptors: Sequence[Acceptor] = ()
         self._registry = Registry()
-        self.connections = ConnectionsView(self._registry, lambda peer: self._find(peer, None))
+        self.connections: Mapping[NodeName, Connection] = ConnectionsView(
+            self._registry, lambda peer: self._find(peer, None)
+        )
         self._services: dict[str, Service] = dict(options.services)
         self._routes = RouteTable()
         for pattern, route in options.network.routes.items():
@@ -160,13 +130,12 @@ class Node:
         self._events = EventHub()
         self._managers: dict[CertManager, bool] = {}
         self._running: dict[Connection, CertManager] = {}
-        self._warned: set[str] = set()
+        self._warned: set[Loosening] = set()
         self._dials: SharedDials[Connection] = SharedDials(self._spawn)
         self._context = contextvars.copy_context()
         self._nursery: trio.Nursery | None = None
         self._accepting = trio.CancelScope()
         self._uses = ExitStack()
-        return self
 
     def __repr__(self) -> str:
         state = "open" if self._nursery is not None else "closed"
@@ -323,7 +292,7 @@ class Node:
     def _plan(self, name: NodeName, route: Route) -> Dial:
         insecure = self._is_insecure(route)
         if insecure:
-            self._warn(f"insecure_skip_verify: nobody verifies who answers for {name}", key="insecure_skip_verify")
+            self._warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers for {name}")
         network = self.options.network
         return Dial(
             name=name,
@@ -366,7 +335,7 @@ class Node:
         if route.cert_manager is not None:
             self._use(route.cert_manager, as_server=False)
         if self._is_insecure(route):
-            self._warn(f"insecure_skip_verify on the route {pattern}", key="insecure_skip_verify")
+            self._warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers on the route {pattern}")
         return self._routes.add(pattern, route, weight=weight)
 
     @asynccontextmanager
@@ -380,9 +349,33 @@ class Node:
 
     # Life
 
-    async def _set_up(self, uses: ExitStack) -> None:
-        """Everything that can fail at start-up; acquired on `uses`."""
-        self._uses = uses
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Node]:
+        body: BaseException | None = None
+        with self._uses:
+            await self._set_up()
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._start(nursery)
+                    try:
+                        yield self
+                    except BaseException as exc:
+                        body = exc
+                        raise
+                    else:
+                        await self._leave()
+                        nursery.cancel_scope.cancel()
+            except BaseExceptionGroup as group:
+                if len(group.exceptions) != 1 or group.exceptions[0] is not body:
+                    raise
+            finally:
+                self._nursery = None
+                self._events.end()
+        if body is not None:
+            raise body
+
+    async def _set_up(self) -> None:
+        """Everything that can fail at start-up; undone by `_uses`."""
         network = self.options.network
         plans = list(network.acceptors)
         if network.mode is NetworkMode.ENABLED and not plans:
@@ -394,11 +387,12 @@ class Node:
         for route in network.routes.values():
             if route.cert_manager is not None:
                 self._use(route.cert_manager, as_server=False)
-        self._warn_of_loosening(plans)
+        for loosening, text in loosenings(self.options, plans).items():
+            self._warn(loosening, text)
         acceptors: list[Acceptor] = []
         for plan in plans:
             acceptor = await self._open_acceptor(plan)
-            uses.callback(acceptor.close)
+            self._uses.callback(acceptor.close)
             acceptors.append(acceptor)
         self.acceptors = tuple(acceptors)
 
@@ -465,10 +459,6 @@ class Node:
             for connection in list(self._running):
                 goodbyes.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
 
-    def _tear_down(self) -> None:
-        self._nursery = None
-        self._events.end()
-
     # What acceptors and dials bring
 
     def _adopt(self, link: Link, manager: CertManager, limits: Limits) -> Connection:
@@ -512,8 +502,9 @@ class Node:
 
     def _spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
         # In the node's own context variables, not in those of whoever happened to cause it.
-        assert self._nursery is not None
-        self._context.copy().run(self._nursery.start_soon, function, name=name)
+        nursery = self._nursery
+        assert nursery is not None
+        self._context.copy().run(lambda: nursery.start_soon(function, name=name))
 
     def _use(self, manager: CertManager, *, as_server: bool) -> None:
         """Declare a use for as long as the node is open, once per manager and role."""
@@ -559,27 +550,7 @@ class Node:
                 describe(manager.key_pair.certificate),
             )
 
-    def _warn_of_loosening(self, plans: Sequence[AcceptorOptions]) -> None:
-        network = self.options.network
-        if network.insecure_skip_verify or any(self._is_insecure(route) for route in network.routes.values()):
-            self._warn("insecure_skip_verify: some dials accept any server", key="insecure_skip_verify")
-        for plan in plans:
-            bind = network.bind_names if plan.bind_names is None else plan.bind_names
-            manager = plan.cert_manager or self.options.cert_manager
-            mode = manager.client_auth
-            if not bind:
-                self._warn(
-                    "bind_names=False: any verified client may claim any node name", key="bind_names"
-                )
-            if not (mode.verifies and mode.requires) and self.options.authorize is None:
-                self._warn(
-                    f"client_auth {mode.name} with neither cookie nor authorize: unverified clients may call services",
-                    key="unverified",
-                )
-
-    def _warn(self, text: str, *, key: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            _security_log.warning("%s: %s", self.name, text)
-
-
+    def _warn(self, loosening: Loosening, text: str) -> None:
+        if loosening not in self._warned:
+            self._warned.add(loosening)
+            _security_log.warning("%s: %s: %s", self.name, loosening.value, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from typing import TypeAlias, final
 
 from ._cert_manager import CertManager
-from ._connection import Service
+from ._connection import Service  # noqa: TC001 -- dataclass fields are resolved at run time
 from ._identity import canonical_host
 from ._peer import Peer
 
@@ -149,7 +150,7 @@ class NetworkOptions:
         object.__setattr__(self, "acceptors", tuple(self.acceptors))
         object.__setattr__(self, "routes", MappingProxyType(dict(self.routes)))
         if self.mode is not NetworkMode.ENABLED and self.acceptors:
-            msg = f"acceptors were given, but the network mode is {self.mode.name}, which opens none; drop one of the two"
+            msg = f"acceptors were given, but the network mode {self.mode.name} opens none; drop one of the two"
             raise ValueError(msg)
         _check_int("max_message_size", self.max_message_size, 1, 2**32 - 1)
         _check_int("max_channels", self.max_channels, 1, 2**20)
@@ -190,9 +191,7 @@ class NodeOptions:
         """
         object.__setattr__(self, "services", MappingProxyType(dict(self.services)))
         _check_manager(self.cert_manager, optional=False)
-        if self.authorize is not None and not callable(self.authorize):
-            msg = "authorize must be a function of a Peer that returns None or raises"
-            raise TypeError(msg)
+        _check_authorize(self.authorize)
         if not 0 <= self.shutdown_grace < math.inf:
             msg = f"shutdown_grace must be a finite number of seconds from 0 up, not {self.shutdown_grace!r}"
             raise ValueError(msg)
@@ -204,7 +203,7 @@ def _canonicalise_host(options: AcceptorOptions | Route, attribute: str) -> None
         object.__setattr__(options, attribute, canonical_host(host))
 
 
-def _check_int(name: str, value: int, low: int, high: int) -> None:
+def _check_int(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or not low <= value <= high:
         msg = f"{name} must be an integer from {low} to {high}, not {value!r}"
         raise ValueError(msg)
@@ -214,6 +213,12 @@ def _check_seconds(name: str, value: float) -> None:
     if not 0 < value <= math.inf:
         msg = f"{name} must be a positive number of seconds, not {value!r}"
         raise ValueError(msg)
+
+
+def _check_authorize(authorize: object) -> None:
+    if authorize is not None and (not callable(authorize) or inspect.iscoroutinefunction(authorize)):
+        msg = "authorize must be a plain (not async) function of a Peer that returns None or raises"
+        raise TypeError(msg)
 
 
 def _check_manager(manager: object, *, optional: bool) -> None:

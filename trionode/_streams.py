@@ -70,8 +70,12 @@ async def serve_tls(
 
         try:
             async with trio.open_nursery() as nursery:
+
+                def take(transport: trio.SocketStream) -> None:
+                    nursery.start_soon(handle, transport)
+
                 for listener in listeners:
-                    nursery.start_soon(accept_forever, listener, lambda transport: nursery.start_soon(handle, transport))
+                    nursery.start_soon(accept_forever, listener, take)
                 task_status.started(listeners)
         finally:
             for listener in listeners:

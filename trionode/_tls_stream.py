@@ -302,7 +302,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
 
 async def server_handshake(
-    transport: trio.abc.Stream, contexts: TLSContexts, *, received: bytes = b"", alpn: Sequence[str] = ()
+    transport: trio.abc.Stream, contexts: TLSContexts, *, received: Buffer = b"", alpn: Sequence[str] = ()
 ) -> TLSStream:
     """Run the server side of a handshake; owns the transport and closes it on failure or cancellation.
 

@@ -1,0 +1,36 @@
+"""What a node's options give up of its security: named, so that it is said once and loudly."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._options import AcceptorOptions, NodeOptions
+
+
+class Loosening(Enum):
+    """One way to be less strict than the default."""
+
+    INSECURE_SKIP_VERIFY = "insecure_skip_verify"
+    UNBOUND_NAMES = "bind_names=False"
+    UNVERIFIED_CLIENTS = "unverified clients"
+
+
+def loosenings(options: NodeOptions, acceptors: Sequence[AcceptorOptions]) -> dict[Loosening, str]:
+    """What these options, with these acceptors, loosen; with the sentence to log."""
+    found: dict[Loosening, str] = {}
+    network = options.network
+    if network.insecure_skip_verify or any(route.insecure_skip_verify for route in network.routes.values()):
+        found[Loosening.INSECURE_SKIP_VERIFY] = "some dials accept any server under any name"
+    for plan in acceptors:
+        if not (network.bind_names if plan.bind_names is None else plan.bind_names):
+            found[Loosening.UNBOUND_NAMES] = "whoever holds a verified certificate may claim any node name"
+        mode = (plan.cert_manager or options.cert_manager).client_auth
+        if not (mode.verifies and mode.requires) and options.authorize is None:
+            found[Loosening.UNVERIFIED_CLIENTS] = (
+                f"client_auth {mode.name} without authorize: anybody may connect and call services"
+            )
+    return found
