@@ -147,6 +147,12 @@ def shake_hands(server: TLSContexts, client: TLSContexts, *, reference: str = HO
     return ending
 
 
+async def reach(manager: CertManager, generation: int) -> None:
+    """Wait for a generation, but not for ever."""
+    with trio.fail_after(10):
+        await manager.wait_generation(generation)
+
+
 @contextmanager
 def unchanged(manager: CertManager) -> Iterator[None]:
     """What happens inside leaves a manager exactly as it was."""
@@ -410,7 +416,7 @@ async def test_a_failing_update_wakes_nobody(manager: CertAuthManager, key_pairs
     woke: list[int] = []
 
     async def wait() -> None:
-        await manager.wait_generation(2)
+        await reach(manager, 2)
         woke.append(manager.generation)
 
     async with trio.open_nursery() as nursery:
@@ -514,7 +520,7 @@ def test_successive_runs_share_one_manager(manager: CertAuthManager, key_pairs: 
         with manager.use(as_server=True):
             before = (await manager.contexts.receive()).generation
             manager.update(key_pair)
-            await manager.wait_generation(before + 1)
+            await reach(manager, before + 1)
             return before, (await manager.contexts.receive()).generation
 
     assert trio.run(use, key_pairs[1]) == (1, 2)
@@ -527,7 +533,7 @@ def test_a_run_that_crashed_leaves_the_manager_free(manager: CertAuthManager, ke
 
     async def crash() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(manager.wait_generation, 5)
+            nursery.start_soon(reach, manager, 5)
             with manager.use(as_server=True):
                 await trio.testing.wait_all_tasks_blocked()
                 msg = "crash"
@@ -660,10 +666,22 @@ async def test_update_from_a_wrong_thread_is_refused_before_the_key_pair_is_judg
             await trio.to_thread.run_sync(manager.update, make_key_pair(end=-HOUR / 2))
 
 
+async def test_a_manager_belongs_to_its_run_until_the_last_use_has_ended(
+    manager: CertAuthManager, key_pairs: list[KeyPair]
+) -> None:
+    """Other uses and waits that came and went meanwhile do not free a manager that is in use."""
+    with manager.use(as_server=True):
+        with manager.use(as_server=False):
+            await manager.wait_generation(1)
+        with unchanged(manager), pytest.raises(RuntimeError, match=NAMES_THE_WAY_OUT):
+            await trio.to_thread.run_sync(manager.update, key_pairs[1])
+    assert await trio.to_thread.run_sync(manager.update, key_pairs[1]) == 2
+
+
 async def test_a_waiter_binds_a_manager_to_its_run(manager: CertAuthManager, key_pairs: list[KeyPair]) -> None:
     """While somebody waits in wait_generation(), an update from another thread is refused: it could not wake them."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(manager.wait_generation, 2)
+        nursery.start_soon(reach, manager, 2)
         await trio.testing.wait_all_tasks_blocked()
         with unchanged(manager), pytest.raises(RuntimeError, match=NAMES_THE_WAY_OUT):
             await trio.to_thread.run_sync(manager.update, key_pairs[1])
@@ -679,7 +697,7 @@ async def test_update_by_way_of_from_thread(manager: CertAuthManager, key_pairs:
 
     with manager.use(as_server=True):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(manager.wait_generation, 2)
+            nursery.start_soon(reach, manager, 2)
             await trio.testing.wait_all_tasks_blocked()
             assert await trio.to_thread.run_sync(rotate) == 2
         assert (await manager.contexts.receive()).key_pair is key_pairs[1]
@@ -861,7 +879,7 @@ async def test_several_waiters(manager: CertAuthManager, key_pairs: list[KeyPair
     woke: list[tuple[int, int]] = []
 
     async def wait(generation: int) -> None:
-        await manager.wait_generation(generation)
+        await reach(manager, generation)
         woke.append((generation, manager.generation))
 
     async with trio.open_nursery() as nursery:
@@ -884,7 +902,7 @@ async def test_several_generations_at_once(manager: CertAuthManager, key_pairs: 
     woke: list[tuple[int, int]] = []
 
     async def wait(generation: int) -> None:
-        await manager.wait_generation(generation)
+        await reach(manager, generation)
         woke.append((generation, manager.generation))
 
     async with trio.open_nursery() as nursery:
@@ -901,23 +919,22 @@ async def test_an_update_in_the_tick_in_which_the_wait_begins(
 ) -> None:
     """No wake-up is lost where wait and update start in the same scheduler tick, in either order."""
     orders: Counter[tuple[str, ...]] = Counter()
-    with trio.fail_after(30):
-        for count in range(ROUNDS):
-            ran: list[str] = []
+    for count in range(ROUNDS):
+        ran: list[str] = []
 
-            async def wait(ran: list[str] = ran, count: int = count) -> None:
-                ran.append("wait")
-                await manager.wait_generation(count + 2)
+        async def wait(ran: list[str] = ran, count: int = count) -> None:
+            ran.append("wait")
+            await reach(manager, count + 2)
 
-            async def update(ran: list[str] = ran, count: int = count) -> None:
-                ran.append("update")
-                manager.update(key_pairs[count % 3])
-                await trio.lowlevel.checkpoint()
+        async def update(ran: list[str] = ran, count: int = count) -> None:
+            ran.append("update")
+            manager.update(key_pairs[count % 3])
+            await trio.lowlevel.checkpoint()
 
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(wait)
-                nursery.start_soon(update)
-            orders[tuple(ran)] += 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            nursery.start_soon(update)
+        orders[tuple(ran)] += 1
     assert set(orders) == {("wait", "update"), ("update", "wait")}
 
 
@@ -926,7 +943,7 @@ async def test_a_cancelled_waiter(manager: CertAuthManager, key_pairs: list[KeyP
     woke: list[str] = []
 
     async def wait() -> None:
-        await manager.wait_generation(2)
+        await reach(manager, 2)
         woke.append("stayed")
 
     async with trio.open_nursery() as nursery:
@@ -934,7 +951,7 @@ async def test_a_cancelled_waiter(manager: CertAuthManager, key_pairs: list[KeyP
         with trio.CancelScope() as scope:
             nursery.start_soon(trio.testing.wait_all_tasks_blocked)
             async with trio.open_nursery() as inner:
-                inner.start_soon(manager.wait_generation, 2)
+                inner.start_soon(reach, manager, 2)
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
         assert scope.cancelled_caught

@@ -20,8 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.hazmat.primitives.serialization import PrivateFormat as Format
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat as Format
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from trionode import _credentials
@@ -807,7 +806,7 @@ def test_pools_are_joined() -> None:
     assert first.certificates == (root,)
     assert first | first == first
     with pytest.raises(TypeError):
-        first | [intermediate]  # type: ignore[operator]
+        first | [intermediate]
 
 
 def test_membership_is_of_the_very_certificate() -> None:

@@ -8,7 +8,6 @@ from ._connection import (
     ConnectionEnd as ConnectionEnd,
     ConnectionStatistics as ConnectionStatistics,
     EndReason as EndReason,
-    Service as Service,
 )
 from ._contexts import TLSContexts as TLSContexts
 from ._credentials import CAPool as CAPool, KeyPair as KeyPair
@@ -46,7 +45,7 @@ from ._events import (
     Side as Side,
 )
 from ._identity import NodeName as NodeName
-from ._node import Node as Node, open_node as open_node, serve_node as serve_node
+from ._node import Node as Node, NodeStatistics as NodeStatistics, open_node as open_node, serve_node as serve_node
 from ._options import (
     AcceptorOptions as AcceptorOptions,
     NetworkMode as NetworkMode,
@@ -57,5 +56,7 @@ from ._options import (
 from ._peer import Peer as Peer
 from ._policy import ClientAuth as ClientAuth
 from ._routes import RouteHandle as RouteHandle
+from ._services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
 from ._tls_stream import TLSStream as TLSStream
+from ._typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service

@@ -303,11 +303,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self.close()
         await trio.lowlevel.checkpoint()
 
-    def close(self) -> None:
-        """As `aclose()`, without its checkpoint."""
+    def close(self, *, lazily: bool = False) -> None:
+        """As `aclose()`, without its checkpoint; lazily, the peer learns of it with the next write."""
         if not self._closed:
             if self._send_end is None and not (self._eof_sent and self._receive_end is not None):
-                self._outbox.append(wire.header(wire.CLOSE, self.identifier, 0))
+                self._outbox.append(wire.header(wire.CLOSE, self.identifier, 0), lazily=lazily)
             self._end_locally()
 
     def reset(self, code: RemoteCode = RemoteCode.CANCELLED, message: str = "") -> None:

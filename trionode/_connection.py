@@ -18,7 +18,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -27,19 +27,18 @@ from ._channel import ServiceChannel
 from ._errors import RemoteCode, RemoteError, RemoteProtocolError, printable
 from ._flow import MessageBudget
 from ._outbox import Outbox
+from ._services import ServiceRefusal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable
 
     from ._link import Link
     from ._peer import Peer
+    from ._services import Service, Services
 
-__all__ = ["Connection", "ConnectionEnd", "ConnectionStatistics", "EndReason", "Service"]
-
-Service: TypeAlias = "Callable[[ServiceChannel], Awaitable[None]]"
+__all__ = ["Connection", "ConnectionEnd", "ConnectionStatistics", "EndReason"]
 
 _log = logging.getLogger("trionode.connection")
-_service_log = logging.getLogger("trionode.service")
 
 #: How long an ending connection may take to flush its last words and to see the peer's end. Seconds.
 CLOSE_GRACE: Final = 1.0
@@ -82,12 +81,14 @@ class ConnectionStatistics:
     Attributes:
         channels: open now.
         channels_opened: opened so far, by either side.
+        services: service tasks that run for it.
         bytes_sent: written to the link, before encryption.
         bytes_received: read from the link, after decryption.
     """
 
     channels: int
     channels_opened: int
+    services: int
     bytes_sent: int
     bytes_received: int
 
@@ -98,22 +99,28 @@ class ConnectionSettings:
     """What a node tells its connections.
 
     Attributes:
-        services: by name; read at each OPEN, so later additions count.
+        services: what the peer may open channels to.
         service_nursery: where service tasks live.
         limits: what this side accepts, as its hello said.
+        max_pending_opens: channels opened by the peer whose service has not begun to run.
         budget: bytes that may be held for messages beyond their channels' windows.
-        propagate_service_errors: let an exception of a service crash the node (for tests).
-        forget: called once, when the connection stops being handed out.
+        heartbeat_interval: silence after which the peer is pinged, seconds.
+        heartbeat_tolerance: how long it may take to answer, seconds.
+        unregister: called when the connection stops being handed out; may be called again.
+        ended: called once, when it begins to end.
         finished: called once, when its link is closed and its tasks are gone.
         current_generation: of the manager whose contexts the link took.
     """
 
-    services: Mapping[str, Service]
+    services: Services
     service_nursery: trio.Nursery
     limits: wire.Limits
+    max_pending_opens: int
     budget: int
-    propagate_service_errors: bool
-    forget: Callable[[Connection, ConnectionEnd], None]
+    heartbeat_interval: float
+    heartbeat_tolerance: float
+    unregister: Callable[[Connection], None]
+    ended: Callable[[Connection, ConnectionEnd], None]
     finished: Callable[[Connection], object]
     current_generation: Callable[[], int]
 
@@ -136,7 +143,11 @@ class Connection:
         self._opened = 0
         # Running service tasks. Not the same as open channels: a service outlives a channel that its caller closed.
         self._serving = 0
+        self._pending_opens = 0
         self._bytes_received = 0
+        self._last_heard = trio.current_time()
+        self._draining: EndReason | None = None
+        self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
         self._closed = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -179,14 +190,15 @@ class Connection:
 
     @property
     def live(self) -> bool:
-        """Whether new channels can be opened; False from the moment that it begins to end."""
-        return self._ended is None
+        """Whether new channels can be opened; False from the moment that it begins to drain or to end."""
+        return self._ended is None and self._draining is None
 
     def statistics(self) -> ConnectionStatistics:
         """A snapshot of what it did and does."""
         return ConnectionStatistics(
             channels=len(self._channels),
             channels_opened=self._opened,
+            services=self._serving,
             bytes_sent=self._outbox.bytes_written,
             bytes_received=self._bytes_received,
         )
@@ -233,10 +245,13 @@ class Connection:
             await channel.send(request)
             await channel.send_eof()
             try:
-                return await channel.receive()
+                reply = await channel.receive()
             except trio.EndOfChannel:
                 msg = f"service {service!r} of {self.peer.name}"
                 raise RemoteError(msg, code=RemoteCode.NO_REPLY) from None
+            # The service's own end usually came with its reply; where not, telling it can ride with the next write.
+            channel.close(lazily=True)
+            return reply
 
     def _add_channel(self, identifier: int, service: str) -> ServiceChannel:
         channel = self._channels[identifier] = ServiceChannel(
@@ -256,9 +271,19 @@ class Connection:
 
     def _forget_channel(self, channel: ServiceChannel) -> None:
         self._channels.pop(channel.identifier, None)
+        self._wake_if_quiet()
+
+    def _wake_if_quiet(self) -> None:
+        if not (self._channels or self._serving):
+            self._quiet.unpark_all()
 
     def _check_live(self) -> None:
         if self._ended is None:
+            if self._draining is EndReason.CLOSED_BY_PEER:
+                raise RemoteError(f"{self.peer.name} opens no more channels", code=RemoteCode.SHUTTING_DOWN)
+            if self._draining is not None:
+                msg = f"the connection to {self.peer.name} is draining"
+                raise trio.ClosedResourceError(msg)
             return
         msg = f"the connection to {self.peer.name} has ended: {self._ended.reason}"
         if self._ended.error is None:
@@ -274,6 +299,8 @@ class Connection:
                 self._nursery = nursery
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read)
+                if self._settings.heartbeat_interval < float("inf"):
+                    nursery.start_soon(self._heed_heartbeat)
                 task_status.started()
         finally:
             self._nursery = None
@@ -302,6 +329,30 @@ class Connection:
             with trio.CancelScope(shield=True):  # bounded: everything under run() is cancelled now
                 await self._closed.wait()
 
+    async def drain(self) -> None:
+        """Open no more channels, wait until those that are open and their services have ended, then close.
+
+        The peer is told, and does not hand the connection out any more. Unbounded: the deadline is the caller's
+        scope. Cancelled, it closes at once.
+        """
+        try:
+            await self.quiesce()
+        finally:
+            await self.close(EndReason.SHUTTING_DOWN)  # noqa: ASYNC102 -- cancelled, it closes at once, shielded
+
+    async def quiesce(self) -> None:
+        """The first half of `drain()`: tell the peer, and wait until no channel is open and no service runs."""
+        self._stop_opening(EndReason.SHUTTING_DOWN)
+        self._outbox.append(wire.header(wire.DRAIN, 0, 0))
+        await trio.lowlevel.checkpoint()
+        while self._ended is None and (self._channels or self._serving):
+            await self._quiet.park()
+
+    def _stop_opening(self, reason: EndReason) -> None:
+        if self._draining is None:
+            self._draining = reason
+            self._settings.unregister(self)
+
     async def retire(self) -> None:
         """A newcomer took its place: go on for a bounded time, until the peer's goodbye or end, then close."""
         with trio.move_on_after(RETIRE_GRACE):
@@ -319,13 +370,15 @@ class Connection:
         if self._ended is not None:
             return
         end = self._ended = ConnectionEnd(reason=reason, error=error)
-        self._settings.forget(self, end)
+        self._settings.unregister(self)
+        self._settings.ended(self, end)
         for channel in list(self._channels.values()):
             if error is None:
                 channel.abandon()
             else:
                 channel.on_lost(error)
         self._channels.clear()
+        self._quiet.unpark_all()
         if reason is not EndReason.LOST:
             if error is not None:
                 self._outbox.discard()
@@ -367,6 +420,7 @@ class Connection:
             while True:
                 if data:
                     self._bytes_received += len(data)
+                    self._last_heard = trio.current_time()
                     for kind, channel, payload in link.decoder.feed(data):
                         if self._ended is not None:
                             break
@@ -389,6 +443,24 @@ class Connection:
             msg = f"{self.peer.name} ended the connection without a goodbye"
             self._end(EndReason.LOST, trio.BrokenResourceError(msg))
         self._cancel()
+
+    async def _heed_heartbeat(self) -> None:
+        """End the connection when nothing was heard for the interval, and then for the tolerance after a ping."""
+        interval, tolerance = self._settings.heartbeat_interval, self._settings.heartbeat_tolerance
+        while True:
+            await trio.sleep_until(self._last_heard + interval)
+            silent_since = self._last_heard
+            if trio.current_time() - silent_since < interval:
+                continue
+            self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
+            await trio.sleep(tolerance)
+            if self._last_heard == silent_since:
+                msg = (
+                    f"{self.peer.name} gave no sign of life for {interval + tolerance:g} s (heartbeat_interval + "
+                    "heartbeat_tolerance): it is dead, stopped or cut off"
+                )
+                self._end(EndReason.LOST, trio.BrokenResourceError(msg))
+                self._cancel()
 
     def _dispatch(self, kind: int, identifier: int, payload: bytes) -> None:
         channel = self._channels.get(identifier)
@@ -433,6 +505,8 @@ class Connection:
                 msg = f"the peer sent a PING of {len(payload)} bytes"
                 raise RemoteProtocolError(msg)
             self._outbox.append(wire.header(wire.PONG, 0, len(payload)), payload)
+        elif kind == wire.DRAIN:
+            self._stop_opening(EndReason.CLOSED_BY_PEER)
         elif kind == wire.GOODBYE:
             end = wire.decode(wire.End, payload)
             text = f"{self.peer.name} closed the connection: {printable(end.code)} {printable(end.message)}".rstrip()
@@ -448,54 +522,35 @@ class Connection:
             msg = f"the peer opened channel {identifier}, which is not its to open"
             raise RemoteProtocolError(msg)
         self._last_of_peer = identifier
-        service = self._settings.services.get(request.service)
-        if service is None:
-            self._refuse(identifier, RemoteCode.UNKNOWN_SERVICE, f"no service {request.service!r} here")
-            return
-        limit = self._settings.limits.max_channels
-        if self._serving >= limit:
-            self._refuse(identifier, RemoteCode.LIMIT, f"at most {limit} channels at once (max_channels)")
+        settings = self._settings
+        try:
+            service = settings.services.find(request.service, self.peer)
+            if self._draining is not None:
+                raise ServiceRefusal(RemoteCode.SHUTTING_DOWN, "this connection opens no more channels")
+            if self._serving >= settings.limits.max_channels:
+                limit = f"at most {settings.limits.max_channels} channels at once (max_channels)"
+                raise ServiceRefusal(RemoteCode.LIMIT, limit)
+            if self._pending_opens >= settings.max_pending_opens:
+                limit = f"at most {settings.max_pending_opens} channels that wait to be served (max_pending_opens)"
+                raise ServiceRefusal(RemoteCode.LIMIT, limit)
+        except ServiceRefusal as refusal:
+            payload = wire.End(code=refusal.code, message=refusal.message[:1000])
+            self._outbox.append(wire.control(wire.RESET, identifier, payload))
             return
         channel = self._add_channel(identifier, request.service)
-        channel.scope = trio.CancelScope(
-            deadline=float("inf") if request.timeout is None else trio.current_time() + request.timeout
-        )
+        channel.scope = trio.CancelScope()
+        if request.timeout is not None:
+            channel.scope.deadline = trio.current_time() + request.timeout
         self._serving += 1
-        self._settings.service_nursery.start_soon(
+        self._pending_opens += 1
+        settings.service_nursery.start_soon(
             self._serve, service, channel, channel.scope, name=f"service {request.service!r} for {self.peer.name}"
         )
 
-    def _refuse(self, identifier: int, code: RemoteCode, message: str) -> None:
-        self._outbox.append(wire.control(wire.RESET, identifier, wire.End(code=code, message=message)))
-
     async def _serve(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
+        self._pending_opens -= 1
         try:
-            with scope:
-                await service(channel)
-        except BaseException as exc:
-            errors, rest = _split(exc)
-            if errors is None:
-                channel.reset(RemoteCode.CANCELLED)
-                raise
-            channel.reset(RemoteCode.FAILED)
-            if self._settings.propagate_service_errors:
-                raise
-            _service_log.error(
-                "service %r failed while serving %s", channel.service, self.peer.name, exc_info=errors
-            )
-            if rest is not None:
-                raise rest from None
-        else:
-            if scope.cancelled_caught:
-                channel.reset(RemoteCode.CANCELLED, "the caller's deadline passed")
-            else:
-                channel.close()
+            await self._settings.services.run(service, channel, scope)
         finally:
             self._serving -= 1
-
-
-def _split(exc: BaseException) -> tuple[Exception | None, BaseException | None]:
-    """Apart: what a service did wrong, and what must propagate (cancellation, KeyboardInterrupt, SystemExit)."""
-    if isinstance(exc, BaseExceptionGroup):
-        return exc.split(Exception)
-    return (exc, None) if isinstance(exc, Exception) else (None, exc)
+            self._wake_if_quiet()

@@ -79,6 +79,11 @@ class SharedDials(Generic[T]):
             raise trio.ClosedResourceError(msg)
         return _shared(dial.outcome)
 
+    def cancel(self) -> None:
+        """Give up every dial under way; the waiters get `ClosedResourceError`."""
+        for dial in list(self._dials.values()):
+            dial.scope.cancel()
+
     async def _run(
         self,
         key: Hashable,

@@ -338,6 +338,8 @@ class RemoteCode(StrEnum):
     NO_REPLY = "no_reply"
     LIMIT = "limit"
     SHUTTING_DOWN = "shutting_down"
+    NOT_ALLOWED = "not_allowed"
+    BAD_MESSAGE = "bad_message"
     OTHER = "other"
 
     @classmethod
@@ -365,6 +367,8 @@ class RemoteError(TrionodeError):
         RemoteCode.NO_REPLY: "the service ended without sending a reply",
         RemoteCode.LIMIT: "a limit of the peer was reached",
         RemoteCode.SHUTTING_DOWN: "the peer is shutting down; retry elsewhere or later",
+        RemoteCode.NOT_ALLOWED: "the peer does not let us use this service; its allow= decides",
+        RemoteCode.BAD_MESSAGE: "a message could not be decoded as the agreed type",
         RemoteCode.OTHER: "the peer gave a code that this release does not know",
     }
 

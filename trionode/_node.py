@@ -16,12 +16,13 @@ import contextvars
 import logging
 import secrets
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, final
 
 import trio
 
-from ._acceptor import Acceptor
+from ._acceptor import Acceptor, AcceptorStatistics
 from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason
 from ._connector import dial
 from ._dials import SharedDials
@@ -50,6 +51,7 @@ from ._loosening import Loosening, loosenings
 from ._options import AcceptorOptions, NetworkMode, NodeOptions, Route
 from ._registry import ConnectionsView, Registry
 from ._routes import RouteHandle, RouteTable
+from ._services import Services
 from ._wire import Limits, Refusal
 
 if TYPE_CHECKING:
@@ -58,10 +60,10 @@ if TYPE_CHECKING:
 
     from ._cert_manager import CertManager
     from ._channel import ServiceChannel
-    from ._connection import Service
     from ._link import Link
+    from ._services import Allow, Service
 
-__all__ = ["Node", "open_node", "serve_node"]
+__all__ = ["Node", "NodeStatistics", "open_node", "serve_node"]
 
 _log = logging.getLogger("trionode.node")
 _security_log = logging.getLogger("trionode.security")
@@ -103,6 +105,24 @@ async def serve_node(
 
 
 @final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeStatistics:
+    """A snapshot of a node.
+
+    Attributes:
+        connections: open now, verified or not.
+        channels: open on them.
+        services: service tasks that run.
+        acceptors: one entry for each.
+    """
+
+    connections: int
+    channels: int
+    services: int
+    acceptors: tuple[AcceptorStatistics, ...]
+
+
+@final
 class Node:
     """An open node; made by `open_node` and `serve_node`. One that was merely constructed is closed.
 
@@ -123,7 +143,11 @@ class Node:
         self.connections: Mapping[NodeName, Connection] = ConnectionsView(
             self._registry, lambda peer: self._find(peer, None)
         )
-        self._services: dict[str, Service] = dict(options.services)
+        self._services = Services(
+            propagate_errors=options.propagate_service_errors, expose_errors=options.expose_service_errors
+        )
+        for service_name, service in options.services.items():
+            self._services.add(service_name, service)
         self._routes = RouteTable()
         for pattern, route in options.network.routes.items():
             self._routes.add(pattern, route)
@@ -145,6 +169,16 @@ class Node:
     def unverified_connections(self) -> Sequence[Connection]:
         """Inbound connections of peers that nobody verified, oldest first; never used for dialling out."""
         return self._registry.unverified
+
+    def statistics(self) -> NodeStatistics:
+        """A snapshot of what it does."""
+        connections = [connection.statistics() for connection in self._running]
+        return NodeStatistics(
+            connections=len(connections),
+            channels=sum(each.channels for each in connections),
+            services=sum(each.services for each in connections),
+            acceptors=tuple(acceptor.statistics() for acceptor in self.acceptors),
+        )
 
     # Dialling
 
@@ -306,19 +340,20 @@ class Node:
 
     # Serving
 
-    def add_service(self, name: str, service: Service) -> None:
+    def add_service(self, name: str, service: Service, *, allow: Allow | None = None) -> None:
         """Register an async function under a name; each channel opened to it runs it once.
 
+        Args:
+            name: 1 to 255 characters.
+            service: gets the channel; may look at `channel.peer`.
+            allow: who may use it: a node name, a glob over the whole name, several of these (which only verified
+                peers match), or a function of the peer that returns True. None: every peer. Checked before the
+                service's task starts.
+
         Raises:
-            ValueError: the name is empty, longer than 255 characters, or taken.
+            ValueError: the name is empty, too long or taken, or `allow` has a pattern that is none.
         """
-        if not 1 <= len(name) <= 255:
-            msg = f"a service name has 1 to 255 characters, not {len(name)}"
-            raise ValueError(msg)
-        if name in self._services:
-            msg = f"there is a service {name!r} already"
-            raise ValueError(msg)
-        self._services[name] = service
+        self._services.add(name, service, allow=allow)
 
     def add_route(self, pattern: str | NodeName, route: Route, *, weight: int = 0) -> RouteHandle:
         """Add a route; returns a handle to remove it.
@@ -447,30 +482,58 @@ class Node:
                 GenerationPublished(node=self.name, generation=seen, fingerprint=key_pair.fingerprint)
             )
 
-    async def _leave(self) -> None:
-        """The clean end: stop accepting, flush, say goodbye."""
-        nursery, self._nursery = self._nursery, None
-        assert nursery is not None
+    async def drain(self) -> None:
+        """End gracefully, at leisure: for a rolling deploy, before leaving the block.
+
+        Stops listening and dialling at once, so that a successor may take the address and the name; tells every peer,
+        which then opens no more channels here; waits until open channels and running services have ended; closes the
+        connections. The deadline is the caller's scope; when that is cancelled, what is left is cancelled too.
+        Afterwards every verb raises `trio.ClosedResourceError`.
+        """
+        self._stop()
+        await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            for connection in list(self._running):
+                nursery.start_soon(connection.drain)
+
+    def _stop(self) -> None:
+        self._nursery = None
         self._accepting.cancel()
         for acceptor in self.acceptors:
             acceptor.close()
+        self._dials.cancel()
+
+    async def _leave(self) -> None:
+        """The clean end, within `shutdown_grace`: drain for most of it, then say goodbye to whoever is left."""
         grace = self.options.shutdown_grace
-        async with trio.open_nursery() as goodbyes:
-            for connection in list(self._running):
-                goodbyes.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
+        deadline = trio.current_time() + grace
+        self._stop()
+        connections = list(self._running)
+        with trio.move_on_at(deadline - grace / 4):
+            async with trio.open_nursery() as nursery:
+                for connection in connections:
+                    nursery.start_soon(connection.quiesce)
+        with trio.move_on_at(deadline):
+            async with trio.open_nursery() as nursery:
+                for connection in connections:
+                    nursery.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
 
     # What acceptors and dials bring
 
     def _adopt(self, link: Link, manager: CertManager, limits: Limits) -> Connection:
         """Make a link a connection and register it; no checkpoint until its `run()`."""
         assert self._nursery is not None
+        network = self.options.network
         settings = ConnectionSettings(
             services=self._services,
             service_nursery=self._nursery,
             limits=limits,
-            budget=self.options.network.receive_budget,
-            propagate_service_errors=self.options.propagate_service_errors,
-            forget=self._forget,
+            budget=network.receive_budget,
+            max_pending_opens=network.max_pending_opens,
+            heartbeat_interval=network.heartbeat_interval,
+            heartbeat_tolerance=network.heartbeat_tolerance,
+            unregister=self._registry.remove,
+            ended=self._report_end,
             finished=self._running.pop,
             current_generation=lambda: manager.generation,
         )
@@ -479,15 +542,14 @@ class Node:
         for replaced in self._registry.add(connection):
             self._spawn(replaced.retire, f"retire {replaced!r}")
         unverified = self._registry.unverified
-        if len(unverified) > self.options.network.max_unverified:
+        if len(unverified) > network.max_unverified:
             self._spawn(partial(unverified[0].close, EndReason.LIMIT), f"close {unverified[0]!r}")
         side = Side.DIAL if link.dialled else Side.ACCEPT
         self._events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
         _log.info("connection up: %r", connection)
         return connection
 
-    def _forget(self, connection: Connection, end: ConnectionEnd) -> None:
-        self._registry.remove(connection)
+    def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
         self._events.publish(
             ConnectionDown(
                 node=self.name, peer=connection.peer, connection=connection, reason=end.reason, error=end.error

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import TypeAlias, final
 
 from ._cert_manager import CertManager
-from ._connection import Service  # noqa: TC001 -- dataclass fields are resolved at run time
 from ._identity import canonical_host
 from ._peer import Peer
+from ._services import Service  # noqa: TC001 -- dataclass fields are resolved at run time
 
 __all__ = ["AcceptorOptions", "NetworkMode", "NetworkOptions", "NodeOptions", "Route"]
 
@@ -123,6 +123,10 @@ class NetworkOptions:
         channel_window: credit that each channel starts with towards this node, bytes.
         receive_budget: bytes that a connection may hold for messages larger than their window. What one connection
             can make this node hold is at most `max_channels * channel_window + receive_budget + max_message_size`.
+        max_pending_opens: channels that a peer may have opened on one connection whose service has not begun to run.
+        heartbeat_interval: a connection that was silent for this long is pinged, seconds; infinite for never.
+        heartbeat_tolerance: how long the answer to that may take, seconds. A dead peer is noticed at most
+            `heartbeat_interval + heartbeat_tolerance` after its last sign of life.
         max_unverified: inbound connections of unverified peers at once.
         handshake_timeout: for contexts, TLS and hello, seconds; accepting it runs from the accept.
         connect_timeout: for DNS and TCP, seconds.
@@ -135,9 +139,12 @@ class NetworkOptions:
     bind_names: bool = True
     max_message_size: int = 16 * _MIB
     max_channels: int = 1024
+    max_pending_opens: int = 1024
     channel_window: int = 128 * 1024
     receive_budget: int = 64 * _MIB
     max_unverified: int = 1024
+    heartbeat_interval: float = 15
+    heartbeat_tolerance: float = 15
     handshake_timeout: float = 10
     connect_timeout: float = 10
 
@@ -154,6 +161,9 @@ class NetworkOptions:
             raise ValueError(msg)
         _check_int("max_message_size", self.max_message_size, 1, 2**32 - 1)
         _check_int("max_channels", self.max_channels, 1, 2**20)
+        _check_int("max_pending_opens", self.max_pending_opens, 1, 2**20)
+        _check_seconds("heartbeat_interval", self.heartbeat_interval)
+        _check_seconds("heartbeat_tolerance", self.heartbeat_tolerance)
         _check_int("channel_window", self.channel_window, 4096, 2**30)
         _check_int("receive_budget", self.receive_budget, 0, 2**40)
         _check_int("max_unverified", self.max_unverified, 0, 2**20)
@@ -172,8 +182,11 @@ class NodeOptions:
         services: by name; more with `node.add_service`.
         authorize: called with every peer that passed everything else, on both sides; it can only narrow. Raise
             `Refused("…")` to refuse with a reason that the peer may read; any other exception refuses as well.
-        shutdown_grace: how long a clean end may take to flush and say goodbye, seconds.
+        shutdown_grace: how long a clean end may take, seconds: open channels get the time to end, what was accepted for
+            sending is flushed, peers are told goodbye.
         propagate_service_errors: let an exception of a service crash the node instead of being logged: for tests.
+        expose_service_errors: let callers read the type and text of a service's exception; by default they only learn
+            that it failed.
     """
 
     cert_manager: CertManager
@@ -182,6 +195,7 @@ class NodeOptions:
     authorize: Authorize | None = None
     shutdown_grace: float = 1.0
     propagate_service_errors: bool = False
+    expose_service_errors: bool = False
 
     def __post_init__(self) -> None:
         """Check and freeze.

@@ -59,14 +59,17 @@ class Outbox:
         """Whether the peer makes us queue answers and does not read them."""
         return len(self._pending) > CEILING
 
-    def append(self, *parts: bytes | bytearray | memoryview) -> None:
-        """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped."""
+    def append(self, *parts: bytes | bytearray | memoryview, lazily: bool = False) -> None:
+        """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped.
+
+        Lazily, they do not wake the writer: they go with whatever is written next (a heartbeat at the latest).
+        """
         if self._closing:
             return
         pending = self._pending
         for part in parts:
             pending += part
-        if self._idle:
+        if self._idle and not lazily:
             self._idle.unpark()
 
     def close(self) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, final
 
-from ._identity import NodeName
+from ._patterns import NamePattern
 
 if TYPE_CHECKING:
+    from ._identity import NodeName
     from ._options import Route
 
 __all__ = ["RouteHandle"]
 
-_GLOB = frozenset("*?[")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    pattern: str
+    pattern: NamePattern
     route: Route
     weight: int
 
@@ -36,21 +33,14 @@ class RouteTable:
         Raises:
             ValueError: the pattern is neither a node name nor a glob over one.
         """
-        text = str(pattern)
-        if not _GLOB & set(text):
-            text = str(NodeName.parse(text))
-        elif "@" not in text and text != "*":
-            msg = f"a route pattern is matched against the whole name@host; {text!r} has no '@'"
-            raise ValueError(msg)
-        entry = _Entry(text, route, weight)
+        entry = _Entry(NamePattern(pattern), route, weight)
         self._entries.append(entry)
         self._entries.sort(key=lambda e: -e.weight)  # stable: equal weights keep their order
         return RouteHandle(self, entry)
 
     def lookup(self, name: NodeName) -> list[Route]:
         """The routes that match, best first."""
-        text = str(name)
-        return [e.route for e in self._entries if e.pattern == text or fnmatchcase(text, e.pattern)]
+        return [entry.route for entry in self._entries if entry.pattern.matches(name)]
 
     def _remove(self, entry: _Entry) -> None:
         if entry in self._entries:

@@ -41,6 +41,7 @@ Frames
     0x0A GOODBYE  msgpack `code`, `message`    on channel 0: the connection is over, nothing follows
     0x0B PING     8 bytes                      on channel 0: answer with the same bytes in a PONG
     0x0C PONG     8 bytes                      on channel 0
+    0x0D DRAIN    none                         on channel 0: open no more channels here; those that are open may end
     ==== ======== ============================ ======================================================================
 
     Fragments of different channels may interleave; those of one channel are in order, with only CREDIT, RESET and
@@ -95,9 +96,10 @@ CREDIT: Final = 0x09
 GOODBYE: Final = 0x0A
 PING: Final = 0x0B
 PONG: Final = 0x0C
+DRAIN: Final = 0x0D
 
 _FIRST_OPTIONAL_KIND: Final = 0x80
-_KINDS: Final = frozenset(range(OPEN, PONG + 1))
+_KINDS: Final = frozenset(range(OPEN, DRAIN + 1))
 
 _HEADER: Final = struct.Struct(">II")
 _U16: Final = struct.Struct(">H")

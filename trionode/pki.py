@@ -425,10 +425,11 @@ def _key_pem(key: PrivateKey, password: str | bytes | None) -> bytes:
 
 
 def _only(certificates: tuple[x509.Certificate, ...], file: Path) -> x509.Certificate:
-    if len(certificates) > 1:
+    certificate, *others = certificates
+    if others:
         msg = f"{file} holds {len(certificates)} certificates; a CA's own certificate has to be alone in it"
         raise CertificateError(msg, reason=CertificateReason.CHAIN_ORDER)
-    return certificates[0]
+    return certificate
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:

@@ -1,0 +1,151 @@
+"""Services: who may open a channel to which, and what running one means.
+
+A service is an async function of one `ServiceChannel`. Each opened channel runs it once, as a task of the node, in a
+fresh copy of the node's context variables with `current_channel` set, under a cancel scope that carries the caller's
+deadline. Returning closes the channel cleanly; raising resets it, and the caller sees `RemoteError(code="failed")`
+without details, unless the node opts into showing them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+from ._channel import ServiceChannel
+from ._errors import RemoteCode, RemoteError
+from ._identity import NodeName
+from ._patterns import NamePattern
+from ._peer import Peer
+
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["Allow", "Service", "current_channel"]
+
+Service: TypeAlias = Callable[[ServiceChannel], Awaitable[None]]
+
+#: Who may use a service: node names, globs over the whole name, or a function of the peer.
+Allow: TypeAlias = str | NodeName | Iterable[str | NodeName] | Callable[[Peer], bool]
+
+_log = logging.getLogger("trionode.service")
+
+#: In a service task, the channel that it serves: its `peer` and `service` are what a log line wants.
+current_channel: Final[ContextVar[ServiceChannel]] = ContextVar("trionode.current_channel")
+
+
+@final
+class ServiceRefusal(Exception):  # noqa: N818 -- a verdict on its way to a RESET frame
+    """Why a channel was not opened."""
+
+    def __init__(self, code: RemoteCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    service: Service
+    allowed: Callable[[Peer], bool]
+
+
+@final
+class Services:
+    """A node's services by name."""
+
+    def __init__(self, *, propagate_errors: bool, expose_errors: bool) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._propagate_errors = propagate_errors
+        self._expose_errors = expose_errors
+
+    def add(self, name: str, service: Service, *, allow: Allow | None = None) -> None:
+        """Register a service.
+
+        Raises:
+            ValueError: the name is empty, longer than 255 characters, or taken; or `allow` has a string that is
+                neither a node name nor a glob over one.
+        """
+        if not 1 <= len(name) <= 255:
+            msg = f"a service name has 1 to 255 characters, not {len(name)}"
+            raise ValueError(msg)
+        if name in self._entries:
+            msg = f"there is a service {name!r} already"
+            raise ValueError(msg)
+        self._entries[name] = _Entry(service, _anybody if allow is None else _allowed(allow))
+
+    def find(self, name: str, peer: Peer) -> Service:
+        """The service that a peer asks for.
+
+        Raises:
+            ServiceRefusal: there is none of that name, or the peer may not use it.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ServiceRefusal(RemoteCode.UNKNOWN_SERVICE, f"no service {name!r} here")
+        try:
+            allowed = entry.allowed(peer)
+        except Exception:  # noqa: BLE001 -- logged in full; fail closed
+            _log.exception("the allow= function of service %r failed, which refuses %s", name, peer.name)
+            allowed = False
+        if allowed is not True:
+            _log.warning("%s may not use the service %r", peer.name, name)
+            raise ServiceRefusal(RemoteCode.NOT_ALLOWED, f"{peer.name} may not use the service {name!r}")
+        return entry.service
+
+    async def run(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
+        """Run a service on its channel; what must propagate (cancellation, KeyboardInterrupt) does."""
+        current_channel.set(channel)
+        try:
+            with scope:
+                await service(channel)
+        except BaseException as exc:
+            errors, rest = _split(exc)
+            if errors is None:
+                channel.reset(RemoteCode.CANCELLED)
+                raise
+            channel.reset(RemoteCode.FAILED, _describe(errors) if self._expose_errors else "")
+            if self._propagate_errors:
+                raise
+            if isinstance(errors, RemoteError) and errors.code is RemoteCode.BAD_MESSAGE:
+                _log.warning("service %r: bad message from %s: %s", channel.service, channel.peer.name, errors.message)
+                return
+            _log.error("service %r failed while serving %s", channel.service, channel.peer.name, exc_info=errors)
+            if rest is not None:
+                raise rest from None
+        else:
+            if scope.cancelled_caught:
+                channel.reset(RemoteCode.CANCELLED, "the caller's deadline passed")
+            else:
+                channel.close()
+
+
+def _anybody(_: Peer) -> bool:
+    return True
+
+
+def _allowed(allow: Allow) -> Callable[[Peer], bool]:
+    if callable(allow):
+        return allow
+    patterns = [NamePattern(item) for item in ([allow] if isinstance(allow, str | NodeName) else allow)]
+
+    def matches(peer: Peer) -> bool:
+        # A name that nobody verified is a claim, and claims open no doors.
+        return peer.verified and any(pattern.matches(peer.name) for pattern in patterns)
+
+    return matches
+
+
+def _split(exc: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """Apart: what a service did wrong, and what must propagate (cancellation, KeyboardInterrupt, SystemExit)."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(Exception)
+    return (exc, None) if isinstance(exc, Exception) else (None, exc)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, ExceptionGroup):
+        return f"{error.message}: {'; '.join(_describe(inner) for inner in error.exceptions)}"
+    return f"{type(error).__name__}: {error}"
