@@ -8,9 +8,10 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
+import trio
 
 from trionode import (
     AcceptorOptions,
@@ -23,13 +24,17 @@ from trionode import (
     Route,
     open_node,
 )
+from trionode import _wire as wire
+from trionode._tls_stream import client_handshake, server_handshake
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from trionode import CertManager, KeyPair, Peer, Service
+    from trionode import CertManager, KeyPair, Peer, Service, TLSStream
+
+T = TypeVar("T")
 
 #: Both CAs and, by default, everything that they issue are older than this, so that a test's clock may be behind.
 AGE = timedelta(days=30)
@@ -89,6 +94,75 @@ class PairFactory(Protocol):
         beta: Mapping[str, Any] | None = None,
     ) -> AbstractAsyncContextManager[Pair]:
         """Open both; the mappings hold further arguments of the node factory."""
+
+
+class ScriptedPeer:
+    """One end of a TLS stream whose node protocol a test writes by hand."""
+
+    def __init__(self, stream: TLSStream) -> None:
+        self.stream = stream
+        self._reader = wire.HelloReader()
+
+    async def say(self, message: wire.Hello | wire.Answer | wire.Confirmation) -> None:
+        """Send one message of the hello."""
+        await self.stream.send_all(wire.encode_hello(message))
+
+    async def hear(self, kind: type[T]) -> T:
+        """Receive one message of the hello."""
+        while (message := self._reader.next(kind)) is None:
+            data = await self.stream.receive_some()
+            assert data, "the other end closed the connection in the hello"
+            self._reader.feed(data)
+        return message
+
+    async def hear_end(self) -> None:
+        """Read until the other end has closed or broken the connection."""
+        try:
+            while await self.stream.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            pass
+
+    @staticmethod
+    def hello(name: str, **fields: Any) -> wire.Hello:
+        """An honest first message."""
+        return wire.Hello(
+            **{"versions": [1], "name": name, "incarnation": 1, "generation": 1, "limits": LIMITS, **fields}
+        )
+
+    @staticmethod
+    def answer(name: str, **fields: Any) -> wire.Answer:
+        """An honest second message."""
+        return wire.Answer(**{"version": 1, "name": name, "incarnation": 1, "generation": 1, "limits": LIMITS, **fields})
+
+
+LIMITS = wire.Limits(max_message_size=65536, window=65536, max_channels=16)
+
+
+class ScriptedListener:
+    """A TCP listener on loopback whose clients a test serves by hand."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self.listener = listener
+        self.port: int = listener.socket.getsockname()[1]
+
+    def route(self, **route: Any) -> Route:
+        """The route that leads here."""
+        return Route(host="127.0.0.1", port=self.port, **route)
+
+    async def accept(self, certs: CertManager, *, alpn: Sequence[str] = (wire.ALPN,)) -> ScriptedPeer:
+        """Accept one client and do TLS with it."""
+        contexts = await certs.contexts.receive()
+        return ScriptedPeer(await server_handshake(await self.listener.accept(), contexts, alpn=alpn))
+
+
+async def dial_scripted(
+    node: Node, certs: CertManager, *, reference: str = "localhost", alpn: Sequence[str] = (wire.ALPN,)
+) -> ScriptedPeer:
+    """Connect to a node's first acceptor and do TLS with it; the hello is the test's."""
+    transport = await trio.open_tcp_stream(*node.acceptors[0].address)
+    contexts = await certs.contexts.receive()
+    return ScriptedPeer(await client_handshake(transport, contexts, reference=reference, alpn=alpn))
 
 
 def _old_clock() -> datetime:
@@ -193,3 +267,17 @@ def open_pair(node: NodeFactory, route_to: Callable[..., Route]) -> PairFactory:
             yield Pair(alpha=a, beta=b)
 
     return make
+
+
+@pytest.fixture
+def scripted_dial() -> Callable[..., Awaitable[ScriptedPeer]]:
+    """The function `dial_scripted`."""
+    return dial_scripted
+
+
+@pytest.fixture
+async def scripted_listener() -> AsyncIterator[ScriptedListener]:
+    """A listener on loopback that knows nothing."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        yield ScriptedListener(listener)

@@ -140,7 +140,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
                 msg = "send_eof() was called before"
                 raise trio.ClosedResourceError(msg)
             await trio.lowlevel.checkpoint_if_cancelled()
-            with memoryview(data) as view:
+            # As bytes, whatever the items of the given view are: OpenSSL's binding takes the number of items for a size.
+            with memoryview(data) as items, items.cast("B") as view:
                 if not len(view):
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 for start in range(0, len(view), _SEND_CHUNK):
@@ -161,6 +162,9 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self._begin_send()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
+            if self._send_ended:  # a second SSL_shutdown would read, and choke on data that is still to be received
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return
             self._session.finish()
             self._send_ended = True
             await self._send_ciphertext()
@@ -383,7 +387,8 @@ async def _handshake(
             raise
     except TLSFailure as exc:
         await trio.aclose_forcefully(transport)
-        raise failure_error(exc, address, contexts.generation, presented) from exc.__cause__
+        error = failure_error(exc, address, contexts.generation, presented)
+        raise error from error.__cause__
     except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(transport)
         msg = f"the connection{_at(address)} broke during the TLS handshake: {exc.__cause__ or exc}"

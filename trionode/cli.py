@@ -1,0 +1,283 @@
+"""The command line, `trionode`: shows; the work is done elsewhere.
+
+This module is a program: nothing imports it but its entry point and `__main__`. So where click and rich are missing
+(the extra `cli`), importing it ends the program with the one line that says what to install.
+
+Exit status: 0 where everything held, 1 where something did not, 2 where the command line made no sense, 130 after
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+from . import demo as story
+
+try:
+    import click
+    from rich.console import Console, RenderableType
+    from rich.segment import Segment, Segments
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as exc:
+    if exc.name not in ("click", "rich"):
+        raise
+    sys.exit(f"trionode: the command line needs {exc.name}; install it with: pip install 'trionode[cli]'")
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PROGRAM: Final = "trionode"
+_HELD: Final = "✓"
+_FAILED: Final = "✗"
+
+#: Columns, where there is no terminal to ask: wide enough for a check and its evidence in one line each.
+_PIPE_WIDTH: Final = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows a question mark instead of ending the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+    except click.UsageError as exc:
+        where = PROGRAM if exc.ctx is None else exc.ctx.command_path
+        click.echo(f"{PROGRAM}: {exc.format_message()} (see '{where} --help')", err=True)
+        return 2
+    except click.ClickException as exc:
+        click.echo(f"{PROGRAM}: {exc.format_message()}", err=True)
+        return exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(f"{PROGRAM}: interrupted; every process of the demo was ended", err=True)
+        return 130
+
+
+def _version() -> str:
+    try:
+        return version(PROGRAM)
+    except PackageNotFoundError:  # run from a checkout
+        return "(not installed)"
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_version(), prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Mutual TLS between Python programs on Trio, with certificates that rotate while everything keeps running.
+
+    The library is imported as `trionode`; this command shows what it does. Start with `trionode demo`.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _empty_directory(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    """A directory that the demo may fill: missing or empty, so that nobody's keys are overwritten."""
+    if value is None:
+        return None
+    try:
+        value.mkdir(mode=0o700, parents=True, exist_ok=True)
+        empty = next(value.iterdir(), None) is None
+    except OSError as exc:
+        msg = f"cannot use {value}: {exc.strerror}"
+        raise click.BadParameter(msg) from exc
+    if not empty:
+        msg = f"{value} is not empty, and the demo overwrites nothing; name a new directory"
+        raise click.BadParameter(msg)
+    return value.resolve()
+
+
+@cli.command(short_help="Two nodes, a rotation under traffic, and those who are not let in.")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=_empty_directory,
+    help="Keep CA, certificates, keys and logs here (missing or empty). Default: a temporary directory, removed again.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for scripts, and nothing else.")
+def demo(directory: Path | None, *, as_json: bool) -> int:
+    """Two nodes, a rotation under traffic, and those who are not let in; takes a few seconds.
+
+    \b
+    What it does, on this machine, loopback only:
+      1. makes a CA, and a certificate for each node, on disk
+      2. starts two nodes, alpha and beta, as separate processes;
+         alpha dials beta, and each verifies the other
+      3. replaces beta's certificate while alpha sends it numbers:
+         the connection goes on, on the certificate that it began with
+      4. lets a third node connect: that one gets the new certificate
+      5. lets a stranger from another CA, an impostor, and a client
+         without a certificate try, and shows what each side says
+      6. counts whether a number was lost, doubled or reordered
+
+    The roles are in trionode/demo.py, and are meant to be read: they are programs as an application would write them.
+
+    \b
+    Examples:
+      trionode demo
+      trionode demo --directory /tmp/cluster    keep the files, look at them with openssl
+      trionode demo --json | jq .checks         for scripts
+
+    Exit status: 0 if every check held, 1 if one did not, 2 if the command line made no sense.
+    """
+    reporter: story.Reporter = Silent() if as_json else Teller(_console())
+    began = time.monotonic()
+    with _place(directory) as place:
+        facts = _run(place, reporter)
+    seconds = time.monotonic() - began
+    checks = story.judge_all(facts)
+    if as_json:
+        click.echo(json.dumps(_document(facts, checks, seconds), indent=2))
+    elif isinstance(reporter, Teller):
+        reporter.summary(facts, checks, seconds, kept=directory)
+    return 0 if facts.trouble is None and all(check.held for check in checks) else 1
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+@contextmanager
+def _place(directory: Path | None) -> Iterator[Path]:
+    if directory is not None:
+        yield directory
+    else:
+        with TemporaryDirectory(prefix="trionode-demo-") as temporary:
+            yield Path(temporary)
+
+
+def _run(place: Path, reporter: story.Reporter) -> story.Facts:
+    interrupted = False
+    facts = story.Facts(trouble="interrupted")
+    try:
+        facts = trio.run(story.run_demo, place, reporter)
+    except* KeyboardInterrupt:  # it may come inside a group: a nursery was open
+        interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
+    return facts
+
+
+def _document(facts: story.Facts, checks: Sequence[story.Check], seconds: float) -> dict[str, object]:
+    return {
+        "ok": facts.trouble is None and all(check.held for check in checks),
+        "seconds": round(seconds, 3),
+        "checks": [{"title": c.title, "held": c.held, "evidence": c.evidence} for c in checks],
+        "facts": msgspec.to_builtins(facts),
+    }
+
+
+@final
+class Silent:
+    """A reporter that shows nothing."""
+
+    def step(self, title: str) -> None:
+        """Show nothing."""
+
+    def note(self, who: str, text: str) -> None:
+        """Show nothing."""
+
+    def certificate(self, who: str, text: str, certificate: story.Certificate) -> None:
+        """Show nothing."""
+
+    def check(self, check: story.Check) -> None:
+        """Show nothing."""
+
+
+@final
+class Teller:
+    """A reporter that tells the story on a terminal, or into a pipe."""
+
+    _COLOURS: Final = {"alpha": "cyan", "beta": "magenta", "gamma": "blue"}
+    _WHO: Final = 10
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._steps = 0
+
+    def step(self, title: str) -> None:
+        """A heading."""
+        self._steps += 1
+        self._console.print()
+        self._console.print(Text(f"{self._steps}  {title}", style="bold"))
+
+    def note(self, who: str, text: str) -> None:
+        """A line, hanging under who said it."""
+        self._line(Text(who, style=self._COLOURS.get(who, "yellow")), Text(text))
+
+    def certificate(self, who: str, text: str, certificate: story.Certificate) -> None:
+        """A line, and below it what the certificate says."""
+        self.note(who, text)
+        for label, value in (
+            ("SANs", ", ".join(certificate.names)),
+            ("issuer", certificate.issuer),
+            ("SHA-256", story.short(certificate.fingerprint, 16)),
+        ):
+            self._line(Text(), Text(f"{label:<8}{value}", style="dim"))
+
+    def check(self, check: story.Check) -> None:
+        """A verdict."""
+        self._line(_mark(check), Text(check.title, style="green" if check.held else "bold red"))
+
+    def summary(
+        self, facts: story.Facts, checks: Sequence[story.Check], seconds: float, *, kept: Path | None
+    ) -> None:
+        """The table of checks, and the verdict."""
+        self._console.print()
+        self._console.print(Text("What was shown", style="bold"))
+        table = Table.grid(padding=(0, 2))
+        for check in checks:
+            table.add_row(_mark(check), check.title, Text(check.evidence, style="dim"))
+        self._print(table)
+        self._console.print()
+        if facts.trouble is not None:
+            self._print(Text(f"broke off: {facts.trouble}", style="bold red"))
+        if kept is not None:
+            self._print(Text(f"kept in {kept}: keys too, and ca/ca.key signs certificates; delete them when done"))
+        held = sum(check.held for check in checks)
+        everything = held == len(checks) and facts.trouble is None
+        verdict = f"{held} of {len(checks)} checks held, in {seconds:.1f} s"
+        self._console.print(Text(verdict, style="bold green" if everything else "bold red"))
+
+    def _line(self, left: Text, right: Text) -> None:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=self._WHO)
+        grid.add_column(ratio=1)
+        grid.add_row(left, right)
+        self._print(grid)
+
+    def _print(self, what: RenderableType) -> None:
+        # Rich pads lines to the full width; into a pipe that would be so many blanks.
+        for line in self._console.render_lines(what, pad=False):
+            segments = list(line)
+            while segments and not segments[-1].text.rstrip():
+                segments.pop()
+            if segments:
+                last = segments[-1]
+                segments[-1] = Segment(last.text.rstrip(), last.style)
+            self._console.print(Segments(segments))
+
+
+def _mark(check: story.Check) -> Text:
+    return Text(_HELD, style="green") if check.held else Text(_FAILED, style="bold red")
