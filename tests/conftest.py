@@ -5,6 +5,7 @@ Nothing here is automatic; a test file that needs something else of the same nam
 
 from __future__ import annotations
 
+import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode import (
     AcceptorOptions,
@@ -99,9 +101,30 @@ class PairFactory(Protocol):
 class ScriptedPeer:
     """One end of a TLS stream whose node protocol a test writes by hand."""
 
-    def __init__(self, stream: TLSStream) -> None:
+    def __init__(self, stream: TLSStream | trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
         self._reader = wire.HelloReader()
+        self._decoder = wire.FrameDecoder()
+        self._frames: list[tuple[int, int, bytes]] = []
+
+    async def introduce(self, name: str, **hello: Any) -> wire.Answer:
+        """Dial: speak an honest hello to its end; gives the answer."""
+        await self.say(self.hello(name, **hello))
+        answer = await self.hear(wire.Answer)
+        assert answer.refusal is None
+        await self.say(wire.Confirmation(verified=True))
+        return answer
+
+    async def frame(self, wanted: int | None = None) -> tuple[int, int, bytes]:
+        """The next frame after the hello (kind, channel, payload), or the next of the kind that is wanted."""
+        while True:
+            while not self._frames:
+                data = self._reader.rest() or await self.stream.receive_some()
+                assert data, "the other end closed the connection"
+                self._frames += self._decoder.feed(bytes(data))
+            frame = self._frames.pop(0)
+            if wanted in (None, frame[0]):
+                return frame
 
     async def say(self, message: wire.Hello | wire.Answer | wire.Confirmation) -> None:
         """Send one message of the hello."""
@@ -112,7 +135,7 @@ class ScriptedPeer:
         while (message := self._reader.next(kind)) is None:
             data = await self.stream.receive_some()
             assert data, "the other end closed the connection in the hello"
-            self._reader.feed(data)
+            self._reader.feed(bytes(data))
         return message
 
     async def hear_end(self) -> None:
@@ -157,10 +180,23 @@ class ScriptedListener:
 
 
 async def dial_scripted(
-    node: Node, certs: CertManager, *, reference: str = "localhost", alpn: Sequence[str] = (wire.ALPN,)
+    node: Node, certs: CertManager | CertificateAuthority, *, reference: str = "localhost", alpn: Sequence[str] = (wire.ALPN,)
 ) -> ScriptedPeer:
-    """Connect to a node's first acceptor and do TLS with it; the hello is the test's."""
+    """Connect to a node's first acceptor and do TLS with it; the hello is the test's.
+
+    Args:
+        node: where to connect to.
+        certs: what to present and to trust; a CA to trust that and to present nothing.
+        reference: what the node's certificate must cover.
+        alpn: what to offer.
+    """
     transport = await trio.open_tcp_stream(*node.acceptors[0].address)
+    if isinstance(certs, CertificateAuthority):
+        context = ssl.create_default_context(cadata=certs.certificate.public_bytes(Encoding.DER))
+        context.set_alpn_protocols(list(alpn))
+        stream = trio.SSLStream(transport, context, server_hostname=reference, https_compatible=True)
+        await stream.do_handshake()
+        return ScriptedPeer(stream)
     contexts = await certs.contexts.receive()
     return ScriptedPeer(await client_handshake(transport, contexts, reference=reference, alpn=alpn))
 

@@ -176,7 +176,6 @@ def test_a_new_manager(key_pairs: list[KeyPair]) -> None:
     assert manager.client_cas is None
     assert manager.root_cas is None
     assert manager.server_name is None
-    assert not contexts.server.client_auth_verifies
 
 
 def test_a_manager_shows_its_generation_and_no_key(manager: CertAuthManager) -> None:

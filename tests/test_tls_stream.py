@@ -409,6 +409,7 @@ async def test_a_record_cut_in_the_middle_is_a_truncation(party: Party) -> None:
             await server.receive_some()
 
 
+@pytest.mark.parametrize("make_any_transports", [memory, sockets], ids=["memory", "sockets"])
 async def test_half_closing_twice_loses_nothing(party: Party, make_any_transports: Callable[[], Transports]) -> None:
     """`send_eof` is idempotent, and what the peer sent before or sends after it is received."""
     client, server = await tls_pair(party, make_any_transports())
@@ -433,12 +434,20 @@ async def test_half_closing_twice_loses_nothing(party: Party, make_any_transport
 
 
 async def test_nothing_is_sent_after_half_closing(party: Party) -> None:
-    """After `send_eof` a send raises ClosedResourceError."""
-    client, server = await tls_pair(party, memory())
+    """After `send_eof` a send raises ClosedResourceError, and closing with data unread adds nothing on the wire."""
+    near, far = memory()
+    wire = Meddler(near)
+    client, server = await tls_pair(party, (wire, far))
     async with client, server:
+        for _ in range(3):
+            await server.send_all(b"unread")
+        assert await client.receive_some(1) == b"u"
         await client.send_eof()
+        sent = bytes(wire.sent)
         with pytest.raises(trio.ClosedResourceError):
             await client.send_all(b"too late")
+        await client.aclose()
+    assert bytes(wire.sent) == sent
 
 
 # Closing ------------------------------------------------------------------------------------------------------------
@@ -883,7 +892,9 @@ async def test_a_client_that_never_says_a_word_is_silent(party: Party) -> None:
         assert channel.statistics().current_buffer_used == 1  # type: ignore[attr-defined]
 
 
-async def test_a_handshake_whose_sends_fail_reports_what_the_peer_said(party: Party) -> None:
+async def test_a_handshake_whose_sends_fail_reports_what_the_peer_said(
+    party: Party, autojump_clock: trio.testing.MockClock
+) -> None:
     """When the transport refuses our flight because the peer has gone, its alert, already here, is what is reported."""
     near, far = memory()
     wire = Meddler(near)

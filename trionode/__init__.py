@@ -10,6 +10,7 @@ from ._connection import (
     EndReason as EndReason,
 )
 from ._contexts import TLSContexts as TLSContexts
+from ._cookie import generate_cookie as generate_cookie
 from ._credentials import CAPool as CAPool, KeyPair as KeyPair
 from ._errors import (
     CertificateError as CertificateError,
@@ -38,13 +39,17 @@ from ._events import (
     AcceptorUp as AcceptorUp,
     ConnectionDown as ConnectionDown,
     ConnectionUp as ConnectionUp,
+    ConnectorChanged as ConnectorChanged,
     EventStream as EventStream,
     GenerationPublished as GenerationPublished,
     HandshakeRefused as HandshakeRefused,
+    NameInUse as NameInUse,
     NodeEvent as NodeEvent,
+    ResolverTrouble as ResolverTrouble,
     Side as Side,
 )
 from ._identity import NodeName as NodeName
+from ._keeper import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
 from ._node import Node as Node, NodeStatistics as NodeStatistics, open_node as open_node, serve_node as serve_node
 from ._options import (
     AcceptorOptions as AcceptorOptions,
@@ -55,6 +60,13 @@ from ._options import (
 )
 from ._peer import Peer as Peer
 from ._policy import ClientAuth as ClientAuth
+from ._resolvers import (
+    Endpoint as Endpoint,
+    LocalRegistry as LocalRegistry,
+    Registrar as Registrar,
+    Resolver as Resolver,
+    ResolverError as ResolverError,
+)
 from ._routes import RouteHandle as RouteHandle
 from ._services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls

@@ -9,12 +9,13 @@ do with a link; it never sees a manager.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
 
-from ._errors import Address, HandshakeError
+from ._errors import Address, HandshakeError, UnverifiedReason
 from ._handshake import Party, accept_link
 from ._listeners import accept_forever, listener_address
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["Acceptor", "AcceptorStatistics"]
 
 _log = logging.getLogger("trionode.acceptor")
+
+#: Refusals that are logged one by one within a window; what is more is counted and said in one line after it.
+LOG_BURST: Final = 20
+#: Length of that window. Seconds.
+LOG_WINDOW: Final = 10.0
 
 
 class Refused(Protocol):
@@ -80,6 +86,8 @@ class Acceptor:
         self._handshaking = 0
         self._established = 0
         self._refused = 0
+        self._window_began = -math.inf
+        self._window_refused = 0
 
     def __repr__(self) -> str:
         return f"<Acceptor on {', '.join(f'{host} port {port}' for host, port in self._addresses)}>"
@@ -115,12 +123,32 @@ class Acceptor:
                 for listener in self._listeners:
                     nursery.start_soon(accept_forever, listener, take)
         finally:
+            self._summarise()
             self.close()
 
     def close(self) -> None:
         """Close the listeners. Idempotent."""
         for listener in self._listeners:
             listener.socket.close()
+
+    def _report(self, error: HandshakeError) -> None:
+        """Log a refusal; a flood of them is summarised."""
+        if error.reason in ("silent", UnverifiedReason.DUPLICATE):
+            # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there.
+            _log.debug("handshake on %s: %s", self.address, error)
+            return
+        now = trio.current_time()
+        if now - self._window_began >= LOG_WINDOW:
+            self._summarise()
+            self._window_began, self._window_refused = now, 0
+        self._window_refused += 1
+        if self._window_refused <= LOG_BURST:
+            _log.warning("handshake refused on %s: %s", self.address, error)
+
+    def _summarise(self) -> None:
+        unsaid = self._window_refused - LOG_BURST
+        if unsaid > 0:
+            _log.warning("%d more handshakes refused on %s, not logged one by one", unsaid, self.address)
 
     async def handle(self, transport: trio.abc.Stream) -> None:
         """One connection: the handshake, then whatever `established` does with the link; owns the transport."""
@@ -135,9 +163,7 @@ class Acceptor:
             )
         except HandshakeError as exc:
             self._refused += 1
-            # A port scan or a health check says nothing and leaves: that is no refusal.
-            level = logging.DEBUG if exc.reason == "silent" else logging.WARNING
-            _log.log(level, "handshake refused on %s: %s", self.address, exc)
+            self._report(exc)
             self._on_refused(exc)
             return
         except Exception:  # noqa: BLE001 -- logged in full

@@ -160,6 +160,7 @@ class CertManager:
         """
         with self._claimed():
             with self._lock:
+                self._check_client_cas()
                 self._check(self.key_pair, as_server=as_server)
                 self._uses += 1
                 self._server_uses += as_server
@@ -201,7 +202,7 @@ class CertManager:
             )
             raise RuntimeError(msg)
 
-    def _check(self, key_pair: KeyPair, *, as_server: bool) -> None:
+    def _check_client_cas(self) -> None:
         policy = self._policy
         if policy.client_auth.verifies and policy.client_cas is None:
             msg = (
@@ -209,6 +210,9 @@ class CertManager:
                 "client could pass. Give the CA pool that your clients' certificates are signed by"
             )
             raise CertificateError(msg, reason=CertificateReason.NO_CLIENT_CAS)
+
+    def _check(self, key_pair: KeyPair, *, as_server: bool) -> None:
+        policy = self._policy
         verifies = policy.client_auth.verifies
         check_usable(key_pair, now=policy.now(), as_server=as_server, as_client=verifies)
         if not verifies and not allows(key_pair.certificate, ExtendedKeyUsageOID.CLIENT_AUTH):

@@ -15,6 +15,7 @@ are cancelled, but for those whose channel it had closed cleanly: they have ever
 from __future__ import annotations
 
 import logging
+import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -146,9 +147,11 @@ class Connection:
         self._pending_opens = 0
         self._bytes_received = 0
         self._last_heard = trio.current_time()
+        self._probes: dict[bytes, trio.Event] = {}
         self._draining: EndReason | None = None
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
+        self._unusable = trio.Event()
         self._closed = trio.Event()
         self._nursery: trio.Nursery | None = None
 
@@ -351,13 +354,37 @@ class Connection:
     def _stop_opening(self, reason: EndReason) -> None:
         if self._draining is None:
             self._draining = reason
+            self._unusable.set()
             self._settings.unregister(self)
+
+    async def answers(self, within: float) -> bool:
+        """Whether the peer answers a ping within so many seconds; if not, the connection has ended by then."""
+        nonce = secrets.token_bytes(8)
+        answered = self._probes[nonce] = trio.Event()
+        try:
+            self._outbox.append(wire.header(wire.PING, 0, len(nonce)), nonce)
+            with trio.move_on_after(within):
+                await answered.wait()
+        finally:
+            del self._probes[nonce]
+        if answered.is_set() and self._ended is None:
+            return True
+        self._end(EndReason.LOST, trio.BrokenResourceError(f"{self.peer.name} did not answer a ping in {within:g} s"))
+        if self._nursery is not None:
+            self._cancel()
+        return False
 
     async def retire(self) -> None:
         """A newcomer took its place: go on for a bounded time, until the peer's goodbye or end, then close."""
+        self._unusable.set()
         with trio.move_on_after(RETIRE_GRACE):
             await self._closed.wait()
         await self.close(EndReason.REPLACED)
+
+    async def wait_unusable(self) -> Exception | None:
+        """Wait until it is not handed out any more (replaced, draining, ended); returns the error, if there is one."""
+        await self._unusable.wait()
+        return None if self._ended is None else self._ended.error
 
     async def wait_closed(self) -> ConnectionEnd:
         """Wait until it has ended and its link is closed. Cancelling is harmless."""
@@ -370,6 +397,7 @@ class Connection:
         if self._ended is not None:
             return
         end = self._ended = ConnectionEnd(reason=reason, error=error)
+        self._unusable.set()
         self._settings.unregister(self)
         self._settings.ended(self, end)
         for channel in list(self._channels.values()):
@@ -511,7 +539,11 @@ class Connection:
             end = wire.decode(wire.End, payload)
             text = f"{self.peer.name} closed the connection: {printable(end.code)} {printable(end.message)}".rstrip()
             self._end(EndReason.CLOSED_BY_PEER, trio.BrokenResourceError(text))
-        elif kind != wire.PONG:
+        elif kind == wire.PONG:
+            probe = self._probes.get(payload)
+            if probe is not None:
+                probe.set()
+        else:
             msg = f"the peer sent a frame of kind {kind:#04x} on channel 0"
             raise RemoteProtocolError(msg)
 

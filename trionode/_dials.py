@@ -6,7 +6,7 @@ last waiter leaves, nobody wants it any more and it is cancelled. Its task goes 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar, cast, final
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast, final
 
 import outcome
 import trio
@@ -14,7 +14,16 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-T = TypeVar("T")
+
+
+class Runs(Protocol):
+    """A result that somebody has to run: the task that made it does, with no checkpoint in between."""
+
+    async def run(self) -> None:
+        """Until it is over."""
+
+
+T = TypeVar("T", bound=Runs)
 
 
 @final
@@ -43,16 +52,14 @@ class SharedDials(Generic[T]):
         self,
         key: Hashable,
         name: str,
-        attempt: Callable[[], Awaitable[T]],
-        afterwards: Callable[[T], Awaitable[None]],
+        attempt: Callable[[], Awaitable[tuple[T, bool]]],
     ) -> T:
         """Wait for the dial of this key, starting it if there is none.
 
         Args:
             key: what makes two dials the same.
             name: of the task, for debuggers.
-            attempt: makes the result; what it raises every waiter raises.
-            afterwards: run by the same task on the result, with no checkpoint in between.
+            attempt: gives the result, and whether it is new; what it raises every waiter raises.
 
         Raises:
             trio.ClosedResourceError: the node was closed meanwhile.
@@ -63,7 +70,7 @@ class SharedDials(Generic[T]):
             started = dial
 
             async def run() -> None:
-                await self._run(key, started, attempt, afterwards)
+                await self._run(key, started, attempt)
 
             self._spawn(run, name)
         dial.waiters += 1
@@ -88,22 +95,24 @@ class SharedDials(Generic[T]):
         self,
         key: Hashable,
         dial: _Dial[T],
-        attempt: Callable[[], Awaitable[T]],
-        afterwards: Callable[[T], Awaitable[None]],
+        attempt: Callable[[], Awaitable[tuple[T, bool]]],
     ) -> None:
         result: outcome.Outcome[T] | None = None
+        new: T | None = None
         try:
             with dial.scope:
                 try:
-                    result = outcome.Value(await attempt())
+                    value, is_new = await attempt()
+                    result = outcome.Value(value)
+                    new = value if is_new else None
                 except Exception as exc:  # noqa: BLE001 -- every waiter raises it
                     result = outcome.Error(exc)
         finally:
             dial.outcome = result
             self._forget(key, dial)
             dial.done.set()
-        if isinstance(result, outcome.Value):
-            await afterwards(result.value)
+        if new is not None:
+            await new.run()
 
     def _forget(self, key: Hashable, dial: _Dial[T]) -> None:
         if self._dials.get(key) is dial:

@@ -114,7 +114,7 @@ class ListenError(TrionodeError, OSError):
     def __init__(self, message: str, *, address: Address, tried: Sequence[Address] = ()) -> None:
         super().__init__(message)
         self.address = address
-        self.tried = tuple(tried)
+        self.tried: tuple[Address, ...] = tuple(tried)
 
     def __str__(self) -> str:
         """The sentence alone (`OSError` would format an errno that there may not be one of)."""
@@ -163,6 +163,7 @@ class UnverifiedReason(StrEnum):
     COOKIE = "cookie"
     VERSION = "version"
     NAME_IN_USE = "name_in_use"
+    DUPLICATE = "duplicate"
     SHUTTING_DOWN = "shutting_down"
 
 
@@ -196,6 +197,7 @@ class RejectionCode(StrEnum):
     COOKIE = "cookie"
     VERSION = "version"
     NAME_IN_USE = "name_in_use"
+    DUPLICATE = "duplicate"
     SHUTTING_DOWN = "shutting_down"
     OTHER = "other"
 
@@ -373,6 +375,6 @@ class RemoteError(TrionodeError):
     }
 
     def __init__(self, message: str = "", *, code: RemoteCode | str) -> None:
-        self.code = code = RemoteCode.of(code)
-        self.message = printable(message)
-        super().__init__(f"{code}: {self._explained[code]}" + (f" ({self.message})" if message else ""))
+        self.code: RemoteCode = RemoteCode.of(code)
+        self.message: str = printable(message)
+        super().__init__(f"{self.code}: {self._explained[self.code]}" + (f" ({self.message})" if message else ""))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._connection import Connection, EndReason
     from ._errors import Address, HandshakeError
     from ._identity import NodeName
+    from ._keeper import ConnectorState
     from ._peer import Peer
 
 __all__ = [
@@ -26,10 +27,13 @@ __all__ = [
     "AcceptorUp",
     "ConnectionDown",
     "ConnectionUp",
+    "ConnectorChanged",
     "EventStream",
     "GenerationPublished",
     "HandshakeRefused",
+    "NameInUse",
     "NodeEvent",
+    "ResolverTrouble",
     "Side",
 ]
 
@@ -141,6 +145,50 @@ class GenerationPublished(NodeEvent):
 
     generation: int
     fingerprint: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NameInUse(NodeEvent):
+    """Two live nodes claim one name: the second was refused. Reported on both sides, beside `HandshakeRefused`.
+
+    Attributes:
+        side: which side we were.
+        address: the other end's (host, port), or None where it is not known.
+        error: the refusal; its text has the name.
+    """
+
+    side: Side
+    address: Address | None
+    error: HandshakeError
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectorChanged(NodeEvent):
+    """A connector that keeps a connection up changed its state.
+
+    Attributes:
+        name: the peer.
+        state: the new state.
+    """
+
+    name: NodeName
+    state: ConnectorState
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolverTrouble(NodeEvent):
+    """A resolver failed, hung or answered nonsense.
+
+    Attributes:
+        name: what it was asked for; None where it was to register this node.
+        error: what happened.
+    """
+
+    name: NodeName | None
+    error: Exception
 
 
 @final

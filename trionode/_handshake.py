@@ -17,12 +17,15 @@ one deadline, and on every way out but success the transport is closed.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
 
 import trio
 
 from . import _wire as wire
+from ._arbiter import Conflict
+from ._cookie import acceptor_proof, dialer_proof, same
 from ._errors import (
     Address,
     HandshakeError,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
+    from ._arbiter import Arbiter
     from ._contexts import TLSContexts
 
 _log = logging.getLogger("trionode.security")
@@ -65,6 +69,8 @@ class Party:
         name: our node name.
         incarnation: our random number.
         limits: what we accept.
+        arbiter: judges links that compete.
+        cookie: what a dialer must prove that it knows, and we prove in return; None for no cookie.
         authorize: asked about every peer that passed everything else; raises to refuse.
         refuse_all: asked first; a reason here refuses whoever it is (shutting down).
     """
@@ -72,6 +78,8 @@ class Party:
     name: NodeName
     incarnation: int
     limits: wire.Limits
+    arbiter: Arbiter
+    cookie: bytes | None = field(default=None, repr=False)
     authorize: Callable[[Peer], None] | None = None
     refuse_all: Callable[[], wire.Refusal | None] = lambda: None
 
@@ -86,6 +94,8 @@ class Dial:
         host: where to connect to; a canonical host, brackets or not.
         port: TCP port.
         server_name: the route's reference name, canonical, or None.
+        cookie: what both sides must prove that they know, or None.
+        replace: whether this connection is wanted although there is another to the same node.
         insecure_skip_verify: accept any certificate under any name.
         connect_timeout: for DNS and TCP, seconds.
         handshake_timeout: for contexts, TLS and hello, seconds.
@@ -95,6 +105,8 @@ class Dial:
     host: str
     port: int
     server_name: str | None = None
+    cookie: bytes | None = field(default=None, repr=False)
+    replace: bool = False
     insecure_skip_verify: bool = False
     connect_timeout: float
     handshake_timeout: float
@@ -136,6 +148,10 @@ class _Progress:
             wanted=wanted,
             offered=offered,
         )
+
+    def conflict(self, conflict: Conflict) -> PeerUnverifiedError:
+        peer = conflict.peer
+        return self.refuse(conflict.reason, str(conflict), certificate=peer.certificate, offered=str(peer.name))
 
     def rejected(self, refusal: wire.Refusal) -> PeerRejectedError:
         shown = "no certificate" if self.presented is None else describe(self.presented)
@@ -245,45 +261,88 @@ async def _accept_hello(
 ) -> Link:
     conversation = _Conversation(stream, progress)
     hello = await conversation.receive(wire.Hello)
-    try:
-        refusal = party.refuse_all()
-        if refusal is not None:
-            raise progress.refuse(UnverifiedReason(refusal.code), refusal.message)
-        version = max(set(hello.versions) & set(wire.VERSIONS), default=0)
-        if not version:
-            raise progress.refuse(
-                UnverifiedReason.VERSION,
-                f"it speaks the protocol versions {hello.versions}, we speak {list(wire.VERSIONS)}; upgrade the older",
-                wanted=str(list(wire.VERSIONS)),
-                offered=str(hello.versions),
+    async with AsyncExitStack() as reservation:
+        try:
+            version = _common_version(hello, party, progress)
+            peer = _judge_dialler(stream, hello, party, progress, bind_names=bind_names)
+            proof = _answer_cookie(stream, hello, peer, party, progress)
+            _authorize(peer, party, progress)
+            mutual = peer.verified and hello.verified
+            if mutual:
+                await reservation.enter_async_context(party.arbiter.judging(peer, replace=hello.replace))
+        except PeerUnverifiedError as exc:
+            await conversation.refuse(exc, wire.Answer)
+        except Conflict as exc:
+            await conversation.refuse(progress.conflict(exc), wire.Answer)
+        await conversation.send(
+            wire.Answer(
+                version=version,
+                name=str(party.name),
+                incarnation=party.incarnation,
+                generation=contexts.generation,
+                limits=party.limits,
+                verified=peer.verified,
+                proof=proof,
             )
-        peer = _judge_dialler(stream, hello, party, progress, bind_names=bind_names)
-        _authorize(peer, party, progress)
-    except PeerUnverifiedError as exc:
-        await conversation.refuse(exc, wire.Answer)
-    await conversation.send(
-        wire.Answer(
-            version=version,
-            name=str(party.name),
-            incarnation=party.incarnation,
-            generation=contexts.generation,
-            limits=party.limits,
-            verified=peer.verified,
         )
-    )
-    confirmation = await conversation.receive(wire.Confirmation)
-    if confirmation.refusal is not None:
-        raise progress.rejected(confirmation.refusal)
+        confirmation = await conversation.receive(wire.Confirmation)
+        if confirmation.refusal is not None:
+            raise progress.rejected(confirmation.refusal)
+    # The name stays reserved up to here; the link is registered before anybody else runs.
     return Link(
         stream=stream,
         peer=peer,
         dialled=False,
-        mutual=peer.verified and confirmation.verified,
+        mutual=mutual,
+        replace=hello.replace,
         generation=contexts.generation,
         peer_generation=hello.generation,
         key_pair_fingerprint=contexts.key_pair.fingerprint,
         peer_limits=hello.limits,
         rest=conversation.rest(),
+    )
+
+
+def _common_version(hello: wire.Hello, party: Party, progress: _Progress) -> int:
+    refusal = party.refuse_all()
+    if refusal is not None:
+        raise progress.refuse(UnverifiedReason(refusal.code), refusal.message)
+    version = max(set(hello.versions) & set(wire.VERSIONS), default=0)
+    if not version:
+        raise progress.refuse(
+            UnverifiedReason.VERSION,
+            f"it speaks the protocol versions {hello.versions}, we speak {list(wire.VERSIONS)}; upgrade the older",
+            wanted=str(list(wire.VERSIONS)),
+            offered=str(hello.versions),
+        )
+    return version
+
+
+def _answer_cookie(stream: TLSStream, hello: wire.Hello, peer: Peer, party: Party, progress: _Progress) -> bytes:
+    """Check the dialer's proof, and only then make ours."""
+    cookie = party.cookie
+    if cookie is None:
+        return b""
+    expected = dialer_proof(
+        cookie, stream, dialer=peer.name, acceptor=party.name, incarnation=hello.incarnation, dialling=False
+    )
+    if not same(expected, hello.proof):
+        what = "shows no cookie, and this acceptor wants one" if not hello.proof else "has another cookie than we have"
+        raise progress.refuse(
+            UnverifiedReason.COOKIE,
+            f"the node {str(peer.name)!r} {what}; give both the same one in their options (a dialer that reached us "
+            "under another name than ours fails here too)",
+            certificate=peer.certificate,
+        )
+    return acceptor_proof(
+        cookie,
+        stream,
+        dialer=peer.name,
+        acceptor=party.name,
+        incarnation=party.incarnation,
+        dialer_incarnation=hello.incarnation,
+        proof=hello.proof,
+        dialling=False,
     )
 
 
@@ -359,7 +418,9 @@ async def dial_link(
             insecure_skip_verify=dial.insecure_skip_verify,
         )
         progress.stage = Stage.HELLO
-        return await _closing_on_failure(stream, _dial_hello(stream, contexts, party, progress, dial))
+        with party.arbiter.dialling(dial.name) as pending:
+            pending.counts = stream.verified
+            return await _closing_on_failure(stream, _dial_hello(stream, contexts, party, progress, dial))
     raise progress.timed_out(dial.handshake_timeout)
 
 
@@ -406,6 +467,16 @@ async def _dial_hello(
     stream: TLSStream, contexts: TLSContexts, party: Party, progress: _Progress, dial: Dial
 ) -> Link:
     conversation = _Conversation(stream, progress)
+    proof = b""
+    if dial.cookie is not None:
+        proof = dialer_proof(
+            dial.cookie,
+            stream,
+            dialer=party.name,
+            acceptor=dial.name,
+            incarnation=party.incarnation,
+            dialling=True,
+        )
     await conversation.send(
         wire.Hello(
             versions=list(wire.VERSIONS),
@@ -413,50 +484,82 @@ async def _dial_hello(
             incarnation=party.incarnation,
             generation=contexts.generation,
             limits=party.limits,
+            verified=stream.verified,
+            replace=dial.replace,
+            proof=proof,
         )
     )
     answer = await conversation.receive(wire.Answer)
     if answer.refusal is not None:
         raise progress.rejected(answer.refusal)
     try:
-        if answer.version not in wire.VERSIONS:
-            raise progress.refuse(
-                UnverifiedReason.VERSION,
-                f"it chose the protocol version {answer.version}, we offered {list(wire.VERSIONS)}",
-                wanted=str(list(wire.VERSIONS)),
-                offered=str(answer.version),
-            )
-        name = _claimed(answer.name, progress, stream)
-        if name != dial.name:
-            raise progress.refuse(
-                UnverifiedReason.CLAIMED_NAME,
-                f"we dialled {str(dial.name)!r}, but the node there is {str(name)!r}; check host and port of the route",
-                certificate=stream.peer_certificate,
-                wanted=str(dial.name),
-                offered=str(name),
-            )
-        peer = established_peer(
-            name,
-            certificate=stream.peer_certificate,
-            verified=stream.verified,
-            address=stream.peer_address,
-            incarnation=answer.incarnation,
-        )
+        peer = _judge_acceptor(stream, answer, party, progress, dial, proof)
         _authorize(peer, party, progress)
+        mutual = peer.verified and answer.verified
+        if mutual:
+            await party.arbiter.may_confirm(peer, replace=dial.replace)
     except PeerUnverifiedError as exc:
         await conversation.refuse(exc, wire.Confirmation)
-    await conversation.send(wire.Confirmation(verified=peer.verified), last=True)
+    except Conflict as exc:
+        await conversation.refuse(progress.conflict(exc), wire.Confirmation)
+    await conversation.send(wire.Confirmation(), last=True)
     return Link(
         stream=stream,
         peer=peer,
         dialled=True,
-        mutual=peer.verified and answer.verified,
+        mutual=mutual,
+        replace=dial.replace,
         insecure=dial.insecure_skip_verify,
         generation=contexts.generation,
         peer_generation=answer.generation,
         key_pair_fingerprint=contexts.key_pair.fingerprint,
         peer_limits=answer.limits,
         rest=conversation.rest(),
+    )
+
+
+def _judge_acceptor(
+    stream: TLSStream, answer: wire.Answer, party: Party, progress: _Progress, dial: Dial, proof: bytes
+) -> Peer:
+    if answer.version not in wire.VERSIONS:
+        raise progress.refuse(
+            UnverifiedReason.VERSION,
+            f"it chose the protocol version {answer.version}, we offered {list(wire.VERSIONS)}",
+            wanted=str(list(wire.VERSIONS)),
+            offered=str(answer.version),
+        )
+    name = _claimed(answer.name, progress, stream)
+    if name != dial.name:
+        raise progress.refuse(
+            UnverifiedReason.CLAIMED_NAME,
+            f"we dialled {str(dial.name)!r}, but the node there is {str(name)!r}; check host and port of the route",
+            certificate=stream.peer_certificate,
+            wanted=str(dial.name),
+            offered=str(name),
+        )
+    if dial.cookie is not None:
+        expected = acceptor_proof(
+            dial.cookie,
+            stream,
+            dialer=party.name,
+            acceptor=name,
+            incarnation=answer.incarnation,
+            dialer_incarnation=party.incarnation,
+            proof=proof,
+            dialling=True,
+        )
+        if not same(expected, answer.proof):
+            raise progress.refuse(
+                UnverifiedReason.COOKIE,
+                f"the node {str(name)!r} did not prove that it knows our cookie; give both the same one",
+                certificate=stream.peer_certificate,
+            )
+    return established_peer(
+        name,
+        certificate=stream.peer_certificate,
+        verified=stream.verified,
+        address=stream.peer_address,
+        incarnation=answer.incarnation,
     )
 
 

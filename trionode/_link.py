@@ -27,6 +27,7 @@ class Link:
         peer: who is at the other end.
         dialled: whether this side dialled.
         mutual: whether both sides verified each other.
+        replace: whether the dialer wants it in place of another that it knows of.
         insecure: whether it was dialled with `insecure_skip_verify`.
         generation: of the contexts that this side took.
         peer_generation: of those that the peer took.
@@ -40,6 +41,7 @@ class Link:
     peer: Peer
     dialled: bool
     mutual: bool
+    replace: bool = False
     insecure: bool = False
     generation: int
     peer_generation: int

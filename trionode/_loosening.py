@@ -29,8 +29,9 @@ def loosenings(options: NodeOptions, acceptors: Sequence[AcceptorOptions]) -> di
         if not (network.bind_names if plan.bind_names is None else plan.bind_names):
             found[Loosening.UNBOUND_NAMES] = "whoever holds a verified certificate may claim any node name"
         mode = (plan.cert_manager or options.cert_manager).client_auth
-        if not (mode.verifies and mode.requires) and options.authorize is None:
+        guarded = options.authorize is not None or (plan.cookie or network.cookie) is not None
+        if not (mode.verifies and mode.requires) and not guarded:
             found[Loosening.UNVERIFIED_CLIENTS] = (
-                f"client_auth {mode.name} without authorize: anybody may connect and call services"
+                f"client_auth {mode.name} with neither cookie nor authorize: anybody may connect and call services"
             )
     return found

@@ -6,16 +6,13 @@ block cleanly stops accepting, flushes and says goodbye within `shutdown_grace`,
 exception or a cancellation cancels at once, and what the body raised comes out as the same object: only a crash inside,
 or several errors, come as a group.
 
-A manager is in use from the moment that the node first needs it (its own, an acceptor's, a route's) until the node
-closes; that is what fixes its pools and binds it to this Trio run.
+Where the rest is: `_core` (what the parts share), `_dialer` (from a name to a connection), `_keeper` (connectors that
+stay), `_acceptor`, `_connection`.
 """
 
 from __future__ import annotations
 
-import contextvars
-import logging
-import secrets
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, final
@@ -23,58 +20,39 @@ from typing import TYPE_CHECKING, NoReturn, final
 import trio
 
 from ._acceptor import Acceptor, AcceptorStatistics
-from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason
-from ._connector import dial
-from ._dials import SharedDials
-from ._errors import (
-    HandshakeError,
-    LocalProtocolError,
-    NetworkDisabledError,
-    NoRouteError,
-    UnverifiedReason,
-)
-from ._events import (
-    AcceptorDown,
-    AcceptorUp,
-    ConnectionDown,
-    ConnectionUp,
-    EventHub,
-    EventStream,
-    GenerationPublished,
-    HandshakeRefused,
-    Side,
-)
-from ._handshake import Dial, Party
-from ._identity import NodeName, SubjectNames, describe
+from ._connection import EndReason
+from ._cookie import as_cookie
+from ._core import Core
+from ._dialer import Dialer
+from ._errors import LocalProtocolError, NoRouteError
+from ._events import AcceptorDown, AcceptorUp, ConnectorChanged, EventStream, ResolverTrouble, Side
+from ._identity import NodeName
+from ._keeper import Connector
 from ._listeners import open_listeners
 from ._loosening import Loosening, loosenings
 from ._options import AcceptorOptions, NetworkMode, NodeOptions, Route
-from ._registry import ConnectionsView, Registry
-from ._routes import RouteHandle, RouteTable
-from ._services import Services
-from ._wire import Limits, Refusal
+from ._registry import ConnectionsView
+from ._resolvers import Registrar, ResolverError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from ._cert_manager import CertManager
     from ._channel import ServiceChannel
+    from ._connection import Connection
     from ._link import Link
+    from ._routes import RouteHandle
     from ._services import Allow, Service
 
 __all__ = ["Node", "NodeStatistics", "open_node", "serve_node"]
-
-_log = logging.getLogger("trionode.node")
-_security_log = logging.getLogger("trionode.security")
 
 
 def open_node(name: str | NodeName, options: NodeOptions) -> AbstractAsyncContextManager[Node]:
     """Open a node for the length of an `async with` block; everything it does happens inside.
 
-    When the block is entered the node listens. Leaving it cleanly stops accepting, flushes what was accepted for
-    sending and says goodbye within `options.shutdown_grace` seconds, then cancels what is left. Leaving it by an
-    exception or a cancellation ends everything at once.
+    When the block is entered the node listens. Leaving it cleanly stops accepting, gives open channels the time to
+    end, flushes what was accepted for sending and says goodbye, all within `options.shutdown_grace` seconds, then
+    cancels what is left. Leaving it by an exception or a cancellation ends everything at once.
 
     Args:
         name: `name@host`.
@@ -84,6 +62,7 @@ def open_node(name: str | NodeName, options: NodeOptions) -> AbstractAsyncContex
         ValueError: the name is none.
         CertificateError: a manager's key pair is unusable.
         ListenError: an acceptor cannot listen.
+        ResolverError: the node cannot be registered with its resolver.
         RuntimeError: a manager is in use by another Trio run.
         BaseExceptionGroup: something crashed inside. What the block itself raises comes out as the same object.
     """
@@ -96,7 +75,7 @@ async def serve_node(
     """Run a node until cancelled, for `nursery.start`, which returns the open node.
 
     Raises:
-        CertificateError, ListenError, RuntimeError, ValueError: as `open_node`.
+        CertificateError, ListenError, ResolverError, RuntimeError, ValueError: as `open_node`.
     """
     async with open_node(name, options) as node:
         task_status.started(node)
@@ -135,50 +114,50 @@ class Node:
     """
 
     def __init__(self, name: NodeName, options: NodeOptions) -> None:
-        self.name = name
-        self.options = options
-        self.incarnation = secrets.randbits(64)
-        self.acceptors: Sequence[Acceptor] = ()
-        self._registry = Registry()
-        self.connections: Mapping[NodeName, Connection] = ConnectionsView(
-            self._registry, lambda peer: self._find(peer, None)
-        )
-        self._services = Services(
-            propagate_errors=options.propagate_service_errors, expose_errors=options.expose_service_errors
-        )
-        for service_name, service in options.services.items():
-            self._services.add(service_name, service)
-        self._routes = RouteTable()
-        for pattern, route in options.network.routes.items():
-            self._routes.add(pattern, route)
-        self._events = EventHub()
-        self._managers: dict[CertManager, bool] = {}
-        self._running: dict[Connection, CertManager] = {}
-        self._warned: set[Loosening] = set()
-        self._dials: SharedDials[Connection] = SharedDials(self._spawn)
-        self._context = contextvars.copy_context()
-        self._nursery: trio.Nursery | None = None
+        self._core = Core(name, options)
+        self._dialer = Dialer(self._core)
+        self._connectors: dict[NodeName, Connector] = {}
         self._accepting = trio.CancelScope()
-        self._uses = ExitStack()
+        self.name: NodeName = name
+        self.options: NodeOptions = options
+        self.incarnation: int = self._core.incarnation
+        self.acceptors: Sequence[Acceptor] = ()
+        self.connections: Mapping[NodeName, Connection] = ConnectionsView(
+            self._core.registry, lambda peer: self._dialer.find(peer, None)
+        )
 
     def __repr__(self) -> str:
-        state = "open" if self._nursery is not None else "closed"
-        return f"<Node {self.name}, {state}, {len(self._running)} connections>"
+        state = "open" if self._core.nursery is not None else "closed"
+        return f"<Node {self.name}, {state}, {len(self._core.running)} connections>"
 
     @property
     def unverified_connections(self) -> Sequence[Connection]:
         """Inbound connections of peers that nobody verified, oldest first; never used for dialling out."""
-        return self._registry.unverified
+        return self._core.registry.unverified
+
+    @property
+    def connectors(self) -> Mapping[NodeName, Connector]:
+        """The connectors that keep connections up, by peer."""
+        return dict(self._connectors)
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of what it does."""
-        connections = [connection.statistics() for connection in self._running]
+        connections = [connection.statistics() for connection in self._core.running]
         return NodeStatistics(
             connections=len(connections),
             channels=sum(each.channels for each in connections),
             services=sum(each.services for each in connections),
             acceptors=tuple(acceptor.statistics() for acceptor in self.acceptors),
         )
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[EventStream]:
+        """A reader of what the node reports from now on, for the length of an `async with` block.
+
+        A reader that is too slow loses its oldest events, counted in `missed`; it never blocks the node.
+        """
+        with self._core.events.subscribe() as reader:
+            yield reader
 
     # Dialling
 
@@ -190,12 +169,12 @@ class Node:
 
         Args:
             name: whom to reach.
-            route: how, in place of the route table; a live connection is reused only if it satisfies the route's
-                manager and verification.
+            route: how, in place of route table and resolver; a live connection is reused only if it satisfies the
+                route's manager and verification.
 
         Raises:
             HandshakeError: the one route failed; see its subclasses.
-            NoRouteError: several routes were tried and all failed.
+            NoRouteError: there is no route, or several were tried and all failed.
             LocalProtocolError: it is our own name.
             NetworkDisabledError: the network mode is DISABLED.
             CertificateError: the route's manager has an unusable key pair.
@@ -203,11 +182,11 @@ class Node:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         peer = self._dialable(name)
-        connection = self._find(peer, route)
-        if connection is not None:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return connection
-        return await self._dial(peer, route)
+        connection = self._dialer.find(peer, route)
+        if connection is None:
+            return await self._dialer.dial(peer, route)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return connection
 
     async def call(
         self, name: str | NodeName, service: str, request: bytes, *, route: Route | None = None
@@ -228,7 +207,7 @@ class Node:
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
         peer = self._dialable(name)
-        connection = self._find(peer, route) or await self._dial(peer, route)
+        connection = self._dialer.find(peer, route) or await self._dialer.dial(peer, route)
         return await connection.call(service, request)
 
     @asynccontextmanager
@@ -245,98 +224,76 @@ class Node:
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
         peer = self._dialable(name)
-        connection = self._find(peer, route) or await self._dial(peer, route)
+        connection = self._dialer.find(peer, route) or await self._dialer.dial(peer, route)
         async with connection.open_channel(service) as channel:
             yield channel
 
     def _dialable(self, name: str | NodeName) -> NodeName:
         peer = NodeName.parse(name)
-        if self.options.network.mode is NetworkMode.DISABLED:
-            msg = f"the network of {self.name} is disabled; open the node with NetworkMode.ENABLED or HIDDEN"
-            raise NetworkDisabledError(msg)
+        self._core.check_open()
         if peer == self.name:
             msg = f"{peer} is this node's own name; call the service directly"
             raise LocalProtocolError(msg)
-        if self._nursery is None:
-            msg = f"the node {self.name} is closed"
-            raise trio.ClosedResourceError(msg)
         return peer
 
-    def _routes_to(self, name: NodeName, route: Route | None) -> list[Route]:
-        return [route] if route is not None else self._routes.lookup(name) or [Route()]
+    def add_route(self, pattern: str | NodeName, route: Route, *, weight: int = 0) -> RouteHandle:
+        """Add a route; returns a handle to remove it.
 
-    def _find(self, name: NodeName, route: Route | None) -> Connection | None:
-        insecure = all(self._is_insecure(candidate) for candidate in self._routes_to(name, route))
+        Args:
+            pattern: a node name, or a glob over the whole name.
+            route: how to reach it.
+            weight: higher is tried first; equal weights in order of addition.
 
-        def fits(connection: Connection) -> bool:
-            if not (connection.peer.verified or insecure):
-                return False
-            return route is None or self._satisfies(connection, route)
+        Raises:
+            ValueError: the pattern is neither.
+            CertificateError: the route's manager has an unusable key pair.
+        """
+        if route.cert_manager is not None:
+            self._core.use(route.cert_manager, as_server=False)
+        if route.insecure_skip_verify:
+            self._core.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers on the route {pattern}")
+        return self._dialer.routes.add(pattern, route, weight=weight)
 
-        return self._registry.find(name, fits)
+    def keep_connected(self, name: str | NodeName) -> Connector:
+        """Keep a connection to a node up from now on: dial, and dial again when it ends, with back-off.
 
-    def _satisfies(self, connection: Connection, route: Route) -> bool:
-        if self._running.get(connection) is not self._manager_for(route):
-            return False
-        if route.server_name is None or self._is_insecure(route):
-            return True
-        certificate = connection.peer.certificate
-        return certificate is not None and SubjectNames.of(certificate).cover_host(route.server_name)
+        Returns:
+            The connector, which shows its state and can be stopped; the one that there is, if there is one.
 
-    def _is_insecure(self, route: Route) -> bool:
-        own = route.insecure_skip_verify
-        return self.options.network.insecure_skip_verify if own is None else own
+        Raises:
+            LocalProtocolError, NetworkDisabledError, trio.ClosedResourceError: as `connect`.
+        """
+        peer = self._dialable(name)
+        connector = self._connectors.get(peer)
+        if connector is None:
+            connector = Connector(peer, lambda: self.connect(peer), self._report_connector)
+            self._connectors[peer] = connector
+            self._core.spawn(partial(self._run_connector, connector), f"connector to {peer}")
+        return connector
 
-    def _manager_for(self, route: Route) -> CertManager:
-        return route.cert_manager or self.options.cert_manager
+    async def _run_connector(self, connector: Connector) -> None:
+        try:
+            await connector.run()
+        finally:
+            del self._connectors[connector.name]
 
-    async def _dial(self, name: NodeName, route: Route | None) -> Connection:
-        async def attempt() -> Connection:
-            return await self._try_routes(name, self._routes_to(name, route))
+    def _report_connector(self, connector: Connector) -> None:
+        event = ConnectorChanged(node=self.name, name=connector.name, state=connector.state)
+        self._core.events.publish(event)
 
-        return await self._dials.join((name, route), f"dial {name}", attempt, Connection.run)
+    async def wait_connected(self, name: str | NodeName) -> Connection:
+        """Wait until there is a connection to a node that a connector keeps up. Cancelling is harmless.
 
-    async def _try_routes(self, name: NodeName, routes: list[Route]) -> Connection:
-        failures: list[Exception] = []
-        for route in routes:
-            manager = self._manager_for(route)
-            try:
-                self._use(manager, as_server=False)
-                link = await dial(self._plan(name, route), manager.contexts, self._party(None))
-            except Exception as exc:
-                if isinstance(exc, HandshakeError):
-                    self._refused(Side.DIAL, exc)
-                if len(routes) == 1:
-                    raise
-                failures.append(exc)
-            else:
-                if self._nursery is None:
-                    await link.stream.aclose()
-                    msg = f"the node {self.name} was closed while it was dialling"
-                    raise trio.ClosedResourceError(msg)
-                return self._adopt(link, manager, self._limits(None))
-        causes = ExceptionGroup(f"routes to {name}", failures)
-        tried = "; ".join(
-            f"{route.host or name.host} port {route.port}: {failure}"
-            for route, failure in zip(routes, failures, strict=True)
-        )
-        msg = f"all {len(routes)} routes to {name} failed: {tried}"
-        raise NoRouteError(msg, name=name, causes=causes) from causes
-
-    def _plan(self, name: NodeName, route: Route) -> Dial:
-        insecure = self._is_insecure(route)
-        if insecure:
-            self._warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers for {name}")
-        network = self.options.network
-        return Dial(
-            name=name,
-            host=route.host or name.host,
-            port=route.port,
-            server_name=route.server_name,
-            insecure_skip_verify=insecure,
-            connect_timeout=network.connect_timeout,
-            handshake_timeout=network.handshake_timeout,
-        )
+        Raises:
+            NoRouteError: no connector is kept for it; see `keep_connected`.
+            trio.ClosedResourceError: the connector was stopped, or the node closed.
+        """
+        peer = self._dialable(name)
+        connector = self._connectors.get(peer)
+        if connector is None:
+            msg = f"nothing keeps a connection to {peer} up; call node.keep_connected() first"
+            raise NoRouteError(msg, name=peer)
+        return await connector.wait_up()
 
     # Serving
 
@@ -353,41 +310,14 @@ class Node:
         Raises:
             ValueError: the name is empty, too long or taken, or `allow` has a pattern that is none.
         """
-        self._services.add(name, service, allow=allow)
-
-    def add_route(self, pattern: str | NodeName, route: Route, *, weight: int = 0) -> RouteHandle:
-        """Add a route; returns a handle to remove it.
-
-        Args:
-            pattern: a node name, or a glob over the whole name.
-            route: how to reach it.
-            weight: higher is tried first; equal weights in order of addition.
-
-        Raises:
-            ValueError: the pattern is neither.
-            CertificateError: the route's manager has an unusable key pair.
-        """
-        if route.cert_manager is not None:
-            self._use(route.cert_manager, as_server=False)
-        if self._is_insecure(route):
-            self._warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers on the route {pattern}")
-        return self._routes.add(pattern, route, weight=weight)
-
-    @asynccontextmanager
-    async def events(self) -> AsyncIterator[EventStream]:
-        """A reader of what the node reports from now on, for the length of an `async with` block.
-
-        A reader that is too slow loses its oldest events, counted in `missed`; it never blocks the node.
-        """
-        with self._events.subscribe() as reader:
-            yield reader
+        self._core.services.add(name, service, allow=allow)
 
     # Life
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Node]:
         body: BaseException | None = None
-        with self._uses:
+        with self._core.uses:
             await self._set_up()
             try:
                 async with trio.open_nursery() as nursery:
@@ -404,43 +334,44 @@ class Node:
                 if len(group.exceptions) != 1 or group.exceptions[0] is not body:
                     raise
             finally:
-                self._nursery = None
-                self._events.end()
+                self._core.nursery = None
+                self._core.events.end()
         if body is not None:
             raise body
 
     async def _set_up(self) -> None:
-        """Everything that can fail at start-up; undone by `_uses`."""
-        network = self.options.network
+        """Everything that can fail at start-up; undone by the core's `uses`."""
+        core, network = self._core, self.options.network
         plans = list(network.acceptors)
         if network.mode is NetworkMode.ENABLED and not plans:
             plans = [AcceptorOptions()]
         for plan in plans:
-            self._use(plan.cert_manager or self.options.cert_manager, as_server=True)
+            core.use(plan.cert_manager or self.options.cert_manager, as_server=True)
         if network.mode is not NetworkMode.DISABLED:
-            self._use(self.options.cert_manager, as_server=False)
+            core.use(self.options.cert_manager, as_server=False)
         for route in network.routes.values():
             if route.cert_manager is not None:
-                self._use(route.cert_manager, as_server=False)
+                core.use(route.cert_manager, as_server=False)
         for loosening, text in loosenings(self.options, plans).items():
-            self._warn(loosening, text)
+            core.warn(loosening, text)
         acceptors: list[Acceptor] = []
         for plan in plans:
             acceptor = await self._open_acceptor(plan)
-            self._uses.callback(acceptor.close)
+            core.uses.callback(acceptor.close)
             acceptors.append(acceptor)
         self.acceptors = tuple(acceptors)
+        self._register()
 
     async def _open_acceptor(self, plan: AcceptorOptions) -> Acceptor:
-        network = self.options.network
+        core, network = self._core, self.options.network
         manager = plan.cert_manager or self.options.cert_manager
-        limits = self._limits(plan.max_message_size)
+        limits = core.limits(plan.max_message_size)
 
         async def established(link: Link) -> None:
-            if self._nursery is None:  # it came through while we were leaving
+            if core.nursery is None:  # it came through while we were leaving
                 await link.stream.aclose()
             else:
-                await self._adopt(link, manager, limits).run()
+                await core.adopt(link, manager, limits).run()
 
         listeners = await open_listeners(
             plan.host or self.name.host, plan.port, port_range=plan.port_range, only_local=plan.host is None
@@ -448,39 +379,42 @@ class Node:
         return Acceptor(
             listeners,
             manager.contexts,
-            self._party(plan.max_message_size),
+            core.party(limits, as_cookie(plan.cookie or network.cookie)),
             bind_names=network.bind_names if plan.bind_names is None else plan.bind_names,
             handshake_timeout=plan.handshake_timeout or network.handshake_timeout,
             established=established,
-            refused=lambda error: self._refused(Side.ACCEPT, error),
+            refused=partial(core.refused, Side.ACCEPT),
         )
 
-    def _start(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        for acceptor in self.acceptors:
-            nursery.start_soon(self._accept, acceptor, name=f"{acceptor!r}")
-        for manager in self._managers:
-            nursery.start_soon(self._watch, manager)
+    def _register(self) -> None:
+        resolver = self.options.network.resolver
+        registrar: object = resolver
+        if not isinstance(registrar, Registrar) or not self.acceptors:
+            return
+        addresses = [address for acceptor in self.acceptors for address in acceptor.addresses]
+        try:
+            self._core.uses.enter_context(registrar.register(self.name, addresses))
+        except Exception as exc:
+            self._core.events.publish(ResolverTrouble(node=self.name, name=None, error=exc))
+            if isinstance(exc, ResolverError):
+                raise
+            msg = f"{self.name} cannot be registered with {resolver!r}: {exc}"
+            raise ResolverError(msg) from exc
 
-    async def _accept(self, acceptor: Acceptor) -> None:
-        assert self._nursery is not None
-        self._events.publish(AcceptorUp(node=self.name, address=acceptor.address))
+    def _start(self, nursery: trio.Nursery) -> None:
+        self._core.start(nursery)
+        for acceptor in self.acceptors:
+            self._core.spawn(partial(self._accept, acceptor, nursery), repr(acceptor))
+        for peer in self.options.network.keep_connected:
+            self.keep_connected(peer)
+
+    async def _accept(self, acceptor: Acceptor, nursery: trio.Nursery) -> None:
+        self._core.events.publish(AcceptorUp(node=self.name, address=acceptor.address))
         try:
             with self._accepting:
-                await acceptor.run(self._nursery)
+                await acceptor.run(nursery)
         finally:
-            self._events.publish(AcceptorDown(node=self.name, address=acceptor.address))
-
-    async def _watch(self, manager: CertManager) -> None:
-        seen = manager.generation
-        while True:
-            await manager.wait_generation(seen + 1)
-            seen = manager.generation
-            key_pair = manager.key_pair
-            self._check_covers(manager)
-            self._events.publish(
-                GenerationPublished(node=self.name, generation=seen, fingerprint=key_pair.fingerprint)
-            )
+            self._core.events.publish(AcceptorDown(node=self.name, address=acceptor.address))
 
     async def drain(self) -> None:
         """End gracefully, at leisure: for a rolling deploy, before leaving the block.
@@ -493,22 +427,24 @@ class Node:
         self._stop()
         await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
-            for connection in list(self._running):
+            for connection in list(self._core.running):
                 nursery.start_soon(connection.drain)
 
     def _stop(self) -> None:
-        self._nursery = None
+        for connector in list(self._connectors.values()):
+            connector.stop()
+        self._core.nursery = None
         self._accepting.cancel()
         for acceptor in self.acceptors:
             acceptor.close()
-        self._dials.cancel()
+        self._dialer.cancel()
 
     async def _leave(self) -> None:
         """The clean end, within `shutdown_grace`: drain for most of it, then say goodbye to whoever is left."""
         grace = self.options.shutdown_grace
         deadline = trio.current_time() + grace
         self._stop()
-        connections = list(self._running)
+        connections = list(self._core.running)
         with trio.move_on_at(deadline - grace / 4):
             async with trio.open_nursery() as nursery:
                 for connection in connections:
@@ -517,102 +453,3 @@ class Node:
             async with trio.open_nursery() as nursery:
                 for connection in connections:
                     nursery.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
-
-    # What acceptors and dials bring
-
-    def _adopt(self, link: Link, manager: CertManager, limits: Limits) -> Connection:
-        """Make a link a connection and register it; no checkpoint until its `run()`."""
-        assert self._nursery is not None
-        network = self.options.network
-        settings = ConnectionSettings(
-            services=self._services,
-            service_nursery=self._nursery,
-            limits=limits,
-            budget=network.receive_budget,
-            max_pending_opens=network.max_pending_opens,
-            heartbeat_interval=network.heartbeat_interval,
-            heartbeat_tolerance=network.heartbeat_tolerance,
-            unregister=self._registry.remove,
-            ended=self._report_end,
-            finished=self._running.pop,
-            current_generation=lambda: manager.generation,
-        )
-        connection = Connection(link, settings)
-        self._running[connection] = manager
-        for replaced in self._registry.add(connection):
-            self._spawn(replaced.retire, f"retire {replaced!r}")
-        unverified = self._registry.unverified
-        if len(unverified) > network.max_unverified:
-            self._spawn(partial(unverified[0].close, EndReason.LIMIT), f"close {unverified[0]!r}")
-        side = Side.DIAL if link.dialled else Side.ACCEPT
-        self._events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
-        _log.info("connection up: %r", connection)
-        return connection
-
-    def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
-        self._events.publish(
-            ConnectionDown(
-                node=self.name, peer=connection.peer, connection=connection, reason=end.reason, error=end.error
-            )
-        )
-        _log.info("connection down: %r: %s", connection, end.error or end.reason)
-
-    def _refused(self, side: Side, error: HandshakeError) -> None:
-        self._events.publish(HandshakeRefused(node=self.name, side=side, address=error.address, error=error))
-
-    # Helpers
-
-    def _spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
-        # In the node's own context variables, not in those of whoever happened to cause it.
-        nursery = self._nursery
-        assert nursery is not None
-        self._context.copy().run(lambda: nursery.start_soon(function, name=name))
-
-    def _use(self, manager: CertManager, *, as_server: bool) -> None:
-        """Declare a use for as long as the node is open, once per manager and role."""
-        known = self._managers.get(manager)
-        if known is None or (as_server and not known):
-            self._uses.enter_context(manager.use(as_server=as_server))
-            self._managers[manager] = as_server or bool(known)
-            if known is None:
-                self._check_covers(manager)
-                if self._nursery is not None:
-                    self._spawn(lambda: self._watch(manager), f"watch {manager!r}")
-
-    def _limits(self, max_message_size: int | None) -> Limits:
-        network = self.options.network
-        return Limits(
-            max_message_size=max_message_size or network.max_message_size,
-            window=network.channel_window,
-            max_channels=network.max_channels,
-        )
-
-    def _party(self, max_message_size: int | None) -> Party:
-        return Party(
-            name=self.name,
-            incarnation=self.incarnation,
-            limits=self._limits(max_message_size),
-            authorize=self.options.authorize,
-            refuse_all=self._refuse_all,
-        )
-
-    def _refuse_all(self) -> Refusal | None:
-        if self._nursery is not None:
-            return None
-        return Refusal(code=UnverifiedReason.SHUTTING_DOWN, message=f"{self.name} is shutting down")
-
-    def _check_covers(self, manager: CertManager) -> None:
-        """Warn where our own certificate does not speak for our own name; peers would refuse us."""
-        names = SubjectNames.of(manager.key_pair.certificate)
-        if not names.cover_node(self.name):
-            _log.warning(
-                "our certificate does not cover our node name %s, so verifying peers will refuse us: %s. Issue it for "
-                "this name",
-                self.name,
-                describe(manager.key_pair.certificate),
-            )
-
-    def _warn(self, loosening: Loosening, text: str) -> None:
-        if loosening not in self._warned:
-            self._warned.add(loosening)
-            _security_log.warning("%s: %s: %s", self.name, loosening.value, text)

@@ -30,7 +30,6 @@ from weakref import WeakKeyDictionary
 
 from OpenSSL import SSL, crypto
 
-from ._credentials import CAPool, KeyPair
 from ._errors import CertificateError, CertificateReason, RejectionCode, UnverifiedReason
 from ._identity import (
     NodeName,
@@ -43,10 +42,11 @@ from ._identity import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cryptography import x509
 
+    from ._credentials import CAPool, KeyPair
     from ._policy import TLSPolicy
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -148,6 +148,7 @@ class _Examination:
     node: NodeName | None = None
     alpn: Sequence[bytes] = ()
     leaf_passed: bool = field(default=False, init=False)
+    certificate_requested: bool = field(default=False, init=False)
     refusal: Refusal | None = field(default=None, init=False)
 
     def examine(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
@@ -260,6 +261,12 @@ def _examine(connection: SSL.Connection, certificate: crypto.X509, code: int, de
     return examination.examine(connection, certificate, code, depth, ok)
 
 
+def _note_certificate_request(connection: SSL.Connection, _where: int, _result: int) -> None:
+    # The one way to see whether a server asked for our certificate; a client presents it only then.
+    if b"read server certificate request" in connection.get_state_string():
+        connection.get_app_data().certificate_requested = True
+
+
 def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes | object:
     examination: _Examination = connection.get_app_data()
     if not examination.alpn:
@@ -314,7 +321,7 @@ def _context(key_pair: KeyPair, anchors: CAPool | None, verify_mode: int) -> SSL
 class ServerSide:
     """What acceptors present and ask for, for one generation."""
 
-    __slots__ = ("_context", "_policy")
+    __slots__ = ("_context", "_key_pair", "_policy")
 
     def __init__(self, key_pair: KeyPair, policy: TLSPolicy) -> None:
         """Build the OpenSSL context.
@@ -322,22 +329,21 @@ class ServerSide:
         Raises:
             CertificateError: OpenSSL does not accept the key pair.
         """
-        auth = policy.client_auth
+        self._key_pair = key_pair
+        self._policy = policy
+        self._context = self._build()
+
+    def _build(self) -> SSL.Context:
+        auth, client_cas = self._policy.client_auth, self._policy.client_cas
         mode = SSL.VERIFY_PEER if auth.requests else SSL.VERIFY_NONE
         if auth.requires:
             mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-        context = _context(key_pair, policy.client_cas if auth.verifies else None, mode)
+        context = _context(self._key_pair, client_cas if auth.verifies else None, mode)
         context.set_alpn_select_callback(_select_alpn)  # type: ignore[arg-type]  # typed without its sentinel
-        if auth.requests and policy.client_cas is not None:
-            for anchor in policy.client_cas:
+        if auth.requests and client_cas is not None:
+            for anchor in client_cas:
                 context.add_client_ca(anchor)
-        self._context = context
-        self._policy = policy
-
-    @property
-    def client_auth_verifies(self) -> bool:
-        """Whether clients that pass have been verified (where they sent a certificate at all)."""
-        return self._policy.client_auth.verifies
+        return context
 
     def session(self, *, alpn: Sequence[bytes] = ()) -> TLSSession:
         """The server end of a new connection.
@@ -355,7 +361,7 @@ class ServerSide:
         connection = SSL.Connection(self._context)
         connection.set_app_data(examination)
         connection.set_accept_state()
-        return TLSSession(connection, examination)
+        return TLSSession(connection, examination, self._build)
 
 
 @final
@@ -380,7 +386,10 @@ class ClientSide:
 
     @cached_property
     def _verifying(self) -> SSL.Context:
-        return _context(self._key_pair, self._policy.root_cas or CAPool.system(), SSL.VERIFY_PEER)
+        return self._build()
+
+    def _build(self) -> SSL.Context:
+        return _context(self._key_pair, self._policy.roots, SSL.VERIFY_PEER)
 
     @cached_property
     def _trusting(self) -> SSL.Context:
@@ -420,7 +429,8 @@ class ClientSide:
         if alpn:
             connection.set_alpn_protos(list(alpn))
         connection.set_connect_state()
-        return TLSSession(connection, examination)
+        connection.set_info_callback(_note_certificate_request)
+        return TLSSession(connection, examination, self._build)
 
 
 # One connection -----------------------------------------------------------------------------------------------------
@@ -434,17 +444,19 @@ class TLSSession:
     outcome, `outgoing()` may hold bytes that the peer should get (an alert, for one).
     """
 
-    __slots__ = ("_connection", "_examination", "_failure", "_store", "peer_certificate", "verified")
+    __slots__ = ("_connection", "_examination", "_failure", "_rebuild", "peer_certificate", "verified")
 
-    def __init__(self, connection: SSL.Connection, examination: _Examination) -> None:
+    def __init__(
+        self, connection: SSL.Connection, examination: _Examination, rebuild: Callable[[], SSL.Context]
+    ) -> None:
         self._connection = connection
         self._examination = examination
         self._failure: TLSFailure | None = None
-        self._store = connection.get_context().get_cert_store() if examination.policy.clock is not None else None
+        self._rebuild = rebuild if examination.policy.clock is not None and examination.verifies else None
         #: The peer's leaf certificate, once the handshake is done; None if it sent none.
         self.peer_certificate: x509.Certificate | None = None
         #: Whether this side verified that certificate (and, dialling, its name), once the handshake is done.
-        self.verified = False
+        self.verified: bool = False
 
     # Ciphertext
 
@@ -470,8 +482,8 @@ class TLSSession:
     def handshake(self) -> bool:
         """One step of the handshake; True once it is done, False while it needs more from the peer."""
         self._raise_if_failed()
-        if self._store is not None:
-            self._store.set_time(self._examination.policy.now())
+        if self._rebuild is not None:
+            self._set_clock(self._rebuild())
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
@@ -482,6 +494,14 @@ class TLSSession:
             self._fail(self._translate(exc))
         self._conclude()
         return True
+
+    def _set_clock(self, context: SSL.Context) -> None:
+        # A store's verification time can be set once: OpenSSL keeps a time that is there. So an injected clock costs
+        # a context per step, and published contexts are never touched.
+        store = context.get_cert_store()
+        assert store is not None
+        store.set_time(self._examination.policy.now())
+        self._connection.set_context(context)
 
     def _conclude(self) -> None:
         examination = self._examination
@@ -498,6 +518,11 @@ class TLSSession:
             and (self.peer_certificate is not None or not examination.accepting)
         ):
             self._fail(Misbehaved("verification did not run"))
+
+    @property
+    def presented(self) -> bool:
+        """Whether the peer has seen our certificate: a server's always, a client's if it was asked for."""
+        return self._examination.accepting or self._examination.certificate_requested
 
     # Plaintext
 

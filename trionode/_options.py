@@ -11,8 +11,10 @@ from types import MappingProxyType
 from typing import TypeAlias, final
 
 from ._cert_manager import CertManager
-from ._identity import canonical_host
+from ._cookie import as_cookie
+from ._identity import NodeName, canonical_host
 from ._peer import Peer
+from ._resolvers import Resolver  # noqa: TC001 -- likewise
 from ._services import Service  # noqa: TC001 -- dataclass fields are resolved at run time
 
 __all__ = ["AcceptorOptions", "NetworkMode", "NetworkOptions", "NodeOptions", "Route"]
@@ -46,6 +48,7 @@ class AcceptorOptions:
         port: 0 draws a free one. All listeners of an acceptor share it.
         port_range: how many consecutive ports to try, from `port` on.
         cert_manager: serves this acceptor in place of the node's.
+        cookie: what dialers of this acceptor must prove that they know, in place of the node's.
         bind_names: see `NetworkOptions`.
         max_message_size: see `NetworkOptions`.
         handshake_timeout: see `NetworkOptions`.
@@ -55,6 +58,7 @@ class AcceptorOptions:
     port: int = DEFAULT_PORT
     port_range: int = 1
     cert_manager: CertManager | None = None
+    cookie: str | bytes | None = field(default=None, repr=False)
     bind_names: bool | None = None
     max_message_size: int | None = None
     handshake_timeout: float | None = None
@@ -69,6 +73,7 @@ class AcceptorOptions:
         _check_int("port", self.port, 0, 65535)
         _check_int("port_range", self.port_range, 1, 65535)
         _check_manager(self.cert_manager, optional=True)
+        as_cookie(self.cookie)
         if self.max_message_size is not None:
             _check_int("max_message_size", self.max_message_size, 1, 2**32 - 1)
         if self.handshake_timeout is not None:
@@ -85,6 +90,7 @@ class Route:
         port: TCP port.
         cert_manager: for this destination, in place of the node's.
         server_name: what the server's certificate must cover; None: the manager's, else the node name's host.
+        cookie: what both sides must prove that they know, in place of the node's.
         insecure_skip_verify: accept any certificate under any name. The peer is then never `verified`.
     """
 
@@ -92,6 +98,7 @@ class Route:
     port: int = DEFAULT_PORT
     cert_manager: CertManager | None = None
     server_name: str | None = None
+    cookie: str | bytes | None = field(default=None, repr=False)
     insecure_skip_verify: bool | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +111,7 @@ class Route:
         _canonicalise_host(self, "server_name")
         _check_int("port", self.port, 1, 65535)
         _check_manager(self.cert_manager, optional=True)
+        as_cookie(self.cookie)
 
 
 @final
@@ -115,6 +123,11 @@ class NetworkOptions:
         mode: see `NetworkMode`.
         acceptors: where to listen; empty means one acceptor with the default options.
         routes: by node name or glob over the whole name (`beta@*`).
+        resolver: finds endpoints for names that no route matches; None: the name's host, port 15000. One that is also
+            a `Registrar` (`LocalRegistry`) makes this node known while it is open.
+        cookie: a shared secret on top of certificates, at least 16 bytes, that both sides of every connection must
+            prove that they know; `generate_cookie()` makes one. A route's or an acceptor's own takes its place.
+        keep_connected: node names to which a connection is kept up; see `Node.keep_connected`.
         insecure_skip_verify: for every dial whose route does not say: accept any certificate under any name.
         bind_names: whether acceptors insist that a verified client's certificate covers the node name it claims.
             False is for clusters that share one certificate.
@@ -135,6 +148,9 @@ class NetworkOptions:
     mode: NetworkMode = NetworkMode.ENABLED
     acceptors: Sequence[AcceptorOptions] = ()
     routes: Mapping[str, Route] = field(default_factory=dict)
+    resolver: Resolver | None = None
+    cookie: str | bytes | None = field(default=None, repr=False)
+    keep_connected: Sequence[str | NodeName] = ()
     insecure_skip_verify: bool = False
     bind_names: bool = True
     max_message_size: int = 16 * _MIB
@@ -156,6 +172,8 @@ class NetworkOptions:
         """
         object.__setattr__(self, "acceptors", tuple(self.acceptors))
         object.__setattr__(self, "routes", MappingProxyType(dict(self.routes)))
+        object.__setattr__(self, "keep_connected", tuple(NodeName.parse(name) for name in self.keep_connected))
+        as_cookie(self.cookie)
         if self.mode is not NetworkMode.ENABLED and self.acceptors:
             msg = f"acceptors were given, but the network mode {self.mode.name} opens none; drop one of the two"
             raise ValueError(msg)

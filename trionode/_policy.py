@@ -6,10 +6,10 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeAlias, final
+from functools import cached_property
+from typing import TypeAlias, final
 
-if TYPE_CHECKING:
-    from ._credentials import CAPool
+from ._credentials import CAPool
 
 __all__ = ["ClientAuth"]
 
@@ -49,7 +49,7 @@ class ClientAuth(enum.Enum):
 
 
 @final
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TLSPolicy:
     """One manager's settings, as one immutable value.
 
@@ -67,6 +67,25 @@ class TLSPolicy:
     server_name: str | None = None
     clock: Clock | None = None
 
+    @cached_property
+    def roots(self) -> CAPool:
+        """The anchors for server certificates; the system's are read once, when they are first needed.
+
+        Raises:
+            CertificateError: the system's are needed and there are none.
+        """
+        return CAPool.system() if self.root_cas is None else self.root_cas
+
     def now(self) -> datetime:
-        """The time by this policy's clock, aware, UTC."""
-        return datetime.now(UTC) if self.clock is None else self.clock().astimezone(UTC)
+        """The time by this policy's clock, aware, UTC.
+
+        Raises:
+            ValueError: the clock gave a naive datetime.
+        """
+        if self.clock is None:
+            return datetime.now(UTC)
+        now = self.clock()
+        if now.tzinfo is None:
+            msg = "the clock of a cert manager must return an aware datetime, datetime.now(UTC) for one"
+            raise ValueError(msg)
+        return now.astimezone(UTC)

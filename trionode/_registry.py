@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, final
 
+import trio
+
 from ._identity import NodeName
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Registry:
     def __init__(self) -> None:
         self._dialable: dict[NodeName, list[Connection]] = {}
         self._unverified: list[Connection] = []
+        self._changed = trio.lowlevel.ParkingLot()
 
     @property
     def unverified(self) -> Sequence[Connection]:
@@ -42,6 +45,7 @@ class Registry:
         siblings = self._dialable.setdefault(connection.peer.name, [])
         replaced = [old for old in siblings if _replaces(connection, old)]
         siblings[:] = [connection, *(old for old in siblings if old not in replaced)]
+        self._changed.unpark_all()
         return replaced
 
     def remove(self, connection: Connection) -> None:
@@ -54,9 +58,19 @@ class Registry:
             if not siblings:
                 del self._dialable[connection.peer.name]
 
+    def mutual(self, name: NodeName) -> list[Connection]:
+        """The connections with a name that both sides verified; these compete."""
+        return [connection for connection in self._dialable.get(name, ()) if connection.link.mutual]
+
     def find(self, name: NodeName, fits: Callable[[Connection], bool]) -> Connection | None:
         """The newest dialable connection to a name that fits."""
         return next((connection for connection in self._dialable.get(name, ()) if fits(connection)), None)
+
+    async def wait(self, name: NodeName, fits: Callable[[Connection], bool]) -> Connection:
+        """Wait until there is a dialable connection to a name that fits."""
+        while (connection := self.find(name, fits)) is None:
+            await self._changed.park()
+        return connection
 
     def names(self) -> Iterator[NodeName]:
         """The names that have a dialable connection."""
@@ -67,14 +81,12 @@ def _replaces(new: Connection, old: Connection) -> bool:
     """Whether a newcomer takes an older connection's place.
 
     The same verified peer, dialling the same way round: its dialler closed or lost the old one, or wants another
-    route. What the other side dialled insecurely (not mutual) takes nobody's place here. A verified peer with
-    another incarnation has restarted: its old connections are dead.
+    route (and says so, if it was the other side that dialled). What the other side dialled insecurely, so that it is
+    not mutual, takes nobody's place here. Of another incarnation, the arbiter has seen that the old one is dead.
     """
     if not new.peer.verified or not (new.link.dialled or new.link.mutual):
         return False
-    if new.peer.incarnation != old.peer.incarnation:
-        return True
-    return new.link.dialled == old.link.dialled
+    return new.link.dialled == old.link.dialled or (new.link.replace and new.link.mutual)
 
 
 @final

@@ -79,6 +79,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
     Attributes:
         transport_stream: the stream underneath, owned by this one.
         peer_certificate: the peer's leaf certificate, or None if it sent none.
+        presented_certificate: our leaf certificate, or None if the server asked for none.
         verified: whether this side verified that certificate (and, dialling, its name).
         generation: the generation of the contexts that the handshake took; it never changes.
         tls_version: `TLSv1.3`.
@@ -91,13 +92,14 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self, transport: trio.abc.Stream, session: TLSSession, contexts: TLSContexts, presented: x509.Certificate | None
     ) -> None:
         self.transport_stream = transport
-        self.peer_certificate = session.peer_certificate
-        self.verified = session.verified
-        self.generation = contexts.generation
-        self.tls_version = session.tls_version
-        self.cipher = session.cipher
-        self.alpn = None if session.alpn is None else session.alpn.decode("ascii", "backslashreplace")
-        self.peer_address = address_of(transport)
+        self.peer_certificate: x509.Certificate | None = session.peer_certificate
+        self.presented_certificate: x509.Certificate | None = presented if session.presented else None
+        self.verified: bool = session.verified
+        self.generation: int = contexts.generation
+        self.tls_version: str = session.tls_version
+        self.cipher: str | None = session.cipher
+        self.alpn: str | None = None if session.alpn is None else session.alpn.decode("ascii", "backslashreplace")
+        self.peer_address: Address | None = address_of(transport)
         self._session = session
         self._presented = presented
         self._closed = False
@@ -140,7 +142,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
                 msg = "send_eof() was called before"
                 raise trio.ClosedResourceError(msg)
             await trio.lowlevel.checkpoint_if_cancelled()
-            # As bytes, whatever the items of the given view are: OpenSSL's binding takes the number of items for a size.
+            # As bytes, whatever the items of the view are: OpenSSL's binding takes the number of items for a size.
             with memoryview(data) as items, items.cast("B") as view:
                 if not len(view):
                     await trio.lowlevel.cancel_shielded_checkpoint()

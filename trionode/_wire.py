@@ -11,10 +11,12 @@ Hello
     keys. Unknown keys are ignored. Names are node names, `name@host`.
 
     1. Dialer: `versions` (list of protocol versions it speaks), `name` (its own), `incarnation` (u64, drawn at random
-       when the node opened), `generation` (of the contexts it took), `limits`.
+       when the node opened), `generation` (of the contexts it took), `limits`, `verified` (whether it verified the
+       acceptor's certificate and name in TLS), `replace` (whether it wants this connection although it knows of
+       another), `proof` (of the cookie, if it has one; see `_cookie`).
     2. Acceptor: `refusal`, or `version` (the highest that both speak), `name`, `incarnation`, `generation`, `limits`,
-       `verified` (whether it verified the dialer's certificate and name).
-    3. Dialer: `refusal`, or `verified` (whether it verified the acceptor's).
+       `verified` (whether it verified the dialer's certificate and name), `proof`.
+    3. Dialer: `refusal`, or nothing.
 
     `limits` is a map: `max_message_size` (bytes of a message that this side accepts), `window` (credit that each
     channel starts with, towards this side), `max_channels` (that the other side may have open at once).
@@ -108,6 +110,7 @@ _U32: Final = struct.Struct(">I")
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
 Code: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]
+Proof: TypeAlias = Annotated[bytes, Meta(max_length=64)]
 U32: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]
 #: Generations and incarnations; msgpack integers end at 2**64 - 1, which msgspec checks by itself.
 U64: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -136,6 +139,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: U64
     generation: U64
     limits: Limits
+    verified: bool = False
+    replace: bool = False
+    proof: Proof = b""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,13 +154,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     generation: U64 = 0
     limits: Limits = Limits(max_message_size=0, window=4096, max_channels=0)
     verified: bool = False
+    proof: Proof = b""
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
     """Third message: the dialer's verdict on the acceptor."""
 
     refusal: Refusal | None = None
-    verified: bool = False
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,21 +22,27 @@ from typing import TYPE_CHECKING, Final, final
 import msgspec
 import trio
 
-from . import demo as story
+from .demo.checks import Facts, judge_all
+from .demo.said import SHOWN_DIGITS, short
+from .demo.story import run_demo
 
 try:
     import click
     from rich.console import Console, RenderableType
-    from rich.segment import Segment, Segments
     from rich.table import Table
     from rich.text import Text
 except ModuleNotFoundError as exc:
-    if exc.name not in ("click", "rich"):
+    missing = (exc.name or "").partition(".")[0]
+    if missing not in ("click", "rich"):
         raise
-    sys.exit(f"trionode: the command line needs {exc.name}; install it with: pip install 'trionode[cli]'")
+    sys.exit(f"trionode: the command line needs {missing}; install it with: pip install 'trionode[cli]'")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from .demo.checks import Check
+    from .demo.said import Certificate
+    from .demo.story import Reporter
 
 PROGRAM: Final = "trionode"
 _HELD: Final = "✓"
@@ -65,8 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as exc:
         click.echo(f"{PROGRAM}: {exc.format_message()}", err=True)
         return exc.exit_code
+    except BrokenPipeError:  # `trionode demo | head`: whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it flushes
+        return 1
     except (click.Abort, KeyboardInterrupt):
-        click.echo(f"{PROGRAM}: interrupted; every process of the demo was ended", err=True)
+        click.echo(f"{PROGRAM}: interrupted; nothing is left running", err=True)
         return 130
 
 
@@ -114,7 +123,7 @@ def _empty_directory(_context: click.Context, _parameter: click.Parameter, value
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for scripts, and nothing else.")
 def demo(directory: Path | None, *, as_json: bool) -> int:
-    """Two nodes, a rotation under traffic, and those who are not let in; takes a few seconds.
+    r"""Two nodes, a rotation under traffic, and those who are not let in; takes a few seconds.
 
     \b
     What it does, on this machine, loopback only:
@@ -128,7 +137,7 @@ def demo(directory: Path | None, *, as_json: bool) -> int:
          without a certificate try, and shows what each side says
       6. counts whether a number was lost, doubled or reordered
 
-    The roles are in trionode/demo.py, and are meant to be read: they are programs as an application would write them.
+    The roles are in trionode/demo/roles.py, to be read: they are programs as an application would write them.
 
     \b
     Examples:
@@ -138,12 +147,12 @@ def demo(directory: Path | None, *, as_json: bool) -> int:
 
     Exit status: 0 if every check held, 1 if one did not, 2 if the command line made no sense.
     """
-    reporter: story.Reporter = Silent() if as_json else Teller(_console())
+    reporter: Reporter = Silent() if as_json else Teller(_console())
     began = time.monotonic()
     with _place(directory) as place:
         facts = _run(place, reporter)
     seconds = time.monotonic() - began
-    checks = story.judge_all(facts)
+    checks = judge_all(facts)
     if as_json:
         click.echo(json.dumps(_document(facts, checks, seconds), indent=2))
     elif isinstance(reporter, Teller):
@@ -167,19 +176,17 @@ def _place(directory: Path | None) -> Iterator[Path]:
             yield Path(temporary)
 
 
-def _run(place: Path, reporter: story.Reporter) -> story.Facts:
-    interrupted = False
-    facts = story.Facts(trouble="interrupted")
+def _run(place: Path, reporter: Reporter) -> Facts:
     try:
-        facts = trio.run(story.run_demo, place, reporter)
-    except* KeyboardInterrupt:  # it may come inside a group: a nursery was open
-        interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt
-    return facts
+        return trio.run(run_demo, place, reporter)
+    except BaseExceptionGroup as group:  # a nursery was open: what ended it comes wrapped
+        for kind in (KeyboardInterrupt, BrokenPipeError):
+            if group.subgroup(kind) is not None:
+                raise kind from None
+        raise
 
 
-def _document(facts: story.Facts, checks: Sequence[story.Check], seconds: float) -> dict[str, object]:
+def _document(facts: Facts, checks: Sequence[Check], seconds: float) -> dict[str, object]:
     return {
         "ok": facts.trouble is None and all(check.held for check in checks),
         "seconds": round(seconds, 3),
@@ -198,10 +205,10 @@ class Silent:
     def note(self, who: str, text: str) -> None:
         """Show nothing."""
 
-    def certificate(self, who: str, text: str, certificate: story.Certificate) -> None:
+    def certificate(self, who: str, text: str, certificate: Certificate) -> None:
         """Show nothing."""
 
-    def check(self, check: story.Check) -> None:
+    def check(self, check: Check) -> None:
         """Show nothing."""
 
 
@@ -219,46 +226,44 @@ class Teller:
     def step(self, title: str) -> None:
         """A heading."""
         self._steps += 1
-        self._console.print()
-        self._console.print(Text(f"{self._steps}  {title}", style="bold"))
+        self._print(Text(f"\n{self._steps}  {title}", style="bold"))
 
     def note(self, who: str, text: str) -> None:
         """A line, hanging under who said it."""
         self._line(Text(who, style=self._COLOURS.get(who, "yellow")), Text(text))
 
-    def certificate(self, who: str, text: str, certificate: story.Certificate) -> None:
+    def certificate(self, who: str, text: str, certificate: Certificate) -> None:
         """A line, and below it what the certificate says."""
         self.note(who, text)
         for label, value in (
             ("SANs", ", ".join(certificate.names)),
             ("issuer", certificate.issuer),
-            ("SHA-256", story.short(certificate.fingerprint, 16)),
+            ("SHA-256", short(certificate.fingerprint, SHOWN_DIGITS)),
         ):
             self._line(Text(), Text(f"{label:<8}{value}", style="dim"))
 
-    def check(self, check: story.Check) -> None:
+    def check(self, check: Check) -> None:
         """A verdict."""
         self._line(_mark(check), Text(check.title, style="green" if check.held else "bold red"))
 
-    def summary(
-        self, facts: story.Facts, checks: Sequence[story.Check], seconds: float, *, kept: Path | None
-    ) -> None:
+    def summary(self, facts: Facts, checks: Sequence[Check], seconds: float, *, kept: Path | None) -> None:
         """The table of checks, and the verdict."""
-        self._console.print()
-        self._console.print(Text("What was shown", style="bold"))
+        self._print(Text("\nWhat was shown", style="bold"))
         table = Table.grid(padding=(0, 2))
+        table.add_column()
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
         for check in checks:
             table.add_row(_mark(check), check.title, Text(check.evidence, style="dim"))
         self._print(table)
-        self._console.print()
         if facts.trouble is not None:
             self._print(Text(f"broke off: {facts.trouble}", style="bold red"))
         if kept is not None:
             self._print(Text(f"kept in {kept}: keys too, and ca/ca.key signs certificates; delete them when done"))
         held = sum(check.held for check in checks)
         everything = held == len(checks) and facts.trouble is None
-        verdict = f"{held} of {len(checks)} checks held, in {seconds:.1f} s"
-        self._console.print(Text(verdict, style="bold green" if everything else "bold red"))
+        verdict = f"\n{held} of {len(checks)} checks held, in {seconds:.1f} s"
+        self._print(Text(verdict, style="bold green" if everything else "bold red"))
 
     def _line(self, left: Text, right: Text) -> None:
         grid = Table.grid(padding=(0, 1))
@@ -269,15 +274,10 @@ class Teller:
 
     def _print(self, what: RenderableType) -> None:
         # Rich pads lines to the full width; into a pipe that would be so many blanks.
-        for line in self._console.render_lines(what, pad=False):
-            segments = list(line)
-            while segments and not segments[-1].text.rstrip():
-                segments.pop()
-            if segments:
-                last = segments[-1]
-                segments[-1] = Segment(last.text.rstrip(), last.style)
-            self._console.print(Segments(segments))
+        with self._console.capture() as capture:
+            self._console.print(what)
+        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def _mark(check: story.Check) -> Text:
+def _mark(check: Check) -> Text:
     return Text(_HELD, style="green") if check.held else Text(_FAILED, style="bold red")

@@ -1,0 +1,240 @@
+"""What the parts of a node share: its identity, its connections, the managers that it uses, and what it reports.
+
+Theory. A manager is in use from the moment that the node first needs it (its own, an acceptor's, a route's) until the
+node closes; that is what fixes its pools and binds it to this Trio run. A link becomes a connection here, in one step
+without a checkpoint: built, registered, reported; whoever brought the link then runs it. Tasks are spawned in the
+node's own context variables, not in those of whoever happened to cause them.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import secrets
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from ._arbiter import Arbiter
+from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason
+from ._errors import HandshakeError, NetworkDisabledError, UnverifiedReason
+from ._events import (
+    ConnectionDown,
+    ConnectionUp,
+    EventHub,
+    GenerationPublished,
+    HandshakeRefused,
+    NameInUse,
+    Side,
+)
+from ._handshake import Party
+from ._identity import NodeName, SubjectNames, describe
+from ._options import NetworkMode, NodeOptions
+from ._registry import Registry
+from ._services import Services
+from ._wire import Limits, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._cert_manager import CertManager
+    from ._link import Link
+    from ._loosening import Loosening
+
+_log = logging.getLogger("trionode.node")
+_security_log = logging.getLogger("trionode.security")
+
+
+@final
+class Core:
+    """The shared inside of one node.
+
+    Attributes:
+        name: the node's name.
+        options: what it was opened with.
+        incarnation: a random 64-bit number.
+        registry: its connections by name.
+        services: by name.
+        events: what it reports.
+        running: every connection that has not finished, and the manager that its link is from.
+        uses: what is undone when the node has closed.
+        nursery: the node's nursery while it is open for new business, else None.
+    """
+
+    def __init__(self, name: NodeName, options: NodeOptions) -> None:
+        self.name = name
+        self.options = options
+        self.incarnation = secrets.randbits(64)
+        self.registry = Registry()
+        self.services = Services(
+            propagate_errors=options.propagate_service_errors, expose_errors=options.expose_service_errors
+        )
+        for service_name, service in options.services.items():
+            self.services.add(service_name, service)
+        self.events = EventHub()
+        self.running: dict[Connection, CertManager] = {}
+        self.uses = ExitStack()
+        self.nursery: trio.Nursery | None = None
+        self._arbiter = Arbiter(name, self.registry)
+        self._managers: dict[CertManager, bool] = {}
+        self._warned: set[Loosening] = set()
+        self._context = contextvars.copy_context()
+
+    # Life
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Open for business."""
+        self.nursery = nursery
+        for manager in self._managers:
+            self.spawn(partial(self._watch, manager), f"watch {manager!r}")
+
+    def check_open(self) -> None:
+        """Check that a network verb may be used now.
+
+        Raises:
+            NetworkDisabledError: the network mode is DISABLED.
+            trio.ClosedResourceError: the node is closed.
+        """
+        if self.options.network.mode is NetworkMode.DISABLED:
+            msg = f"the network of {self.name} is disabled; open the node with NetworkMode.ENABLED or HIDDEN"
+            raise NetworkDisabledError(msg)
+        if self.nursery is None:
+            msg = f"the node {self.name} is closed"
+            raise trio.ClosedResourceError(msg)
+
+    def spawn(self, function: Callable[[], Awaitable[object]], name: str) -> None:
+        """Start a task of the node.
+
+        Raises:
+            trio.ClosedResourceError: the node is closed.
+        """
+        nursery = self.nursery
+        if nursery is None:
+            msg = f"the node {self.name} is closed"
+            raise trio.ClosedResourceError(msg)
+        self._context.copy().run(lambda: nursery.start_soon(function, name=name))
+
+    # Managers
+
+    def use(self, manager: CertManager, *, as_server: bool) -> None:
+        """Declare a use for as long as the node is open, once per manager and role.
+
+        Raises:
+            CertificateError: its key pair is unusable.
+            RuntimeError: it is in use by another Trio run.
+        """
+        known = self._managers.get(manager)
+        if known is not None and (known or not as_server):
+            return
+        self.uses.enter_context(manager.use(as_server=as_server))
+        self._managers[manager] = as_server or bool(known)
+        if known is None:
+            self._check_covers(manager)
+            if self.nursery is not None:
+                self.spawn(partial(self._watch, manager), f"watch {manager!r}")
+
+    async def _watch(self, manager: CertManager) -> None:
+        """Report a manager's generations."""
+        seen = manager.generation
+        while True:
+            await manager.wait_generation(seen + 1)
+            seen = manager.generation
+            self._check_covers(manager)
+            fingerprint = manager.key_pair.fingerprint
+            self.events.publish(GenerationPublished(node=self.name, generation=seen, fingerprint=fingerprint))
+
+    def _check_covers(self, manager: CertManager) -> None:
+        """Warn where our own certificate does not speak for our own name; peers would refuse us."""
+        certificate = manager.key_pair.certificate
+        if not SubjectNames.of(certificate).cover_node(self.name):
+            _log.warning(
+                "our certificate does not cover our node name %s, so verifying peers will refuse us: %s. Issue it for "
+                "this name",
+                self.name,
+                describe(certificate),
+            )
+
+    # Handshakes
+
+    def limits(self, max_message_size: int | None = None) -> Limits:
+        """What we accept, as our hello says it."""
+        network = self.options.network
+        return Limits(
+            max_message_size=max_message_size or network.max_message_size,
+            window=network.channel_window,
+            max_channels=network.max_channels,
+        )
+
+    def party(self, limits: Limits, cookie: bytes | None = None) -> Party:
+        """What we say of ourselves, and how we judge others."""
+        return Party(
+            name=self.name,
+            incarnation=self.incarnation,
+            limits=limits,
+            arbiter=self._arbiter,
+            cookie=cookie,
+            authorize=self.options.authorize,
+            refuse_all=self._refuse_all,
+        )
+
+    def _refuse_all(self) -> Refusal | None:
+        if self.nursery is not None:
+            return None
+        return Refusal(code=UnverifiedReason.SHUTTING_DOWN, message=f"{self.name} is shutting down")
+
+    def refused(self, side: Side, error: HandshakeError) -> None:
+        """Report a handshake that failed; a duplicate is no failure, the connection it duplicates is there."""
+        if error.reason == UnverifiedReason.DUPLICATE:
+            return
+        self.events.publish(HandshakeRefused(node=self.name, side=side, address=error.address, error=error))
+        if error.reason == UnverifiedReason.NAME_IN_USE:
+            self.events.publish(NameInUse(node=self.name, side=side, address=error.address, error=error))
+
+    # Connections
+
+    def adopt(self, link: Link, manager: CertManager, limits: Limits) -> Connection:
+        """Make a link a connection and register it; no checkpoint may come between this and its `run()`."""
+        assert self.nursery is not None
+        network = self.options.network
+        settings = ConnectionSettings(
+            services=self.services,
+            service_nursery=self.nursery,
+            limits=limits,
+            max_pending_opens=network.max_pending_opens,
+            budget=network.receive_budget,
+            heartbeat_interval=network.heartbeat_interval,
+            heartbeat_tolerance=network.heartbeat_tolerance,
+            unregister=self.registry.remove,
+            ended=self._report_end,
+            finished=self.running.pop,
+            current_generation=lambda: manager.generation,
+        )
+        connection = Connection(link, settings)
+        self.running[connection] = manager
+        for replaced in self.registry.add(connection):
+            self.spawn(replaced.retire, f"retire {replaced!r}")
+        unverified = self.registry.unverified
+        if len(unverified) > network.max_unverified:
+            self.spawn(partial(unverified[0].close, EndReason.LIMIT), f"close {unverified[0]!r}")
+        side = Side.DIAL if link.dialled else Side.ACCEPT
+        self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
+        _log.info("connection up: %r", connection)
+        return connection
+
+    def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
+        self.events.publish(
+            ConnectionDown(
+                node=self.name, peer=connection.peer, connection=connection, reason=end.reason, error=end.error
+            )
+        )
+        _log.info("connection down: %r: %s", connection, end.error or end.reason)
+
+    # Telling people
+
+    def warn(self, loosening: Loosening, text: str) -> None:
+        """Log a loosening, once per node and kind."""
+        if loosening not in self._warned:
+            self._warned.add(loosening)
+            _security_log.warning("%s: %s: %s", self.name, loosening.value, text)

@@ -1,0 +1,180 @@
+"""From a node name to a connection: the one that there is, or a new one.
+
+Theory. Routes come first: an explicit one, else all that match in the table, best first; where none matches the
+resolver is asked, and without a resolver the name's own host is dialled on the default port. A resolver's endpoints
+become routes that carry nothing but host and port. Attempts go one after the other until one succeeds.
+
+Where our dial turns out a duplicate (the two nodes dialled each other, and the other's won), the connection that won
+is what the caller gets. Should that one fail after all, the dial is made again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from ._connector import dial
+from ._cookie import as_cookie
+from ._dials import SharedDials
+from ._errors import HandshakeError, NoRouteError, UnverifiedReason, printable
+from ._events import ResolverTrouble, Side
+from ._handshake import Dial
+from ._identity import NodeName, SubjectNames
+from ._loosening import Loosening
+from ._options import Route
+from ._resolvers import ResolverError, checked_endpoints
+from ._routes import RouteTable
+
+if TYPE_CHECKING:
+    from ._cert_manager import CertManager
+    from ._connection import Connection
+    from ._core import Core
+
+#: How often a dial is repeated that lost to another which then failed. Seconds have passed each time.
+_DUPLICATE_RETRIES: Final = 3
+
+
+@final
+class Dialer:
+    """A node's outward side."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._network = core.options.network
+        self.routes = RouteTable()
+        for pattern, route in self._network.routes.items():
+            self.routes.add(pattern, route)
+        self._dials: SharedDials[Connection] = SharedDials(core.spawn)
+
+    def cancel(self) -> None:
+        """Give up every dial under way."""
+        self._dials.cancel()
+
+    # What there is
+
+    def find(self, name: NodeName, route: Route | None) -> Connection | None:
+        """The live connection that a verb with this route may use, or None."""
+        return self._core.registry.find(name, lambda connection: self._fits(connection, name, route))
+
+    def _fits(self, connection: Connection, name: NodeName, route: Route | None) -> bool:
+        if not connection.peer.verified:
+            routes = [route] if route is not None else self.routes.lookup(name) or [Route()]
+            if not all(self._is_insecure(each) for each in routes):
+                return False
+        if route is None:
+            return True
+        if self._core.running.get(connection) is not self._manager(route):
+            return False
+        if route.server_name is None or self._is_insecure(route):
+            return True
+        certificate = connection.peer.certificate
+        return certificate is not None and SubjectNames.of(certificate).cover_host(route.server_name)
+
+    def _is_insecure(self, route: Route) -> bool:
+        own = route.insecure_skip_verify
+        return self._network.insecure_skip_verify if own is None else own
+
+    def _manager(self, route: Route) -> CertManager:
+        return route.cert_manager or self._core.options.cert_manager
+
+    # Making one
+
+    async def dial(self, name: NodeName, route: Route | None) -> Connection:
+        """Dial, or join the dial that is under way.
+
+        Raises:
+            HandshakeError: the one route failed.
+            NoRouteError: there is none, or several were tried and all failed.
+            CertificateError: a route's manager has an unusable key pair.
+            trio.ClosedResourceError: the node is closed.
+        """
+        return await self._dials.join((name, route), f"dial {name}", lambda: self._attempt(name, route))
+
+    async def _attempt(self, name: NodeName, route: Route | None) -> tuple[Connection, bool]:
+        """The connection, and whether this task is the one to run it."""
+        for attempt in range(_DUPLICATE_RETRIES):
+            try:
+                return await self._try_routes(name, route), True
+            except HandshakeError as exc:
+                if exc.reason != UnverifiedReason.DUPLICATE or attempt == _DUPLICATE_RETRIES - 1:
+                    raise
+            with trio.move_on_after(self._network.handshake_timeout):
+                return await self._core.registry.wait(name, lambda found: self._fits(found, name, route)), False
+        raise AssertionError("the last attempt returns or raises")  # pragma: no cover
+
+    async def _try_routes(self, name: NodeName, route: Route | None) -> Connection:
+        routes = [route] if route is not None else await self._routes_to(name)
+        failures: list[Exception] = []
+        for each in routes:
+            try:
+                return await self._try_route(name, each, explicit=route is not None)
+            except Exception as exc:
+                duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
+                if len(routes) == 1 or duplicate or isinstance(exc, trio.ClosedResourceError):
+                    raise
+                exc.add_note(f"route: {each!r}")
+                failures.append(exc)
+        causes = ExceptionGroup(f"routes to {name}", failures)
+        tried = "; ".join(
+            f"{each.host or name.host} port {each.port}: {failure}"
+            for each, failure in zip(routes, failures, strict=True)
+        )
+        msg = f"all {len(routes)} routes to {name} failed: {tried}"
+        raise NoRouteError(msg, name=name, causes=causes) from causes
+
+    async def _try_route(self, name: NodeName, route: Route, *, explicit: bool) -> Connection:
+        core, manager = self._core, self._manager(route)
+        core.use(manager, as_server=False)
+        limits = core.limits()
+        try:
+            link = await dial(self._plan(name, route, replace=explicit), manager.contexts, core.party(limits))
+        except HandshakeError as exc:
+            core.refused(Side.DIAL, exc)
+            raise
+        if core.nursery is None:
+            await link.stream.aclose()
+            msg = f"the node {core.name} was closed while it was dialling"
+            raise trio.ClosedResourceError(msg)
+        return core.adopt(link, manager, limits)
+
+    def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
+        insecure = self._is_insecure(route)
+        if insecure:
+            self._core.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers for {name}")
+        network = self._network
+        return Dial(
+            name=name,
+            host=route.host or name.host,
+            port=route.port,
+            server_name=route.server_name,
+            cookie=as_cookie(route.cookie or network.cookie),
+            replace=replace,
+            insecure_skip_verify=insecure,
+            connect_timeout=network.connect_timeout,
+            handshake_timeout=network.handshake_timeout,
+        )
+
+    async def _routes_to(self, name: NodeName) -> list[Route]:
+        """What to try, in order.
+
+        Raises:
+            NoRouteError: the resolver knows no endpoint, or failed.
+        """
+        routes = self.routes.lookup(name)
+        resolver = self._network.resolver
+        if routes or resolver is None:
+            return routes or [Route()]
+        try:
+            with trio.fail_after(self._network.connect_timeout):
+                endpoints = checked_endpoints(name, await resolver.resolve(name))
+        except Exception as exc:  # noqa: BLE001 -- whatever a resolver does wrong, it costs this dial only
+            trouble = ResolverError(f"the resolver failed for {name}: {type(exc).__name__}: {printable(str(exc))}")
+            trouble.__cause__ = exc
+            self._core.events.publish(ResolverTrouble(node=self._core.name, name=name, error=trouble))
+            msg = f"no route to {name}: {trouble}. Add a route, or see to the resolver"
+            raise NoRouteError(msg, name=name) from trouble
+        if not endpoints:
+            msg = f"no route to {name}: no route matches, and {resolver!r} does not know it; is that node running?"
+            raise NoRouteError(msg, name=name)
+        return [Route(host=endpoint.host, port=endpoint.port) for endpoint in endpoints]
