@@ -115,6 +115,13 @@ class ScriptedPeer:
         await self.say(wire.Confirmation(verified=True))
         return answer
 
+    async def greet(self, name: str, **answer: Any) -> wire.Hello:
+        """Accept: answer the hello and hear the confirmation; gives the hello."""
+        hello = await self.hear(wire.Hello)
+        await self.say(self.answer(name, **answer))
+        assert (await self.hear(wire.Confirmation)).refusal is None
+        return hello
+
     async def frame(self, wanted: int | None = None) -> tuple[int, int, bytes]:
         """The next frame after the hello (kind, channel, payload), or the next of the kind that is wanted."""
         while True:

@@ -45,9 +45,9 @@ from trionode import (
     Stage,
     TLSStream,
     UnverifiedReason,
+    _openssl,
     open_tls_stream,
 )
-from trionode import _openssl
 from trionode._handshake import accept_tls
 from trionode._identity import canonical_host
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
@@ -128,7 +128,10 @@ def world(ca: CertificateAuthority, rogue_ca: CertificateAuthority, tmp_path_fac
 
 def alert_of(exc: ssl.SSLError) -> str:
     """The name of the alert that an error of `ssl` is about, or the error's own reason."""
-    return re.sub(r"(SSLV3|TLSV1|TLSV13)_ALERT_", "", exc.reason or "").lower()
+    # Alerts that are newer than Python's table of them have no `reason`, but OpenSSL's words in the text.
+    words = exc.reason or str(exc).replace(" ", "_").upper()
+    found = re.search(r"(?:SSLV3|TLSV1|TLSV13)_ALERT_([A-Z_]+[A-Z])", words)
+    return (words if found is None else found[1]).lower()
 
 
 # Servers ------------------------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ class Seen:
         certificate_sent: whether a Certificate message came at all (`ssl` server only).
         certificate: the client's certificate, DER.
         alpn: the protocol that was agreed on.
-        received: what the client said afterwards.
+        received: what the client said afterwards (`ssl` server only).
     """
 
     alert: str = ""
@@ -155,14 +158,14 @@ class Seen:
     received: bytes = b""
 
 
-Server: TypeAlias = Callable[[trio.TaskStatus[int]], Awaitable[Seen]]
+#: Serves one client, writes down what it saw, and gives `task_status` the port.
+Server: TypeAlias = Callable[..., Awaitable[None]]
 
 
 def stdlib_server(
     world: World, key_pair: KeyPair, *, alpn: Sequence[str] = (), version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
 ) -> Server:
     """Python's own `ssl` as a server: it asks for a client certificate and takes one client."""
-    seen = Seen()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = version
     context.load_cert_chain(*world.files(key_pair))
@@ -170,16 +173,13 @@ def stdlib_server(
     context.verify_mode = ssl.CERT_OPTIONAL
     if alpn:
         context.set_alpn_protocols(list(alpn))
-    context.sni_callback = lambda _stream, name, _context: seen.sni.append(name)
 
-    def watch(_stream: object, direction: str, _version: object, kind: object, message: object, _data: bytes) -> None:
-        if direction == "read" and str(message).endswith("CERTIFICATE"):
+    def watch(seen: Seen, *message: object) -> None:
+        _, direction, _, _, kind, _ = message
+        if direction == "read" and getattr(kind, "name", "") == "CERTIFICATE":
             seen.certificate_sent = True
 
-    # Undocumented, for debugging, and there since 3.8: the one way to see a message of a handshake that then fails.
-    context._msg_callback = watch  # type: ignore[attr-defined]
-
-    def serve(listening: socket.socket) -> Seen:
+    def serve(listening: socket.socket, seen: Seen) -> None:
         transport, _ = listening.accept()
         transport.settimeout(PATIENCE)
         try:
@@ -191,13 +191,15 @@ def stdlib_server(
                     seen.received += data
         except ssl.SSLError as exc:
             seen.alert = alert_of(exc)
-        return seen
 
-    async def run(task_status: trio.TaskStatus[int]) -> Seen:
+    async def run(seen: Seen, *, task_status: trio.TaskStatus[int]) -> None:
+        context.sni_callback = lambda _stream, name, _context: seen.sni.append(name)
+        # Undocumented, for debugging, there since 3.8, and the one way to see a message of a handshake that then fails.
+        context._msg_callback = partial(watch, seen)  # type: ignore[attr-defined]
         with socket.create_server(("127.0.0.1", 0)) as listening:
             listening.settimeout(PATIENCE)
             task_status.started(listening.getsockname()[1])
-            return await trio.to_thread.run_sync(serve, listening)
+            await trio.to_thread.run_sync(serve, listening, seen)
 
     return run
 
@@ -210,7 +212,7 @@ def s_server(world: World, key_pair: KeyPair, *options: str) -> Server:
     if len(key_pair.chain) > 1:
         command += ["-cert_chain", str(certificate)]
 
-    async def run(task_status: trio.TaskStatus[int]) -> Seen:
+    async def run(seen: Seen, *, task_status: trio.TaskStatus[int]) -> None:
         output, complaints = bytearray(), bytearray()
 
         async def collect(stream: trio.abc.ReceiveStream) -> None:
@@ -235,10 +237,10 @@ def s_server(world: World, key_pair: KeyPair, *options: str) -> Server:
                     greeted = True
         alert = re.search(rb" alert ([a-z ]+):", complaints)
         pem = re.search(rb"Client certificate\n(-----BEGIN.*?-----END CERTIFICATE-----\n)", output, re.DOTALL)
-        return Seen(
-            alert="" if alert is None else alert[1].decode().replace(" ", "_"),
-            certificate=None if pem is None else x509.load_pem_x509_certificate(pem[1]).public_bytes(Encoding.DER),
-        )
+        if alert is not None:
+            seen.alert = alert[1].decode().replace(" ", "_")
+        if pem is not None:
+            seen.certificate = x509.load_pem_x509_certificate(pem[1]).public_bytes(Encoding.DER)
 
     return run
 
@@ -256,15 +258,11 @@ async def visit(
     server: Server, manager: CertAuthManager, host: str = "127.0.0.1", **options: Any
 ) -> tuple[TLSStream | HandshakeError, Seen]:
     """Dial a server, read its welcome: what came of it here, and what the server saw."""
-    seen: list[Seen] = []
+    seen = Seen()
     result: TLSStream | HandshakeError
-
-    async def run(*, task_status: trio.TaskStatus[int]) -> None:
-        seen.append(await server(task_status))
-
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            port = await nursery.start(run)
+            port: int = await nursery.start(server, seen)
             try:
                 result = await open_tls_stream(host, port, cert_manager=manager, **options)
             except HandshakeError as exc:
@@ -273,7 +271,7 @@ async def visit(
                 async with result:
                     assert await result.receive_some() == WELCOME
                     await result.send_all(b"thanks")
-    return result, seen[0]
+    return result, seen
 
 
 # Which certificates pass --------------------------------------------------------------------------------------------
@@ -385,7 +383,9 @@ CHAINS: Final = {
 }
 
 ODD_SIBLINGS: Final = (
-    *dns("", ".", "*", "*.", "a*.example", "*.*.example", "nul\0.example", "a b.example", "127.1", "-.example", "xn--a"),
+    *dns(
+        "", ".", "*", "*.", "a*.example", "*.*.example", "nul\0.example", "a b.example", "127.1", "-.example", "xn--a"
+    ),
     x509.UniformResourceIdentifier("urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6"),
     x509.UniformResourceIdentifier("https://h:8443/"),
     x509.RFC822Name("admin@server.example"),
@@ -406,7 +406,9 @@ NAMES: Final = {
     "wildcard": Case(made=odd(*dns("*.server.example")), name="a.server.example"),
     "wildcard for two labels": Case(made=odd(*dns("*.server.example")), name="a.b.server.example", refused=MISMATCH),
     "wildcard for none": Case(made=odd(*dns("*.server.example")), name="server.example", refused=MISMATCH),
-    "wildcard in part of a label": Case(made=odd(*dns("a*.server.example")), name="ab.server.example", refused=MISMATCH),
+    "wildcard in part of a label": Case(
+        made=odd(*dns("a*.server.example")), name="ab.server.example", refused=MISMATCH
+    ),
     "wildcard in the middle": Case(made=odd(*dns("a.*.example")), name="a.server.example", refused=MISMATCH),
     "wildcard for everything": Case(made=odd(*dns("*")), name="example", refused=MISMATCH),
     "wildcard for an address": Case(made=odd(*dns("*.0.0.1")), name="127.0.0.1", refused=MISMATCH),
@@ -450,6 +452,9 @@ async def test_which_servers_a_dialer_accepts(
         assert result.peer_certificate == key_pair.certificate
         assert seen.alert == ""
         assert seen.certificate == world.client.certificate.public_bytes(Encoding.DER)
+        if make_server is stdlib_server:
+            assert seen.certificate_sent
+            assert seen.received == b"thanks"
         return
     reason, alert = case.refused
     leaf = key_pair.certificate
@@ -488,21 +493,655 @@ async def test_a_mismatch_says_what_is_offered(world: World) -> None:
         assert ("unusable" in str(result)) is bool(unusable)
 
 
-async def test_dates_say_whose_clock_is_whose(world: World) -> None:
-    """The texts for expired and not yet valid have both dates, our clock, and are never mixed up."""
+async def test_dates_say_what_our_clock_says(world: World) -> None:
+    """Expired and not yet valid are never mixed up, are judged by the manager's clock, and the text has all dates."""
     now = datetime.now(UTC)
-    for moment, word, remedy in (
-        (now + 100 * DAY, "has expired", "must rotate it"),
-        (now - 100 * DAY, "is not yet valid", "Check the clocks"),
+    key_pair = world.ca.issue("localhost", not_before=now - 2 * DAY, not_after=now + 2 * DAY)
+    for moment, expected, words in (
+        (now + 5 * DAY, EXPIRED, ("has expired", "must rotate it")),
+        (now - 5 * DAY, NOT_YET_VALID, ("is not yet valid", "Check the clocks of this machine, the peer and the CA")),
     ):
-        # The CA is out of its validity as well by that clock, so pin the leaf.
-        key_pair = world.ca.issue("localhost")
-        manager = world.manager(pool=CAPool([key_pair.certificate]), clock=lambda moment=moment: moment)
-        manager.update(world.client) if False else None
-        with pytest.raises(AssertionError):
-            raise AssertionError
-        result, _ = await visit(stdlib_server(world, key_pair), manager, server_name="localhost")
+        manager = world.manager(clock=lambda moment=moment: moment)
+        result, seen = await visit(stdlib_server(world, key_pair), manager, server_name="localhost")
         assert isinstance(result, PeerUnverifiedError)
-        assert word in str(result)
-        assert remedy in str(result)
-        assert f"{moment:%Y-%m-%d %H:%M:%S} UTC" in str(result)
+        assert (result.reason, seen.alert) == expected
+        for word in (*words, f"{moment:%Y-%m-%d %H:%M:%S} UTC", f"{now - 2 * DAY:%Y-%m-%d %H:%M:%S}"):
+            assert word in str(result)
+        assert result.wanted == f"a certificate valid at {moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+# Which name is wanted -----------------------------------------------------------------------------------------------
+
+
+def wide(world: World) -> KeyPair:
+    """A certificate for every name that the tests below dial."""
+    return world.ca.issue("localhost", "127.0.0.1", "::1", "a.example", "b.example", "xn--bcher-kva.example")
+
+
+@pytest.mark.parametrize(
+    ("name", "sni"),
+    [
+        ("localhost", "localhost"),
+        ("A.Example.", "a.example"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("127.0.0.1", None),
+        ("::1", None),
+        ("[::1]", None),
+    ],
+)
+@pytest.mark.parametrize("skips", [False, True], ids=["verifies", "skips"])
+async def test_names_are_indicated_and_addresses_are_not(world: World, name: str, sni: str | None, skips: bool) -> None:
+    """The server name indication has the name that is wanted as A-labels, and is absent for an address (RFC 6066)."""
+    result, seen = await visit(
+        stdlib_server(world, wide(world)), world.manager(), server_name=name, insecure_skip_verify=skips
+    )
+    assert isinstance(result, TLSStream)
+    assert seen.sni == [sni]
+
+
+async def test_the_name_that_is_wanted_is_the_one_given_last(world: World) -> None:
+    """`server_name` of the call counts, else the manager's, else the host that was dialled."""
+    for manager_name, call_name, sni in (
+        (None, None, "localhost"),
+        ("a.example", None, "a.example"),
+        ("a.example", "b.example", "b.example"),
+        (None, "b.example", "b.example"),
+    ):
+        manager = world.manager(server_name=manager_name)
+        result, seen = await visit(stdlib_server(world, wide(world)), manager, "localhost", server_name=call_name)
+        assert isinstance(result, TLSStream)
+        assert result.verified
+        assert seen.sni == [sni]
+    result, _ = await visit(stdlib_server(world, wide(world)), world.manager(server_name="c.example"), "localhost")
+    assert isinstance(result, PeerUnverifiedError)
+    assert result.wanted == "c.example"
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has an IPv6 loopback."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 loopback here")),
+    ],
+)
+async def test_a_dialled_address_is_what_the_certificate_must_cover(world: World, host: str) -> None:
+    """Without any server name, a dialled address must be among the IP SANs."""
+    for key_pair, passes in ((world.ca.issue(host), True), (world.ca.issue("localhost"), False)):
+        async with serving(CertAuthManager(key_pair), host=host) as server:
+            if passes:
+                async with await open_tls_stream(host, server.port, cert_manager=world.manager()) as stream:
+                    assert stream.verified
+                    assert stream.peer_address == (host, server.port)
+            else:
+                with pytest.raises(PeerUnverifiedError) as caught:
+                    await open_tls_stream(host, server.port, cert_manager=world.manager())
+                assert caught.value.wanted == canonical_host(host)
+                assert caught.value.address == (host, server.port)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "1.2.3", "fe80::1%eth0", "a..b", "-a.example"])
+async def test_a_server_name_that_is_none_is_refused_before_anything_happens(world: World, name: str) -> None:
+    """A host or server name that can be neither a DNS name nor an address is a ValueError, and nothing is dialled."""
+    for host, server_name in ((name, None), ("127.0.0.1", name)):
+        with pytest.raises(ValueError, match="host"):
+            await open_tls_stream(host, 1, cert_manager=world.manager(), server_name=server_name)
+
+
+# Not verifying ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [CHAINS[name] for name in ("good", "expired", "of an unknown CA", "for clients only")]
+    + [NAMES[name] for name in ("another name", "Common Name alone")],
+)
+async def test_skipping_verification_accepts_anything_and_says_so(
+    world: World, make_server: Callable[[World, KeyPair], Server], case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`insecure_skip_verify` accepts any certificate, never calls it verified, and is a warning each time."""
+    key_pair = case.made(world)
+    with caplog.at_level(logging.WARNING, "trionode.security"):
+        result, seen = await visit(
+            make_server(world, key_pair), world.manager(), server_name=case.name, insecure_skip_verify=True
+        )
+    assert isinstance(result, TLSStream)
+    assert not result.verified
+    assert result.peer_certificate == key_pair.certificate
+    assert seen.certificate == world.client.certificate.public_bytes(Encoding.DER)
+    warnings = [record for record in caplog.records if record.name == "trionode.security"]
+    assert [record.levelname for record in warnings] == ["WARNING"]
+    assert "insecure_skip_verify: the server at 127.0.0.1 port" in warnings[0].getMessage()
+
+
+async def test_verifying_is_not_worth_a_warning(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A dial that verifies logs nothing."""
+    with caplog.at_level(logging.WARNING):
+        await visit(stdlib_server(world, wide(world)), world.manager(), server_name="localhost")
+    assert caplog.records == []
+
+
+# Versions -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_without_tls_1_3_is_refused(world: World) -> None:
+    """A server that has TLS 1.2 at most: it refuses us by alert, and the text says what it lacks."""
+    old = stdlib_server(world, wide(world), version=ssl.TLSVersion.TLSv1_2)
+    result, seen = await visit(old, world.manager(), server_name="localhost")
+    assert type(result) is PeerRejectedError
+    assert result.code is RejectionCode.PROTOCOL_VERSION
+    assert result.stage is Stage.TLS
+    assert "It does not speak TLS 1.3" in str(result)
+    assert seen.alert == "unsupported_protocol"
+
+
+async def test_a_client_without_tls_1_3_is_refused(world: World) -> None:
+    """A client that has TLS 1.2 at most: our error says so, and it gets the alert `protocol_version`."""
+    context = ssl.create_default_context(cafile=world.ca_file)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with serving(CertAuthManager(wide(world))) as server:
+        told = await trio.to_thread.run_sync(partial(stdlib_client, server.port, context))
+        error = await server.result()
+    assert told.alert == "protocol_version"
+    assert type(error) is HandshakeError
+    assert isinstance(error.__cause__, RemoteProtocolError)
+    assert "It offers only TLS versions before 1.3" in str(error)
+
+
+# Our own accepting side, and clients for it -------------------------------------------------------------------------
+
+
+class OurServer:
+    """Our accepting side: welcomes every client that it accepts, and keeps what came of each handshake."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._put, self._take = trio.open_memory_channel[TLSStream | HandshakeError](100)
+
+    async def handle(self, manager: CertAuthManager, alpn: tuple[str, ...], transport: trio.SocketStream) -> None:
+        """Serve one client, until it leaves."""
+        try:
+            stream = await accept_tls(transport, manager.contexts, alpn=alpn, handshake_timeout=PATIENCE)
+        except HandshakeError as exc:
+            self._put.send_nowait(exc)
+            return
+        self._put.send_nowait(stream)
+        async with stream:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(WELCOME)
+                while await stream.receive_some():
+                    pass
+
+    async def result(self) -> TLSStream | HandshakeError:
+        """What came of the next handshake."""
+        return await self._take.receive()
+
+
+@asynccontextmanager
+async def serving(
+    manager: CertAuthManager, *, alpn: tuple[str, ...] = (), host: str = "127.0.0.1"
+) -> AsyncIterator[OurServer]:
+    """Serve clients of all kinds for the length of a block."""
+    with trio.fail_after(PATIENCE):
+        [listener] = await trio.open_tcp_listeners(0, host=host)
+        server = OurServer(listener.socket.getsockname()[1])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, partial(server.handle, manager, alpn), [listener])
+            yield server
+            nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a client learned.
+
+    Attributes:
+        welcome: what it was sent.
+        alert: the alert that it was refused with, by name, or another reason why it failed; empty on success.
+        alpn: the protocol that was agreed on.
+        reused: whether the session that it offered was resumed.
+        session: to be offered next time.
+    """
+
+    welcome: bytes = b""
+    alert: str = ""
+    alpn: str | None = None
+    reused: bool | None = None
+    session: ssl.SSLSession | None = None
+
+
+def stdlib_client(
+    port: int, context: ssl.SSLContext, *, session: ssl.SSLSession | None = None, says: bytes = b""
+) -> Told:
+    """Python's own `ssl`: connect, say something, read. Blocking."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as transport:
+        try:
+            with context.wrap_socket(transport, server_hostname="localhost", session=session) as stream:
+                if says:
+                    with suppress(OSError):  # the server may have refused us and gone: the reading tells
+                        for _ in range(20):
+                            stream.sendall(says)
+                return Told(
+                    welcome=stream.recv(1000),
+                    alpn=stream.selected_alpn_protocol(),
+                    reused=stream.session_reused,
+                    session=stream.session,
+                )
+        except ssl.SSLError as exc:
+            return Told(alert=alert_of(exc))
+
+
+def client_context(world: World, key_pair: KeyPair | None = None, *, alpn: Sequence[str] = ()) -> ssl.SSLContext:
+    """A context for `stdlib_client`."""
+    context = ssl.create_default_context(cafile=world.ca_file)
+    if key_pair is not None:
+        context.load_cert_chain(*world.files(key_pair))
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
+
+
+async def run_s_client(world: World, port: int, *options: str) -> tuple[str, str]:
+    """`openssl s_client`, with a client certificate, until the server has said its welcome: stdout and stderr."""
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-servername", "localhost"]
+    command += ["-CAfile", str(world.ca_file), *options]
+    output, complaints = bytearray(), bytearray()
+
+    async def collect(stream: trio.abc.ReceiveStream) -> None:
+        async for chunk in stream:
+            complaints.extend(chunk)
+
+    async with trio.open_nursery() as nursery:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process: trio.Process = await nursery.start(partial(trio.run_process, command, check=False, **pipes))
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        nursery.start_soon(collect, process.stderr)
+        async for chunk in process.stdout:
+            output += chunk
+            if WELCOME in output:
+                await process.stdin.aclose()  # which makes it leave
+    return output.decode(errors="replace"), complaints.decode(errors="replace")
+
+
+# Application protocols ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agreed"),
+    [
+        (("h2", "http/1.1"), ("h2", "http/1.1"), "h2"),
+        (("h2", "http/1.1"), ("http/1.1",), "http/1.1"),
+        (("h2", "http/1.1"), ("http/1.1", "h2"), "h2"),
+        (("h2", "http/1.1"), (), None),
+        ((), ("h2", "http/1.1"), None),
+        ((), (), None),
+    ],
+)
+async def test_a_server_selects_by_its_own_order(
+    world: World, ours: tuple[str, ...], theirs: tuple[str, ...], agreed: str | None
+) -> None:
+    """Our server selects the first of its protocols that a client offers; if either side names none, there is none."""
+    async with serving(CertAuthManager(wide(world)), alpn=ours) as server:
+        context = client_context(world, alpn=theirs)
+        told = await trio.to_thread.run_sync(stdlib_client, server.port, context)
+        result = await server.result()
+        assert isinstance(result, TLSStream)
+        assert told.welcome == WELCOME
+        assert told.alpn == result.alpn == agreed
+
+        async with await open_tls_stream("localhost", server.port, cert_manager=world.manager(), alpn=theirs) as stream:
+            assert await stream.receive_some() == WELCOME
+            result = await server.result()
+            assert isinstance(result, TLSStream)
+            assert stream.alpn == result.alpn == agreed
+
+
+async def test_a_client_that_offers_only_other_protocols_is_refused(world: World) -> None:
+    """Without overlap both kinds of client get the alert `no_application_protocol`, and our error names the cause."""
+    async with serving(CertAuthManager(wide(world)), alpn=("h2",)) as server:
+        context = client_context(world, alpn=("http/1.1",))
+        told = await trio.to_thread.run_sync(stdlib_client, server.port, context)
+        assert told.alert == "no_application_protocol"
+        error = await server.result()
+        assert type(error) is HandshakeError
+        assert isinstance(error.__cause__, RemoteProtocolError)
+        assert "No application protocol in common (ALPN)" in str(error)
+
+        with pytest.raises(PeerRejectedError, match="does not speak the protocol that we offered") as caught:
+            await open_tls_stream("localhost", server.port, cert_manager=world.manager(), alpn=("http/1.1",))
+        assert caught.value.code is RejectionCode.NO_APPLICATION_PROTOCOL
+        assert caught.value.stage is Stage.TLS
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agreed"),
+    [(("h2", "http/1.1"), ("http/1.1",), "http/1.1"), (("h2",), (), None), ((), ("h2",), None)],
+)
+async def test_a_dialer_reports_what_a_server_selected(
+    world: World, ours: tuple[str, ...], theirs: tuple[str, ...], agreed: str | None
+) -> None:
+    """A dialer's stream has what a server of another make selected, or None where it selected nothing."""
+    server = stdlib_server(world, wide(world), alpn=theirs)
+    result, seen = await visit(server, world.manager(), server_name="localhost", alpn=ours)
+    assert isinstance(result, TLSStream)
+    assert result.alpn == seen.alpn == agreed
+
+
+@needs_openssl
+async def test_s_client_agrees_on_a_protocol_or_is_refused(world: World) -> None:
+    """`openssl s_client -alpn` sees what our server selected, or the alert."""
+    async with serving(CertAuthManager(wide(world)), alpn=("h2", "http/1.1")) as server:
+        output, _ = await run_s_client(world, server.port, "-alpn", "spdy/1,http/1.1")
+        assert "ALPN protocol: http/1.1" in output
+        output, _ = await run_s_client(world, server.port)
+        assert "No ALPN negotiated" in output
+        _, complaints = await run_s_client(world, server.port, "-alpn", "spdy/1")
+        assert "alert no application protocol" in complaints
+
+
+# No resumption ------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        """Tell the time."""
+        return self.now
+
+
+@pytest.fixture
+def examined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The depth of each certificate that a server's verify callback sees."""
+    depths: list[int] = []
+    original = _openssl._Examination.examine
+
+    def examine(self: _openssl._Examination, *args: Any) -> bool:
+        if self.accepting:
+            depths.append(args[3])
+        return original(self, *args)
+
+    monkeypatch.setattr(_openssl._Examination, "examine", examine)
+    return depths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expiring:
+    """A server that verifies clients by a clock, and a client whose certificate lasts an hour by it."""
+
+    manager: CertAuthManager
+    clock: Clock
+    client: KeyPair
+
+
+@pytest.fixture
+def expiring(world: World) -> Expiring:
+    """Such a pair."""
+    clock = Clock()
+    manager = CertAuthManager(
+        wide(world),
+        client_cas=world.ca.pool,
+        client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
+        clock=clock,
+    )
+    return Expiring(manager=manager, clock=clock, client=world.ca.issue("client@localhost", not_after=clock.now + HOUR))
+
+
+async def check_verified_again(server: OurServer, expiring: Expiring, examined: list[int]) -> None:
+    """A handshake that looks like the first one of its client."""
+    result = await server.result()
+    assert isinstance(result, TLSStream), result
+    assert result.verified
+    assert result.peer_certificate == expiring.client.certificate
+    assert examined.count(0) == 1
+    examined.clear()
+
+
+async def check_refused_as_expired(server: OurServer, expiring: Expiring) -> None:
+    """A handshake that failed for the date, whatever was offered."""
+    error = await server.result()
+    assert isinstance(error, PeerUnverifiedError), error
+    assert error.reason is UnverifiedReason.EXPIRED
+    assert error.certificate == expiring.client.certificate
+
+
+async def test_an_offered_session_is_never_resumed(world: World, expiring: Expiring, examined: list[int]) -> None:
+    """`ssl` offers its old session: the certificate is sent and verified again, and refused once it has expired."""
+    context = client_context(world, expiring.client)
+    async with serving(expiring.manager) as server:
+        session: ssl.SSLSession | None = None
+        for _ in range(3):
+            told = await trio.to_thread.run_sync(partial(stdlib_client, server.port, context, session=session))
+            assert told.welcome == WELCOME
+            assert told.reused is False
+            session = told.session
+            await check_verified_again(server, expiring, examined)
+        expiring.clock.now += 2 * HOUR
+        told = await trio.to_thread.run_sync(partial(stdlib_client, server.port, context, session=session))
+        assert told.alert == RejectionCode.CERTIFICATE_EXPIRED
+        await check_refused_as_expired(server, expiring)
+
+
+async def test_that_this_client_would_resume(world: World) -> None:
+    """The counter-test: with a server that does resume, the same client code does, so the test above can fail."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*world.files(wide(world)))
+
+    def serve(listening: socket.socket) -> None:
+        for _ in range(2):
+            transport, _ = listening.accept()
+            with transport, context.wrap_socket(transport, server_side=True) as stream:
+                stream.sendall(WELCOME)
+                with suppress(OSError):
+                    stream.recv(1)
+
+    with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE)
+        port = listening.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, serve, listening)
+            mine = client_context(world)
+            first = await trio.to_thread.run_sync(stdlib_client, port, mine)
+            second = await trio.to_thread.run_sync(partial(stdlib_client, port, mine, session=first.session))
+    assert (first.reused, second.reused) == (False, True)
+
+
+@needs_openssl
+async def test_s_client_resumes_nothing(world: World, expiring: Expiring, examined: list[int], tmp_path: Path) -> None:
+    """`openssl s_client -sess_in` starts anew each time, and is refused once the certificate has expired."""
+    certificate, key = world.files(expiring.client)
+    file = str(tmp_path / "session.pem")
+    holding = ("-cert", str(certificate), "-key", str(key))
+    async with serving(expiring.manager) as server:
+        output, _ = await run_s_client(world, server.port, *holding, "-sess_out", file)
+        assert "New, TLSv1.3" in output
+        await check_verified_again(server, expiring, examined)
+        output, _ = await run_s_client(world, server.port, *holding, "-sess_in", file)
+        assert "New, TLSv1.3" in output
+        assert "Reused" not in output
+        await check_verified_again(server, expiring, examined)
+        expiring.clock.now += 2 * HOUR
+        _, complaints = await run_s_client(world, server.port, *holding, "-sess_in", file)
+        assert "alert certificate expired" in complaints
+        await check_refused_as_expired(server, expiring)
+
+
+async def test_pyopenssl_resumes_nothing(world: World, expiring: Expiring, examined: list[int]) -> None:
+    """A pyOpenSSL client with `set_session` is verified again each time, and refused once its certificate expired."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.use_certificate(expiring.client.certificate)
+    context.use_privatekey(expiring.client.private_key)
+
+    def talk(port: int, session: SSL.Session | None) -> tuple[bytes, SSL.Session | None]:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as transport:
+            transport.settimeout(None)  # pyOpenSSL wants to block; whoever waits for this thread is bounded
+            connection = SSL.Connection(context, transport)
+            connection.set_connect_state()
+            if session is not None:
+                connection.set_session(session)
+            connection.do_handshake()
+            return connection.recv(1000), connection.get_session()
+
+    async with serving(expiring.manager) as server:
+        session: SSL.Session | None = None
+        for _ in range(3):
+            welcome, session = await trio.to_thread.run_sync(talk, server.port, session)
+            assert welcome == WELCOME
+            assert session is not None
+            await check_verified_again(server, expiring, examined)
+        expiring.clock.now += 2 * HOUR
+        with pytest.raises(SSL.Error, match="certificate expired"):
+            await trio.to_thread.run_sync(talk, server.port, session)
+        await check_refused_as_expired(server, expiring)
+
+
+# The refused side hears why -----------------------------------------------------------------------------------------
+
+#: How many clients are refused in a row: each has a chance of its own to lose the alert to its own failing send.
+RACES = 30
+
+
+@pytest.mark.parametrize("kind", ["stdlib", "trionode"])
+async def test_a_refused_client_that_writes_first_still_reads_the_alert(world: World, kind: str) -> None:
+    """Each of many refused clients that write before they read is told `unknown_ca`, however the write ended."""
+    manager = CertAuthManager(
+        wide(world), client_cas=world.ca.pool, client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT
+    )
+    unknown = world.rogue.issue("client@localhost")
+    context = client_context(world, unknown)
+    dialer = CertAuthManager(unknown, root_cas=world.ca.pool)
+    says = bytes(5000)
+    heard: list[str] = []
+    async with serving(manager) as server:
+        for _ in range(RACES):
+            if kind == "stdlib":
+                told = await trio.to_thread.run_sync(partial(stdlib_client, server.port, context, says=says))
+                heard.append(told.alert)
+            else:
+                async with await open_tls_stream("localhost", server.port, cert_manager=dialer) as stream:
+                    with suppress(trio.BrokenResourceError):
+                        for _ in range(20):
+                            await stream.send_all(says)
+                    with pytest.raises(trio.BrokenResourceError) as caught:
+                        await stream.receive_some()
+                    assert isinstance(caught.value.__cause__, PeerRejectedError)
+                    heard.append(caught.value.__cause__.code)
+            assert isinstance(await server.result(), PeerUnverifiedError)
+    assert heard == [RejectionCode.UNKNOWN_CA] * RACES
+
+
+async def test_a_refused_server_reads_the_alert(world: World) -> None:
+    """Each of many servers refused for a wrong name hears `internal_error`, and our text says what that may mean."""
+    manager = CertAuthManager(world.ca.issue("other.example"))
+    async with serving(manager) as server:
+        for _ in range(RACES):
+            with pytest.raises(PeerUnverifiedError):
+                await open_tls_stream("localhost", server.port, cert_manager=world.manager())
+            error = await server.result()
+            assert isinstance(error, PeerRejectedError)
+            assert error.code is RejectionCode.INTERNAL_ERROR
+            assert error.presented == manager.key_pair.certificate
+            assert "A server name mismatch arrives like this" in str(error)
+
+
+# Servers that do not speak TLS --------------------------------------------------------------------------------------
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Send everything back."""
+    async for data in stream:
+        await stream.send_all(data)
+
+
+async def greet(stream: trio.SocketStream) -> None:
+    """Speak first, as SMTP and SSH servers do."""
+    await stream.send_all(b"220 mail.example ESMTP\r\n")
+    await stream.receive_some()
+
+
+async def answer_http(stream: trio.SocketStream) -> None:
+    """Answer whatever comes as an HTTP server does that understands nothing."""
+    await stream.receive_some()
+    await stream.send_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+async def hang_up(stream: trio.SocketStream) -> None:
+    """Read what is said and leave."""
+    await stream.receive_some()
+
+
+async def reset(stream: trio.SocketStream) -> None:
+    """Read what is said and break the connection."""
+    await stream.receive_some()
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def stay_silent(stream: trio.SocketStream) -> None:
+    """Read for ever."""
+    async for _ in stream:
+        pass
+
+
+@asynccontextmanager
+async def plain_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[int]:
+    """A TCP server without TLS for the length of a block; its port."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await handler(stream)
+
+    with trio.fail_after(PATIENCE):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, handle, [listener])
+            yield listener.socket.getsockname()[1]
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("handler", "cause", "text"),
+    [
+        (echo, RemoteProtocolError, "does not speak TLS as we do"),
+        (greet, RemoteProtocolError, "That was no TLS at all: is it a plain-text port?"),
+        (answer_http, RemoteProtocolError, "That was no TLS at all: is it a plain-text port?"),
+        (hang_up, trio.BrokenResourceError, "ended the connection without a word"),
+        (reset, trio.BrokenResourceError, "broke during the TLS handshake"),
+    ],
+)
+async def test_a_server_that_speaks_no_tls(
+    world: World, handler: Callable[[trio.SocketStream], Awaitable[None]], cause: type[Exception], text: str
+) -> None:
+    """A port without TLS behind it is a bare HandshakeError of stage tls that says what was met, with its cause."""
+    async with plain_server(handler) as port:
+        with pytest.raises(HandshakeError, match=re.escape(text)) as caught:
+            await open_tls_stream("127.0.0.1", port, cert_manager=world.manager())
+    error = caught.value
+    assert type(error) is HandshakeError
+    assert error.stage is Stage.TLS
+    assert error.address == ("127.0.0.1", port)
+    assert error.generation == 1
+    assert isinstance(error.__cause__, cause)
+    assert f"at 127.0.0.1 port {port}" in str(error)
+
+
+async def test_a_server_that_says_nothing_runs_into_the_timeout(world: World) -> None:
+    """A server that never answers is a HandshakeTimeoutError of stage tls once `handshake_timeout` has passed."""
+    async with plain_server(stay_silent) as port:
+        with pytest.raises(HandshakeTimeoutError, match=r"within handshake_timeout \(0\.05 s\)") as caught:
+            await open_tls_stream("127.0.0.1", port, cert_manager=world.manager(), handshake_timeout=0.05)
+    assert caught.value.stage is Stage.TLS
+    assert caught.value.generation == 1
+    assert caught.value.address == ("127.0.0.1", port)

@@ -26,6 +26,7 @@ from ._contexts import ContextsChannel, TLSContexts
 from ._credentials import CAPool, KeyPair, allows, check_usable
 from ._errors import CertificateError, CertificateReason, FixedAtStartupError
 from ._identity import canonical_host, describe
+from ._openssl import chains_to
 from ._policy import ClientAuth, TLSPolicy
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class CertManager:
         self._policy = policy
         self._channel = ContextsChannel(TLSContexts.build(1, key_pair, policy))
         self._generation = AsyncValue(1)
+        self._examined: KeyPair | None = None
         self._lock = RLock()
         self._owner: trio.lowlevel.TrioToken | None = None
         self._claims = 0
@@ -213,14 +215,28 @@ class CertManager:
 
     def _check(self, key_pair: KeyPair, *, as_server: bool) -> None:
         policy = self._policy
-        verifies = policy.client_auth.verifies
-        check_usable(key_pair, now=policy.now(), as_server=as_server, as_client=verifies)
-        if not verifies and not allows(key_pair.certificate, ExtendedKeyUsageOID.CLIENT_AUTH):
+        check_usable(key_pair, now=policy.now(), as_server=as_server, as_client=policy.client_auth.verifies)
+        if key_pair is not self._examined:
+            self._examined = key_pair
+            self._warn_of_findings(key_pair)
+
+    def _warn_of_findings(self, key_pair: KeyPair) -> None:
+        """Say, once per key pair, what peers may refuse; they may trust what we do not, so these are no errors."""
+        policy, leaf = self._policy, key_pair.certificate
+        if not policy.client_auth.verifies and not allows(leaf, ExtendedKeyUsageOID.CLIENT_AUTH):
             _log.warning(
                 "our certificate's extended key usage does not allow clientAuth; peers that verify clients will "
                 "refuse us: %s",
-                describe(key_pair.certificate),
+                describe(leaf),
             )
+        for pool, label in ((policy.root_cas, "root-CA"), (policy.client_cas, "client-CA")):
+            if pool is not None and not chains_to(key_pair, pool, policy.now()):
+                _log.warning(
+                    "our certificate does not verify against our own %s pool; peers that have the same pool will refuse "
+                    "us: %s",
+                    label,
+                    describe(leaf),
+                )
 
     def _change(self, policy: TLSPolicy, what: str) -> None:
         with self._lock:

@@ -74,7 +74,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         #: The scope of the service task, at the service's end.
         self.scope: trio.CancelScope | None = None
         #: Whether the peer closed its end cleanly: its service then goes on, whatever happens to the connection.
-        self.peer_closed = False
+        self.peer_closed: bool = False
         self._outbox = outbox
         self._budget = budget
         self._on_over = on_over

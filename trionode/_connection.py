@@ -295,7 +295,7 @@ class Connection:
 
     # Life
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Own the link until the connection has ended; called once, by the node. Cancelling closes at once."""
         try:
             async with trio.open_nursery() as nursery:
@@ -304,7 +304,11 @@ class Connection:
                 nursery.start_soon(self._read)
                 if self._settings.heartbeat_interval < float("inf"):
                     nursery.start_soon(self._heed_heartbeat)
-                task_status.started()
+        except* Exception as crash:  # noqa: BLE001 -- logged in full
+            # A bug of ours, not a peer's doing; still, one connection must not end the node.
+            _log.exception("the connection to %s crashed", self.peer.name)
+            self._nursery = None
+            self._end(EndReason.LOST, crash)
         finally:
             self._nursery = None
             self._end(EndReason.SHUTTING_DOWN)

@@ -200,7 +200,7 @@ class EventStream(trio.abc.ReceiveChannel[NodeEvent]):
     """
 
     def __init__(self) -> None:
-        self.missed = 0
+        self.missed: int = 0
         self._buffer: deque[NodeEvent] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
         self._closed = False

@@ -570,7 +570,7 @@ async def _closing_on_failure(stream: TLSStream, exchange: Awaitable[Link]) -> L
     try:
         return await exchange
     except PeerUnverifiedError:
-        await drain_and_close(stream)
+        await drain_and_close(stream)  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news then
         raise
     except BaseException:
         await trio.aclose_forcefully(stream)
@@ -617,16 +617,16 @@ class _Conversation:
         self._stream = stream
         self._progress = progress
         self._reader = wire.HelloReader()
-        self._send_failure: trio.BrokenResourceError | None = None
 
     async def send(self, message: wire.Hello | wire.Answer | wire.Confirmation, *, last: bool = False) -> None:
         try:
             await self._stream.send_all(wire.encode_hello(message))
         except trio.BrokenResourceError as exc:
             # Read before reporting: the alert that says why may be here already, though our own send met an EPIPE.
-            self._send_failure = exc
+            # Where an answer is due anyway, reading it comes next.
             if last:
                 await self.receive(wire.Confirmation)
+                raise self._progress.broken("broken", f"broke the connection in the hello: {exc}", exc) from exc
 
     async def receive(self, kind: type[T]) -> T:
         progress = self._progress

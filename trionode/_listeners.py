@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
-from trio import socket
 
 from ._errors import Address, ListenError
 from ._identity import unbracketed
@@ -46,11 +45,11 @@ async def open_listeners(
     """
     shown = host or "*"
     try:
-        found = await socket.getaddrinfo(
+        found = await trio.socket.getaddrinfo(
             None if host is None else unbracketed(host),
             port,
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE if host is None else 0,
+            type=trio.socket.SOCK_STREAM,
+            flags=trio.socket.AI_PASSIVE if host is None else 0,
         )
     except OSError as exc:
         msg = f"cannot listen on {shown}: the name does not resolve ({exc}); give an address, or host='0.0.0.0'"
@@ -91,16 +90,16 @@ async def _listen_on_all(
         listeners: list[trio.SocketListener] = []
         for family, host in hosts:
             try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
+                sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
             except OSError as exc:
                 if exc.errno == errno.EAFNOSUPPORT:  # a name with an IPv6 address on a machine without IPv6
                     continue
                 raise
             undo.callback(sock.close)
             if sys.platform != "win32":  # there it would mean "share the port with anybody"
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+            if family == trio.socket.AF_INET6:
+                sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
             try:
                 await sock.bind((host, port))
             except OSError as exc:

@@ -43,6 +43,7 @@ from ._identity import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from cryptography import x509
 
@@ -315,6 +316,21 @@ def _context(key_pair: KeyPair, anchors: CAPool | None, verify_mode: int) -> SSL
     context.set_verify_depth(_MAX_CHAIN_DEPTH)
     context.set_verify(verify_mode, _examine)
     return context
+
+
+def chains_to(key_pair: KeyPair, pool: CAPool, now: datetime) -> bool:
+    """Whether a key pair's leaf verifies against a pool at a time, with the intermediates that it brings."""
+    store = crypto.X509Store()
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    store.set_time(now)
+    for anchor in _anchors(pool):
+        store.add_cert(anchor)
+    leaf, *intermediates = (crypto.X509.from_cryptography(certificate) for certificate in key_pair.chain)
+    try:
+        crypto.X509StoreContext(store, leaf, intermediates).verify_certificate()
+    except crypto.X509StoreContextError:
+        return False
+    return True
 
 
 @final

@@ -46,8 +46,8 @@ class Outbox:
         self._closing = False
         self._idle = trio.lowlevel.ParkingLot()
         #: Where senders wait for room; woken when there is some, and when the connection ends.
-        self.room = trio.lowlevel.ParkingLot()
-        self.bytes_written = 0
+        self.room: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
+        self.bytes_written: int = 0
 
     @property
     def full(self) -> bool:

@@ -27,7 +27,7 @@ class NamePattern:
         elif "@" not in text and text != "*":
             msg = f"a pattern is matched against the whole name@host; {text!r} has no '@'"
             raise ValueError(msg)
-        self.text = text
+        self.text: str = text
 
     def matches(self, name: NodeName) -> bool:
         """Whether a node name fits; compared in canonical form, case-sensitive."""

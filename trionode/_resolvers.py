@@ -109,7 +109,7 @@ class LocalRegistry:
             directory: must be, or become, this user's own with mode 0700 and no link. By default `trionode` in
                 `$XDG_RUNTIME_DIR`, or in `~/.local/state` where that is not set.
         """
-        self.directory = Path(directory) if directory is not None else _default_directory()
+        self.directory: Path = Path(directory) if directory is not None else _default_directory()
 
     def __repr__(self) -> str:
         return f"<LocalRegistry {self.directory}>"

@@ -101,25 +101,36 @@ class Services:
         try:
             with scope:
                 await service(channel)
-        except BaseException as exc:
-            errors, rest = _split(exc)
-            if errors is None:
-                channel.reset(RemoteCode.CANCELLED)
-                raise
-            channel.reset(RemoteCode.FAILED, _describe(errors) if self._expose_errors else "")
+        except Exception as exc:
+            self._failed(channel, exc)
             if self._propagate_errors:
                 raise
-            if isinstance(errors, RemoteError) and errors.code is RemoteCode.BAD_MESSAGE:
-                _log.warning("service %r: bad message from %s: %s", channel.service, channel.peer.name, errors.message)
-                return
-            _log.error("service %r failed while serving %s", channel.service, channel.peer.name, exc_info=errors)
-            if rest is not None:
-                raise rest from None
+        except BaseExceptionGroup as group:
+            # Cancellation and KeyboardInterrupt among errors: these must propagate, those must not.
+            errors, rest = group.split(Exception)
+            if errors is not None:
+                self._failed(channel, errors)
+            if self._propagate_errors or errors is None:
+                raise
+            assert rest is not None
+            raise rest from None
+        except BaseException:
+            channel.reset(RemoteCode.CANCELLED)
+            raise
         else:
             if scope.cancelled_caught:
                 channel.reset(RemoteCode.CANCELLED, "the caller's deadline passed")
             else:
                 channel.close()
+
+    def _failed(self, channel: ServiceChannel, error: Exception) -> None:
+        channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")
+        if self._propagate_errors:
+            return
+        if isinstance(error, RemoteError) and error.code is RemoteCode.BAD_MESSAGE:
+            _log.warning("service %r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
+        else:
+            _log.error("service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error)
 
 
 def _anybody(_: Peer) -> bool:
@@ -136,13 +147,6 @@ def _allowed(allow: Allow) -> Callable[[Peer], bool]:
         return peer.verified and any(pattern.matches(peer.name) for pattern in patterns)
 
     return matches
-
-
-def _split(exc: BaseException) -> tuple[Exception | None, BaseException | None]:
-    """Apart: what a service did wrong, and what must propagate (cancellation, KeyboardInterrupt, SystemExit)."""
-    if isinstance(exc, BaseExceptionGroup):
-        return exc.split(Exception)
-    return (exc, None) if isinstance(exc, Exception) else (None, exc)
 
 
 def _describe(error: Exception) -> str:
