@@ -232,7 +232,7 @@ class CertManager:
         for pool, label in ((policy.root_cas, "root-CA"), (policy.client_cas, "client-CA")):
             if pool is not None and not chains_to(key_pair, pool, policy.now()):
                 _log.warning(
-                    "our certificate does not verify against our own %s pool; peers that have the same pool will refuse "
+                    "our certificate does not verify against our own %s pool; peers with the same pool will refuse "
                     "us: %s",
                     label,
                     describe(leaf),
