@@ -5,6 +5,7 @@ Nothing here is automatic; a test file that needs something else of the same nam
 
 from __future__ import annotations
 
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ from trionode import (
     Node,
     NodeOptions,
     Route,
+    _wire as wire,
     open_node,
 )
-from trionode import _wire as wire
 from trionode._tls_stream import client_handshake, server_handshake
 from trionode.pki import CertificateAuthority
 
@@ -112,7 +113,7 @@ class ScriptedPeer:
         await self.say(self.hello(name, **hello))
         answer = await self.hear(wire.Answer)
         assert answer.refusal is None
-        await self.say(wire.Confirmation(verified=True))
+        await self.say(wire.Confirmation())
         return answer
 
     async def greet(self, name: str, **answer: Any) -> wire.Hello:
@@ -157,13 +158,31 @@ class ScriptedPeer:
     def hello(name: str, **fields: Any) -> wire.Hello:
         """An honest first message."""
         return wire.Hello(
-            **{"versions": [1], "name": name, "incarnation": 1, "generation": 1, "limits": LIMITS, **fields}
+            **{
+                "versions": [1],
+                "name": name,
+                "incarnation": 1,
+                "generation": 1,
+                "limits": LIMITS,
+                "verified": True,
+                **fields,
+            }
         )
 
     @staticmethod
     def answer(name: str, **fields: Any) -> wire.Answer:
         """An honest second message."""
-        return wire.Answer(**{"version": 1, "name": name, "incarnation": 1, "generation": 1, "limits": LIMITS, **fields})
+        return wire.Answer(
+            **{
+                "version": 1,
+                "name": name,
+                "incarnation": 1,
+                "generation": 1,
+                "limits": LIMITS,
+                "verified": True,
+                **fields,
+            }
+        )
 
 
 LIMITS = wire.Limits(max_message_size=65536, window=65536, max_channels=16)
@@ -180,14 +199,26 @@ class ScriptedListener:
         """The route that leads here."""
         return Route(host="127.0.0.1", port=self.port, **route)
 
-    async def accept(self, certs: CertManager, *, alpn: Sequence[str] = (wire.ALPN,)) -> ScriptedPeer:
-        """Accept one client and do TLS with it."""
+    async def accept(
+        self,
+        certs: CertManager,
+        *,
+        alpn: Sequence[str] = (wire.ALPN,),
+        transport: trio.SocketStream | None = None,
+        received: bytes = b"",
+    ) -> ScriptedPeer:
+        """Accept one client, or take one that was accepted and read from already, and do TLS with it."""
         contexts = await certs.contexts.receive()
-        return ScriptedPeer(await server_handshake(await self.listener.accept(), contexts, alpn=alpn))
+        transport = transport or await self.listener.accept()
+        return ScriptedPeer(await server_handshake(transport, contexts, received=received, alpn=alpn))
 
 
 async def dial_scripted(
-    node: Node, certs: CertManager | CertificateAuthority, *, reference: str = "localhost", alpn: Sequence[str] = (wire.ALPN,)
+    node: Node,
+    certs: CertManager | CertificateAuthority,
+    *,
+    reference: str = "localhost",
+    alpn: Sequence[str] = (wire.ALPN,),
 ) -> ScriptedPeer:
     """Connect to a node's first acceptor and do TLS with it; the hello is the test's.
 
@@ -227,11 +258,12 @@ def rogue_ca() -> CertificateAuthority:
 @pytest.fixture
 def manager(ca: CertificateAuthority) -> ManagerFactory:
     """A factory of cert managers for mutual TLS."""
+    cluster = ca
 
     def make(
         *names: str,
-        ca: CertificateAuthority = ca,
-        trusts: CertificateAuthority = ca,
+        ca: CertificateAuthority | None = None,
+        trusts: CertificateAuthority | None = None,
         key_pair: KeyPair | None = None,
         client_auth: ClientAuth = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
         server_name: str | None = None,
@@ -239,10 +271,10 @@ def manager(ca: CertificateAuthority) -> ManagerFactory:
         **issue: Any,
     ) -> CertAuthManager:
         return CertAuthManager(
-            key_pair or ca.issue(*names, **issue),
-            client_cas=trusts.pool,
+            key_pair or (ca or cluster).issue(*names, **issue),
+            client_cas=(trusts or cluster).pool,
             client_auth=client_auth,
-            root_cas=trusts.pool,
+            root_cas=(trusts or cluster).pool,
             server_name=server_name,
             clock=clock,
         )
@@ -324,3 +356,41 @@ async def scripted_listener() -> AsyncIterator[ScriptedListener]:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         yield ScriptedListener(listener)
+
+
+@pytest.fixture
+async def resolve() -> Callable[..., None]:
+    """A function that decides what a host name resolves to in this run: addresses, nothing, or (None) never."""
+    known: dict[str, tuple[str | None, ...]] = {}
+
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(
+            self,
+            host: Any,
+            port: Any,
+            family: int = 0,
+            type: int = 0,  # noqa: A002 -- the name that the interface has
+            proto: int = 0,
+            flags: int = 0,
+        ) -> Any:
+            name = host.decode() if isinstance(host, bytes) else host
+            addresses = known.get(name, ("127.0.0.1",) if name == "localhost" else ())
+            if None in addresses:
+                await trio.sleep_forever()
+            if not addresses:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return [
+                entry
+                for address in addresses
+                for entry in socket.getaddrinfo(address, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+            ]
+
+        async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(Resolver())
+
+    def set_addresses(name: str, *addresses: str | None) -> None:
+        known[name] = addresses
+
+    return set_addresses

@@ -1,7 +1,8 @@
-"""Who gets in: five client-auth modes, eight kinds of client certificate, three kinds of client.
+"""Who gets in: five client-auth modes, nine kinds of client certificate, three kinds of client.
 
-The table says what Go's crypto/tls says, with one exception: a certificate with `anyExtendedKeyUsage` alone is refused
-where it is verified, because OpenSSL does so. What the refused client is told is OpenSSL's choice of alert.
+The table says what Go's crypto/tls says, with two exceptions: where certificates are verified, one with
+`anyExtendedKeyUsage` alone and one whose key usage lacks `digitalSignature` are refused, because OpenSSL does so. What
+the refused client is told is OpenSSL's choice of alert.
 
 The clients: Python's own `ssl` (OpenSSL 3.0 at the time of writing), `openssl s_client`, and a trionode dialer (the
 OpenSSL inside the `cryptography` wheel, as on the server's side). All three send what they have, whatever CAs the
@@ -10,6 +11,7 @@ server hints at; a Go client holds back a certificate that does not fit the hint
 
 from __future__ import annotations
 
+import base64
 import enum
 import re
 import shutil
@@ -22,7 +24,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pytest
 import trio
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from trionode import (
     CAPool,
@@ -33,6 +39,7 @@ from trionode import (
     PeerRejectedError,
     PeerUnverifiedError,
     RejectionCode,
+    RemoteProtocolError,
     Stage,
     TLSStream,
     UnverifiedReason,
@@ -44,8 +51,6 @@ from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
-
-    from cryptography import x509
 
 #: Every test is bounded by this. Seconds.
 PATIENCE = 30
@@ -64,11 +69,12 @@ class Outcome(enum.Enum):
     EXPIRED = "refused: expired"
     NOT_YET_VALID = "refused: not yet valid"
     WRONG_EKU = "refused: not meant for clients"
+    NO_SIGNATURES = "refused: not meant to sign with"
 
 
 UNSEEN, TAKEN, VERIFIED = Outcome.UNSEEN, Outcome.TAKEN, Outcome.VERIFIED
 NO_CERTIFICATE, UNKNOWN_CA, EXPIRED = Outcome.NO_CERTIFICATE, Outcome.UNKNOWN_CA, Outcome.EXPIRED
-NOT_YET_VALID, WRONG_EKU = Outcome.NOT_YET_VALID, Outcome.WRONG_EKU
+NOT_YET_VALID, WRONG_EKU, NO_SIGNATURES = Outcome.NOT_YET_VALID, Outcome.WRONG_EKU, Outcome.NO_SIGNATURES
 
 MODES: Final = (
     ClientAuth.NO_CLIENT_CERT,
@@ -89,6 +95,7 @@ TABLE: Final = {
     "not yet valid":              (UNSEEN, TAKEN,   TAKEN,          NOT_YET_VALID,   NOT_YET_VALID),
     "for servers only":           (UNSEEN, TAKEN,   TAKEN,          WRONG_EKU,       WRONG_EKU),
     "anyExtendedKeyUsage only":   (UNSEEN, TAKEN,   TAKEN,          WRONG_EKU,       WRONG_EKU),  # Go: accepted
+    "no digitalSignature":        (UNSEEN, TAKEN,   TAKEN,          NO_SIGNATURES,   NO_SIGNATURES),  # Go: accepted
 }
 # fmt: on
 
@@ -141,6 +148,12 @@ REFUSALS: Final = {
         remedy="Issue it with both serverAuth and clientAuth",
         wanted="clientAuth",
     ),
+    NO_SIGNATURES: Refusal(
+        reason=UnverifiedReason.WRONG_EKU,
+        alert=RejectionCode.UNSUPPORTED_CERTIFICATE,
+        remedy="does not allow signatures (key usage). Issue it with digitalSignature",
+        wanted="clientAuth",
+    ),
 }
 
 
@@ -172,6 +185,32 @@ class World:
     holders: dict[str, Holder]
 
 
+def issue_for_encryption(ca: CertificateAuthority) -> KeyPair:
+    """A certificate whose key usage has keyEncipherment alone, as for the RSA key exchange of old."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    uses = dict.fromkeys(
+        ("digital_signature", "content_commitment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign"),
+        False,
+    )
+    signer = ca._key
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")]))
+        .issuer_name(ca.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.now(UTC) - DAY)
+        .not_valid_after(datetime.now(UTC) + DAY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(
+            x509.KeyUsage(key_encipherment=True, encipher_only=False, decipher_only=False, **uses), critical=True
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    return KeyPair([certificate], key)
+
+
 @pytest.fixture(scope="module")
 def world(ca: CertificateAuthority, rogue_ca: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Issue everything, once."""
@@ -194,6 +233,7 @@ def world(ca: CertificateAuthority, rogue_ca: CertificateAuthority, tmp_path_fac
         "not yet valid": held(issue(not_before=now + DAY, not_after=now + 10 * DAY), 5 * DAY),
         "for servers only": held(issue(extended_key_usage=[ExtendedKeyUsageOID.SERVER_AUTH])),
         "anyExtendedKeyUsage only": held(issue(extended_key_usage=[any_use])),
+        "no digitalSignature": held(issue_for_encryption(ca)),
     }
     ca_file = folder / "ca.pem"
     write_ca_pool(ca.pool, ca_file)
@@ -437,3 +477,87 @@ async def test_a_server_that_asks_hints_at_its_cas(world: World, mode: ClientAut
     await meet(manager, look)
     assert ("Acceptable client certificate CA names" in output[0]) is mode.requests
     assert ("No client certificate CA names sent" in output[0]) is not mode.requests
+
+
+# Certificates that nobody can read ----------------------------------------------------------------------------------
+
+
+def tlv(tag: int, body: bytes) -> bytes:
+    """One element of DER."""
+    if len(body) < 128:
+        return bytes([tag, len(body)]) + body
+    length = len(body).to_bytes((len(body).bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + body
+
+
+def elements(der: bytes) -> list[tuple[int, bytes]]:
+    """The elements of some DER, as tags and bodies."""
+    found: list[tuple[int, bytes]] = []
+    while der:
+        long = der[1] & 0x80
+        start = 2 + (der[1] & 0x7F if long else 0)
+        end = start + (int.from_bytes(der[2:start], "big") if long else der[1])
+        found.append((der[0], der[start:end]))
+        der = der[end:]
+    return found
+
+
+def forge(field: int, replacement: bytes) -> bytes:
+    """A certificate and its key as PEM: self-signed, sound but for one field of what is signed (RFC 5280 4.1)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "forged")])
+    sound = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.now(UTC) - DAY)
+        .not_valid_after(datetime.now(UTC) + DAY)
+        .sign(key, hashes.SHA256())
+    )
+    fields = [tlv(*element) for element in elements(elements(sound.tbs_certificate_bytes)[0][1])]
+    fields[field] = replacement
+    signed = tlv(0x30, b"".join(fields))
+    signature = tlv(0x03, b"\0" + key.sign(signed, ec.ECDSA(hashes.SHA256())))
+    der = tlv(0x30, signed + fields[2] + signature)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+    return pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def utc_times(*times: bytes) -> bytes:
+    """A validity of these times as they are."""
+    return tlv(0x30, b"".join(tlv(0x17 if len(time) < 15 else 0x18, time) for time in times))
+
+
+# What OpenSSL reads, in other peoples' programs and in ours, and `cryptography` does not.
+UNREADABLE: Final = {
+    "version 6": forge(0, bytes.fromhex("a003020105")),
+    "a negative version": forge(0, bytes.fromhex("a0030201ff")),
+    "a month that is none": forge(4, utc_times(b"991332250000Z", b"301231235959Z")),
+    "the year 0": forge(4, utc_times(b"00000101000000Z", b"99991231235959Z")),
+    "a time with a zone": forge(4, utc_times(b"2001010000+0100", b"301231235959Z")),
+}
+
+
+@pytest.mark.parametrize("pem", UNREADABLE.values(), ids=UNREADABLE.keys())
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+async def test_a_certificate_that_cannot_be_read_is_refused_and_harms_nobody(
+    world: World, mode: ClientAuth, pem: bytes, tmp_path: Path
+) -> None:
+    """Whatever a client sends, the worst that comes of it is a HandshakeError, in modes that do not verify as well."""
+    file = tmp_path / "unreadable.pem"
+    file.write_bytes(pem)
+    manager = CertAuthManager(world.server, client_cas=world.ca.pool, client_auth=mode)
+    result, told = await meet(manager, partial(stdlib_client, world, Holder(files=(file, file))))
+    if mode is ClientAuth.NO_CLIENT_CERT:
+        assert isinstance(result, TLSStream)
+        assert told == WELCOME
+    elif mode.verifies:
+        assert isinstance(result, PeerUnverifiedError)
+        assert result.reason is UnverifiedReason.BAD_CHAIN
+        assert "cannot be examined" in str(result)
+    else:
+        assert type(result) is HandshakeError
+        assert isinstance(result.__cause__, RemoteProtocolError)
+        assert "certificate cannot be parsed" in str(result)

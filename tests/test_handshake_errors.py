@@ -6,6 +6,7 @@ import logging
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -167,9 +168,7 @@ async def test_client_certificate_of_another_ca(
     """A client certificate that no CA of the pool signed is refused as such, on both sides, with facts and remedy."""
     certs = manager("alpha@localhost", ca=rogue_ca)
     ours = certs.key_pair.certificate
-    clashed = await clash(
-        alpha={"certs": certs}, beta={"certs": manager("beta@localhost", client_auth=client_auth)}
-    )
+    clashed = await clash(alpha={"certs": certs}, beta={"certs": manager("beta@localhost", client_auth=client_auth)})
     error = clashed.we_refused_the_client(UnverifiedReason.UNKNOWN_CA, RejectionCode.UNKNOWN_CA)
     assert clashed.stages == (Stage.TLS, Stage.TLS)
     assert error.certificate == ours
@@ -205,9 +204,7 @@ async def test_client_without_certificate(
     assert "Give the client a key pair" in str(error)
 
 
-async def test_expired_client_certificate(
-    clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory
-) -> None:
+async def test_expired_client_certificate(clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory) -> None:
     """An expired client certificate is refused as expired, with its dates and our clock in the text."""
     now = datetime.now(UTC)
     certs = manager("alpha@localhost", not_after=now - HOUR, clock=lambda: now - DAY)
@@ -230,9 +227,7 @@ async def test_client_certificate_that_is_not_yet_valid(
     """A client certificate whose time has not come is not called expired; notBefore and our clock are in the text."""
     now = datetime.now(UTC)
     certs = manager("alpha@localhost", not_before=now - HOUR)
-    clashed = await clash(
-        alpha={"certs": certs}, beta={"certs": manager("beta@localhost", clock=lambda: now - DAY)}
-    )
+    clashed = await clash(alpha={"certs": certs}, beta={"certs": manager("beta@localhost", clock=lambda: now - DAY)})
     error = clashed.we_refused_the_client(UnverifiedReason.NOT_YET_VALID, RejectionCode.BAD_CERTIFICATE)
     assert clashed.stages == (Stage.TLS, Stage.TLS)
     assert error.certificate == certs.key_pair.certificate
@@ -279,9 +274,7 @@ async def test_server_certificate_of_another_ca(
     assert_describes(clashed.accepted, theirs)
 
 
-async def test_expired_server_certificate(
-    clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory
-) -> None:
+async def test_expired_server_certificate(clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory) -> None:
     """An expired server certificate is refused as expired, and the server learns just that."""
     now = datetime.now(UTC)
     certs = manager("beta@localhost", not_after=now - HOUR, clock=lambda: now - DAY)
@@ -530,9 +523,7 @@ async def test_async_authorize_is_refused_at_once(node: NodeFactory) -> None:
 async def test_authorize_is_asked_last(clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory) -> None:
     """Authorize can only narrow: it never sees a peer that failed an earlier check."""
     seen: list[Peer] = []
-    clashed = await clash(
-        alpha={"certs": manager("gamma@localhost")}, beta={"authorize": seen.append}
-    )
+    clashed = await clash(alpha={"certs": manager("gamma@localhost")}, beta={"authorize": seen.append})
     clashed.we_refused_the_client(UnverifiedReason.CLAIMED_NAME, RejectionCode.CLAIMED_NAME)
     assert not seen
 
@@ -555,6 +546,67 @@ async def test_authorize_sees_who_it_is(node: NodeFactory, route_to: Callable[..
     assert seen.address is not None
     assert len(on_alpha) == 1
     assert on_alpha[0].name == BETA
+
+
+# The cookie ---------------------------------------------------------------------------------------------------------
+
+SECRET, OTHER = "a-secret-of-this-cluster", "the-secret-of-another"
+
+
+async def test_cookie_that_both_have(node: NodeFactory, route_to: Callable[..., Route]) -> None:
+    """Two nodes that share a cookie connect as ever."""
+    with trio.fail_after(10):
+        async with node("beta@localhost", cookie=SECRET) as beta, node("alpha@localhost", cookie=SECRET) as alpha:
+            assert (await alpha.connect("beta@localhost", route_to(beta))).peer.verified
+
+
+@pytest.mark.parametrize("theirs", [OTHER, None])
+async def test_dialler_without_our_cookie(clash: Callable[..., Awaitable[Clash]], theirs: str | None) -> None:
+    """A dialler with another cookie, or none, is refused as such, on both sides, and nobody's cookie is shown."""
+    clashed = await clash(alpha={"cookie": theirs}, beta={"cookie": SECRET})
+    error = clashed.we_refused_the_client(UnverifiedReason.COOKIE, RejectionCode.COOKIE)
+    assert clashed.stages == (Stage.HELLO, Stage.HELLO)
+    assert "give both the same one" in str(error)
+    for shown in str(error), str(clashed.dialled), repr(error), repr(clashed.dialled):
+        assert SECRET not in shown
+        assert OTHER not in shown
+
+
+async def test_acceptor_without_our_cookie(clash: Callable[..., Awaitable[Clash]]) -> None:
+    """A dialler that has a cookie insists that the acceptor proves it, too."""
+    clashed = await clash(alpha={"cookie": SECRET})
+    error = clashed.we_refused_the_server(UnverifiedReason.COOKIE, RejectionCode.COOKIE)
+    assert clashed.stages == (Stage.HELLO, Stage.HELLO)
+    assert "give both the same one" in str(error)
+
+
+async def test_cookies_of_acceptors_and_routes_go_before_the_nodes(
+    node: NodeFactory, route_to: Callable[..., Route]
+) -> None:
+    """An acceptor's and a route's cookie stand in place of the node's."""
+    acceptor = AcceptorOptions(host="127.0.0.1", port=0, cookie=SECRET)
+    with trio.fail_after(10):
+        async with (
+            node("beta@localhost", acceptors=[acceptor], cookie=OTHER) as beta,
+            node("alpha@localhost", cookie=OTHER) as alpha,
+        ):
+            error = await failure(alpha.connect("beta@localhost", route_to(beta)))
+            assert error.reason is RejectionCode.COOKIE
+            assert (await alpha.connect("beta@localhost", route_to(beta, cookie=SECRET))).peer.verified
+
+
+async def test_cookie_is_judged_after_the_name(clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory) -> None:
+    """Who claims a name that is not its own is refused for that, whatever cookie it has."""
+    clashed = await clash(alpha={"certs": manager("gamma@localhost")}, beta={"cookie": SECRET})
+    clashed.we_refused_the_client(UnverifiedReason.CLAIMED_NAME, RejectionCode.CLAIMED_NAME)
+
+
+async def test_authorize_never_sees_who_lacks_the_cookie(clash: Callable[..., Awaitable[Clash]]) -> None:
+    """Authorize comes last: a peer without the cookie is refused before."""
+    seen: list[Peer] = []
+    clashed = await clash(beta={"cookie": SECRET, "authorize": seen.append})
+    clashed.we_refused_the_client(UnverifiedReason.COOKIE, RejectionCode.COOKIE)
+    assert not seen
 
 
 # Protocol version ---------------------------------------------------------------------------------------------------
@@ -747,11 +799,8 @@ async def test_server_with_another_application_protocol(node: NodeFactory, manag
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery, node("alpha@localhost", mode=NetworkMode.HIDDEN) as alpha:
-
-            async def run(task_status: trio.TaskStatus[Any]) -> None:
-                await serve_tls(serve, 0, cert_manager=certs, host="127.0.0.1", alpn=["h2"], task_status=task_status)
-
-            listeners = await nursery.start(run)
+            serving = partial(serve_tls, serve, 0, cert_manager=certs, host="127.0.0.1", alpn=["h2"])
+            listeners = await nursery.start(serving)
             port = listeners[0].socket.getsockname()[1]
             error = await failure(alpha.connect("beta@localhost", Route(host="127.0.0.1", port=port)))
             nursery.cancel_scope.cancel()
@@ -902,13 +951,19 @@ async def test_hello_with_unknown_fields_is_accepted(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
     """Within a version hellos may gain fields: what we do not know we ignore."""
-    hello = msgspec.to_builtins(wire.Hello(versions=[1], name="alpha@localhost", incarnation=1, generation=1,
-                                           limits=wire.Limits(max_message_size=1, window=4096, max_channels=1)))
+    hello = wire.Hello(
+        versions=[1],
+        name="alpha@localhost",
+        incarnation=1,
+        generation=1,
+        limits=wire.Limits(max_message_size=1, window=4096, max_channels=1),
+    )
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(hello))
     with trio.fail_after(10):
         async with node("beta@localhost") as beta:
             peer = await scripted_dial(beta, manager("alpha@localhost"))
             async with peer.stream:
-                await peer.stream.send_all(framed(msgspec.msgpack.encode({**hello, "mood": ["sunny"]})))
+                await peer.stream.send_all(framed(msgspec.msgpack.encode({**fields, "mood": ["sunny"]})))
                 assert (await peer.hear(wire.Answer)).refusal is None
 
 
@@ -1006,7 +1061,7 @@ async def test_server_that_stalls_in_the_hello(
 
 
 @pytest.mark.parametrize("timeouts", [{"handshake_timeout": 0.2}, {}])
-async def test_silent_client(node: NodeFactory, timeouts: Mapping[str, float]) -> None:
+async def test_silent_client(node: NodeFactory, timeouts: dict[str, Any]) -> None:
     """A client that connects and says nothing is closed after the node's, or the acceptor's, `handshake_timeout`."""
     acceptor = AcceptorOptions(host="127.0.0.1", port=0, handshake_timeout=None if timeouts else 0.2)
     with trio.fail_after(10):
@@ -1019,9 +1074,7 @@ async def test_silent_client(node: NodeFactory, timeouts: Mapping[str, float]) -
     assert event.error.generation is None
 
 
-async def test_client_that_stalls_in_the_middle_of_tls(
-    node: NodeFactory, manager: ManagerFactory
-) -> None:
+async def test_client_that_stalls_in_the_middle_of_tls(node: NodeFactory, manager: ManagerFactory) -> None:
     """A client that sends half a ClientHello is closed after `handshake_timeout`."""
     contexts = await manager("alpha@localhost").contexts.receive()
     session = contexts.client.session(reference="localhost")
@@ -1210,9 +1263,7 @@ async def test_bind_names_off_leaves_the_diallers_checks(
     clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory
 ) -> None:
     """bind_names=False is the acceptor's; a dialler still insists on the name in the server's certificate."""
-    clashed = await clash(
-        alpha={"bind_names": False}, beta={"certs": manager("gamma@localhost"), "bind_names": False}
-    )
+    clashed = await clash(alpha={"bind_names": False}, beta={"certs": manager("gamma@localhost"), "bind_names": False})
     clashed.we_refused_the_server(UnverifiedReason.NAME_MISMATCH, RejectionCode.INTERNAL_ERROR)
 
 
@@ -1249,24 +1300,22 @@ async def test_insecure_skip_verify_verifies_nobody(
 
 
 @pytest.mark.parametrize("client_auth", list(ClientAuth))
-@pytest.mark.parametrize("authorizes", [False, True])
+@pytest.mark.parametrize("guard", [{}, {"authorize": lambda _: None}, {"cookie": SECRET}])
 async def test_acceptors_that_admit_anybody_are_warned_of(
     node: NodeFactory,
     manager: ManagerFactory,
     caplog: pytest.LogCaptureFixture,
     client_auth: ClientAuth,
-    authorizes: bool,
+    guard: dict[str, Any],
 ) -> None:
-    """An acceptor that admits unverified clients, with no authorize to look at them, is warned of once per node."""
+    """An acceptor that admits unverified clients, with neither cookie nor authorize, is warned of once."""
     certs = manager("beta@localhost", client_auth=client_auth)
     acceptor = AcceptorOptions(host="127.0.0.1", port=0)
     with trio.fail_after(10):
-        async with node(
-            "beta@localhost", certs, acceptors=[acceptor, acceptor], authorize=(lambda _: None) if authorizes else None
-        ):
+        async with node("beta@localhost", certs, acceptors=[acceptor, acceptor], **guard):
             pass
     warnings = security_warnings(caplog)
-    if authorizes or client_auth is ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT:
+    if guard or client_auth is ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT:
         assert not warnings
     else:
         [warning] = warnings

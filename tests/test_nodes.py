@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,7 +41,7 @@ from trionode import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Callable
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
 
@@ -86,31 +86,6 @@ def free_ports(count: int) -> int:
             except (OSError, OverflowError):
                 continue
             return first
-
-
-@pytest.fixture
-def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A function that decides what a host name resolves to."""
-    known: dict[str, Sequence[str]] = {}
-    real = trio.socket.getaddrinfo
-
-    async def getaddrinfo(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
-        name = host.decode() if isinstance(host, bytes) else host
-        if name not in known:
-            return await real(host, port, *args, **kwargs)
-        if not known[name]:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        found = []
-        for address in known[name]:
-            found += await real(address, port, *args, **kwargs)
-        return found
-
-    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
-
-    def set_addresses(name: str, *addresses: str) -> None:
-        known[name] = addresses
-
-    return set_addresses
 
 
 # connect ------------------------------------------------------------------------------------------------------------
@@ -217,7 +192,8 @@ async def test_cancelling_one_waiter_leaves_the_others(
                 assert scopes[0].cancelled_caught
                 assert scopes[2].cancelled_caught
                 await peer.greet("beta@localhost")
-                await trio.testing.wait_all_tasks_blocked()
+                while not found:
+                    await trio.testing.wait_all_tasks_blocked()
                 assert len(found) == 1
                 assert found[0].live
 
@@ -258,9 +234,7 @@ async def test_cancelled_connect_leaves_what_came_through(open_pair: PairFactory
             assert pair.beta.acceptors[0].statistics().accepted == 1
 
 
-async def test_explicit_route_reuses_what_satisfies_it(
-    open_pair: PairFactory, route_to: Callable[..., Route]
-) -> None:
+async def test_explicit_route_reuses_what_satisfies_it(open_pair: PairFactory, route_to: Callable[..., Route]) -> None:
     """An explicit route is content with a live connection of its manager and verification, wherever it leads."""
     with trio.fail_after(10):
         async with open_pair() as pair:
@@ -348,37 +322,30 @@ async def test_connection_is_not_handed_out_once_its_close_began(
 ) -> None:
     """From the first moment of `aclose()` on a connection is not handed out, however long the close takes."""
     certs = manager("beta@localhost")
-    second: list[Connection] = []
+    peers: list[ScriptedPeer] = []
 
-    async def again(alpha: Node) -> None:
-        second.append(await alpha.connect("beta@localhost", scripted_listener.route()))
-
-    async def serve(peers: list[ScriptedPeer]) -> None:
+    async def serve() -> None:
         peer = await scripted_listener.accept(certs)
         peers.append(peer)
         await peer.greet("beta@localhost")
 
     with trio.fail_after(10):
-        async with node("alpha@localhost", shutdown_grace=0) as alpha:
-            peers: list[ScriptedPeer] = []
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, peers)
-                first = await alpha.connect("beta@localhost", scripted_listener.route())
+        async with node("alpha@localhost", shutdown_grace=0) as alpha, trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            first = await alpha.connect("beta@localhost", scripted_listener.route())
             assert alpha.connections == {BETA: first}
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, peers)
-                nursery.start_soon(first.aclose)
-                nursery.start_soon(again, alpha)
-                await trio.testing.wait_all_tasks_blocked()
-                assert not first.live
-                while not second:
-                    await trio.testing.wait_all_tasks_blocked()
-                with pytest.raises(trio.ClosedResourceError):
-                    first.open_channel("echo")
-                assert alpha.connections == {BETA: second[0]}
-                for peer in peers:
-                    await peer.stream.aclose()
-            assert second[0] is not first
+            nursery.start_soon(first.aclose)  # the peer says nothing to that, so it takes its time
+            await trio.testing.wait_all_tasks_blocked()
+            assert not first.live
+            assert not alpha.connections
+            with pytest.raises(trio.ClosedResourceError):
+                first.open_channel("echo")
+            nursery.start_soon(serve)
+            second = await alpha.connect("beta@localhost", scripted_listener.route())
+            assert second is not first
+            assert alpha.connections == {BETA: second}
+            for peer in peers:
+                await peer.stream.aclose()
 
 
 async def test_connection_ends_on_both_sides(open_pair: PairFactory) -> None:
@@ -418,10 +385,8 @@ async def test_closed_node_uses_no_manager(node: NodeFactory, manager: ManagerFa
     with trio.fail_after(10):
         async with node("alpha@localhost") as alpha:
             await trio.lowlevel.checkpoint()
-        try:
+        with suppress(trio.ClosedResourceError):
             alpha.add_route("beta@localhost", Route(cert_manager=other))
-        except trio.ClosedResourceError:
-            pass
         other.set_server_name("fine.example")
 
 
@@ -434,7 +399,7 @@ async def test_disabled_node_has_no_network(node: NodeFactory) -> None:
         async with node("alpha@localhost", mode=NetworkMode.DISABLED) as alpha:
             assert not alpha.acceptors
             assert not alpha.connections
-            with pytest.raises(NetworkDisabledError, match="NetworkMode.ENABLED"):
+            with pytest.raises(NetworkDisabledError, match=r"NetworkMode\.ENABLED"):
                 await alpha.connect("beta@localhost")
             with pytest.raises(NetworkDisabledError):
                 await alpha.call("beta@localhost", "echo", b"")
@@ -508,7 +473,7 @@ async def test_name_whose_host_is_unknown(node: NodeFactory, resolve: Callable[.
         with pytest.raises(ListenError) as caught:
             async with node("alpha@nowhere.example", acceptors=[]):
                 pytest.fail("the body ran")
-    assert "0.0.0.0" in str(caught.value)
+    assert "host='0.0.0.0'" in str(caught.value)
     assert isinstance(caught.value.__cause__, socket.gaierror)
 
 
@@ -594,9 +559,7 @@ async def test_port_range_is_tried_in_order(node: NodeFactory) -> None:
         async with node("alpha@localhost", acceptors=[acceptor]) as alpha:
             assert alpha.acceptors[0].address == ("127.0.0.1", first + 2)
         with pytest.raises(ListenError) as caught:
-            async with node(
-                "alpha@localhost", acceptors=[AcceptorOptions(host="127.0.0.1", port=first, port_range=2)]
-            ):
+            async with node("alpha@localhost", acceptors=[AcceptorOptions(host="127.0.0.1", port=first, port_range=2)]):
                 pytest.fail("the body ran")
     assert list(caught.value.tried) == [("127.0.0.1", first), ("127.0.0.1", first + 1)]
     assert str(first + 1) in str(caught.value)
@@ -638,12 +601,11 @@ async def test_acceptor_with_a_manager_of_its_own(
             assert connection.peer.certificate == ours.key_pair.certificate
             connection = await gamma.connect("beta@localhost", routes[1])
             assert connection.peer.certificate == theirs.key_pair.certificate
-            assert beta.connections["gamma@localhost"].key_pair_fingerprint == theirs.key_pair.fingerprint
+            assert (
+                beta.connections[NodeName.parse("gamma@localhost")].key_pair_fingerprint == theirs.key_pair.fingerprint
+            )
             for dialler, route in (gamma, routes[0]), (alpha, routes[1]):
-                if dialler is alpha:
-                    await alpha.connections[BETA].aclose()
-                else:
-                    await gamma.connections[BETA].aclose()
+                await dialler.connections[BETA].aclose()
                 with pytest.raises(PeerUnverifiedError):
                     await dialler.connect("beta@localhost", route)
 
@@ -665,7 +627,7 @@ async def test_route_with_a_manager_of_its_own(
             assert connection.key_pair_fingerprint == alpha.options.cert_manager.key_pair.fingerprint
             connection = await alpha.connect("gamma@localhost")
             assert connection.key_pair_fingerprint == theirs.key_pair.fingerprint
-            assert gamma.connections["alpha@localhost"].peer.certificate == theirs.key_pair.certificate
+            assert gamma.connections[ALPHA].peer.certificate == theirs.key_pair.certificate
 
 
 # Routes -------------------------------------------------------------------------------------------------------------
@@ -685,6 +647,7 @@ async def test_without_a_route_the_names_host_is_dialled_on_port_15000(
     assert caught.value.stage is Stage.CONNECT
     assert caught.value.address == ("somewhere.example", DEFAULT_PORT)
     assert isinstance(caught.value.__cause__, OSError)
+    assert "refused" in str(caught.value)
 
 
 async def test_routes_are_tried_by_weight_then_in_order(
@@ -783,9 +746,7 @@ async def test_explicit_route_goes_before_the_table(node: NodeFactory, route_to:
                 assert await channel.receive() == b"2"
 
 
-async def test_route_with_an_unusable_manager_is_refused_when_added(
-    node: NodeFactory, manager: ManagerFactory
-) -> None:
+async def test_route_with_an_unusable_manager_is_refused_when_added(node: NodeFactory, manager: ManagerFactory) -> None:
     """A route's manager is in use from the moment that the route is added: an expired one is refused there."""
     expired = manager("alpha@localhost", not_after=datetime.now(UTC) - timedelta(hours=1))
     with trio.fail_after(10):
@@ -866,14 +827,14 @@ async def test_connections_is_a_live_mapping(open_pair: PairFactory) -> None:
             assert connections["beta@LOCALHOST"] is connection  # type: ignore[index]
             assert connections.get(BETA) is connection
             assert BETA in connections
-            assert "beta@localhost" in connections
+            assert "beta@localhost" in connections  # type: ignore[comparison-overlap]
             assert list(connections) == [BETA]
             assert list(connections.items()) == [(BETA, connection)]
             assert connections == {BETA: connection}
             assert len(connections) == 1
             assert "beta@localhost" in repr(connections)
             for missing in "gamma@localhost", "nonsense", "":
-                assert missing not in connections
+                assert missing not in connections  # type: ignore[comparison-overlap]
                 with pytest.raises(KeyError) as caught:
                     connections[missing]  # type: ignore[index]
                 assert caught.value.args == (missing,)
@@ -981,9 +942,7 @@ async def test_generation_is_reported_however_early_it_comes(
     assert (event.generation, event.fingerprint) == (2, new.fingerprint)
 
 
-async def test_events_of_a_routes_manager(
-    node: NodeFactory, manager: ManagerFactory, ca: CertificateAuthority
-) -> None:
+async def test_events_of_a_routes_manager(node: NodeFactory, manager: ManagerFactory, ca: CertificateAuthority) -> None:
     """Generations of managers that came with a route are reported, too."""
     certs = manager("alpha@localhost")
     with trio.fail_after(2):
@@ -994,9 +953,7 @@ async def test_events_of_a_routes_manager(
             assert (await event_of(events, GenerationPublished)).fingerprint == certs.key_pair.fingerprint
 
 
-async def test_slow_reader_loses_the_oldest_events(
-    node: NodeFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_reader_loses_the_oldest_events(node: NodeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that is too slow loses its oldest events and is told how many; it holds up nobody."""
     monkeypatch.setattr("trionode._events.BUFFER", 3)
     ports = [free_ports(1) for _ in range(5)]

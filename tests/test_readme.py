@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding
 
 import trionode
-from trionode import CAPool, CertAuthManager, ClientAuth, KeyPair, TLSStream, open_tls_stream, pki, serve_tls
+from trionode import CAPool, CertAuthManager, ClientAuth, KeyPair, TLSStream, open_tls_stream, serve_tls
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def test_it_opens_with_what_this_is_for_and_the_two_commands() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_block_after_the_comment_is_the_command(name: str) -> None:
     """Scripts find each command as the fenced bash block right after its comment."""
-    assert f"<!-- {name} -->\n\n```bash\n{COMMANDS[name]}\n```\n" in README
+    assert f"<!-- {name} -->\n```bash\n{COMMANDS[name]}\n```\n" in README
 
 
 def test_there_is_no_other_shell_block() -> None:
@@ -138,7 +139,9 @@ async def test_the_client_auth_table_is_what_happens() -> None:
             assert outcomes == [cell.replace("`", "") for cell in table[mode.name]], mode
 
 
-async def outcome(ca: CertificateAuthority, mode: ClientAuth, client: KeyPair | None, now: datetime | None = None) -> str:
+async def outcome(
+    ca: CertificateAuthority, mode: ClientAuth, client: KeyPair | None, now: datetime | None = None
+) -> str:
     """In the table's words: what becomes of a client, whose own clock says `now`."""
     server = CertAuthManager(ca.issue("localhost"), client_cas=ca.pool, client_auth=mode)
     verified: list[bool] = []
@@ -165,17 +168,16 @@ async def dial(manager: CertAuthManager, port: int) -> str:
     """Connect with our certificate; the rejection's code, or nothing."""
     async with await open_tls_stream("127.0.0.1", port, cert_manager=manager, server_name="localhost") as stream:
         try:
-            assert await stream.receive_some(100) == b"welcome"
+            greeting = await stream.receive_some(100)
         except trio.BrokenResourceError as exc:
-            assert isinstance(exc.__cause__, trionode.PeerRejectedError)
-            return exc.__cause__.code
-    return ""
+            return exc.__cause__.code if isinstance(exc.__cause__, trionode.PeerRejectedError) else repr(exc)
+    return "" if greeting == b"welcome" else repr(greeting)
 
 
 def knock(cas: CAPool, port: int) -> str:
     """Connect without any certificate, which a trionode client cannot; the alert, or nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=b"".join(ca.public_bytes(pki.serialization.Encoding.DER) for ca in cas))
+    context.load_verify_locations(cadata=b"".join(ca.public_bytes(Encoding.DER) for ca in cas))
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as transport:
         try:
             with context.wrap_socket(transport, server_hostname="localhost") as tls:
@@ -235,13 +237,16 @@ def test_the_names_for_those_who_come_from_ergo_exist() -> None:
 
 
 def test_the_map_has_every_module_and_no_other() -> None:
-    """A newcomer finds every room, and every room on the map is there."""
-    listed = {name.removeprefix("trionode.") for name in code("".join(a + b for a, b in rows(section("Map of the house"))))}
+    """A newcomer finds every room (what is inside a package may be left to it), and every room on the map is there."""
+    listed = {
+        name.removeprefix("trionode.") for name in code("".join(a + b for a, b in rows(section("Map of the house"))))
+    }
     modules = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
         for path in PACKAGE.rglob("*.py")
-    } - {"__init__", "demo.__main__"}
-    assert listed == modules
+    } - {"__init__"}
+    assert listed <= modules
+    assert {module for module in modules if "." not in module} <= listed
 
 
 def slug(heading: str) -> str:

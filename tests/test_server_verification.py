@@ -49,7 +49,7 @@ from trionode import (
     open_tls_stream,
 )
 from trionode._handshake import accept_tls
-from trionode._identity import canonical_host
+from trionode._identity import SubjectNames, canonical_host
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -92,13 +92,27 @@ class World:
         """A dialer's manager: it presents a good certificate and trusts the CA, or another pool."""
         return CertAuthManager(self.client, root_cas=pool or self.ca.pool, **settings)
 
-    def odd(self, *names: x509.GeneralName, common_name: str = "localhost", is_ca: bool = False) -> KeyPair:
-        """A certificate of the CA with any SANs at all, or none."""
+    def odd(
+        self,
+        *names: x509.GeneralName,
+        common_name: str = "localhost",
+        is_ca: bool = False,
+        issuer: KeyPair | None = None,
+        extension: x509.ExtensionType | None = None,
+    ) -> KeyPair:
+        """A certificate with any SANs at all, or none; by the CA, or by anybody else; with a critical extension."""
+        root_key = self.ca._key
+        assert isinstance(root_key, ec.EllipticCurvePrivateKey)
+        issuer_name, issuer_key = self.ca.certificate.subject, root_key
+        rest: tuple[x509.Certificate, ...] = ()
+        if issuer is not None:
+            assert isinstance(issuer.private_key, ec.EllipticCurvePrivateKey)
+            issuer_name, issuer_key, rest = issuer.certificate.subject, issuer.private_key, issuer.chain
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-            .issuer_name(self.ca.certificate.subject)
+            .issuer_name(issuer_name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(datetime.now(UTC) - DAY)
@@ -107,9 +121,9 @@ class World:
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        signer = self.ca._key
-        assert isinstance(signer, ec.EllipticCurvePrivateKey)
-        return KeyPair([builder.sign(signer, hashes.SHA256())], key)
+        if extension is not None:
+            builder = builder.add_extension(extension, critical=True)
+        return KeyPair([builder.sign(issuer_key, hashes.SHA256()), *rest], key)
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +391,16 @@ CHAINS: Final = {
     "pinned, with an intermediate": Case(made=lambda world: world.chained.issue("localhost"), pool=very_leaf),
     "pinned, but expired": Case(made=dated(-10, -1), pool=very_leaf, refused=EXPIRED),
     "pinned, but for another name": Case(made=issued("elsewhere.example"), pool=very_leaf, refused=MISMATCH),
+    "by somebody who is no CA": Case(
+        made=lambda world: world.odd(*dns("localhost"), issuer=world.ca.issue("middle.example")),
+        refused=(UnverifiedReason.BAD_CHAIN, RejectionCode.UNKNOWN_CA),
+    ),
+    "with a critical extension that nobody knows": Case(
+        made=lambda world: world.odd(
+            *dns("localhost"), extension=x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.1.1"), b"")
+        ),
+        refused=(UnverifiedReason.BAD_CHAIN, RejectionCode.CERTIFICATE_UNKNOWN),
+    ),
     "another one of the same CA is pinned": Case(
         made=issued("localhost"), pool=lambda world, _: CAPool([world.client.certificate]), refused=UNKNOWN_CA
     ),
@@ -508,6 +532,24 @@ async def test_dates_say_what_our_clock_says(world: World) -> None:
         for word in (*words, f"{moment:%Y-%m-%d %H:%M:%S} UTC", f"{now - 2 * DAY:%Y-%m-%d %H:%M:%S}"):
             assert word in str(result)
         assert result.wanted == f"a certificate valid at {moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+async def test_an_examination_that_crashes_is_a_refusal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while a certificate is examined, the peer is refused, and never let through."""
+
+    class CrashError(Exception):
+        """What should never happen."""
+
+    def crash(certificate: x509.Certificate) -> SubjectNames:
+        raise CrashError
+
+    monkeypatch.setattr(SubjectNames, "of", crash)
+    result, seen = await visit(stdlib_server(world, wide(world)), world.manager(), server_name="localhost")
+    assert isinstance(result, PeerUnverifiedError)
+    assert result.reason is UnverifiedReason.BAD_CHAIN
+    assert "cannot be examined (CrashError)" in str(result)
+    assert seen.alert == RejectionCode.INTERNAL_ERROR
+    assert not seen.certificate_sent
 
 
 # Which name is wanted -----------------------------------------------------------------------------------------------

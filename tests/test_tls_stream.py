@@ -828,7 +828,7 @@ async def test_a_handshake_cancelled_anywhere_closes_its_transport(
 @pytest.mark.parametrize(
     ("first_words", "text"),
     [
-        pytest.param(b"GET / HTTP/1.1\r\n\r\n", "TLS", id="plain HTTP"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", "That was plain HTTP, on a TLS port", id="plain HTTP"),
         pytest.param(b"220 mail.example ESMTP\r\n", "wrong version number", id="plain text"),
         pytest.param(bytes(500), "TLS", id="zeros"),
         pytest.param(b"\x16\x03\x01\x00\x05hello", "TLS", id="a handshake record with nonsense in it"),
@@ -920,6 +920,33 @@ async def test_a_handshake_whose_sends_fail_without_a_word_from_the_peer_is_brok
         await dial(wire, party.client)
     assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
     assert wire.closed
+
+
+async def test_a_client_whose_last_flight_fails_is_broken(party: Party) -> None:
+    """A transport that breaks under the client's last flight: no stream, a HandshakeError, the transport closed."""
+    near, far = memory()
+    wire = Meddler(near)
+    receive = wire.receive_some
+
+    async def receive_and_fail(max_bytes: int | None = None) -> bytes:
+        data = await receive(max_bytes)
+        wire.send_fails = True
+        return data
+
+    wire.receive_some = receive_and_fail  # type: ignore[method-assign]
+
+    async def serve() -> None:
+        with expecting_anything():
+            await accept(far, party.server)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            with pytest.raises(HandshakeError, match="meddled with") as caught:
+                await dial(wire, party.client)
+            assert caught.value.stage is Stage.TLS
+            assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
+            assert wire.closed
 
 
 @pytest.mark.parametrize("side", ["server", "client"])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedPeer
 
-    from trionode import CertManager, Connection, EventStream, Service, ServiceChannel
+    from trionode import CertManager, Connection, EventStream, Node, Service, ServiceChannel
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
@@ -293,7 +293,7 @@ async def test_the_bound_holds_for_newcomers_of_one_tick(
                 peers.append(peer)
             async with trio.open_nursery() as nursery:
                 for peer in peers:
-                    nursery.start_soon(peer.say, wire.Confirmation(verified=True))
+                    nursery.start_soon(peer.say, wire.Confirmation())
             for _ in peers:
                 await next_up(events)
             await trio.testing.wait_all_tasks_blocked()
@@ -382,6 +382,55 @@ async def test_insecure_dial_never_displaces_a_verified_connection(
             assert pair.beta.connections == {ALPHA: seen}
 
 
+async def test_insecure_dial_does_not_take_over_the_other_sides_calls(
+    open_pair: PairFactory, manager: ManagerFactory, route_to: Callable[..., Route]
+) -> None:
+    """The side that was dialled insecurely goes on calling over the connection on which it is verified."""
+    verified: list[bool] = []
+
+    async def look(channel: ServiceChannel) -> None:
+        verified.append(channel.peer.verified)
+        await channel.send(b"")
+
+    with trio.fail_after(20):
+        async with open_pair(alpha={"services": {"look": look}}) as pair, pair.beta.events() as events:
+            await pair.alpha.connect("beta@localhost")
+            seen = await next_up(events)
+            insecure = route_to(pair.beta, insecure_skip_verify=True, cert_manager=manager("alpha@localhost"))
+            await pair.alpha.connect("beta@localhost", insecure)
+            await next_up(events)
+            assert pair.beta.connections == {ALPHA: seen}
+            await pair.beta.call("alpha@localhost", "look", b"")
+    assert verified == [True]
+
+
+# Crossing dials -----------------------------------------------------------------------------------------------------
+
+
+async def test_crossing_dials_end_in_one_connection(open_pair: PairFactory) -> None:
+    """Two nodes that dial each other at the same moment end with one connection, and both get it."""
+    services = {"services": {"who": answering(b"")}}
+
+    async def connect(one: Node, other: Node, found: list[Connection]) -> None:
+        found.append(await one.connect(other.name))
+
+    with trio.fail_after(30):
+        for _ in range(10):
+            async with open_pair(alpha=services, beta=services) as pair:
+                found: list[Connection] = []
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(connect, pair.alpha, pair.beta, found)
+                    nursery.start_soon(connect, pair.beta, pair.alpha, found)
+                assert {connection.peer.name for connection in found} == {ALPHA, BETA}
+                assert all(connection.live for connection in found)
+                await pair.alpha.call("beta@localhost", "who", b"")
+                await pair.beta.call("alpha@localhost", "who", b"")
+                for node in pair.alpha, pair.beta:
+                    assert len(node.connections) == 1
+                    assert next(iter(node.connections.values())) in found
+                    assert node.statistics().connections == 1
+
+
 # Replacement --------------------------------------------------------------------------------------------------------
 
 
@@ -427,14 +476,10 @@ async def test_newcomer_replaces_and_nothing_sent_is_lost(
 
 
 @pytest.mark.usefixtures("quick_retirement")
-@pytest.mark.parametrize("incarnation", [1, 2], ids=["same incarnation", "restarted"])
-async def test_verified_newcomer_replaces(
-    node: NodeFactory,
-    manager: ManagerFactory,
-    scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
-    incarnation: int,
+async def test_verified_newcomer_of_the_same_incarnation_replaces(
+    node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
-    """Whether its peer redialled or was restarted, a connection makes room for the newcomer and is told so."""
+    """A peer that dials again gets its new connection registered at once; the old one is told that it was replaced."""
     certs = manager("alpha@localhost")
     with trio.fail_after(20):
         async with node("beta@localhost") as beta, beta.events() as events:
@@ -445,7 +490,7 @@ async def test_verified_newcomer_replaces(
                 assert beta.connections == {ALPHA: old}
                 second = await scripted_dial(beta, certs)
                 async with second.stream:
-                    await second.introduce("alpha@localhost", incarnation=incarnation)
+                    await second.introduce("alpha@localhost", incarnation=1)
                     new = await next_up(events)
                     assert beta.connections == {ALPHA: new}
                     assert (await goodbye(first)).code == "replaced"
@@ -453,6 +498,54 @@ async def test_verified_newcomer_replaces(
                     assert (await old.wait_closed()).reason is EndReason.REPLACED
                     assert beta.connections == {ALPHA: new}
                     assert new.live
+
+
+async def test_restarted_peer_replaces(
+    node: NodeFactory,
+    manager: ManagerFactory,
+    scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A peer that was restarted takes the place of its former self, whose connection is dead and nobody noticed."""
+    monkeypatch.setattr("trionode._arbiter.PROBE_TIMEOUT", 0.2)
+    certs = manager("alpha@localhost")
+    with trio.fail_after(20):
+        async with node("beta@localhost") as beta, beta.events() as events:
+            first = await scripted_dial(beta, certs)
+            async with first.stream:
+                await first.introduce("alpha@localhost", incarnation=1)
+                old = await next_up(events)
+                second = await scripted_dial(beta, certs)
+                async with second.stream:
+                    await second.introduce("alpha@localhost", incarnation=2)
+                    new = await next_up(events)
+                    assert new is not old
+                    assert new.peer.incarnation == 2
+                    assert beta.connections == {ALPHA: new}
+                    assert (await old.wait_closed()).reason is EndReason.LOST
+                    assert new.live
+
+
+async def test_second_live_node_of_one_name_is_refused(
+    node: NodeFactory, manager: ManagerFactory, route_to: Callable[..., Route]
+) -> None:
+    """While a node is connected and alive, another one under its name, however good its certificate, is refused."""
+    certs = manager("alpha@localhost")
+    with trio.fail_after(20):
+        async with (
+            node("beta@localhost") as beta,
+            node("alpha@localhost", certs, services={"who": answering(b"the first")}) as alpha,
+            node("alpha@localhost", certs, services={"who": answering(b"the second")}) as double,
+            beta.events() as events,
+        ):
+            connection = await alpha.connect("beta@localhost", route_to(beta))
+            seen = await next_up(events)
+            with pytest.raises(PeerRejectedError) as caught:
+                await double.connect("beta@localhost", route_to(beta))
+            assert caught.value.code is RejectionCode.NAME_IN_USE
+            assert beta.connections == {ALPHA: seen}
+            assert connection.live
+            assert await beta.call("alpha@localhost", "who", b"") == b"the first"
 
 
 async def test_replaced_connection_ends_with_its_peers_goodbye(
@@ -487,8 +580,8 @@ async def test_restarted_node_is_reached_again(
                     connection = await next_up(events)
                     assert connection.peer.incarnation == alpha.incarnation
                     assert await beta.call("alpha@localhost", "who", b"") == reply
-            await connection.wait_closed()
-            assert not beta.connections
+                await connection.wait_closed()
+                assert not beta.connections
 
 
 async def test_peer_that_lost_its_connection_replaces_it(
@@ -496,8 +589,10 @@ async def test_peer_that_lost_its_connection_replaces_it(
     manager: ManagerFactory,
     scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
     route_to: Callable[..., Route],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stale connection does not block its peer, and verbs by that name go to the new one."""
+    monkeypatch.setattr("trionode._arbiter.PROBE_TIMEOUT", 0.2)
     certs = manager("alpha@localhost")
     with trio.fail_after(20):
         async with node("beta@localhost") as beta, beta.events() as events:
@@ -524,7 +619,7 @@ async def test_failed_newcomer_replaces_nothing(
                 old = await next_up(events)
                 second = await scripted_dial(beta, certs)
                 async with second.stream:
-                    await second.say(second.hello("alpha@localhost", incarnation=2))
+                    await second.say(second.hello("alpha@localhost", incarnation=1))
                     assert (await second.hear(wire.Answer)).refusal is None
                     assert beta.connections == {ALPHA: old}
                     await second.say(wire.Confirmation(refusal=wire.Refusal(code="not_authorized")))

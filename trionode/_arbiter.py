@@ -9,13 +9,20 @@ one that is merely expected: the winner's acceptor, having a dial of its own und
 judges the loser's; the loser's dialer, having promised an inbound one, waits for its outcome before it confirms its
 own. Both wait on the winning link, which waits on nothing, so there is no deadlock, and never do both lose.
 
+What makes it *exactly one* is that the loser puts the two in an order: it either promises the inbound link and then
+waits with its own, or commits itself to its own (the confirmation is as good as sent) and then waits for that to be
+registered before it judges the inbound one. So the winner may confirm whatever was promised to it, without waiting.
+And every verdict is passed in one step: after each wait everything is looked at again.
+
 *One name, reserved.* While an acceptor has accepted and not yet heard the confirmation, the name is reserved: others
-who claim it wait. Bounded by the handshake's timeout, and a peer can only ever hold up its own name.
+who claim it wait, and so does a dial of ours that reached another incarnation under it. Bounded by the handshake's
+timeout, and a peer can only ever hold up its own name.
 
 *Connected already.* A newcomer of the same incarnation that dials the same way round, or asks to replace, replaces
 (its dialer closed or lost the old one, or wants another route). Otherwise the old connection is probed with a ping: a
 dead one makes room, a living one makes the newcomer a duplicate, or, if its incarnation is another, the second node of
-one name, which is refused.
+one name, which is refused. One that we dialled and that is to be replaced is pinged too: the answer shows that the
+peer has registered it, and will not take it for the newer of the two.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from ._errors import UnverifiedReason
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from ._connection import Connection
     from ._identity import NodeName
     from ._peer import Peer
     from ._registry import Registry
@@ -54,11 +62,26 @@ class Conflict(Exception):  # noqa: N818 -- a verdict on its way into the hello
 
 @final
 class _Pending:
-    """A dial past its TLS, or a promised inbound link: something with an outcome to wait for."""
+    """A dial past its TLS, or a promised inbound link: something with an outcome to wait for.
 
-    def __init__(self) -> None:
+    Attributes:
+        counts: of a dial, whether its TLS is done.
+        committed: of a dial, whether it will be confirmed: nothing may be promised until it is over.
+        incarnation: of a promised link, the peer's.
+        over: set when it is registered, or has failed.
+    """
+
+    def __init__(self, incarnation: int | None = None) -> None:
         self.counts = False
+        self.committed = False
+        self.incarnation = incarnation
         self.over = trio.Event()
+        self._task = trio.lowlevel.current_task()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this task began it; a handshake is one task."""
+        return self._task is trio.lowlevel.current_task()
 
 
 @final
@@ -91,20 +114,26 @@ class Arbiter:
                 del self._dials[name]
 
     async def may_confirm(self, peer: Peer, *, replace: bool) -> None:
-        """The dialer's last question, once the acceptor has accepted and both have verified.
+        """The dialer's last question, once the acceptor has accepted and both have verified; commits the dial.
 
         Raises:
             Conflict: another link stands for this name.
         """
-        promised = self._promised.get(peer.name)
-        if promised is not None and not self._wins(peer.name):
-            await promised.over.wait()
-        for existing in self._registry.mutual(peer.name):
-            if existing.peer.incarnation != peer.incarnation:
-                if await existing.answers(PROBE_TIMEOUT):
-                    raise _name_in_use(peer)
-            elif not replace:
-                raise _duplicate(peer)
+        while True:
+            promised = self._promised.get(peer.name)
+            if promised is not None and (promised.incarnation != peer.incarnation or not self._wins(peer.name)):
+                await promised.over.wait()
+                continue
+            existing = self._registry.mutual(peer.name)
+            other = next((each for each in existing if each.peer.incarnation != peer.incarnation), None)
+            if other is None:
+                break
+            if await other.answers(PROBE_TIMEOUT):
+                raise _name_in_use(peer)
+        if existing and not replace:
+            raise _duplicate(peer)
+        for dial in self._dials.get(peer.name, ()):
+            dial.committed = dial.committed or dial.mine
 
     # Accepting
 
@@ -124,13 +153,8 @@ class Arbiter:
                 if self._wins(name):
                     for mine in [dial for dial in self._dials.get(name, []) if dial.counts]:
                         await mine.over.wait()
-                for existing in self._registry.mutual(name):
-                    same = existing.peer.incarnation == peer.incarnation
-                    if same and (replace or not existing.link.dialled):
-                        continue
-                    if await existing.answers(PROBE_TIMEOUT):
-                        raise _duplicate(peer) if same else _name_in_use(peer)
-                promised = self._promised[name] = _Pending()
+                await self._make_room(peer, replace=replace)
+                promised = self._promised[name] = _Pending(peer.incarnation)
                 try:
                     yield
                 finally:
@@ -140,6 +164,32 @@ class Arbiter:
             lock, users = self._locks.pop(name)
             if users > 1:
                 self._locks[name] = (lock, users - 1)
+
+    async def _make_room(self, peer: Peer, *, replace: bool) -> None:
+        """Wait until nothing stands against a promise, and end what is dead.
+
+        Raises:
+            Conflict: something that is alive does.
+        """
+        answered: Connection | None = None
+        while True:
+            committed = next((dial for dial in self._dials.get(peer.name, ()) if dial.committed), None)
+            if committed is not None:
+                await committed.over.wait()
+                continue
+            for existing in self._registry.mutual(peer.name):
+                same = existing.peer.incarnation == peer.incarnation
+                if same and (not existing.link.dialled or existing is answered):
+                    continue
+                if await existing.answers(PROBE_TIMEOUT):
+                    if not same:
+                        raise _name_in_use(peer)
+                    if not replace:
+                        raise _duplicate(peer)
+                    answered = existing
+                break
+            else:
+                return
 
 
 def _duplicate(peer: Peer) -> Conflict:

@@ -88,6 +88,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._fragments: list[bytes] = []
         self._fragments_have = 0
         self._fragments_total: int | None = None
+        # For the message under way: whether it waits for its place in the budget; whether the channel has one.
+        self._waiting = False
         self._reserving = False
         self._closed = False
         # Sending
@@ -115,7 +117,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.ClosedResourceError: this end was closed, or `send_eof` was called.
             trio.BrokenResourceError: the peer closed or reset the channel, or the connection was lost (`__cause__`).
             LocalProtocolError: the message is larger than the peer accepts; nothing was sent.
+            TypeError: it is not bytes; nothing was sent.
         """
+        value = _as_bytes(value)
         self._check_sendable(len(value))
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._try_send(value):
@@ -128,8 +132,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
         Raises:
             trio.WouldBlock: there is no credit or no room for the whole message now, or others wait to send.
-            trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError: as `send`.
+            trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
         """
+        value = _as_bytes(value)
         self._check_sendable(len(value))
         if not self._try_send(value):
             raise trio.WouldBlock
@@ -279,6 +284,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         if self._reserving and window.outstanding + window.held <= window.size:
             self._reserving = False
             self._budget.release(self.identifier)
+        if self._waiting:
+            self._budget.consumed()
 
     def _receive_error(self) -> Exception:
         end = self._receive_end
@@ -319,7 +326,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         """
         if not self._closed:
             if self._send_end is None and not (self._eof_sent and self._receive_end is not None):
-                payload = wire.End(code=code, message=message[:1000])
+                payload = wire.End(code=code, message=_encodable(message[:1000]))
                 self._outbox.append(wire.control(wire.RESET, self.identifier, payload))
             self._end_locally()
 
@@ -347,6 +354,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def _end_locally(self) -> None:
         self._closed = True
         self._messages.clear()
+        self._drop_fragments()
         self._budget.release(self.identifier)
         closed = trio.ClosedResourceError(f"the channel to {self.service!r} was closed here")
         self._wake_receivers(lambda: closed)
@@ -391,10 +399,10 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._fragments.append(fragment)
         self._fragments_have = len(fragment)
         self._fragments_total = total
-        lacking = total - len(fragment) - self._window.outstanding
-        if lacking > 0:
-            self._reserving = True
-            self._budget.reserve(self.identifier, lacking, self._grant_rest)
+        if total - len(fragment) > self._window.outstanding:
+            self._waiting = True
+            message = total + wire.MESSAGE_OVERHEAD
+            self._budget.reserve(self.identifier, need=self._need, message=message, grant=self._grant_rest)
 
     def on_more(self, fragment: bytes) -> None:
         """A further fragment came."""
@@ -414,9 +422,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def on_discard(self) -> None:
         """The sender gave up the message under way."""
         self._check_receivable(within=True)
-        have = self._fragments_have
-        self._drop_fragments()
-        self._give_back(have + wire.MESSAGE_OVERHEAD)
+        self._give_back(self._drop_fragments())
 
     def on_credit(self, amount: int) -> None:
         """The peer grants more."""
@@ -428,11 +434,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def on_end(self, kind: int) -> None:
         """The peer's EOF or CLOSE: everything that it sent has been received."""
-        if self._fragments_total is not None:
-            if kind == wire.EOF:
-                msg = "the peer half-closed in the middle of a message"
-                raise RemoteProtocolError(msg)
-            self._drop_fragments()
+        if self._fragments_total is not None and kind == wire.EOF:
+            msg = "the peer half-closed in the middle of a message"
+            raise RemoteProtocolError(msg)
         if self._receive_end is not None and kind == wire.EOF:
             msg = "the peer half-closed twice"
             raise RemoteProtocolError(msg)
@@ -445,7 +449,6 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def on_lost(self, cause: Exception) -> None:
         """The peer reset the channel (a `RemoteError`), or the connection ended."""
-        self._drop_fragments()
         if self._send_end is None:
             self._send_end = cause
         self._wake_senders()
@@ -456,6 +459,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def _end_receiving(self, end: Exception) -> None:
         if self._receive_end is None:
             self._receive_end = end
+            # A torn message is dropped, and nobody can use any more what was granted for it.
+            self._window.outstanding = 0
+            self._give_back(self._drop_fragments())
             self._wake_receivers(self._receive_error)
         self._settle()
 
@@ -468,11 +474,19 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         else:
             self._messages.append(message)
 
+    def _rest(self) -> int:
+        assert self._fragments_total is not None
+        return self._fragments_total - self._fragments_have
+
+    def _need(self) -> int:
+        return self._window.excess(self._rest())
+
     def _grant_rest(self) -> None:
-        if self._fragments_total is not None:
-            grant = self._window.extend(self._fragments_total - self._fragments_have)
-            if grant:
-                self._outbox.append(wire.credit(self.identifier, grant))
+        self._waiting = False
+        self._reserving = True
+        grant = self._window.extend(self._rest())
+        if grant:
+            self._outbox.append(wire.credit(self.identifier, grant))
 
     def _check_receivable(self, *, within: bool) -> None:
         if self._receive_end is not None:
@@ -486,7 +500,25 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         msg = f"the peer sent a message of {size} bytes; we accept {self._receive_limit}, as our hello said"
         raise RemoteProtocolError(msg)
 
-    def _drop_fragments(self) -> None:
+    def _drop_fragments(self) -> int:
+        """Forget the message under way, if there is one; returns what it has cost so far."""
+        if self._fragments_total is None:
+            return 0
+        cost = self._fragments_have + wire.MESSAGE_OVERHEAD
         self._fragments = []
         self._fragments_have = 0
         self._fragments_total = None
+        if self._waiting:
+            self._waiting = False
+            self._budget.withdraw(self.identifier)
+        return cost
+
+
+def _as_bytes(value: bytes) -> bytes:
+    """Checked before a header is queued: what turned out not to be bytes after it would garble the whole connection."""
+    return value if type(value) is bytes else bytes(memoryview(value))
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates (undecodable file names in error messages have them), which UTF-8 does not have."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")[:1000]

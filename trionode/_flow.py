@@ -12,7 +12,7 @@ windows deadlocks as long as the application consumes what arrives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 from ._errors import RemoteProtocolError
 
@@ -54,11 +54,21 @@ class ReceiveWindow:
         self.outstanding += grant
         return grant
 
+    def excess(self, rest: int) -> int:
+        """What the channel holds or may have to hold beyond its size once `rest` more bytes are granted."""
+        return max(0, max(self.outstanding, rest) + self.held - self.size)
+
     def extend(self, rest: int) -> int:
         """Credit that the sender lacks for `rest` more bytes; counted as granted."""
         grant = max(0, rest - self.outstanding)
         self.outstanding += grant
         return grant
+
+
+class _Claim(NamedTuple):
+    need: Callable[[], int]
+    message: int
+    grant: Callable[[], None]
 
 
 @final
@@ -70,16 +80,31 @@ class MessageBudget:
         self._reserved: dict[int, int] = {}
         self._total = 0
         self._over: int | None = None
-        self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._waiting: dict[int, _Claim] = {}
 
-    def reserve(self, channel: int, amount: int, grant: Callable[[], None]) -> None:
-        """Reserve for the message that is arriving on a channel; `grant` is called now or when there is room."""
-        self._waiting[channel] = (amount, grant)
+    def reserve(self, channel: int, *, need: Callable[[], int], message: int, grant: Callable[[], None]) -> None:
+        """Reserve for the message that is arriving on a channel, in place of what was reserved for the channel before.
+
+        Args:
+            channel: its identifier.
+            need: what the channel will hold beyond its window once this message is granted; asked when it is its turn.
+            message: what the message costs as a whole.
+            grant: called now, or when there is room.
+        """
+        self._waiting[channel] = _Claim(need, message, grant)
         self._serve()
 
+    def consumed(self) -> None:
+        """A channel whose message waits needs less than before."""
+        self._serve()
+
+    def withdraw(self, channel: int) -> None:
+        """The message that waits is there (its window sufficed after all), was given up, or its channel is over."""
+        if self._waiting.pop(channel, None) is not None:
+            self._serve()
+
     def release(self, channel: int) -> None:
-        """That message was consumed, given up, or its channel is over."""
-        self._waiting.pop(channel, None)
+        """What was reserved is not needed any more; a message that waits goes on waiting."""
         self._total -= self._reserved.pop(channel, 0)
         if self._over == channel:
             self._over = None
@@ -87,12 +112,28 @@ class MessageBudget:
 
     def _serve(self) -> None:
         while self._waiting:
-            channel, (amount, grant) = next(iter(self._waiting.items()))
-            if self._total + amount > self._limit:
-                if self._over is not None:
+            channel, claim = next(iter(self._waiting.items()))
+            if self._total_with(channel, claim.need()) > self._limit:
+                if self._over is None:
+                    self._over = channel
+                elif self._may_go_on(self._over):
+                    channel, claim = self._over, self._waiting[self._over]
+                else:
                     return
-                self._over = channel
             del self._waiting[channel]
-            self._reserved[channel] = self._reserved.get(channel, 0) + amount
-            self._total += amount
-            grant()
+            need = claim.need()
+            self._total = self._total_with(channel, need)
+            self._reserved[channel] = need
+            claim.grant()
+
+    def _total_with(self, channel: int, need: int) -> int:
+        return self._total - self._reserved.get(channel, 0) + need
+
+    def _may_go_on(self, over: int) -> bool:
+        """Whether the one over the limit may begin another message.
+
+        Its sender gave the first up and holds credit for it, which only that other message can use up. It may, once
+        the other is all that the channel would hold beyond its window: still one message over the limit.
+        """
+        claim = self._waiting.get(over)
+        return claim is not None and claim.need() <= claim.message

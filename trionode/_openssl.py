@@ -28,8 +28,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, final
 from weakref import WeakKeyDictionary
 
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
+from ._credentials import allows
 from ._errors import CertificateError, CertificateReason, RejectionCode, UnverifiedReason
 from ._identity import (
     NodeName,
@@ -205,7 +207,11 @@ class _Examination:
                 )
             case UnverifiedReason.WRONG_EKU:
                 wanted = "clientAuth" if self.accepting else "serverAuth"
-                what = f"does not allow {wanted}. Issue it with both serverAuth and clientAuth"
+                purpose = ExtendedKeyUsageOID.CLIENT_AUTH if self.accepting else ExtendedKeyUsageOID.SERVER_AUTH
+                if allows(found, purpose):  # one code for both extensions, and this time it was the other
+                    what = "does not allow signatures (key usage). Issue it with digitalSignature"
+                else:
+                    what = f"does not allow {wanted}. Issue it with both serverAuth and clientAuth"
             case UnverifiedReason.REVOKED:
                 what = "has been revoked. The peer needs a new one"
             case _:
@@ -524,9 +530,12 @@ class TLSSession:
         if examination.refusal is not None:
             self._fail(PeerRefused(examination.refusal))
         try:
-            self.peer_certificate = self._connection.get_peer_certificate(as_cryptography=True)
-        except ValueError:
+            certificate = self._connection.get_peer_certificate(as_cryptography=True)
+            if certificate is not None:
+                _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # year 0 is valid DER, for one
+        except Exception:  # noqa: BLE001 -- where nothing is verified, what comes is anybody's, and so is how it fails
             self._fail(Misbehaved("certificate cannot be parsed"))
+        self.peer_certificate = certificate
         self.verified = examination.verifies and examination.leaf_passed and self.peer_certificate is not None
         if (
             examination.verifies

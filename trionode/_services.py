@@ -152,4 +152,7 @@ def _allowed(allow: Allow) -> Callable[[Peer], bool]:
 def _describe(error: Exception) -> str:
     if isinstance(error, ExceptionGroup):
         return f"{error.message}: {'; '.join(_describe(inner) for inner in error.exceptions)}"
-    return f"{type(error).__name__}: {error}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 -- an exception that cannot even say what it is costs its caller nothing more
+        return type(error).__name__

@@ -53,14 +53,18 @@ async def serve_tls(
     Raises:
         CertificateError: the manager's key pair is unusable for a server.
         ListenError: the port cannot be had.
+        ValueError: `host`, `port` or `alpn` cannot be one.
     """
+    host = None if host is None else canonical_host(host)
+    _check_port(port, lowest=0)
+    protocols = _protocols(alpn)
     with cert_manager.use(as_server=True):
-        listeners = await open_listeners(None if host is None else canonical_host(host), port)
+        listeners = await open_listeners(host, port)
 
         async def handle(transport: trio.SocketStream) -> None:
             try:
                 stream = await accept_tls(
-                    transport, cert_manager.contexts, alpn=tuple(alpn), handshake_timeout=handshake_timeout
+                    transport, cert_manager.contexts, alpn=protocols, handshake_timeout=handshake_timeout
                 )
             except HandshakeError as exc:
                 _log.log(logging.DEBUG if exc.reason == "silent" else logging.WARNING, "handshake refused: %s", exc)
@@ -112,9 +116,11 @@ async def open_tls_stream(
     Raises:
         HandshakeError: it failed; see its subclasses for how.
         CertificateError: the manager's key pair is unusable, or there are no system CAs where they are needed.
-        ValueError: `host` or `server_name` is neither a DNS name nor an address.
+        ValueError: `host` or `server_name` is neither a DNS name nor an address, or `port` or `alpn` cannot be one.
     """
     host = canonical_host(host)
+    _check_port(port, lowest=1)
+    protocols = _protocols(alpn)
     reference = None if server_name is None else canonical_host(server_name)
     if insecure_skip_verify:
         _security_log.warning("insecure_skip_verify: the server at %s port %d is not verified", host, port)
@@ -125,7 +131,25 @@ async def open_tls_stream(
             cert_manager.contexts,
             host=host,
             server_name=reference,
-            alpn=tuple(alpn),
+            alpn=protocols,
             insecure_skip_verify=insecure_skip_verify,
             handshake_timeout=handshake_timeout,
         )
+
+
+def _check_port(port: int, *, lowest: int) -> None:
+    if not lowest <= port <= 65535:  # the system would take the rest of a division, and connect elsewhere
+        msg = f"a port is from {lowest} to 65535, not {port}"
+        raise ValueError(msg)
+
+
+def _protocols(alpn: Sequence[str]) -> tuple[str, ...]:
+    """Protocols as they can go on the wire (RFC 7301 section 3.1), checked before a handshake has to fail of them."""
+    if isinstance(alpn, str):
+        msg = f"alpn is a sequence of protocols, not one: give [{alpn!r}]"
+        raise TypeError(msg)
+    for protocol in alpn:
+        if not protocol.isascii() or not 1 <= len(protocol) <= 255:
+            msg = f"an application protocol has 1 to 255 ASCII characters, which {protocol!r} has not"
+            raise ValueError(msg)
+    return tuple(alpn)

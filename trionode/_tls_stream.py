@@ -539,4 +539,5 @@ _MISBEHAVIOUR: Final = {
     "unsupported protocol": "It offers only TLS versions before 1.3",
     "wrong version number": "That was no TLS at all: is it a plain-text port?",
     "http request": "That was plain HTTP, on a TLS port",
+    "certificate cannot be parsed": "Its certificate does not follow RFC 5280; have it issued anew",
 }

@@ -147,16 +147,16 @@ def demo(directory: Path | None, *, as_json: bool) -> int:
 
     Exit status: 0 if every check held, 1 if one did not, 2 if the command line made no sense.
     """
-    reporter: Reporter = Silent() if as_json else Teller(_console())
+    teller = None if as_json else Teller(_console())
     began = time.monotonic()
     with _place(directory) as place:
-        facts = _run(place, reporter)
+        facts = _run(place, teller or Silent())
     seconds = time.monotonic() - began
     checks = judge_all(facts)
-    if as_json:
+    if teller is None:
         click.echo(json.dumps(_document(facts, checks, seconds), indent=2))
-    elif isinstance(reporter, Teller):
-        reporter.summary(facts, checks, seconds, kept=directory)
+    else:
+        teller.summary(facts, checks, seconds, kept=directory)
     return 0 if facts.trouble is None and all(check.held for check in checks) else 1
 
 

@@ -11,7 +11,6 @@ import math
 import socket
 import ssl
 from contextlib import asynccontextmanager
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -76,11 +75,17 @@ async def serve(directory: str) -> None:
             numbers.append(int(message))
             await channel.send(message)
 
-    async def rotate() -> Rotated:
+    async def rotate() -> None:
         folder = Path(directory) / "beta"
         key_pair = await trio.to_thread.run_sync(KeyPair.load, folder / "cert.pem", folder / "key.pem")
         generation = manager.update(key_pair)
-        return Rotated(generation=generation, fingerprint=manager.key_pair.fingerprint, received=len(numbers))
+        tell(Rotated(generation=generation, fingerprint=manager.key_pair.fingerprint, received=len(numbers)))
+
+    async def look() -> None:
+        tell(Connected.of(node.connections[NodeName.parse(ALPHA)]))
+
+    async def reckon() -> None:
+        tell(Received(received=len(numbers), wrong_at=first_wrong(numbers)))
 
     options = NodeOptions(
         cert_manager=manager,
@@ -91,20 +96,12 @@ async def serve(directory: str) -> None:
         tell(Listening(port=node.acceptors[0].address[1]))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(report, events)
-            async for word in words:
-                if word == "rotate":
-                    tell(await rotate())
-                elif word == "look":
-                    tell(Connected.of(node.connections[NodeName.parse(ALPHA)]))
-                elif word == "count":
-                    tell(Received(received=len(numbers), wrong_at=first_wrong(numbers)))
-                elif word == "leave":
-                    break
+            await obey(words, {"rotate": rotate, "look": look, "reckon": reckon})
             nursery.cancel_scope.cancel()
 
 
 async def report(events: EventStream) -> None:
-    """Tell the parent whom this node let in, and whom it refused."""
+    """Tell the operator whom this node let in, and whom it refused."""
     async for event in events:
         if isinstance(event, ConnectionUp):
             tell(Connected.of(event.connection))
@@ -124,9 +121,7 @@ async def talk(directory: str, port: str) -> None:
         tell(await send_numbers(connection, words))
         await connection.aclose()
         tell(Connected.of(await node.connect(BETA)))
-        async for word in words:
-            if word == "leave":
-                break
+        await obey(words, {})
 
 
 async def send_numbers(connection: Connection, words: trio.MemoryReceiveChannel[str]) -> Sent:
@@ -138,15 +133,25 @@ async def send_numbers(connection: Connection, words: trio.MemoryReceiveChannel[
     async def send(channel: ServiceChannel) -> None:
         nonlocal sent
         with sending:
-            for number in count(1):
-                await channel.send(b"%d" % number)
-                sent = number
+            while True:
+                await channel.send(b"%d" % (sent + 1))
+                sent += 1
                 await trio.sleep(PACE)
         await channel.send_eof()
 
+    async def look() -> None:
+        tell(Connected.of(connection))
+
+    async def stop() -> None:
+        sending.cancel()
+
+    async def listen() -> None:
+        await obey(words, {"look": look, "stop": stop})
+        await stop()
+
     async with connection.open_channel("echo") as channel, trio.open_nursery() as nursery:
         nursery.start_soon(send, channel)
-        nursery.start_soon(obey, words, {"look": lambda: tell(Connected.of(connection)), "stop": sending.cancel})
+        nursery.start_soon(listen)
         async for message in channel:  # ends when beta has echoed the last one and its service is done
             echoes.append(int(message))
             if len(echoes) % PROGRESS == 0:
@@ -211,7 +216,7 @@ def main(arguments: Sequence[str]) -> int:
     status = 0
     try:
         trio.run(ROLES[role], *rest)
-    except* KeyboardInterrupt:  # Ctrl-C reaches every process of the terminal; the parent sees to the rest
+    except* KeyboardInterrupt:  # Ctrl-C reaches every process of the terminal; the operator sees to the rest
         status = 130
     return status
 
@@ -221,7 +226,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @asynccontextmanager
 async def orders() -> AsyncIterator[trio.MemoryReceiveChannel[str]]:
-    """What the parent says on our stdin, for the length of a block; its end is the order to leave."""
+    """What the operator says on our stdin, for the length of a block; its end is the order to leave."""
     stdin = trio.lowlevel.FdStream(0)
     send, receive = trio.open_memory_channel[str](math.inf)
     async with trio.open_nursery() as nursery:
@@ -230,11 +235,10 @@ async def orders() -> AsyncIterator[trio.MemoryReceiveChannel[str]]:
         nursery.cancel_scope.cancel()
 
 
-async def obey(words: trio.MemoryReceiveChannel[str], deeds: dict[str, Callable[[], None]]) -> None:
-    """Do what each word stands for. No more words: stop."""
+async def obey(words: trio.MemoryReceiveChannel[str], deeds: dict[str, Callable[[], Awaitable[None]]]) -> None:
+    """Do what each word stands for, until there are no more."""
     async for word in words:
-        deeds[word]()
-    deeds["stop"]()
+        await deeds[word]()
 
 
 async def read_lines(stream: trio.abc.ReceiveStream, lines: trio.MemorySendChannel[str]) -> None:

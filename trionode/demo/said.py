@@ -117,7 +117,7 @@ Message: TypeAlias = Listening | Connected | Refusal | Progress | Rotated | Sent
 
 
 def tell(message: Message) -> None:
-    """One line for the parent."""
+    """One line for the operator."""
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
 

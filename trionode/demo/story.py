@@ -83,7 +83,6 @@ class Actor:
         self.process = process
         self._said = said
         self._log = log
-        self._kept: list[Message] = []
 
     async def order(self, word: str) -> None:
         """Tell it a word."""
@@ -93,8 +92,13 @@ class Actor:
         except trio.BrokenResourceError:
             raise self._gone() from None
 
+    async def dismiss(self) -> None:
+        """Tell it that there will be no more words, which is the order to leave."""
+        assert self.process.stdin is not None
+        await self.process.stdin.aclose()
+
     async def hear(self, kind: type[M], about: Callable[[M], bool] = lambda _: True) -> M:
-        """The first thing of a kind that it says, or said and nobody heard yet."""
+        """The next thing of a kind that it says; what it says before that is passed over."""
         heard = await self._hear(lambda message: isinstance(message, kind) and about(message))
         assert isinstance(heard, kind)
         return heard
@@ -106,16 +110,11 @@ class Actor:
         return outcome
 
     async def _hear(self, wanted: Callable[[Message], bool]) -> Message:
-        for kept in self._kept:
-            if wanted(kept):
-                self._kept.remove(kept)
-                return kept
         with trio.move_on_after(STEP_TIMEOUT):
             async for line in self._said:
                 message: Message = msgspec.json.decode(line, type=Message)
                 if wanted(message):
                     return message
-                self._kept.append(message)
             raise self._gone()
         msg = f"{self.name} did not say what was waited for within {STEP_TIMEOUT:g} s. {self._last_words()}"
         raise DemoError(msg)
@@ -244,10 +243,11 @@ class _Story:
         self.reporter.step("A node that connects now, while alpha's connection goes on")
         gamma = await self.start("gamma", "visit", self.port, GAMMA, "gamma")
         self.facts.gamma_sees = outcome = await gamma.hear_outcome()
-        if isinstance(outcome, Connected):
-            self.show_peer("gamma", outcome)
-            self.facts.beta_sees_gamma = await beta.hear(Connected, lambda seen: seen.peer == GAMMA)
         await self.ended("gamma", gamma)
+        if isinstance(outcome, Refusal):
+            raise DemoError(f"gamma could not connect: {outcome.error}: {outcome.text}")
+        self.show_peer("gamma", outcome)
+        self.facts.beta_sees_gamma = await beta.hear(Connected, lambda seen: seen.peer == GAMMA)
         self.check("a new connection has the new certificate")
 
     async def refuse(self, beta: Actor) -> None:
@@ -284,7 +284,7 @@ class _Story:
         await alpha.order("stop")
         self.facts.sent = sent = await alpha.hear(Sent)
         self.reporter.note("alpha", f"sent 1 to {sent.sent}, and had {sent.echoed} of them back")
-        await beta.order("count")
+        await beta.order("reckon")
         self.facts.received = received = await beta.hear(Received)
         self.reporter.note("beta", f"received {received.received}")
         self.check("no message was lost, doubled or reordered")
@@ -296,7 +296,7 @@ class _Story:
         self.show_peer("alpha", seen)
         self.check("alpha's next connection has the new certificate")
         for name, actor in (("alpha", alpha), ("beta", beta)):
-            await actor.order("leave")
+            await actor.dismiss()
             await self.ended(name, actor)
         self.check("every process ended by itself, status 0")
 
