@@ -101,7 +101,7 @@ class Shielded(Held):
 
     async def __call__(self, channel: ServiceChannel) -> None:
         """Serve."""
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(PATIENCE / 2, shield=True):  # a test that fails lets nobody go
             await super().__call__(channel)
 
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 HOST = "localhost"
 SERVER_GENERATION, CLIENT_GENERATION = 5, 7
-#: Every test is bounded by this. Seconds; where the clock is `autojump_clock` a deadlock is found at once.
+#: Every test is bounded by this. Seconds; where the clock is `autojump_clock`, a deadlock is found at once. Tests in
+#: which a close is to be heard have that clock, too: by a true one, a machine that pauses may cost the close_notify.
 PATIENCE = 30
 
 Transports: TypeAlias = tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
@@ -173,7 +174,9 @@ class Meddler(trio.abc.HalfCloseableStream):
 # As Trio streams ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_tls_stream_is_a_two_way_stream(party: Party, make_transports: Callable[[], Transports]) -> None:
+async def test_a_tls_stream_is_a_two_way_stream(
+    party: Party, make_transports: Callable[[], Transports], autojump_clock: trio.testing.MockClock
+) -> None:
     """A TLSStream passes Trio's own conformance kit for two-way streams."""
 
     async def make() -> Pair:
@@ -186,7 +189,9 @@ async def test_a_tls_stream_is_a_two_way_stream(party: Party, make_transports: C
         await trio.testing.check_two_way_stream(make, make_clogged)
 
 
-async def test_a_tls_stream_is_a_half_closeable_stream(party: Party, make_transports: Callable[[], Transports]) -> None:
+async def test_a_tls_stream_is_a_half_closeable_stream(
+    party: Party, make_transports: Callable[[], Transports], autojump_clock: trio.testing.MockClock
+) -> None:
     """A TLSStream passes Trio's own conformance kit for streams of which one direction can be closed."""
 
     async def make() -> Pair:
@@ -342,8 +347,9 @@ async def test_bytes_that_came_with_the_clients_last_flight_are_not_lost(party: 
             async def dial() -> None:
                 client = await client_handshake(client_wire, party.client, reference=HOST)
                 await client.send_all(b"early bird")
-                await client.aclose()
+                await client.send_eof()
                 arrived.set()
+                await client.aclose()
 
             nursery.start_soon(dial)
             server = await serve()
@@ -402,11 +408,14 @@ async def test_a_record_cut_in_the_middle_is_a_truncation(party: Party) -> None:
     client, server = await tls_pair(party, (client_wire, far))
     client_wire.send_credit = 30
     async with server:
-        with trio.fail_after(PATIENCE), trio.move_on_after(0):
-            await client.send_all(bytes(1000))
-        await near.aclose()
-        with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError):
-            await server.receive_some()
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.send_all, bytes(1000))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            await near.aclose()
+            with pytest.raises(trio.BrokenResourceError):
+                await server.receive_some()
 
 
 @pytest.mark.parametrize("make_any_transports", [memory, sockets], ids=["memory", "sockets"])
@@ -422,7 +431,7 @@ async def test_half_closing_twice_loses_nothing(party: Party, make_any_transport
                         await server.send_all(b"%d;" % number * 1000)
                     assert await receive_to_end(server) == b""
                     await server.send_all(b"after")
-                    await server.aclose()
+                    await server.send_eof()
 
                 nursery.start_soon(answer)
                 # The session holds records that nobody has decrypted yet.
@@ -454,7 +463,7 @@ async def test_nothing_is_sent_after_half_closing(party: Party) -> None:
 
 
 async def test_closing_says_goodbye_and_closes_the_transport(
-    party: Party, make_transports: Callable[[], Transports]
+    party: Party, make_transports: Callable[[], Transports], autojump_clock: trio.testing.MockClock
 ) -> None:
     """`aclose` gives the peer a close_notify where it is reading, closes the transport, and may be repeated."""
     near, far = make_transports()
@@ -604,7 +613,7 @@ async def test_a_failed_send_does_not_break_receiving(party: Party) -> None:
     wire = Meddler(near)
     client, server = await tls_pair(party, (wire, far))
     await server.send_all(b"last words")
-    await server.aclose()
+    await server.send_eof()
     wire.send_fails = True
     with trio.fail_after(PATIENCE):
         for _ in range(2):
@@ -612,6 +621,7 @@ async def test_a_failed_send_does_not_break_receiving(party: Party) -> None:
                 await client.send_all(b"x")
         assert await receive_to_end(client) == b"last words"
         await client.aclose()
+        await server.aclose()
 
 
 async def test_a_send_torn_by_cancellation_breaks_that_direction_alone(party: Party) -> None:
@@ -1041,9 +1051,10 @@ async def test_an_alert_that_the_peer_does_not_read_holds_nobody(
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(far.send_all, GARBAGE["a forged record"])
+            started = trio.current_time()
             with pytest.raises(trio.BrokenResourceError):
                 await client.receive_some()
-            assert trio.current_time() <= 2 * FAREWELL + PATIENCE / 2
+            assert trio.current_time() - started <= FAREWELL
         await client.aclose()
 
 

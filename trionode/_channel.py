@@ -139,6 +139,19 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         if not self._try_send(value):
             raise trio.WouldBlock
 
+    def try_send_last(self, value: bytes) -> bool:
+        """Send a message and half-close, if that is possible at once; otherwise do nothing and return False.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
+        """
+        value = _as_bytes(value)
+        self._check_sendable(len(value))
+        if not self._try_send(value):
+            return False
+        self._half_close()
+        return True
+
     async def send_eof(self) -> None:
         """Half-close: the peer reads everything that was sent, then `EndOfChannel`; receiving goes on here.
 
@@ -152,9 +165,12 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             if self._eof_sent and not self._closed:
                 return
             self._check_sendable(0)
-            self._outbox.append(wire.header(wire.EOF, self.identifier, 0))
-            self._eof_sent = True
-            self._settle()
+            self._half_close()
+
+    def _half_close(self) -> None:
+        self._outbox.append(wire.header(wire.EOF, self.identifier, 0))
+        self._eof_sent = True
+        self._settle()
 
     def _check_sendable(self, size: int) -> None:
         if self._closed:
@@ -373,7 +389,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def _wake_senders(self) -> None:
         self._credit_arrived.unpark_all()
-        self._outbox.room.unpark_all()
+        if self._outbox.room:
+            self._outbox.room.unpark_all()
 
     # What the reader brings. Synchronous, never waits.
 

@@ -244,9 +244,12 @@ class Connection:
             trio.ClosedResourceError, trio.BrokenResourceError: the connection ended.
             LocalProtocolError: the request is larger than the peer accepts.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         async with self.open_channel(service) as channel:
-            await channel.send(request)
-            await channel.send_eof()
+            # At once where there is room, which saves two scheduler ticks of about a dozen.
+            if not channel.try_send_last(request):
+                await channel.send(request)
+                await channel.send_eof()
             try:
                 reply = await channel.receive()
             except trio.EndOfChannel:

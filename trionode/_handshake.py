@@ -157,8 +157,8 @@ class _Progress:
         shown = "no certificate" if self.presented is None else describe(self.presented)
         code = RejectionCode.of(refusal.code)
         return PeerRejectedError(
-            f"the peer{self.where} refused us in its hello: {printable(refusal.code)}: {printable(refusal.message)} "
-            f"(we presented {shown})",
+            f"the peer{self.where} refused us in its hello: {printable(refusal.code)}: "
+            f"{printable(refusal.message, 1000)} (we presented {shown})",
             stage=self.stage,
             code=code,
             address=self.address,
@@ -657,7 +657,7 @@ class _Conversation:
         if error.reason is UnverifiedReason.NOT_AUTHORIZED:
             words = str(cause) if isinstance(cause, Refused) else "authorize refused"
         else:
-            words = str(error)
+            words = str(error).removeprefix(f"peer{self._progress.where}: ")  # its own address is no news to it
         refusal = wire.Refusal(code=error.reason, message=words[:1000])
         await self.send(kind(refusal=refusal))
         raise error from cause

@@ -122,7 +122,7 @@ class Node:
         self.options: NodeOptions = options
         self.incarnation: int = self._core.incarnation
         self.acceptors: Sequence[Acceptor] = ()
-        self.connections: Mapping[NodeName, Connection] = ConnectionsView(
+        self.connections: ConnectionsView = ConnectionsView(
             self._core.registry, lambda peer: self._dialer.find(peer, None)
         )
 

@@ -36,7 +36,7 @@ from ._errors import (
     printable,
 )
 from ._identity import describe
-from ._openssl import AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
+from ._openssl import RECORD_SIZE, AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -108,6 +108,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self._send_broken = False
         self._send_ended = False
         self._receive_ended = False
+        # Nothing can be decrypted before more ciphertext comes: saves asking OpenSSL once per receive.
+        self._drained = False
 
     def __repr__(self) -> str:
         peer = "no certificate" if self.peer_certificate is None else describe(self.peer_certificate)
@@ -236,7 +238,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self._receiving = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            data = self._decrypt(limit)
+            data = None if self._drained else self._decrypt(limit)
             if data is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while data is None:
@@ -258,15 +260,17 @@ class TLSStream(trio.abc.HalfCloseableStream):
         if self._receive_ended:
             return b""
         pieces: list[bytes] = []
+        self._drained = False
         while limit > 0:
             try:
-                piece = self._session.decrypt(limit)
+                piece = self._session.decrypt(min(limit, RECORD_SIZE))
             except TLSFailure:
                 if pieces:  # the failure is the session's for good, so the next call meets it again
                     break
                 raise
             if not piece:
                 self._receive_ended = piece is not None
+                self._drained = piece is None
                 break
             pieces.append(piece)
             limit -= len(piece)

@@ -1,0 +1,799 @@
+"""Two at once: crossing dials, restarted peers, and two nodes that claim one name.
+
+Most of this runs on a network in memory, with delays drawn from a seeded generator and Trio's clock jumping over them:
+thousands of interleavings in seconds, and the same ones again for a seed that failed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+from trionode import (
+    ClientAuth,
+    Connection,
+    ConnectionDown,
+    ConnectionUp,
+    EndReason,
+    HandshakeRefused,
+    NameInUse,
+    Node,
+    NodeName,
+    PeerRejectedError,
+    PeerUnverifiedError,
+    RejectionCode,
+    Route,
+    Side,
+    UnverifiedReason,
+    _wire as wire,
+)
+from trionode._arbiter import PROBE_TIMEOUT, Arbiter
+from trionode._peer import established_peer
+from trionode._registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
+
+    from trionode import CertManager, EventStream, NodeEvent, Peer, ServiceChannel
+
+E = TypeVar("E")
+
+ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
+
+#: Interleavings per test. Before the arbiter put a committed dial and a promised one in an order, one in 250 ended with
+#: two connections, and one in 350 with none where both sides had asked to replace.
+SEEDS = 60
+BATCHES = range(10)
+
+
+async def echo(channel: ServiceChannel) -> None:
+    """Send back what comes."""
+    async for message in channel:
+        await channel.send(message)
+
+
+def session(connection: Connection) -> bytes:
+    """What only the two ends of one TLS session have in common."""
+    return connection.link.stream.export_keying_material(b"EXPERIMENTAL-trionode-test", 16)
+
+
+def seen(events: EventStream) -> list[NodeEvent]:
+    """What a reader has before it, without waiting."""
+    return list(events._buffer)
+
+
+# A network in memory --------------------------------------------------------------------------------------------------
+
+
+class MemoryEnd(trio.abc.HalfCloseableStream):
+    """One end of a transport in memory: what is sent arrives in order, after a delay; sending may stall first."""
+
+    def __init__(self, link: MemoryLink) -> None:
+        self.link = link
+        self.other: MemoryEnd = self
+        self._arriving: deque[tuple[float, bytes]] = deque()
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._last = 0.0
+        self._closed = False
+
+    def _deliver(self, data: bytes) -> None:
+        self._last = max(self._last, trio.current_time() + self.link.draw())
+        if not self.link.cut:
+            self.other._arriving.append((self._last, data))
+            self.other._arrived.unpark_all()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Stall as a full socket does, then send; like a socket, no cancellation once it has gone."""
+        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.link.draw())
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self.other._closed and not self.link.cut:
+            raise trio.BrokenResourceError
+        self._deliver(bytes(data))
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def send_eof(self) -> None:
+        """Say that nothing more comes."""
+        await trio.lowlevel.checkpoint()
+        self._deliver(b"")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Never wait."""
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has arrived by now, or the next that does."""
+        await trio.lowlevel.checkpoint()
+        while not self._closed:
+            if not self._arriving:
+                await self._arrived.park()
+                continue
+            due, data = self._arriving[0]
+            if due > trio.current_time():
+                await trio.sleep_until(due)
+            elif max_bytes is not None and len(data) > max_bytes:
+                self._arriving[0] = (due, data[max_bytes:])
+                return data[:max_bytes]
+            else:
+                if data:  # an end stays
+                    self._arriving.popleft()
+                return data
+        raise trio.ClosedResourceError
+
+    async def aclose(self) -> None:
+        """Close; the other end reads what is under way, then the end."""
+        if not self._closed:
+            self._closed = True
+            self._deliver(b"")
+            self._arrived.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass
+class MemoryLink:
+    """One TCP connection, as far as anybody can tell."""
+
+    delay: Callable[[], float]
+    cut: bool = False  #: black-holed: nothing arrives any more, in either direction, and nobody is told
+
+    def draw(self) -> float:
+        """How long the next thing takes."""
+        return self.delay()
+
+
+@dataclass
+class MemoryNetwork:
+    """Where nodes meet without sockets: what they dial is handed to the acceptor that has the port."""
+
+    nursery: trio.Nursery
+    rng: random.Random
+    longest: float = 0.0
+    nodes: dict[int, Node] = field(default_factory=dict)
+    links: list[MemoryLink] = field(default_factory=list)
+    walls: set[int] = field(default_factory=set)  #: ports behind a firewall that drops everything
+
+    def join(self, *nodes: Node) -> None:
+        """Let a node be reached."""
+        for node in nodes:
+            self.nodes[node.acceptors[0].address[1]] = node
+
+    def draw(self, scale: float = 1.0) -> float:
+        """A delay; often none at all, so that things happen in one tick, too."""
+        return 0.0 if self.rng.random() < 0.4 else self.rng.random() * self.longest * scale
+
+    async def connect_tcp(self, host: str, port: int, *, connect_timeout: float) -> MemoryEnd:
+        """In place of the real one."""
+        if port in self.walls:
+            await trio.sleep_forever()
+        scale = self.rng.choice([0, 0.1, 1, 1, 2])
+        await trio.sleep(self.draw(scale))
+        link = MemoryLink(lambda: self.draw(scale))
+        self.links.append(link)
+        dialing, accepting = MemoryEnd(link), MemoryEnd(link)
+        dialing.other, accepting.other = accepting, dialing
+        self.nursery.start_soon(self.nodes[port].acceptors[0].handle, accepting)
+        return dialing
+
+
+@dataclass
+class World:
+    """Two nodes on a network in memory, with routes to each other."""
+
+    network: MemoryNetwork
+    alpha: Node
+    beta: Node
+
+    def route(self, node: Node) -> Route:
+        """The way to one of them."""
+        return Route(host="127.0.0.1", port=node.acceptors[0].address[1])
+
+    def connections(self) -> tuple[list[Connection], list[Connection]]:
+        """What runs on either side, usable or not."""
+        return list(self.alpha._core.running), list(self.beta._core.running)
+
+    def the_connection(self) -> tuple[Connection, Connection]:
+        """Both ends of the one connection, after a check that it is the only one, and the same one."""
+        (ours,), (theirs,) = self.connections()
+        assert session(ours) == session(theirs)
+        assert ours.link.dialled is not theirs.link.dialled
+        assert self.alpha.connections == {BETA: ours}
+        assert self.beta.connections == {ALPHA: theirs}
+        return ours, theirs
+
+
+@pytest.fixture
+def world(node: NodeFactory, manager: ManagerFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Opens two nodes on a network in memory; `seed` decides all its delays."""
+    certs = {name: manager(str(name)) for name in (ALPHA, BETA)}
+
+    @asynccontextmanager
+    async def make(
+        seed: int, *, alpha: CertManager | None = None, beta: CertManager | None = None
+    ) -> AsyncIterator[World]:
+        rng = random.Random(seed)
+        async with trio.open_nursery() as nursery:
+            network = MemoryNetwork(nursery, rng, longest=rng.choice([0, 0.001, 0.08]))
+            monkeypatch.setattr("trionode._connector.connect_tcp", network.connect_tcp)
+            async with (
+                node(str(BETA), beta or certs[BETA], services={"echo": echo}, heartbeat_interval=math.inf) as b,
+                node(str(ALPHA), alpha or certs[ALPHA], services={"echo": echo}, heartbeat_interval=math.inf) as a,
+            ):
+                network.join(a, b)
+                here = World(network, a, b)
+                a.add_route(str(BETA), here.route(b))
+                b.add_route(str(ALPHA), here.route(a))
+                yield here
+
+    return make
+
+
+async def connect_both(
+    world: World, *, alpha_route: Route | None = None, beta_route: Route | None = None
+) -> dict[NodeName, Connection]:
+    """Dial from both sides at about the same time."""
+    got: dict[NodeName, Connection] = {}
+
+    async def dial(node: Node, peer: NodeName, route: Route | None) -> None:
+        await trio.sleep(world.network.draw())
+        got[node.name] = await node.connect(peer, route)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(dial, world.alpha, BETA, alpha_route)
+        nursery.start_soon(dial, world.beta, ALPHA, beta_route)
+    return got
+
+
+async def settle() -> None:
+    """Long after everything that is under way has arrived, and replaced connections have retired."""
+    await trio.sleep(30)
+
+
+# Crossing dials -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+async def test_crossing_dials_end_with_one_connection(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock, batch: int
+) -> None:
+    """Crossing dials end with exactly one connection, the same on both sides; both callers get it, nothing migrates."""
+    for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
+        async with world(seed) as here, here.alpha.events() as at_alpha, here.beta.events() as at_beta:
+            began = trio.current_time()
+            got = await connect_both(here)
+            took = trio.current_time() - began
+            await settle()
+            ours, theirs = here.the_connection()
+            assert got == {ALPHA: ours, BETA: theirs}, seed
+            for events in (at_alpha, at_beta):
+                ups_and_downs = [e for e in seen(events) if isinstance(e, (ConnectionUp, ConnectionDown))]
+                assert [type(e) for e in ups_and_downs] == [ConnectionUp], seed
+                assert not any(isinstance(e, HandshakeRefused) for e in seen(events)), seed
+            assert len(here.network.links) <= 2, f"{seed}: a storm"
+            # A handshake has seven steps, each of which stalls and travels; twice that, where one waits for the other.
+            assert took <= 2 * 8 * 2 * 2 * here.network.longest, f"{seed}: somebody waited for a timeout"
+            assert await here.alpha.call(BETA, "echo", b"x") == b"x"
+            assert await here.beta.call(ALPHA, "echo", b"y") == b"y"
+            here.the_connection()
+
+
+@pytest.mark.parametrize("explicit", ["alpha's", "beta's", "both"])
+@pytest.mark.parametrize("batch", BATCHES[:3])
+async def test_crossing_dials_that_replace_end_with_one_connection(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock, batch: int, explicit: str
+) -> None:
+    """Crossing dials on explicit routes, which ask to replace, end with exactly one connection, too: never none."""
+    for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
+        async with world(seed) as here:
+            alpha_route = here.route(here.beta) if explicit != "beta's" else None
+            beta_route = here.route(here.alpha) if explicit != "alpha's" else None
+            await connect_both(here, alpha_route=alpha_route, beta_route=beta_route)
+            await settle()
+            here.the_connection()
+
+
+async def live_a_little(network: MemoryNetwork, node: Node, peer: NodeName, route: Route) -> None:
+    """Do a few of the things that a program does with a peer, at random."""
+    for _ in range(network.rng.randint(1, 5)):
+        await trio.sleep(network.draw(4))
+        choice = network.rng.random()
+        if choice < 0.6:
+            await node.connect(peer)
+        elif choice < 0.75:
+            await node.connect(peer, route)
+        elif choice < 0.9:
+            if peer in node.connections:
+                await node.connections[peer].aclose()
+        else:
+            with trio.move_on_after(network.draw()):
+                await node.connect(peer)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+async def test_one_connection_after_any_history(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock, batch: int
+) -> None:
+    """Whatever two nodes did before (dials, closes, replacements, cancelled dials), they end with one connection."""
+    for seed in range(batch * 20, (batch + 1) * 20):
+        async with world(seed) as here:
+            with trio.fail_after(120):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(2):
+                        nursery.start_soon(live_a_little, here.network, here.alpha, BETA, here.route(here.beta))
+                        nursery.start_soon(live_a_little, here.network, here.beta, ALPHA, here.route(here.alpha))
+            await settle()
+            ours, theirs = here.connections()
+            assert len(ours) == len(theirs) <= 1, seed
+            await connect_both(here)
+            await settle()
+            here.the_connection()
+
+
+@pytest.mark.parametrize("first", ["alpha", "beta"])
+async def test_crossing_dials_over_real_sockets(open_pair: PairFactory, first: str) -> None:
+    """Two nodes that dial each other in the same tick, again and again, always have one connection between them."""
+    with trio.fail_after(60):
+        async with open_pair() as pair:
+            dials = [(pair.alpha, BETA), (pair.beta, ALPHA)]
+            for _ in range(30):
+                got: list[Connection] = []
+
+                async def dial(node: Node, peer: NodeName, got: list[Connection] = got) -> None:
+                    got.append(await node.connect(peer))
+
+                async with trio.open_nursery() as nursery:
+                    for node, peer in dials if first == "alpha" else dials[::-1]:
+                        nursery.start_soon(dial, node, peer)
+                one, other = got
+                assert session(one) == session(other)
+                assert one.link.dialled is not other.link.dialled
+                assert pair.alpha.statistics().connections == 1 == pair.beta.statistics().connections
+                await one.aclose()
+                await other.wait_closed()
+
+
+async def test_winner_is_the_dial_of_the_name_that_sorts_first(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Where both dials are past their TLS, the one of the node whose name sorts first wins, on both sides."""
+    async with world(0) as here:
+        here.network.longest = 0.0  # everything in step
+        await connect_both(here)
+        ours, theirs = here.the_connection()
+        assert ours.link.dialled
+        assert not theirs.link.dialled
+
+
+# What the loser's side puts in an order ------------------------------------------------------------------------------
+
+
+def peer_of(name: NodeName, incarnation: int = 1) -> Peer:
+    """A verified peer, as a handshake makes it."""
+    return established_peer(name, certificate=None, verified=True, address=None, incarnation=incarnation)
+
+
+@asynccontextmanager
+async def held(arbiter: Arbiter, peer: Peer) -> AsyncIterator[trio.Event]:
+    """A promise that another task asks for, and keeps until the block ends; the event says that it was given."""
+    given, leave = trio.Event(), trio.Event()
+
+    async def hold() -> None:
+        async with arbiter.judging(peer, replace=False):
+            given.set()
+            await leave.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold)
+        await trio.testing.wait_all_tasks_blocked()
+        yield given
+        leave.set()
+
+
+@pytest.mark.parametrize("own", [ALPHA, BETA], ids=["winner", "loser"])
+async def test_nothing_is_promised_while_a_confirmation_is_under_way(own: NodeName) -> None:
+    """A dial that will be confirmed has to be registered before an inbound one is judged: else both would stand."""
+    other = BETA if own is ALPHA else ALPHA
+    arbiter = Arbiter(own, Registry())
+    with trio.fail_after(5):
+        async with AsyncExitStack() as stack:
+            with arbiter.dialling(other) as pending:
+                pending.counts = True
+                await arbiter.may_confirm(peer_of(other), replace=False)
+                given = await stack.enter_async_context(held(arbiter, peer_of(other)))
+                assert not given.is_set()
+            await given.wait()
+
+
+async def test_loser_waits_for_every_promise_before_it_confirms() -> None:
+    """The loser's dial waits while an inbound link is promised, and for the next promise if that one failed."""
+    arbiter = Arbiter(BETA, Registry())
+    confirmed = trio.Event()
+
+    async def dial() -> None:
+        with arbiter.dialling(ALPHA) as pending:
+            pending.counts = True
+            await arbiter.may_confirm(peer_of(ALPHA), replace=False)
+            confirmed.set()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            async with held(arbiter, peer_of(ALPHA)) as first:
+                assert first.is_set()
+                nursery.start_soon(dial)
+                second = held(arbiter, peer_of(ALPHA))
+                given = await second.__aenter__()
+                assert not given.is_set()
+            await given.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not confirmed.is_set()
+            await second.__aexit__(None, None, None)
+            await confirmed.wait()
+
+
+async def test_winner_does_not_wait_for_its_promise() -> None:
+    """The winner confirms at once, whatever it has promised: the loser has put the two in an order already."""
+    arbiter = Arbiter(ALPHA, Registry())
+    with trio.fail_after(5):
+        async with held(arbiter, peer_of(BETA)) as given:
+            assert given.is_set()
+            with arbiter.dialling(BETA):
+                await arbiter.may_confirm(peer_of(BETA), replace=False)
+
+
+@pytest.mark.parametrize("own", [ALPHA, BETA], ids=["winner", "loser"])
+async def test_promise_holds_the_name_against_a_dial_to_another_incarnation(own: NodeName) -> None:
+    """A dial that reached another incarnation waits for the promise that its name has, whoever wins."""
+    other = BETA if own is ALPHA else ALPHA
+    arbiter = Arbiter(own, Registry())
+    confirmed = trio.Event()
+
+    async def dial() -> None:
+        with arbiter.dialling(other):
+            await arbiter.may_confirm(peer_of(other, incarnation=2), replace=False)
+            confirmed.set()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            async with held(arbiter, peer_of(other, incarnation=1)) as given:
+                assert given.is_set()
+                nursery.start_soon(dial)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not confirmed.is_set()
+            await confirmed.wait()
+
+
+async def test_winner_judges_after_its_own_dial_is_over() -> None:
+    """The winner's acceptor waits for its own dial, if that is past its TLS, before it judges the loser's."""
+    arbiter = Arbiter(ALPHA, Registry())
+    with trio.fail_after(5):
+        async with AsyncExitStack() as stack:
+            with arbiter.dialling(BETA) as pending:
+                pending.counts = True
+                given = await stack.enter_async_context(held(arbiter, peer_of(BETA)))
+                assert not given.is_set()
+            await given.wait()
+
+
+@pytest.mark.parametrize("own", [ALPHA, BETA], ids=["winner", "loser"])
+async def test_dial_before_the_end_of_its_tls_holds_up_nobody(own: NodeName) -> None:
+    """A dial that is not past its TLS does not count: an inbound link is judged at once."""
+    other = BETA if own is ALPHA else ALPHA
+    arbiter = Arbiter(own, Registry())
+    with trio.fail_after(5), arbiter.dialling(other):
+        async with held(arbiter, peer_of(other)) as given:
+            assert given.is_set()
+
+
+async def test_arbiter_forgets_what_is_over() -> None:
+    """What was promised, dialled or locked leaves nothing behind, whether it succeeded or failed."""
+    arbiter = Arbiter(ALPHA, Registry())
+    with trio.fail_after(5):
+        async with held(arbiter, peer_of(BETA)):
+            with arbiter.dialling(BETA), arbiter.dialling(BETA), trio.move_on_after(0.01):
+                async with arbiter.judging(peer_of(BETA), replace=False):
+                    raise AssertionError("the name is reserved")
+        with pytest.raises(ValueError, match="broke off"):
+            async with arbiter.judging(peer_of(BETA), replace=False):
+                raise ValueError("broke off")
+    assert not arbiter._dials
+    assert not arbiter._promised
+    assert not arbiter._locks
+
+
+# Only what both sides verified competes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loose", ["alpha", "beta", "both"])
+async def test_links_that_one_side_did_not_verify_do_not_compete(
+    world: Callable[..., Any], manager: ManagerFactory, autojump_clock: trio.testing.MockClock, loose: str
+) -> None:
+    """Where an acceptor does not verify clients there is one connection per direction, and none is refused."""
+    certs = {name: manager(str(name), client_auth=ClientAuth.NO_CLIENT_CERT) for name in (ALPHA, BETA)}
+    for seed in range(20):
+        async with world(
+            seed,
+            alpha=certs[ALPHA] if loose != "beta" else None,
+            beta=certs[BETA] if loose != "alpha" else None,
+        ) as here:
+            got = await connect_both(here)
+            await settle()
+            assert got[ALPHA].link.dialled
+            assert got[BETA].link.dialled
+            assert session(got[ALPHA]) != session(got[BETA])
+            ours, theirs = here.connections()
+            assert len(ours) == 2 == len(theirs), seed
+            mutual = {"alpha": got[ALPHA], "beta": got[BETA]}.get(loose)
+            assert all(c.link.mutual is (session(c) == (mutual and session(mutual))) for c in (*ours, *theirs))
+            assert await here.alpha.call(BETA, "echo", b"x") == b"x"
+            assert await here.beta.call(ALPHA, "echo", b"y") == b"y"
+
+
+async def test_unverified_peers_take_no_part(
+    node: NodeFactory,
+    route_to: Callable[..., Route],
+    scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
+    manager: ManagerFactory,
+    ca: Any,
+) -> None:
+    """Who is not verified is neither probed for, nor waits, nor reserves a name, whatever it claims in its hello."""
+    with trio.fail_after(10):
+        async with (
+            node(
+                "beta@localhost", manager("beta@localhost", client_auth=ClientAuth.VERIFY_CLIENT_CERT_IF_GIVEN)
+            ) as beta,
+            node("alpha@localhost", services={"echo": echo}) as alpha,
+            AsyncExitStack() as stack,
+        ):
+            beta.add_route("alpha@localhost", route_to(alpha))
+            # One that has its verdict and does not confirm: a verified one would hold the name now.
+            silent = await scripted_dial(beta, ca)
+            await stack.enter_async_context(silent.stream)
+            await silent.say(silent.hello("alpha@localhost", verified=True))
+            assert (await silent.hear(wire.Answer)).verified is False
+            real = await beta.connect("alpha@localhost")
+            for incarnation in (alpha.incarnation, 7):
+                claim = await scripted_dial(beta, ca)
+                await stack.enter_async_context(claim.stream)
+                before = real.statistics().bytes_sent
+                await claim.introduce("alpha@localhost", incarnation=incarnation, verified=True, replace=True)
+                assert real.statistics().bytes_sent == before  # no ping
+            assert beta.connections == {ALPHA: real}
+            assert await beta.call("alpha@localhost", "echo", b"x") == b"x"
+
+
+# A direction that is blocked -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocked", ["alpha", "beta"])
+async def test_firewalled_direction_does_not_block_the_other(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock, blocked: str
+) -> None:
+    """While one side's TCP connect hangs, the other side's dial succeeds at once, and both can use its connection."""
+    async with world(1) as here:
+        here.network.longest = 0.0
+        stuck, free = (here.alpha, here.beta) if blocked == "alpha" else (here.beta, here.alpha)
+        here.network.walls.add(free.acceptors[0].address[1])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stuck.connect, free.name, here.route(free))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            began = trio.current_time()
+            connection = await free.connect(stuck.name)
+            assert trio.current_time() - began < 0.1
+            assert connection.link.dialled
+            assert await stuck.call(free.name, "echo", b"x") == b"x"
+            here.the_connection()
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("blocked", ["alpha", "beta"])
+async def test_direction_whose_tls_hangs_does_not_block_the_other(
+    node: NodeFactory, route_to: Callable[..., Route], scripted_listener: ScriptedListener, blocked: str
+) -> None:
+    """While one side's dial hangs in its TLS handshake, the other side's dial succeeds at once."""
+    free_name = "beta@localhost" if blocked == "alpha" else "alpha@localhost"
+    with trio.fail_after(5):
+        async with node(f"{blocked}@localhost", handshake_timeout=100) as stuck, node(free_name) as free:
+            free.add_route(str(stuck.name), route_to(stuck))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stuck.connect, free_name, scripted_listener.route())
+                hanging = await scripted_listener.listener.accept()
+                await free.connect(stuck.name)
+                assert stuck.connections[free.name].link.dialled is False
+                nursery.cancel_scope.cancel()
+            await hanging.aclose()
+
+
+# A name is reserved ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", ["it confirms", "it leaves", "it refuses"])
+async def test_name_is_reserved_between_verdict_and_confirmation(
+    node: NodeFactory,
+    scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
+    manager: ManagerFactory,
+    outcome: str,
+) -> None:
+    """Who claims a name that another was accepted under and has not confirmed, waits for what becomes of that one."""
+    certs = manager("alpha@localhost")
+    with trio.fail_after(10):
+        async with node("beta@localhost") as beta:
+            first, second = await scripted_dial(beta, certs), await scripted_dial(beta, certs)
+            async with first.stream, second.stream:
+                await first.say(first.hello("alpha@localhost", incarnation=1, verified=True))
+                assert (await first.hear(wire.Answer)).refusal is None
+                await second.say(second.hello("alpha@localhost", incarnation=2, verified=True))
+                with trio.move_on_after(0.2) as waited:
+                    await second.hear(wire.Answer)
+                assert waited.cancelled_caught
+                if outcome == "it confirms":
+                    await first.say(wire.Confirmation())
+                    await answer_pings(first)
+                    refusal = (await second.hear(wire.Answer)).refusal
+                    assert refusal is not None
+                    assert refusal.code == "name_in_use"
+                    assert beta.connections[ALPHA].peer.incarnation == 1
+                else:
+                    if outcome == "it refuses":
+                        await first.say(wire.Confirmation(refusal=wire.Refusal(code="not_authorized")))
+                    else:
+                        await first.stream.aclose()
+                    assert (await second.hear(wire.Answer)).refusal is None
+                    await second.say(wire.Confirmation())
+                    await wait_for(lambda: ALPHA in beta.connections)
+                    assert beta.connections[ALPHA].peer.incarnation == 2
+
+
+async def answer_pings(peer: ScriptedPeer) -> None:
+    """Answer the next ping."""
+    _, _, payload = await peer.frame(wire.PING)
+    await peer.stream.send_all(wire.header(wire.PONG, 0, len(payload)) + payload)
+
+
+async def wait_for(condition: Callable[[], bool]) -> None:
+    """Poll: what a peer does over a socket cannot be waited for from here."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.005)
+
+
+async def test_reservation_holds_up_its_own_name_only(
+    node: NodeFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]], manager: ManagerFactory
+) -> None:
+    """A peer that never confirms holds up nobody but those who claim its own name, and those no longer than a while."""
+    with trio.fail_after(10):
+        async with node("beta@localhost", handshake_timeout=1.0) as beta:
+            slow = await scripted_dial(beta, manager("alpha@localhost"))
+            async with slow.stream:
+                await slow.say(slow.hello("alpha@localhost", verified=True))
+                await slow.hear(wire.Answer)
+                other = await scripted_dial(beta, manager("gamma@localhost"))
+                async with other.stream:
+                    with trio.fail_after(0.9):
+                        await other.introduce("gamma@localhost", verified=True)
+                again = await scripted_dial(beta, manager("alpha@localhost"))
+                async with again.stream:
+                    await again.introduce("alpha@localhost", incarnation=2, verified=True)
+
+
+# Another incarnation --------------------------------------------------------------------------------------------------
+
+
+async def until(events: EventStream, kind: type[E]) -> E:
+    """The next event of a kind."""
+    async for event in events:
+        if isinstance(event, kind):
+            return event
+    raise AssertionError("the node ended")
+
+
+@pytest.mark.parametrize("dialer", ["survivor", "restarted"])
+async def test_restarted_peer_takes_the_place_of_its_dead_self(
+    world: Callable[..., Any],
+    node: NodeFactory,
+    manager: ManagerFactory,
+    autojump_clock: trio.testing.MockClock,
+    dialer: str,
+) -> None:
+    """A newcomer of another incarnation replaces a connection that does not answer; it never waits for TCP."""
+    async with world(2) as here:
+        here.network.longest = 0.001
+        old = await here.alpha.connect(BETA) if dialer == "survivor" else None
+        await here.beta.connect(ALPHA)
+        old = here.alpha.connections[BETA]
+        for link in here.network.links:
+            link.cut = True  # the machine is gone: no FIN, no RST
+        async with node(str(BETA), manager(str(BETA)), services={"echo": echo}, heartbeat_interval=math.inf) as reborn:
+            here.network.join(reborn)
+            reborn.add_route(str(ALPHA), here.route(here.alpha))
+            began = trio.current_time()
+            if dialer == "restarted":
+                connection = await reborn.connect(ALPHA)
+                assert connection.peer.incarnation == here.alpha.incarnation
+            else:
+                await here.alpha.connect(BETA, here.route(reborn))
+            assert trio.current_time() - began < PROBE_TIMEOUT + 0.5
+            await wait_for(lambda: here.alpha.connections[BETA] is not old)
+            newcomer = here.alpha.connections[BETA]
+            assert newcomer.peer.incarnation == reborn.incarnation
+            assert (await old.wait_closed()).reason is EndReason.LOST
+            assert await here.alpha.call(BETA, "echo", b"x") == b"x"
+            assert await reborn.call(ALPHA, "echo", b"y") == b"y"
+
+
+@pytest.fixture
+def same_name(node: NodeFactory, route_to: Callable[..., Route]) -> Callable[..., Any]:
+    """Opens alpha, and two nodes that both are beta."""
+
+    @asynccontextmanager
+    async def make() -> AsyncIterator[tuple[Node, Node, Node]]:
+        async with node("alpha@localhost") as alpha, node("beta@localhost") as one, node("beta@localhost") as two:
+            for beta in (one, two):
+                beta.add_route("alpha@localhost", route_to(alpha))
+            yield alpha, one, two
+
+    return make
+
+
+async def test_second_node_of_a_name_is_refused_where_it_dials(same_name: Callable[..., Any]) -> None:
+    """While the first one lives, another node of its name that dials is refused with name_in_use, visible to both."""
+    with trio.fail_after(10):
+        async with same_name() as (alpha, one, two), alpha.events() as at_alpha, two.events() as at_two:
+            await one.connect(ALPHA)
+            first = (await until(at_alpha, ConnectionUp)).connection
+            with pytest.raises(PeerRejectedError, match="another live node is connected") as refused:
+                await two.connect(ALPHA)
+            assert refused.value.code is RejectionCode.NAME_IN_USE
+            for events, side in ((at_alpha, Side.ACCEPT), (at_two, Side.DIAL)):
+                assert (await until(events, HandshakeRefused)).error.reason == "name_in_use"
+                event = await until(events, NameInUse)
+                assert event.side is side
+                assert "beta@localhost" in str(event.error)
+                if side is Side.ACCEPT:
+                    assert isinstance(event.error, PeerUnverifiedError)
+                    assert event.error.reason is UnverifiedReason.NAME_IN_USE
+                    assert "a name of its own" in str(event.error)
+                else:
+                    assert event.error is refused.value
+            assert alpha.connections == {BETA: first}
+            assert first.live
+
+
+async def test_second_node_of_a_name_is_refused_where_it_is_dialled(
+    same_name: Callable[..., Any], route_to: Callable[..., Route], manager: ManagerFactory
+) -> None:
+    """While the first one lives, a dial that reaches another node of its name is refused, visible to both."""
+    with trio.fail_after(10):
+        async with same_name() as (alpha, one, two), alpha.events() as at_alpha, two.events() as at_two:
+            first = await alpha.connect(BETA, route_to(one))
+            with pytest.raises(PeerUnverifiedError, match="another live node is connected") as refused:
+                await alpha.connect(BETA, route_to(two, cert_manager=manager("alpha@localhost")))
+            assert refused.value.reason is UnverifiedReason.NAME_IN_USE
+            event = await until(at_alpha, NameInUse)
+            assert event.side is Side.DIAL
+            assert event.error is refused.value
+            event = await until(at_two, NameInUse)
+            assert event.side is Side.ACCEPT
+            assert isinstance(event.error, PeerRejectedError)
+            assert event.error.code is RejectionCode.NAME_IN_USE
+            assert alpha.connections == {BETA: first}
+            assert first.live
+
+
+async def test_second_node_of_a_name_after_the_first_has_left(same_name: Callable[..., Any]) -> None:
+    """Once the first one has closed its connection, the next node of that name is welcome."""
+    with trio.fail_after(10):
+        async with same_name() as (alpha, one, two):
+            connection = await one.connect(ALPHA)
+            await connection.aclose()
+            await two.connect(ALPHA)
+            await wait_for(lambda: BETA in alpha.connections)
+            assert alpha.connections[BETA].peer.incarnation == two.incarnation
