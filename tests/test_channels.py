@@ -6,29 +6,51 @@ TLS handshake and hello. Order is proved by messages and `wait_all_tasks_blocked
 
 from __future__ import annotations
 
+import contextvars
+import logging
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from trionode import (
+    AcceptorOptions,
+    ClientAuth,
     Connection,
+    EndReason,
+    LocalProtocolError,
+    NetworkOptions,
     NodeName,
+    NodeOptions,
+    RemoteCode,
+    RemoteError,
+    RemoteProtocolError,
+    Route,
     ServiceChannel,
+    TypedChannel,
+    _outbox as outbox,
+    _wire as wire,
+    call_typed,
+    current_channel,
+    open_node,
+    typed_service,
 )
 from trionode.testing import check_two_way_channel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from conftest import PairFactory
+    from conftest import ManagerFactory, PairFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import Node
+    from trionode import Node, Peer, Service
+    from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 MALLORY: Final = "mallory@localhost"
@@ -41,11 +63,13 @@ CUSHION: Final = 0.02
 _numbers = count()
 
 
-@pytest.fixture(autouse=True)
-async def patience() -> AsyncIterator[None]:
-    """Nothing in here may hang."""
+async def run_bounded(function: Callable[[], Awaitable[None]]) -> None:
+    """Run a test, which must not hang."""
     with trio.fail_after(PATIENCE):
-        yield
+        await function()
+
+
+pytestmark = pytest.mark.trio(run=lambda function, **options: trio.run(run_bounded, function, **options))
 
 
 async def settled() -> None:
@@ -65,18 +89,19 @@ async def answer(channel: ServiceChannel) -> None:
 
 
 class Held:
-    """A service whose tasks stay until they are let go or cancelled, and hand their channels to the test."""
+    """A service whose tasks stay until they are let go or cancelled, and lend their channels to the test."""
 
     def __init__(self) -> None:
-        self._channels, self._arrived = trio.open_memory_channel[ServiceChannel](100)
         self.let_go = trio.Event()
+        self.began: list[ServiceChannel] = []
         self.cancelled: list[ServiceChannel] = []
         self.ended: list[ServiceChannel] = []
-        self._over = trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot()
 
     async def __call__(self, channel: ServiceChannel) -> None:
         """Serve."""
-        self._channels.send_nowait(channel)
+        self.began.append(channel)
+        self._changed.unpark_all()
         try:
             await self.let_go.wait()
         except trio.Cancelled:
@@ -84,16 +109,26 @@ class Held:
             raise
         finally:
             self.ended.append(channel)
-            self._over.unpark_all()
+            self._changed.unpark_all()
 
-    async def next(self) -> ServiceChannel:
-        """The service's end of the channel that was opened next."""
-        return await self._arrived.receive()
+    async def first(self) -> ServiceChannel:
+        """The service's end of the channel that was opened first."""
+        while not self.began:
+            await self._changed.park()
+        return self.began[0]
+
+    async def other_end(self, channel: ServiceChannel) -> ServiceChannel:
+        """The service's end of a channel; for use with one connection."""
+        while True:
+            for each in self.began:
+                if each.identifier == channel.identifier:
+                    return each
+            await self._changed.park()
 
     async def end_of(self, channel: ServiceChannel) -> None:
         """Wait until the task that serves a channel has ended."""
         while channel not in self.ended:
-            await self._over.park()
+            await self._changed.park()
 
 
 class Shielded(Held):
@@ -156,7 +191,7 @@ async def test_channels_between_nodes_keep_the_rules_of_channels(
             server.add_service(name, service)
             try:
                 async with connection.open_channel(name) as ours:
-                    yield ours, await service.next()
+                    yield ours, await service.other_end(ours)
             finally:
                 service.let_go.set()
 
@@ -422,10 +457,10 @@ async def test_leaving_by_an_exception_cancels_that_service_task_and_no_other(op
     async with open_pair(beta={"services": {"held": held, "echo": echo}}) as pair:
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("held") as other:
-            theirs = await held.next()
+            theirs = await held.other_end(other)
             with pytest.raises(_Oops):
-                async with connection.open_channel("held"):
-                    doomed = await held.next()
+                async with connection.open_channel("held") as channel:
+                    doomed = await held.other_end(channel)
                     raise _Oops
             await held.end_of(doomed)
             assert await connection.call("echo", b"still here") == b"still here"
@@ -454,7 +489,7 @@ async def test_cancelling_the_caller_cancels_that_service_task(open_pair: PairFa
                 nursery.start_soon(use_channel)
             else:
                 nursery.start_soon(pair.alpha.call, BETA, "held", b"")
-            theirs = await held.next()
+            theirs = await held.first()
             nursery.cancel_scope.cancel()
         await held.end_of(theirs)
         assert held.cancelled == [theirs]
@@ -476,7 +511,7 @@ async def test_shielded_code_of_a_service_is_not_cancelled(open_pair: PairFactor
     async with open_pair(beta={"services": {"serve": serve}}) as pair:
         with pytest.raises(_Oops):
             async with pair.alpha.open_channel(BETA, "serve"):
-                theirs = await shielded.next()
+                theirs = await shielded.first()
                 raise _Oops
         for operation in (theirs.receive, partial(theirs.send, b"x")):
             with pytest.raises(trio.BrokenResourceError) as info, trio.fail_after(5):
@@ -578,7 +613,7 @@ async def test_when_the_caller_goes_away_its_service_tasks_are_cancelled(open_pa
         async with open_pair(beta={"services": {"held": held}}) as pair:
             connection = await pair.alpha.connect(BETA)
             async with connection.open_channel("held") as whole, connection.open_channel("held") as half:
-                theirs = [await held.next(), await held.next()]
+                theirs = [await held.other_end(whole), await held.other_end(half)]
                 await half.send_eof()
                 await settled()
                 await trio.aclose_forcefully(connection.link.stream.transport_stream)
@@ -629,7 +664,7 @@ async def test_what_arrived_before_the_connection_ended_can_still_be_read(open_p
     async with open_pair(beta={"services": {"shielded": shielded}}) as pair:
         connection = await pair.alpha.connect(BETA)
         channel = connection.open_channel("shielded")
-        theirs = await shielded.next()
+        theirs = await shielded.other_end(channel)
         await theirs.send(b"one")
         await theirs.send(b"two")
         await settled()
@@ -656,7 +691,7 @@ async def test_a_service_whose_caller_closed_cleanly_may_finish_after_the_connec
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("work") as channel:
             await channel.send(b"job")
-        theirs = await held.next()
+        theirs = await held.first()
         connection_there = connection_of(pair.beta, ALPHA)
         await connection.aclose()
         await connection_there.wait_closed()
@@ -678,7 +713,7 @@ async def test_a_send_cancelled_after_its_first_fragment_leaves_the_channel_usab
     async with open_pair(beta={"services": {"shielded": shielded}, **limits}) as pair:
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("shielded") as blocker, connection.open_channel("shielded") as channel:
-            taken, theirs = await shielded.next(), await shielded.next()
+            taken, theirs = await shielded.other_end(blocker), await shielded.other_end(channel)
             await blocker.send(b"b" * 200_000)  # it has the one place that is over the budget until it is received
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.send, b"t" * 100_000)
@@ -706,7 +741,7 @@ async def test_a_send_cancelled_before_its_first_fragment_sent_nothing(open_pair
     async with open_pair(beta={"services": {"shielded": shielded}, "channel_window": 4096}) as pair:
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("shielded") as channel:
-            theirs = await shielded.next()
+            theirs = await shielded.other_end(channel)
             await channel.send(b"1" * 4000)
             await settled()
             before = connection.statistics().bytes_sent
@@ -732,7 +767,7 @@ async def test_sends_that_wait_go_out_in_the_order_of_their_calls(open_pair: Pai
     shielded = Shielded()
     async with open_pair(beta={"services": {"shielded": shielded}, "channel_window": 4096}) as pair:
         async with pair.alpha.open_channel(BETA, "shielded") as channel:
-            theirs = await shielded.next()
+            theirs = await shielded.other_end(channel)
             sizes = [5000, 10, 70_000, 0, 4000, 1]
             async with trio.open_nursery() as nursery:
                 for number, size in enumerate(sizes):
@@ -891,7 +926,7 @@ async def test_a_message_that_waits_for_the_budget_keeps_its_place_when_others_a
     ) as pair:
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("shielded") as blocker, connection.open_channel("shielded") as channel:
-            taken, theirs = await shielded.next(), await shielded.next()
+            taken, theirs = await shielded.other_end(blocker), await shielded.other_end(channel)
             await blocker.send(b"b" * 100_000)
             await settled()
             async with trio.open_nursery() as nursery:
@@ -906,41 +941,975 @@ async def test_a_message_that_waits_for_the_budget_keeps_its_place_when_others_a
         shielded.let_go.set()
 
 
-@pytest.mark.parametrize("small", [0, 1, 150])
-async def test_a_second_large_message_is_granted_after_a_first_one_was_given_up(
+async def send_torn(channel: ServiceChannel, size: int) -> int:
+    """Send a large message and give it up when the credit for its rest comes; returns the credit then in hand."""
+    on_credit = channel.on_credit
+    async with trio.open_nursery() as nursery:
+
+        def cancel(amount: int) -> None:
+            on_credit(amount)
+            nursery.cancel_scope.cancel()
+
+        channel.on_credit = cancel  # type: ignore[method-assign]
+        try:
+            nursery.start_soon(channel.send, b"t" * size)
+            await trio.sleep_forever()
+        finally:
+            del channel.on_credit
+    return channel._credit
+
+
+@pytest.mark.parametrize("small", [0, 1, 300])
+async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_channel(
     open_pair: PairFactory, small: int
 ) -> None:
-    """The credit of a message that was cancelled does not stand in the way of the next one on that channel."""
+    """The credit of a message that was cancelled does not stand in the way of the next, whatever comes in between."""
     shielded = Shielded()
-    async with open_pair(
-        beta={"services": {"shielded": shielded}, "channel_window": 8192, "receive_budget": 0}
-    ) as pair:
+    async with open_pair(beta={"services": {"shielded": shielded}, "channel_window": 8192, "receive_budget": 0}) as pair:
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("shielded") as channel:
-            theirs = await shielded.next()
-            # Torn just when the credit for its rest has come: it is in the sender's hand from then on.
-            await _send_torn(channel, 200_000)
-            assert channel._credit > 100_000
+            theirs = await shielded.other_end(channel)
+            assert await send_torn(channel, 1_000_000) > 500_000
             for _ in range(small):
                 await channel.send(b"s" * 1000)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(channel.send, b"l" * 400_000)
+                nursery.start_soon(channel.send, b"l" * 2_000_000)
                 await settled()
                 for _ in range(small):
                     assert await theirs.receive() == b"s" * 1000
                 with trio.fail_after(5):
-                    assert await theirs.receive() == b"l" * 400_000
+                    assert await theirs.receive() == b"l" * 2_000_000
             await settled()
             assert connection_of(pair.beta, ALPHA)._budget._total == 0
         shielded.let_go.set()
 
 
-async def _send_torn(channel: ServiceChannel, size: int) -> None:
-    """Send a message and give it up when the credit for its rest has come, with none of that used."""
-    outbox_of = channel._outbox
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(channel.send, b"t" * size)
-        while channel._credit < size / 2:
-            # As if the link were slow: the sender waits for room, the credit comes meanwhile.
-            await channel._credit_arrived.park() if not outbox_of.full else await trio.lowlevel.checkpoint()
+@pytest.mark.xfail(
+    reason="there is no frame by which a sender gives credit back: what it was granted for a message that it gave up "
+    "keeps its place in the budget until the channel ends or sends as much again",
+    raises=trio.TooSlowError,
+)
+async def test_a_large_message_is_granted_after_one_that_was_given_up_on_another_channel(
+    open_pair: PairFactory,
+) -> None:
+    """The credit of a message that was cancelled does not hold up other channels, though its own is idle."""
+    shielded = Shielded()
+    async with open_pair(beta={"services": {"shielded": shielded}, "channel_window": 8192, "receive_budget": 0}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        with pytest.RaisesGroup(trio.TooSlowError, flatten_subgroups=True):
+            async with connection.open_channel("shielded") as idle, connection.open_channel("shielded") as channel:
+                theirs = await shielded.other_end(channel)
+                await send_torn(idle, 1_000_000)
+                with trio.fail_after(0.5):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(channel.send, b"l" * 50_000)
+                        assert await theirs.receive() == b"l" * 50_000
+                shielded.let_go.set()
+                return
+        shielded.let_go.set()
+        raise trio.TooSlowError
+
+
+@pytest.mark.parametrize("how", ["half-closed", "closed"])
+async def test_a_channel_that_ended_keeps_no_place_in_the_budget(open_pair: PairFactory, how: str) -> None:
+    """What was granted for a message that was given up is free again once its sender can send no more there."""
+    shielded = Shielded()
+    async with open_pair(beta={"services": {"shielded": shielded}, "channel_window": 8192, "receive_budget": 0}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        async with connection.open_channel("shielded") as ended, connection.open_channel("shielded") as channel:
+            theirs = await shielded.other_end(channel)
+            await send_torn(ended, 1_000_000)
+            await (ended.send_eof() if how == "half-closed" else ended.aclose())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(channel.send, b"l" * 50_000)
+                assert await theirs.receive() == b"l" * 50_000
+            assert connection_of(pair.beta, ALPHA)._budget._total == 0
+        shielded.let_go.set()
+
+
+async def test_a_ten_byte_call_overtakes_a_large_message(open_pair: PairFactory) -> None:
+    """Fragments interleave: a small call is answered before a 16 MiB message that was begun earlier is complete."""
+    largest = 16 * 1024 * 1024
+    arrived: list[str] = []
+
+    async def swallow(channel: ServiceChannel) -> None:
+        assert len(await channel.receive()) == largest
+        arrived.append("large")
+
+    async def small(channel: ServiceChannel) -> None:
+        arrived.append("small")
+        await echo(channel)
+
+    async with open_pair(beta={"services": {"swallow": swallow, "small": small}}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        async with connection.open_channel("swallow") as channel, trio.open_nursery() as nursery:
+            begun = connection.statistics().bytes_sent
+            nursery.start_soon(channel.send, bytes(largest))
+            while connection.statistics().bytes_sent == begun:
+                await trio.lowlevel.checkpoint()
+            for _ in range(5):
+                assert await connection.call("small", b"0123456789") == b"0123456789"
+            assert connection.statistics().bytes_sent < largest
+            assert arrived == ["small"] * 5
+    assert arrived == ["small"] * 5 + ["large"]
+
+
+# A peer that breaks the rules ----------------------------------------------------------------------------------------
+
+
+def frame(kind: int, channel: int, payload: bytes = b"") -> bytes:
+    """A whole frame."""
+    return wire.header(kind, channel, len(payload)) + payload
+
+
+def opened(channel: int = 1, service: str = "held") -> bytes:
+    """A whole OPEN."""
+    return wire.control(wire.OPEN, channel, wire.Open(service=service))
+
+
+def first(channel: int, total: int, fragment: bytes) -> bytes:
+    """A whole FIRST."""
+    return wire.first(channel, total, len(fragment)) + fragment
+
+
+def u32(value: int) -> bytes:
+    """Four bytes, big-endian."""
+    return value.to_bytes(4, "big")
+
+
+LIMITS: Final = {
+    "max_message_size": 10_000,
+    "channel_window": 8192,
+    "receive_budget": 20_000,
+    "max_channels": 8,
+    "max_pending_opens": 4,
+}
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """An honest node with the limits above, its honest caller, and a peer whose every frame a test writes."""
+
+    node: Node
+    honest: Connection
+    peer: ScriptedPeer
+    connection: Connection
+    held: Held
+
+    async def say(self, *frames: bytes) -> None:
+        """Send the node frames."""
+        await self.peer.stream.send_all(b"".join(frames))
+
+    async def answered(self) -> list[tuple[int, int, bytes]]:
+        """Wait until the node has dealt with everything so far; gives what it said before its PONG."""
+        ping = frame(wire.PING, 0, b"answered")
+        await self.say(ping)
+        said = []
+        while (heard := await self.peer.frame()) != (wire.PONG, 0, b"answered"):
+            said.append(heard)
+        return said
+
+    async def is_turned_out(self, match: str) -> None:
+        """The peer is told why and cut off, its services are cancelled; the node and everybody else live on."""
+        kind, channel, payload = await self.peer.frame(wire.GOODBYE)
+        goodbye = wire.decode(wire.End, payload)
+        assert (kind, channel, goodbye.code) == (wire.GOODBYE, 0, EndReason.PROTOCOL_ERROR)
+        assert match in goodbye.message
+        await self.peer.hear_end()
+        end = await self.connection.wait_closed()
+        assert end.reason is EndReason.PROTOCOL_ERROR
+        assert isinstance(end.error, RemoteProtocolError)
+        assert str(end.error) == goodbye.message
+        await settled()
+        assert self.held.cancelled == self.held.began
+        assert NodeName.parse(MALLORY) not in self.node.connections
+        assert await self.honest.call("echo", b"alive") == b"alive"
+
+
+@pytest.fixture
+def scene(
+    open_pair: PairFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
+) -> Callable[[], Any]:
+    """A factory of scenes."""
+
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Scene]:
+        held = Held()
+        async with open_pair(beta={"services": {"held": held, "echo": echo}, **LIMITS}) as pair:
+            honest = await pair.alpha.connect(BETA)
+            peer = await scripted_dial(pair.beta, manager(MALLORY))
+            async with peer.stream:
+                await peer.introduce(MALLORY)
+                await peer.stream.send_all(frame(wire.PING, 0, bytes(8)))
+                await peer.frame(wire.PONG)
+                connection = pair.beta.connections[NodeName.parse(MALLORY)]
+                yield Scene(node=pair.beta, honest=honest, peer=peer, connection=connection, held=held)
+
+    return make
+
+
+#: What no peer may say to the acceptor, after the hello, and a word of the goodbye that it gets.
+VIOLATIONS: Final[dict[str, tuple[list[bytes], str]]] = {
+    # Credit
+    "more than the window in one message": ([opened(), frame(wire.MESSAGE, 1, bytes(8192 - 63))], "credit"),
+    "empty messages are not free": ([opened(), *[frame(wire.MESSAGE, 1)] * (8192 // 64 + 1)], "credit"),
+    "a first fragment beyond the credit": ([opened(), first(1, 9000, bytes(8192 - 63))], "credit"),
+    "a fragment beyond the credit": (
+        [opened(), frame(wire.MESSAGE, 1, bytes(4000)), first(1, 2000, bytes(1000)), frame(wire.MORE, 1, bytes(1000))]
+        + [frame(wire.MESSAGE, 1, bytes(1900))],
+        "credit",
+    ),
+    "more credit than there can be": (
+        [opened(), frame(wire.CREDIT, 1, u32(2**32 - 1)), frame(wire.CREDIT, 1, u32(2**32 - 1))],
+        "credit",
+    ),
+    # Sizes
+    "a message that is announced too large": ([opened(), first(1, 10_001, b"x")], "10001 bytes; we accept 10000"),
+    "a frame that is announced too long": ([wire.header(wire.MESSAGE, 1, wire.MAX_PAYLOAD + 1)], "65541 bytes"),
+    "a frame that is announced as long as can be": ([b"\x02\xff\xff\xff" + u32(1)], "16777215 bytes"),
+    # Channels
+    "an even channel from the dialer": ([opened(2)], "channel 2"),
+    "channel 0": ([opened(0)], "channel 0"),
+    "a channel that is open": ([opened(1), opened(1)], "channel 1"),
+    "a channel that is over": ([opened(1), frame(wire.CLOSE, 1), opened(1)], "channel 1"),
+    "a lower channel than the last": ([opened(3), opened(1)], "channel 1"),
+    "a channel that was refused, again": ([opened(1, "nothing"), opened(1)], "channel 1"),
+    **{
+        f"kind {kind} on a channel of ours that never was": ([frame(kind, 2, u32(1))], "never opened")
+        for kind in range(wire.MESSAGE, wire.CREDIT + 1)
+    },
+    **{
+        f"kind {kind} on a channel of theirs that never was": ([opened(1), frame(kind, 3, u32(1))], "never opened")
+        for kind in range(wire.MESSAGE, wire.CREDIT + 1)
+    },
+    **{
+        f"kind {kind} on channel 0": ([frame(kind, 0, u32(1))], "channel 0")
+        for kind in range(wire.MESSAGE, wire.CREDIT + 1)
+    },
+    **{
+        f"kind {kind} on a channel": ([opened(1), frame(kind, 1, bytes(8))], "channel 1")
+        for kind in range(wire.GOODBYE, wire.DRAIN + 1)
+    },
+    # Fragments
+    "a fragment of nothing": ([opened(), frame(wire.MORE, 1, b"x")], "out of order"),
+    "a message within a message": ([opened(), first(1, 9, b"x"), frame(wire.MESSAGE, 1, b"y")], "out of order"),
+    "a first within a message": ([opened(), first(1, 9, b"x"), first(1, 9, b"y")], "out of order"),
+    "a discard of nothing": ([opened(), frame(wire.DISCARD, 1)], "out of order"),
+    "a half-close within a message": ([opened(), first(1, 9, b"x"), frame(wire.EOF, 1)], "middle of a message"),
+    "a fragment more than announced": ([opened(), first(1, 9, b"x"), frame(wire.MORE, 1, bytes(9))], "more than"),
+    "an empty fragment": ([opened(), first(1, 9, b"x"), frame(wire.MORE, 1)], "empty fragment"),
+    "a first that is everything": ([opened(), first(1, 3, b"xyz")], "whole message"),
+    "a first that is more than everything": ([opened(), first(1, 3, b"wxyz")], "whole message"),
+    "a first without its total": ([opened(), frame(wire.FIRST, 1, b"xyz")], "too short"),
+    # Ends
+    "a message after the half-close": ([opened(), frame(wire.EOF, 1), frame(wire.MESSAGE, 1, b"x")], "half-closed"),
+    "a first after the half-close": ([opened(), frame(wire.EOF, 1), first(1, 9, b"x")], "half-closed"),
+    "two half-closes": ([opened(), frame(wire.EOF, 1), frame(wire.EOF, 1)], "twice"),
+    "a reset without words": ([opened(), frame(wire.RESET, 1)], "malformed End"),
+    "a reset of junk": ([opened(), frame(wire.RESET, 1, b"\xc1" * 9)], "malformed End"),
+    "a goodbye of junk": ([frame(wire.GOODBYE, 0, b"\x92\x01\x02")], "malformed End"),
+    # Control
+    "an unknown kind": ([frame(wire.DRAIN + 1, 0)], "kind 0x0e"),
+    "kind nought": ([frame(0, 0)], "kind 0x00"),
+    "the last kind that is refused": ([frame(0x7F, 1, b"x")], "kind 0x7f"),
+    "a short ping": ([frame(wire.PING, 0, bytes(7))], "PING of 7"),
+    "a long ping": ([frame(wire.PING, 0, bytes(9))], "PING of 9"),
+    "a credit without its amount": ([opened(), frame(wire.CREDIT, 1, b"\0\0\0")], "too short"),
+    "an open without words": ([frame(wire.OPEN, 1)], "malformed Open"),
+    "an open of no service": ([frame(wire.OPEN, 1, b"\x80")], "malformed Open"),
+    "an open of an empty name": ([opened(1, "")], "malformed Open"),
+    "an open of a long name": ([opened(1, "s" * 256)], "malformed Open"),
+    "an open with a deadline before now": (
+        [frame(wire.OPEN, 1, msgspec.msgpack.encode({"service": "held", "timeout": -1.0}))],
+        "malformed Open",
+    ),
+    "an open with a deadline that is no number": (
+        [frame(wire.OPEN, 1, msgspec.msgpack.encode({"service": "held", "timeout": float("nan")}))],
+        "malformed Open",
+    ),
+    "an open of a bomb": (
+        [frame(wire.OPEN, 1, b"\x82\xa7service\xa4held\xa1x" + b"\x91" * 5000)],
+        "malformed Open",
+    ),
+}
+
+
+@pytest.mark.parametrize("violation", VIOLATIONS)
+async def test_a_violation_ends_the_connection_and_nothing_else(scene: Callable[[], Any], violation: str) -> None:
+    """The connection ends with `PROTOCOL_ERROR`, its goodbye says why, and the node and other peers live on."""
+    frames, match = VIOLATIONS[violation]
+    async with scene() as play:
+        await play.say(*frames)
+        await play.is_turned_out(match)
+
+
+async def test_a_message_larger_than_we_accept_ends_the_connection_even_within_the_window(
+    open_pair: PairFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
+) -> None:
+    """`max_message_size` holds for messages in one frame as well."""
+    async with open_pair(beta={"services": {"echo": echo}, "max_message_size": 100}) as pair:
+        peer = await scripted_dial(pair.beta, manager(MALLORY))
+        async with peer.stream:
+            await peer.introduce(MALLORY)
+            await peer.stream.send_all(opened(1, "echo") + frame(wire.MESSAGE, 1, bytes(101)))
+            _, _, payload = await peer.frame(wire.GOODBYE)
+            assert "101 bytes; we accept 100" in wire.decode(wire.End, payload).message
+
+
+async def test_an_acceptor_may_not_open_odd_channels(
+    node: Any, manager: ManagerFactory, scripted_listener: ScriptedListener
+) -> None:
+    """The rules hold for whichever side dialled."""
+    async with node("alpha@localhost", services={"echo": echo}) as alpha, trio.open_nursery() as nursery:
+
+        async def misbehave() -> None:
+            peer = await scripted_listener.accept(manager(MALLORY))
+            async with peer.stream:
+                await peer.hear(wire.Hello)
+                await peer.say(peer.answer(MALLORY))
+                await peer.hear(wire.Confirmation)
+                await peer.stream.send_all(opened(1, "echo"))
+                _, _, payload = await peer.frame(wire.GOODBYE)
+                assert "channel 1, which is not its to open" in wire.decode(wire.End, payload).message
+
+        nursery.start_soon(misbehave)
+        connection = await alpha.connect(MALLORY, scripted_listener.route())
+        assert (await connection.wait_closed()).reason is EndReason.PROTOCOL_ERROR
+
+
+async def test_what_may_be_added_to_the_protocol_is_ignored(scene: Callable[[], Any]) -> None:
+    """Kinds from 0x80 up, on any channel, and keys that nobody knows, change nothing."""
+    async with scene() as play:
+        for kind in (0x80, 0xC3, 0xFF):
+            for channel in (0, 1, 2, 2**32 - 1):
+                await play.say(frame(kind, channel, bytes(channel % 100)))
+        request = {"service": "echo", "timeout": None, "priority": [1, {"deep": [None]}]}
+        await play.say(frame(wire.OPEN, 1, msgspec.msgpack.encode(request)))
+        await play.say(frame(wire.MESSAGE, 1, b"x"), frame(0x91, 1, b"within"), frame(wire.MESSAGE, 1, b"y"))
+        for expected in (b"x", b"y"):
+            assert await play.peer.frame(wire.MESSAGE) == (wire.MESSAGE, 1, expected)
+
+
+@pytest.mark.parametrize("end", [wire.CLOSE, wire.RESET])
+async def test_frames_that_crossed_with_the_end_of_a_channel_are_ignored(scene: Callable[[], Any], end: int) -> None:
+    """Whatever comes for a channel that is over came too late, and is nobody's fault."""
+    async with scene() as play:
+        play.held.let_go.set()
+        await play.say(opened(1), opened(3), frame(wire.PING, 0, bytes(8)))
+        assert await play.peer.frame(wire.CLOSE) in [(wire.CLOSE, 1, b""), (wire.CLOSE, 3, b"")]
+        await play.peer.frame(wire.CLOSE)
+        payload = msgspec.msgpack.encode({"code": "failed"}) if end == wire.RESET else b""
+        late = [frame(wire.MESSAGE, 1, b"x"), first(1, 9, b"x"), frame(wire.MORE, 1, bytes(8)), frame(wire.CREDIT, 1, u32(9))]
+        await play.say(*late, frame(wire.EOF, 1), frame(wire.EOF, 1), frame(end, 1, payload), *late, frame(end, 1, payload))
+        assert [kind for kind, _, _ in await play.answered() if kind != wire.PONG] == []
+        assert play.connection.live
+
+
+async def test_limits_hold_against_a_peer_that_ignores_them(scene: Callable[[], Any]) -> None:
+    """Too many opens at once, and too many channels: each is refused by `limit`, naming the limit; the rest works."""
+    async with scene() as play:
+        await play.say(*(opened(channel) for channel in range(1, 20, 2)))
+        refused = [(channel, wire.decode(wire.End, payload)) for _, channel, payload in await play.answered()]
+        assert [channel for channel, _ in refused] == [9, 11, 13, 15, 17, 19]
+        assert {refusal.code for _, refusal in refused} == {RemoteCode.LIMIT}
+        assert all("at most 4" in refusal.message and "max_pending_opens" in refusal.message for _, refusal in refused)
+        assert len(play.held.began) == 4
+        for channel in range(21, 29, 2):
+            await play.say(opened(channel))
+            assert await play.answered() == []
+        await play.say(opened(29))
+        [(kind, channel, payload)] = await play.answered()
+        refusal = wire.decode(wire.End, payload)
+        assert (kind, channel, refusal.code) == (wire.RESET, 29, RemoteCode.LIMIT)
+        assert "at most 8" in refusal.message
+        assert "max_channels" in refusal.message
+        play.held.let_go.set()
+        assert {kind for kind, _, _ in await play.answered()} == {wire.CLOSE}
+        await play.say(opened(31, "echo"), frame(wire.MESSAGE, 31, b"room again"))
+        assert await play.peer.frame() == (wire.MESSAGE, 31, b"room again")
+
+
+async def test_what_a_greedy_peer_can_make_us_hold_is_bounded(scene: Callable[[], Any]) -> None:
+    """Channels times window, and the budget, and one message: not a byte more, whatever the peer does."""
+    window, channels = LIMITS["channel_window"], list(range(1, 16, 2))
+    credit = dict.fromkeys(channels, window)
+    rest = dict.fromkeys(channels, 0)
+    granted = 0
+    async with scene() as play:
+        for channel in channels:
+            await play.say(opened(channel))
+            await play.answered()
+        for turn in range(60):
+            frames = []
+            for channel in channels:
+                # Every way to get more credit: announce the largest, give it up, fill the channel, announce again.
+                if rest[channel] and (turn + channel) % 3 == 0:
+                    frames.append(frame(wire.DISCARD, channel))
+                    rest[channel] = 0
+                elif rest[channel] and credit[channel]:
+                    size = min(credit[channel], rest[channel], 700)
+                    frames.append(frame(wire.MORE, channel, bytes(size)))
+                    credit[channel] -= size
+                    rest[channel] -= size
+                elif not rest[channel] and credit[channel] >= 1064 and turn % 2:
+                    frames.append(frame(wire.MESSAGE, channel, bytes(1000)))
+                    credit[channel] -= 1064
+                elif not rest[channel] and credit[channel] >= 64:
+                    frames.append(first(channel, 10_000, b""))
+                    credit[channel] -= 64
+                    rest[channel] = 10_000
+            await play.say(*frames)
+            for kind, channel, payload in await play.answered():
+                assert kind == wire.CREDIT
+                credit[channel] += wire.unpack_u32(payload)
+                granted += wire.unpack_u32(payload)
+            bound = len(channels) * window + LIMITS["receive_budget"] + LIMITS["max_message_size"] + wire.MESSAGE_OVERHEAD
+            assert held_bytes(play.connection) + sum(credit.values()) <= bound
+        assert granted > LIMITS["max_message_size"]  # it did get something beyond its windows
+        assert play.connection.live
+
+
+@pytest.mark.parametrize("flood", ["pings", "opens"])
+async def test_a_peer_that_floods_us_and_does_not_read_is_turned_out(scene: Callable[[], Any], flood: str) -> None:
+    """What it makes us queue is bounded: above that the connection ends with `PROTOCOL_ERROR`, the node lives on."""
+    async with scene() as play, trio.open_nursery() as nursery:
+        play.peer.stream.transport_stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+
+        async def pour() -> None:
+            channel = 1
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    if flood == "pings":
+                        await play.say(frame(wire.PING, 0, bytes(8)) * 4000)
+                    else:
+                        await play.say(*(opened(channel + 2 * number, "nothing") for number in range(2000)))
+                        channel += 4000
+
+        nursery.start_soon(pour)
+        largest = 0
+        with trio.CancelScope() as watching:
+            while play.connection.live:
+                largest = max(largest, len(play.connection._outbox._pending))
+                await trio.lowlevel.checkpoint()
+        assert not watching.cancelled_caught
+        end = await play.connection.wait_closed()
+        assert end.reason is EndReason.PROTOCOL_ERROR
+        assert "does not read" in str(end.error)
+        assert largest <= outbox.CEILING + 512 * 1024
+        assert await play.honest.call("echo", b"alive") == b"alive"
         nursery.cancel_scope.cancel()
+
+
+# Services ------------------------------------------------------------------------------------------------------------
+
+
+async def fail(channel: ServiceChannel) -> NoReturn:
+    """Fail with something that nobody over there should read."""
+    await channel.receive()
+    msg = "the password is swordfish"
+    raise ValueError(msg)
+
+
+async def test_the_failure_of_a_service_shows_no_details(
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller gets `RemoteError`, code failed, and no more; type, text and traceback are in the service's log."""
+    async with open_pair(beta={"services": {"fail": fail, "echo": echo}}) as pair:
+        with pytest.raises(RemoteError) as info:
+            await pair.alpha.call(BETA, "fail", b"")
+        assert info.value.code is RemoteCode.FAILED
+        assert info.value.message == ""
+        assert "swordfish" not in str(info.value)
+        assert "ValueError" not in str(info.value)
+        [record] = [record for record in caplog.records if record.name == "trionode.service"]
+        assert record.levelno == logging.ERROR
+        assert record.exc_info is not None
+        assert str(record.exc_info[1]) == "the password is swordfish"
+        assert await pair.alpha.call(BETA, "echo", b"lives on") == b"lives on"
+
+
+class _Unspeakable(Exception):
+    """One that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ValueError("the password is swordfish"), "ValueError: the password is swordfish"),
+        (ExceptionGroup("two", [ValueError("a"), TypeError("b")]), "two: ValueError: a; TypeError: b"),
+        (ValueError("\x1b[31m red\n"), r"ValueError: \x1b[31m red\n"),
+        (FileNotFoundError("caf\udce9"), r"FileNotFoundError: caf\\udce9"),
+        (_Unspeakable(), "_Unspeakable"),
+        (ValueError("x" * 5000), None),
+        (ValueError("\udce9" * 5000), None),
+    ],
+    ids=["plain", "group", "control characters", "undecodable", "unspeakable", "long", "long and undecodable"],
+)
+async def test_a_node_may_let_callers_read_what_went_wrong(
+    manager: ManagerFactory, error: Exception, shown: str | None
+) -> None:
+    """With `expose_service_errors` they get type and text, made safe to print and bounded, whatever the text is."""
+
+    async def raise_it(channel: ServiceChannel) -> NoReturn:
+        raise error
+
+    async with with_options(manager, {"raise": raise_it, "echo": echo}, expose_service_errors=True) as alpha:
+        with pytest.raises(RemoteError) as info:
+            await alpha.call(BETA, "raise", b"")
+        assert info.value.code is RemoteCode.FAILED
+        if shown is not None:
+            assert info.value.message == shown
+        assert len(info.value.message) < 500
+        assert await alpha.call(BETA, "echo", b"lives on") == b"lives on"
+
+
+@asynccontextmanager
+async def with_options(manager: ManagerFactory, services: dict[str, Service], **options: Any) -> AsyncIterator[Node]:
+    """Open beta with options of a node, and give alpha, which has a route to it."""
+    network = NetworkOptions(acceptors=[AcceptorOptions(host="127.0.0.1", port=0)])
+    beta_options = NodeOptions(cert_manager=manager(str(BETA)), network=network, services=services, **options)
+    async with open_node(BETA, beta_options) as beta:
+        host, port = beta.acceptors[0].address
+        network = NetworkOptions(
+            acceptors=[AcceptorOptions(host="127.0.0.1", port=0)], routes={str(BETA): Route(host=host, port=port)}
+        )
+        async with open_node(ALPHA, NodeOptions(cert_manager=manager(str(ALPHA)), network=network)) as alpha:
+            yield alpha
+
+
+async def test_a_group_of_errors_is_one_failure(open_pair: PairFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """An `ExceptionGroup` from a nursery of the service fails the call and is logged; the node lives on."""
+
+    async def crash(channel: ServiceChannel) -> None:
+        async with trio.open_nursery() as nursery:
+            for error in (ValueError("one"), KeyError("two")):
+                nursery.start_soon(_raise, error)
+            await trio.sleep_forever()
+
+    async with open_pair(beta={"services": {"crash": crash, "echo": echo}}) as pair:
+        with pytest.raises(RemoteError) as info:
+            await pair.alpha.call(BETA, "crash", b"")
+        assert info.value.code is RemoteCode.FAILED
+        [record] = [record for record in caplog.records if record.name == "trionode.service"]
+        assert record.exc_info is not None
+        assert isinstance(record.exc_info[1], ExceptionGroup)
+        assert len(record.exc_info[1].exceptions) == 2
+        assert await pair.alpha.call(BETA, "echo", b"lives on") == b"lives on"
+
+
+async def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+async def test_an_error_beside_a_cancellation_is_still_a_failure(
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service that is cancelled by its caller and fails in its clean-up is logged; the node lives on."""
+
+    async def stumble(channel: ServiceChannel) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                msg = "stumbled"
+                raise ValueError(msg)
+
+    async with open_pair(beta={"services": {"stumble": stumble, "echo": echo}}) as pair:
+        with pytest.raises(_Oops):
+            async with pair.alpha.open_channel(BETA, "stumble"):
+                await settled()
+                raise _Oops
+        assert await pair.alpha.call(BETA, "echo", b"lives on") == b"lives on"
+        assert any("failed while serving" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "beside an error"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+async def test_what_must_propagate_out_of_a_service_does(
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, error: type[BaseException], grouped: bool
+) -> None:
+    """`KeyboardInterrupt` and `SystemExit` end the node; an error beside them is logged and fails the call."""
+
+    async def interrupt(channel: ServiceChannel) -> NoReturn:
+        if grouped:
+            raise BaseExceptionGroup("", [error(), ValueError("beside")])
+        raise error
+
+    answers: list[RemoteError] = []
+
+    async def ask(alpha: Node) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with pytest.raises(RemoteError) as info:
+                await alpha.call(BETA, "interrupt", b"")
+            answers.append(info.value)
+
+    with pytest.RaisesGroup(error, flatten_subgroups=True):
+        async with open_pair(beta={"services": {"interrupt": interrupt}}) as pair:
+            await ask(pair.alpha)
+            await trio.sleep_forever()
+    assert all(answer.code is (RemoteCode.FAILED if grouped else RemoteCode.CANCELLED) for answer in answers)
+    assert any("failed while serving" in record.message for record in caplog.records) is grouped
+
+
+async def test_service_errors_propagate_where_the_node_wants_it(open_pair: PairFactory) -> None:
+    """With `propagate_service_errors` the error of a service crashes its node, as a test wants it."""
+    with pytest.RaisesGroup(ValueError, flatten_subgroups=True):
+        async with open_pair(beta={"services": {"fail": fail}, "propagate_service_errors": True}) as pair:
+            with suppress(RemoteError, trio.BrokenResourceError):
+                await pair.alpha.call(BETA, "fail", b"")
+            await trio.sleep_forever()
+
+
+def _by_host(peer: Peer) -> bool:
+    return peer.name.host == "localhost"
+
+
+def _broken(peer: Peer) -> bool:
+    raise RuntimeError(peer.name)
+
+
+def _truthy(peer: Peer) -> Any:
+    return "yes"
+
+
+@pytest.mark.parametrize(
+    ("allow", "allowed"),
+    [
+        (None, True),
+        ("alpha@localhost", True),
+        (ALPHA, True),
+        ("ALPHA@localhost", False),
+        ("gamma@localhost", False),
+        ("*@localhost", True),
+        ("al?ha@*", True),
+        ("*", True),
+        ("*@example.org", False),
+        (["gamma@localhost", "a*@localhost"], True),
+        ((name for name in ["gamma@localhost", ALPHA]), True),
+        ({NodeName.parse("gamma@localhost")}, False),
+        ([], False),
+        (_by_host, True),
+        (lambda peer: False, False),
+        (_broken, False),
+        (_truthy, False),
+    ],
+)
+async def test_a_service_may_be_restricted(
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, allow: Any, allowed: bool
+) -> None:
+    """`allow=` decides by name, glob, several of these or a function, before a task starts; in doubt it refuses."""
+    ran: list[NodeName] = []
+
+    async def serve(channel: ServiceChannel) -> None:
+        ran.append(channel.peer.name)
+        await answer(channel)
+
+    async with open_pair() as pair:
+        pair.beta.add_service("restricted", serve, allow=allow)
+        pair.beta.add_service("free", answer)
+        for _ in range(2):
+            if allowed:
+                assert await pair.alpha.call(BETA, "restricted", b"four") == b"4"
+            else:
+                with pytest.raises(RemoteError, match="alpha@localhost may not use") as info:
+                    await pair.alpha.call(BETA, "restricted", b"four")
+                assert info.value.code is RemoteCode.NOT_ALLOWED
+        assert ran == [ALPHA] * 2 * allowed
+        assert await pair.alpha.call(BETA, "free", b"four") == b"4"
+        if allow is _broken:
+            assert any(record.exc_info for record in caplog.records if record.name == "trionode.service")
+
+
+@pytest.mark.parametrize("allow", ["no-at-sign", ["alpha@localhost", "x@y@z"], "*-no-at"])
+async def test_a_pattern_that_is_none_is_refused_when_the_service_is_added(
+    open_pair: PairFactory, allow: Any
+) -> None:
+    """`ValueError`, at once and not when the first caller comes."""
+    async with open_pair() as pair:
+        with pytest.raises(ValueError, match="no-at|@"):
+            pair.beta.add_service("restricted", answer, allow=allow)
+        pair.beta.add_service("restricted", answer)
+
+
+async def test_names_that_nobody_verified_open_no_doors(
+    node: Any, manager: ManagerFactory, ca: CertificateAuthority
+) -> None:
+    """A peer that is not verified matches no name and no glob, not even `*`; a function may let it in knowingly."""
+    certs = manager("beta@localhost", client_auth=ClientAuth.REQUEST_CLIENT_CERT)
+    async with node("beta@localhost", certs) as beta, node("alpha@localhost") as alpha:
+        beta.add_service("by name", answer, allow=["alpha@localhost", "*@localhost", "*"])
+        beta.add_service("by function", answer, allow=lambda peer: not peer.verified)
+        host, port = beta.acceptors[0].address
+        alpha.add_route("beta@localhost", Route(host=host, port=port))
+        with pytest.raises(RemoteError) as info:
+            await alpha.call(BETA, "by name", b"")
+        assert info.value.code is RemoteCode.NOT_ALLOWED
+        assert await alpha.call(BETA, "by function", b"") == b"0"
+
+
+_request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="unset")
+
+
+async def test_services_run_in_a_fresh_copy_of_the_nodes_context(open_pair: PairFactory) -> None:
+    """With `current_channel` set; what one sets no other sees, and the caller's own variables stay with the caller."""
+    seen: list[tuple[str, NodeName, str]] = []
+
+    async def look(channel: ServiceChannel) -> None:
+        assert current_channel.get() is channel
+        seen.append((_request_id.get(), current_channel.get().peer.name, current_channel.get().service))
+        _request_id.set("set by a service")
+        await answer(channel)
+
+    _request_id.set("set before the node")
+    async with open_pair(beta={"services": {"look": look, "look again": look}}) as pair:
+        _request_id.set("set later")
+        await pair.alpha.call(BETA, "look", b"")
+        await pair.alpha.call(BETA, "look again", b"")
+    assert seen == [("set before the node", ALPHA, "look"), ("set before the node", ALPHA, "look again")]
+    with pytest.raises(LookupError):
+        current_channel.get()
+
+
+# Calls ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_to_a_service_that_does_not_exist(open_pair: PairFactory) -> None:
+    """`RemoteError`, code unknown_service, naming it and the remedy; the connection stays."""
+    async with open_pair(beta={"services": {"echo": echo}}) as pair:
+        with pytest.raises(RemoteError, match=r"nothing.*|add_service") as info:
+            await pair.alpha.call(BETA, "nothing", b"")
+        assert info.value.code is RemoteCode.UNKNOWN_SERVICE
+        assert "'nothing'" in info.value.message
+        assert "add_service" in str(info.value)
+        async with pair.alpha.open_channel(BETA, "nothing") as channel:
+            with pytest.raises(RemoteError, match="'nothing'"):
+                await channel.receive()
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await channel.send(b"x")
+            assert isinstance(broken.value.__cause__, RemoteError)
+        assert await pair.alpha.call(BETA, "echo", b"x") == b"x"
+
+
+async def test_a_call_that_gets_no_reply(open_pair: PairFactory) -> None:
+    """`RemoteError`, code no_reply, when the service ends without a message."""
+
+    async def mute(channel: ServiceChannel) -> None:
+        await channel.receive()
+
+    async with open_pair(beta={"services": {"mute": mute}}) as pair:
+        with pytest.raises(RemoteError, match="mute") as info:
+            await pair.alpha.call(BETA, "mute", b"")
+        assert info.value.code is RemoteCode.NO_REPLY
+
+
+async def test_a_call_sends_one_message_and_takes_one(open_pair: PairFactory) -> None:
+    """The service sees one request, then `EndOfChannel`; what it says beyond its first reply nobody hears."""
+    requests: list[list[bytes]] = []
+
+    async def chatter(channel: ServiceChannel) -> None:
+        requests.append([message async for message in channel])
+        await channel.send(b"first")
+        with suppress(trio.BrokenResourceError):
+            await channel.send(b"second")
+
+    async with open_pair(beta={"services": {"chatter": chatter}}) as pair:
+        assert await pair.alpha.call(BETA, "chatter", b"request") == b"first"
+        assert await pair.alpha.call(BETA, "chatter", b"") == b"first"
+        await settled()
+        assert requests == [[b"request"], [b""]]
+        assert pair.beta.statistics().services == 0
+
+
+async def test_many_calls_at_once_each_get_their_own_reply(open_pair: PairFactory) -> None:
+    """Calls over one connection, from both sides at once, do not mix up."""
+    async with open_pair(alpha={"services": {"echo": echo}}, beta={"services": {"echo": echo}}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        await settled()
+
+        async def ask(ours: Connection, number: int) -> None:
+            message = b"%d" % number * (number * 7 % 1000)
+            assert await ours.call("echo", message) == message
+
+        async with trio.open_nursery() as nursery:
+            for number in range(150):
+                nursery.start_soon(ask, connection, number)
+                nursery.start_soon(ask, connection_of(pair.beta, ALPHA), number)
+        await settled()
+        assert nothing_is_left(connection, connection_of(pair.beta, ALPHA))
+
+
+@pytest.mark.xfail(reason="connection.call() lets the BrokenResourceError of its send() out", strict=True)
+@pytest.mark.parametrize("service", ["nothing", "refuses"])
+async def test_a_large_call_learns_why_it_was_refused(open_pair: PairFactory, service: str) -> None:
+    """A refusal that comes while the request is still being sent is the call's `RemoteError` all the same."""
+
+    async def refuses(channel: ServiceChannel) -> NoReturn:
+        raise ValueError
+
+    async with open_pair(beta={"services": {"refuses": refuses}}) as pair:
+        with pytest.raises(RemoteError) as info:
+            await pair.alpha.call(BETA, service, bytes(4_000_000))
+        assert info.value.code in (RemoteCode.UNKNOWN_SERVICE, RemoteCode.FAILED)
+
+
+@pytest.mark.xfail(reason="connection.call() lets the BrokenResourceError of its send() out", strict=True)
+async def test_a_large_call_gets_the_reply_of_a_service_that_did_not_read_it_all(open_pair: PairFactory) -> None:
+    """A service may answer and end without reading its request: the reply is there, so the call returns it."""
+
+    async def hasty(channel: ServiceChannel) -> None:
+        await channel.send(b"done")
+
+    async with open_pair(beta={"services": {"hasty": hasty}}) as pair:
+        assert await pair.alpha.call(BETA, "hasty", bytes(4_000_000)) == b"done"
+
+
+@pytest.mark.xfail(reason="open_channel() does not check what the peer will refuse as malformed", strict=True)
+@pytest.mark.parametrize("service", ["", "s" * 256])
+async def test_a_service_name_that_is_none_is_refused_here(open_pair: PairFactory, service: str) -> None:
+    """A name that no service can have costs the caller an error, and not everybody the connection."""
+    async with open_pair(beta={"services": {"echo": echo}}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        with pytest.raises((LocalProtocolError, ValueError, RemoteError)):
+            await connection.call(service, b"")
+        assert await connection.call("echo", b"x") == b"x"
+
+
+@pytest.mark.xfail(reason="channel identifiers run out after 2**31 channels, and the connection stays registered")
+async def test_a_connection_whose_channel_numbers_are_used_up_is_replaced(open_pair: PairFactory) -> None:
+    """After 2**31 channels the next verb dials anew."""
+    async with open_pair(beta={"services": {"echo": echo}}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        connection._next_channel = 2**32 - 3
+        for _ in range(4):
+            assert await pair.alpha.call(BETA, "echo", b"x") == b"x"
+
+
+# Typed messages ------------------------------------------------------------------------------------------------------
+
+
+class Question(msgspec.Struct):
+    """What is asked."""
+
+    text: str
+    times: int = 1
+
+
+class Reply(msgspec.Struct):
+    """What is answered."""
+
+    words: list[str]
+
+
+async def repeat(question: Question) -> Reply:
+    """Say it as often as asked."""
+    return Reply([question.text] * question.times)
+
+
+async def test_typed_calls(open_pair: PairFactory) -> None:
+    """A function from one type to another is a service, and a call is typed at both ends."""
+    async with open_pair(beta={"services": {"repeat": typed_service(repeat, request=Question)}}) as pair:
+        reply = await call_typed(pair.alpha, BETA, "repeat", Question("ho", 3), reply=Reply)
+        assert reply == Reply(["ho"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"), [({"text": 7}, r"Expected `str`, got `int`.*\$\.text"), ([], "Expected `object`")]
+)
+async def test_a_typed_service_refuses_a_request_of_another_type(
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, request_: Any, words: str
+) -> None:
+    """The caller gets `RemoteError`, code bad_message, with what is wrong where; it is no error of the service."""
+    async with open_pair(beta={"services": {"repeat": typed_service(repeat, request=Question)}}) as pair:
+        with pytest.raises(RemoteError, match=words) as info:
+            await call_typed(pair.alpha, BETA, "repeat", request_, reply=Reply)
+        assert info.value.code is RemoteCode.BAD_MESSAGE
+        with pytest.raises(RemoteError, match="not msgpack") as info:
+            await pair.alpha.call(BETA, "repeat", b"\xc1")
+        assert info.value.code is RemoteCode.BAD_MESSAGE
+        records = [record for record in caplog.records if record.name == "trionode.service"]
+        assert [record.levelno for record in records] == [logging.WARNING] * 2
+
+
+async def test_a_typed_call_refuses_a_reply_of_another_type(open_pair: PairFactory) -> None:
+    """The caller gets `RemoteError`, code bad_message, for what it cannot decode itself."""
+
+    async def lie(question: Question) -> list[str]:
+        return [question.text]
+
+    async with open_pair(beta={"services": {"lie": typed_service(lie, request=Question)}}) as pair:
+        with pytest.raises(RemoteError, match="Expected `object`, got `array`") as info:
+            await call_typed(pair.alpha, BETA, "lie", Question("ho"), reply=Reply)
+        assert info.value.code is RemoteCode.BAD_MESSAGE
+
+
+async def test_typed_channels(open_pair: PairFactory) -> None:
+    """Both directions have a type of their own; iterating, half-closing and closing are those of the channel."""
+
+    async def converse(raw: ServiceChannel) -> None:
+        async with TypedChannel[Reply, Question](raw, receives=Question) as channel:
+            assert channel.peer is raw.peer
+            async for question in channel:
+                await channel.send(await repeat(question))
+
+    async with open_pair(beta={"services": {"converse": converse}}) as pair:
+        async with pair.alpha.open_channel(BETA, "converse") as raw:
+            channel = TypedChannel[Question, Reply](raw, receives=Reply)
+            assert channel.channel is raw
+            for times in range(3):
+                await channel.send(Question("x", times))
+            await channel.send_eof()
+            assert [len(reply.words) async for reply in channel] == [0, 1, 2]
+            with pytest.raises(trio.ClosedResourceError):
+                await channel.send(Question("late"))
+        with pytest.raises(TypeError):
+            await TypedChannel[object, Reply](raw, receives=Reply).send(object())
+
+
+@pytest.mark.parametrize("junk", ["to the service", "to the caller"])
+async def test_what_a_typed_channel_cannot_decode_resets_it(open_pair: PairFactory, junk: str) -> None:
+    """Whoever receives it gets `RemoteError`, code bad_message; the other end's channel is reset, with the words."""
+    seen: list[BaseException] = []
+
+    async def converse(raw: ServiceChannel) -> None:
+        async with TypedChannel[Reply, Question](raw, receives=Question) as channel:
+            try:
+                await channel.receive()
+                await raw.send(b"\x01")
+                await channel.receive()
+            except BaseException as exc:
+                seen.append(exc)
+                raise
+
+    async with open_pair(beta={"services": {"converse": converse}}) as pair:
+        async with pair.alpha.open_channel(BETA, "converse") as raw:
+            channel = TypedChannel[Question, Reply](raw, receives=Reply)
+            await raw.send(b"\x93\x01" if junk == "to the service" else msgspec.msgpack.encode(Question("x")))
+            with pytest.raises(RemoteError) as info:
+                await channel.receive()
+            assert info.value.code is RemoteCode.BAD_MESSAGE
+            with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                await channel.send(Question("late"))
+        await settled()
+        [error] = seen
+        if junk == "to the service":
+            assert isinstance(error, RemoteError)
+            assert error.code is RemoteCode.BAD_MESSAGE
+        else:
+            assert isinstance(error, trio.Cancelled)
+
+
+async def test_leaving_a_typed_channel_by_an_exception_resets_it(open_pair: PairFactory) -> None:
+    """As with the channel underneath: the service over there is cancelled."""
+    held = Held()
+    async with open_pair(beta={"services": {"held": held}}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        with pytest.raises(_Oops):
+            async with TypedChannel[int, int](connection.open_channel("held"), receives=int) as channel:
+                theirs = await held.other_end(channel.channel)
+                raise _Oops
+        await held.end_of(theirs)
+        assert held.cancelled == [theirs]

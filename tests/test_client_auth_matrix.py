@@ -57,6 +57,8 @@ PATIENCE = 30
 WELCOME = "welcome"
 DAY = timedelta(days=1)
 
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl program here")
+
 
 class Outcome(enum.Enum):
     """What becomes of a client."""
@@ -350,7 +352,14 @@ def check_refusal(error: HandshakeError | TLSStream, refusal: Refusal, sent: x50
 
 
 CELLS: Final = [
-    pytest.param(mode, certificate, client, outcome, id=f"{mode.value}-{certificate}-{client}")
+    pytest.param(
+        mode,
+        certificate,
+        client,
+        outcome,
+        id=f"{mode.value}-{certificate}-{client}",
+        marks=[needs_openssl] if client == "s_client" else [],
+    )
     for certificate, row in TABLE.items()
     for mode, outcome in zip(MODES, row, strict=True)
     for client in CLIENTS
@@ -363,8 +372,6 @@ async def test_who_gets_in_and_who_is_told_what(
     world: World, mode: ClientAuth, certificate: str, client: str, outcome: Outcome
 ) -> None:
     """Every cell of the table, from both sides: the server's verdict with its facts, and the alert at the client."""
-    if client == "s_client" and shutil.which("openssl") is None:
-        pytest.skip("there is no openssl program here")
     manager = CertAuthManager(world.server, client_cas=world.ca.pool, client_auth=mode)
     holder = world.holders[certificate]
     sent = None if holder.key_pair is None else holder.key_pair.certificate
@@ -461,7 +468,7 @@ async def test_every_certificate_of_the_pool_is_an_anchor(world: World, mode: Cl
 # Hints --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl program here")
+@needs_openssl
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 async def test_a_server_that_asks_hints_at_its_cas(world: World, mode: ClientAuth) -> None:
     """Clients that choose among several certificates are told which CAs the server trusts, if it asks at all."""

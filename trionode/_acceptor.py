@@ -9,13 +9,13 @@ do with a link; it never sees a manager.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import trio
 
 from ._errors import Address, HandshakeError, UnverifiedReason
+from ._floodgate import FloodGate
 from ._handshake import Party, accept_link
 from ._listeners import accept_forever, listener_address
 
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Acceptor", "AcceptorStatistics"]
 
 _log = logging.getLogger("trionode.acceptor")
-
-#: Refusals that are logged one by one within a window; what is more is counted and said in one line after it.
-LOG_BURST: Final = 20
-#: Length of that window. Seconds.
-LOG_WINDOW: Final = 10.0
 
 
 class Refused(Protocol):
@@ -86,8 +81,7 @@ class Acceptor:
         self._handshaking = 0
         self._established = 0
         self._refused = 0
-        self._window_began = -math.inf
-        self._window_refused = 0
+        self._flood = FloodGate(_log, f"handshakes refused on {self.address}")
 
     def __repr__(self) -> str:
         return f"<Acceptor on {', '.join(f'{host} port {port}' for host, port in self._addresses)}>"
@@ -123,7 +117,7 @@ class Acceptor:
                 for listener in self._listeners:
                     nursery.start_soon(accept_forever, listener, take)
         finally:
-            self._summarise()
+            self._flood.summarise()
             self.close()
 
     def close(self) -> None:
@@ -137,18 +131,7 @@ class Acceptor:
             # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there.
             _log.debug("handshake on %s: %s", self.address, error)
             return
-        now = trio.current_time()
-        if now - self._window_began >= LOG_WINDOW:
-            self._summarise()
-            self._window_began, self._window_refused = now, 0
-        self._window_refused += 1
-        if self._window_refused <= LOG_BURST:
-            _log.warning("handshake refused on %s: %s", self.address, error)
-
-    def _summarise(self) -> None:
-        unsaid = self._window_refused - LOG_BURST
-        if unsaid > 0:
-            _log.warning("%d more handshakes refused on %s, not logged one by one", unsaid, self.address)
+        self._flood.warning("handshake refused on %s: %s", self.address, error)
 
     async def handle(self, transport: trio.abc.Stream) -> None:
         """One connection: the handshake, then whatever `established` does with the link; owns the transport."""

@@ -137,6 +137,16 @@ class Arbiter:
 
     # Accepting
 
+    async def check_incarnation(self, peer: Peer) -> None:
+        """Check that a dialer that only this side verified is no second node of a connected name.
+
+        Raises:
+            Conflict: it is.
+        """
+        for existing in self._registry.mutual(peer.name):
+            if existing.peer.incarnation != peer.incarnation and await existing.answers(PROBE_TIMEOUT):
+                raise _name_in_use(peer)
+
     @asynccontextmanager
     async def judging(self, peer: Peer, *, replace: bool) -> AsyncIterator[None]:
         """Judge a dialer that both sides verified, and keep its name reserved for the length of the block.

@@ -26,6 +26,7 @@ import trio
 from . import _wire as wire
 from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
 from ._flow import ReceiveWindow
+from ._outbox import HIGH_WATER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +40,8 @@ __all__ = ["ServiceChannel"]
 
 #: A fragment smaller than this is not worth its frame: wait for more credit instead.
 _SMALLEST_FRAGMENT: Final = 2048
+#: A message larger than this waits for room between its fragments, so that it holds up nobody else.
+_LARGEST_AT_ONCE: Final = HIGH_WATER
 
 
 @final
@@ -92,6 +95,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._waiting = False
         self._reserving = False
         self._closed = False
+        # Whether the peer needs no frame of ours any more: it closed or reset the channel, or the connection ended.
+        self._over = False
         # Sending
         self._credit = credit
         self._send_lock = trio.StrictFIFOLock()
@@ -131,7 +136,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         """Send a message if that is possible at once.
 
         Raises:
-            trio.WouldBlock: there is no credit or no room for the whole message now, or others wait to send.
+            trio.WouldBlock: there is no credit or no room for the whole message now, or others wait to send. For a
+                message larger than the peer's `channel_window`, or than 128 KiB, there never is: use `send`.
             trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
         """
         value = _as_bytes(value)
@@ -176,11 +182,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         if self._closed:
             msg = f"the channel to {self.service!r} was closed here"
             raise trio.ClosedResourceError(msg)
-        if self._send_end is not None:
-            self._raise_broken(self._send_end)
         if self._eof_sent:
             msg = f"send_eof() was called on the channel to {self.service!r}"
             raise trio.ClosedResourceError(msg)
+        if self._send_end is not None:
+            self._raise_broken(self._send_end)
         if size > self._send_limit:
             msg = (
                 f"a message of {size} bytes is larger than the {self._send_limit} that {self.peer.name} accepts (we "
@@ -191,10 +197,16 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def _try_send(self, value: bytes) -> bool:
         size = len(value)
         cost = size + wire.MESSAGE_OVERHEAD
-        if cost > self._credit or size > wire.MAX_FRAGMENT or self._outbox.full or self._send_lock.locked():
+        if cost > self._credit or size > _LARGEST_AT_ONCE or self._outbox.full or self._send_lock.locked():
             return False
-        self._credit -= cost
-        self._outbox.append(wire.header(wire.MESSAGE, self.identifier, size), value)
+        if size <= wire.MAX_FRAGMENT:
+            self._credit -= cost
+            self._outbox.append(wire.header(wire.MESSAGE, self.identifier, size), value)
+        else:
+            with memoryview(value) as view:
+                sent = 0
+                while sent < size:
+                    sent += self._send_fragment(view, sent)
         return True
 
     async def _send_in_turn(self, value: bytes) -> None:
@@ -313,6 +325,13 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         error.__cause__ = end
         return error
 
+    def is_end(self, error: Exception) -> bool:
+        """Whether an error, or a whole group, says only that the peer closed or reset this channel, or was lost."""
+        if isinstance(error, ExceptionGroup):
+            return all(self.is_end(inner) for inner in error.exceptions)
+        ends = [end for end in (self._send_end, self._receive_end) if end is not None]
+        return isinstance(error, trio.BrokenResourceError) and error.__cause__ in ends
+
     def _raise_broken(self, cause: Exception) -> NoReturn:
         raise trio.BrokenResourceError(str(cause)) from cause
 
@@ -329,7 +348,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def close(self, *, lazily: bool = False) -> None:
         """As `aclose()`, without its checkpoint; lazily, the peer learns of it with the next write."""
         if not self._closed:
-            if self._send_end is None and not (self._eof_sent and self._receive_end is not None):
+            if not self._over:
                 self._outbox.append(wire.header(wire.CLOSE, self.identifier, 0), lazily=lazily)
             self._end_locally()
 
@@ -341,8 +360,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             message: for people over there, at most 1000 characters.
         """
         if not self._closed:
-            if self._send_end is None and not (self._eof_sent and self._receive_end is not None):
-                payload = wire.End(code=code, message=_encodable(message[:1000]))
+            if not self._over:
+                payload = wire.End(code=code, message=wire.text(message))
                 self._outbox.append(wire.control(wire.RESET, self.identifier, payload))
             self._end_locally()
 
@@ -360,12 +379,15 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def abandon(self) -> None:
         """The connection was closed here: end without a frame, and cancel the service task, if this is its end."""
+        if self.peer_closed:
+            return  # it has everything that the peer sent, and may finish
+        if self.scope is not None:
+            self.scope.cancel()
+        self._over = True
         if self._send_end is None:
             self._send_end = trio.ClosedResourceError("the connection was closed here")
         if not self._closed:
             self._end_locally()
-        if self.scope is not None:
-            self.scope.cancel()
 
     def _end_locally(self) -> None:
         self._closed = True
@@ -378,8 +400,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._on_over(self)
 
     def _settle(self) -> None:
-        """Forget the channel once both directions have ended."""
-        if self._receive_end is not None and (self._eof_sent or self._send_end is not None):
+        """Forget the channel once it is over; two half-closes leave a service that can still be cancelled."""
+        if self._over:
             self._on_over(self)
 
     def _wake_receivers(self, error: Callable[[], Exception]) -> None:
@@ -458,7 +480,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             msg = "the peer half-closed twice"
             raise RemoteProtocolError(msg)
         if kind == wire.CLOSE:
-            self.peer_closed = True
+            self.peer_closed = self._over = True
             if self._send_end is None:
                 self._send_end = trio.BrokenResourceError(f"{self.peer.name} closed its end of {self.service!r}")
             self._wake_senders()
@@ -466,12 +488,14 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def on_lost(self, cause: Exception) -> None:
         """The peer reset the channel (a `RemoteError`), or the connection ended."""
+        # Cancelled first: a service that waits here is to be cancelled, not to fail with what it waited for.
+        if self.scope is not None and not self.peer_closed:
+            self.scope.cancel()
+        self._over = True
         if self._send_end is None:
             self._send_end = cause
         self._wake_senders()
         self._end_receiving(cause)
-        if self.scope is not None and not self.peer_closed:
-            self.scope.cancel()
 
     def _end_receiving(self, end: Exception) -> None:
         if self._receive_end is None:

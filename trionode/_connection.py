@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +26,7 @@ import trio
 
 from . import _wire as wire
 from ._channel import ServiceChannel
-from ._errors import RemoteCode, RemoteError, RemoteProtocolError, printable
+from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, printable
 from ._flow import MessageBudget
 from ._outbox import Outbox
 from ._services import ServiceRefusal
@@ -60,6 +61,16 @@ class EndReason(StrEnum):
     PROTOCOL_ERROR = "protocol_error"
 
 
+#: Ends that this side caused without anybody here having closed the connection: channels break, and say why.
+_NOT_OUR_DOING: Final = {
+    EndReason.REPLACED: "a newer connection to the same node took its place",
+    EndReason.LIMIT: "too many connections of unverified peers (max_unverified)",
+}
+
+#: Ends after which what was accepted for sending has nobody to reach.
+_NOBODY_LISTENS: Final = frozenset({EndReason.LOST, EndReason.CLOSED_BY_PEER, EndReason.PROTOCOL_ERROR})
+
+
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionEnd:
@@ -67,7 +78,7 @@ class ConnectionEnd:
 
     Attributes:
         reason: see `EndReason`.
-        error: what happened, where something did; None after a close on this side.
+        error: what happened, where something did; None after a close by this program.
     """
 
     reason: EndReason
@@ -142,9 +153,9 @@ class Connection:
         self._next_channel = 1 if link.dialled else 2
         self._last_of_peer = 0 if link.dialled else -1
         self._opened = 0
-        # Running service tasks. Not the same as open channels: a service outlives a channel that its caller closed.
-        self._serving = 0
-        self._pending_opens = 0
+        # Channels whose service runs, until its task ends: not the same as open channels.
+        self._served: dict[int, ServiceChannel] = {}
+        self._waiting_opens: deque[tuple[Service, ServiceChannel]] = deque()
         self._bytes_received = 0
         self._last_heard = trio.current_time()
         self._probes: dict[bytes, trio.Event] = {}
@@ -152,6 +163,8 @@ class Connection:
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
+        self._ending = trio.Event()
+        self._end_grace = CLOSE_GRACE
         self._closed = trio.Event()
         self._nursery: trio.Nursery | None = None
 
@@ -201,7 +214,7 @@ class Connection:
         return ConnectionStatistics(
             channels=len(self._channels),
             channels_opened=self._opened,
-            services=self._serving,
+            services=len(self._served),
             bytes_sent=self._outbox.bytes_written,
             bytes_received=self._bytes_received,
         )
@@ -216,10 +229,16 @@ class Connection:
         `receive()`.
 
         Raises:
+            LocalProtocolError: the service name is not a string of 1 to 255 characters.
             trio.ClosedResourceError: the connection was closed here.
             trio.BrokenResourceError: it was lost, or the peer closed it.
             RemoteError: code `limit`: the peer does not allow more channels at once.
         """
+        _check_service_name(service)
+        if self._outbox.overflowing:
+            msg = f"{self.peer.name} does not read what is sent to it"
+            self._end(EndReason.LOST, trio.BrokenResourceError(msg))
+            self._cancel()
         self._check_live()
         limit = self._link.peer_limits.max_channels
         mine = self._next_channel & 1
@@ -246,10 +265,12 @@ class Connection:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         async with self.open_channel(service) as channel:
-            # At once where there is room, which saves two scheduler ticks of about a dozen.
-            if not channel.try_send_last(request):
-                await channel.send(request)
-                await channel.send_eof()
+            # Where the service has ended already, receiving knows how: by a reply, an error, or without either.
+            with suppress(trio.BrokenResourceError):
+                # At once where there is room, which saves two scheduler ticks of about a dozen.
+                if not channel.try_send_last(request):
+                    await channel.send(request)
+                    await channel.send_eof()
             try:
                 reply = await channel.receive()
             except trio.EndOfChannel:
@@ -280,7 +301,7 @@ class Connection:
         self._wake_if_quiet()
 
     def _wake_if_quiet(self) -> None:
-        if not (self._channels or self._serving):
+        if not (self._channels or self._served):
             self._quiet.unpark_all()
 
     def _check_live(self) -> None:
@@ -305,34 +326,40 @@ class Connection:
                 self._nursery = nursery
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read)
+                nursery.start_soon(self._bound_the_end)
                 if self._settings.heartbeat_interval < float("inf"):
                     nursery.start_soon(self._heed_heartbeat)
         except* Exception as crash:  # noqa: BLE001 -- logged in full
             # A bug of ours, not a peer's doing; still, one connection must not end the node.
             _log.exception("the connection to %s crashed", self.peer.name)
-            self._nursery = None
             self._end(EndReason.LOST, crash)
         finally:
-            self._nursery = None
             self._end(EndReason.SHUTTING_DOWN)
-            await self._link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
-            self._settings.finished(self)
-            self._closed.set()
+            try:
+                await self._link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
+            finally:
+                self._settings.finished(self)
+                self._closed.set()
 
     async def aclose(self) -> None:
         """Close it: flush what was accepted for sending, say goodbye, wait a bounded time for the peer's end.
 
-        From its first moment on the connection is not handed out, and its channels raise `ClosedResourceError`.
-        Cancelled, it closes at once.
+        From its first moment on the connection is not handed out, and its channels raise `ClosedResourceError`. A
+        peer that takes nothing for a second is given up. Cancelled, it closes at once.
         """
         await self.close(EndReason.CLOSED)
 
     async def close(self, reason: EndReason, *, grace: float = CLOSE_GRACE) -> None:
-        """As `aclose()`, with the reason that peer and events see and the time, in seconds, that it may take."""
-        self._end(reason)
+        """As `aclose()`.
+
+        Args:
+            reason: what the peer and events are told.
+            grace: how long a peer may take nothing before it is given up, seconds. The whole is bounded by what was
+                pending, and by the caller's scope.
+        """
+        self._end(reason, grace=grace)
         try:
-            with trio.move_on_after(grace):
-                await self._closed.wait()
+            await self._closed.wait()
         finally:
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel()
@@ -355,7 +382,7 @@ class Connection:
         self._stop_opening(EndReason.SHUTTING_DOWN)
         self._outbox.append(wire.header(wire.DRAIN, 0, 0))
         await trio.lowlevel.checkpoint()
-        while self._ended is None and (self._channels or self._serving):
+        while self._ended is None and (self._channels or self._served):
             await self._quiet.park()
 
     def _stop_opening(self, reason: EndReason) -> None:
@@ -399,33 +426,40 @@ class Connection:
         assert self._ended is not None
         return self._ended
 
-    def _end(self, reason: EndReason, error: Exception | None = None) -> None:
+    def _end(self, reason: EndReason, error: Exception | None = None, *, grace: float = CLOSE_GRACE) -> None:
         """The one way to end: synchronous, idempotent; the first reason stands."""
         if self._ended is not None:
             return
+        if error is None and reason in _NOT_OUR_DOING:
+            error = trio.BrokenResourceError(f"the connection to {self.peer.name} ended: {_NOT_OUR_DOING[reason]}")
         end = self._ended = ConnectionEnd(reason=reason, error=error)
+        self._end_grace = grace
         self._unusable.set()
         self._settings.unregister(self)
         self._settings.ended(self, end)
-        for channel in list(self._channels.values()):
+        for channel in {**self._channels, **self._served}.values():
             if error is None:
                 channel.abandon()
             else:
                 channel.on_lost(error)
         self._channels.clear()
+        self._waiting_opens.clear()
         self._quiet.unpark_all()
-        if reason is not EndReason.LOST:
-            if error is not None:
-                self._outbox.discard()
-            if reason is not EndReason.CLOSED_BY_PEER:
-                message = "" if error is None else str(error)[:1000]
-                self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
+        if reason in _NOBODY_LISTENS:
+            self._outbox.discard()
+        if reason is EndReason.PROTOCOL_ERROR or reason not in _NOBODY_LISTENS:
+            message = "" if error is None else wire.text(str(error))
+            self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
         self._outbox.close()
-        if self._nursery is not None:
-            self._nursery.start_soon(self._expire)
+        self._ending.set()
 
-    async def _expire(self) -> None:
-        await trio.sleep(CLOSE_GRACE)
+    async def _bound_the_end(self) -> None:
+        """Once the connection has begun to end: give the peer up when no byte moved for the grace."""
+        await self._ending.wait()
+        written = -1
+        while written != self._outbox.bytes_written:
+            written = self._outbox.bytes_written
+            await trio.sleep(self._end_grace)
         self._cancel()
 
     def _cancel(self) -> None:
@@ -438,7 +472,7 @@ class Connection:
         try:
             await self._outbox.write()
             await self._link.stream.send_eof()
-        except trio.BrokenResourceError as exc:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             # Receiving may still work, and say why (an alert, a GOODBYE): leave the verdict to the reader, for a while.
             await trio.sleep(CLOSE_GRACE)
             self._end(EndReason.LOST, exc)
@@ -472,7 +506,7 @@ class Connection:
             with suppress(trio.BrokenResourceError):
                 while await link.stream.receive_some():
                     pass
-        except trio.BrokenResourceError as exc:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._end(EndReason.LOST, exc)
         else:
             msg = f"{self.peer.name} ended the connection without a goodbye"
@@ -502,6 +536,8 @@ class Connection:
         if channel is None:
             if identifier == 0 or kind == wire.OPEN:
                 self._on_connection_frame(kind, identifier, payload)
+            elif kind == wire.RESET and identifier in self._served:
+                self._served[identifier].on_lost(_reset_cause(payload))
             else:
                 self._check_opened(identifier)
             return
@@ -516,9 +552,8 @@ class Connection:
         elif kind in (wire.EOF, wire.CLOSE):
             channel.on_end(kind)
         elif kind == wire.RESET:
-            end = wire.decode(wire.End, payload)
             self._forget_channel(channel)
-            channel.on_lost(RemoteError(end.message, code=end.code))
+            channel.on_lost(_reset_cause(payload))
         elif kind == wire.DISCARD:
             channel.on_discard()
         else:
@@ -566,30 +601,53 @@ class Connection:
             service = settings.services.find(request.service, self.peer)
             if self._draining is not None:
                 raise ServiceRefusal(RemoteCode.SHUTTING_DOWN, "this connection opens no more channels")
-            if self._serving >= settings.limits.max_channels:
-                limit = f"at most {settings.limits.max_channels} channels at once (max_channels)"
-                raise ServiceRefusal(RemoteCode.LIMIT, limit)
-            if self._pending_opens >= settings.max_pending_opens:
-                limit = f"at most {settings.max_pending_opens} channels that wait to be served (max_pending_opens)"
-                raise ServiceRefusal(RemoteCode.LIMIT, limit)
+            if len(self._waiting_opens) >= settings.max_pending_opens:
+                limit = f"{len(self._served)} services run (max_channels), {settings.max_pending_opens} more wait"
+                raise ServiceRefusal(RemoteCode.LIMIT, f"{limit} (max_pending_opens)")
         except ServiceRefusal as refusal:
-            payload = wire.End(code=refusal.code, message=refusal.message[:1000])
+            payload = wire.End(code=refusal.code, message=wire.text(refusal.message))
             self._outbox.append(wire.control(wire.RESET, identifier, payload))
             return
         channel = self._add_channel(identifier, request.service)
         channel.scope = trio.CancelScope()
         if request.timeout is not None:
             channel.scope.deadline = trio.current_time() + request.timeout
-        self._serving += 1
-        self._pending_opens += 1
-        settings.service_nursery.start_soon(
-            self._serve, service, channel, channel.scope, name=f"service {request.service!r} for {self.peer.name}"
-        )
+        self._waiting_opens.append((service, channel))
+        self._start_services()
 
-    async def _serve(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
-        self._pending_opens -= 1
+    def _start_services(self) -> None:
+        """Start what waits, up to `max_channels` at once: a service may outlive a channel that its caller closed."""
+        while self._waiting_opens and len(self._served) < self._settings.limits.max_channels:
+            service, channel = self._waiting_opens.popleft()
+            self._served[channel.identifier] = channel
+            self._settings.service_nursery.start_soon(
+                self._serve, service, channel, name=f"service {channel.service!r} for {self.peer.name}"
+            )
+
+    async def _serve(self, service: Service, channel: ServiceChannel) -> None:
+        assert channel.scope is not None
         try:
-            await self._settings.services.run(service, channel, scope)
+            await self._settings.services.run(service, channel, channel.scope)
         finally:
-            self._serving -= 1
+            del self._served[channel.identifier]
+            self._start_services()
             self._wake_if_quiet()
+
+
+def _reset_cause(payload: bytes) -> RemoteError:
+    end = wire.decode(wire.End, payload)
+    return RemoteError(end.message, code=end.code)
+
+
+def _check_service_name(service: object) -> None:
+    if not isinstance(service, str) or not 1 <= len(service) <= 255 or not _encodable(service):
+        msg = "a service name is a string of 1 to 255 characters"
+        raise LocalProtocolError(msg)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

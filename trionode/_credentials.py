@@ -115,9 +115,9 @@ class KeyPair:
         Raises:
             CertificateError: the files are unreadable or do not fit together; `reason` says how.
         """
-        return cls._parse(
-            _read(cert_file), _read(key_file), password, cert_where=str(cert_file), key_where=str(key_file)
-        )
+        secret = None if password is None else _Secret(password)
+        del password
+        return cls._parse(_read(cert_file), _read(key_file), secret, cert_where=str(cert_file), key_where=str(key_file))
 
     @classmethod
     def from_pem(cls, cert_pem: bytes | str, key_pem: bytes | str, *, password: str | bytes | None = None) -> Self:
@@ -126,20 +126,17 @@ class KeyPair:
         Raises:
             CertificateError: the text is unusable or does not fit together; `reason` says how.
         """
-        return cls._parse(
-            _as_bytes(cert_pem),
-            _as_bytes(key_pem),
-            password,
-            cert_where="the certificate text",
-            key_where="the key text",
-        )
+        certificates, key = _Secret(cert_pem), _Secret(key_pem)
+        secret = None if password is None else _Secret(password)
+        del cert_pem, key_pem, password
+        return cls._parse(certificates, key, secret, cert_where="the certificate text", key_where="the key text")
 
     @classmethod
     def _parse(
-        cls, cert_pem: bytes, key_pem: bytes, password: str | bytes | None, *, cert_where: str, key_where: str
+        cls, cert_pem: _Secret, key_pem: _Secret, password: _Secret | None, *, cert_where: str, key_where: str
     ) -> Self:
         chain = _parse_certificates(cert_pem, cert_where)
-        key = _parse_key(key_pem, None if password is None else _as_bytes(password), key_where)
+        key = _parse_key(key_pem, password, key_where)
         self = cls.__new__(cls)
         self._fill(chain, key, where=f"{cert_where} and {key_where}" if cert_where != key_where else cert_where)
         return self
@@ -208,7 +205,8 @@ class KeyPair:
         raise TypeError(msg)
 
     def __repr__(self) -> str:
-        return f"<KeyPair {describe(self.certificate)}>"
+        # Total: a traceback may print one that could not be finished.
+        return f"<KeyPair {describe(self.certificate)}>" if hasattr(self, "certificate") else "<KeyPair, unfinished>"
 
 
 @final
@@ -257,7 +255,7 @@ class CAPool:
         Raises:
             CertificateError: it is malformed, or holds no certificate.
         """
-        return cls(_parse_certificates(_as_bytes(data), "the CA text"))
+        return cls(_parse_certificates(_Secret(data), "the CA text"))
 
     @classmethod
     def system(cls) -> Self:
@@ -384,52 +382,61 @@ def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> boo
 # Parsing ------------------------------------------------------------------------------------------------------------
 
 
-def _as_bytes(data: bytes | str) -> bytes:
-    # "surrogatepass": an encoding error would carry the text, perhaps a key, in its attributes.
-    return data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
+@final
+class _Secret:
+    """Bytes that may be a key or a password: no frame holds them bare, for tracebacks that print local variables."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | str) -> None:
+        # "surrogatepass": an encoding error would carry the text, perhaps a key, in its attributes.
+        self.data = data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.data)} bytes, not shown>"
 
 
-def _read(file: FilePath) -> bytes:
+def _read(file: FilePath) -> _Secret:
     try:
         with Path(file).open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
+            content = _Secret(stream.read(MAX_FILE_BYTES + 1))
     except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the path
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
         msg = f"cannot read {os.fspath(file)}: {why}. Check the path and its permissions"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from exc
-    if len(data) > MAX_FILE_BYTES:
+    if len(content.data) > MAX_FILE_BYTES:
         msg = f"{os.fspath(file)} is larger than {MAX_FILE_BYTES} bytes; this is not a PEM certificate or key file"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
-    return data
+    return content
 
 
-def _parse_certificates(pem: bytes, where: str) -> tuple[x509.Certificate, ...]:
-    if _PEM_CERTIFICATE not in pem:
-        hint = " It holds a private key: are the two files swapped?" if b"PRIVATE KEY-----" in pem else ""
+def _parse_certificates(pem: _Secret, where: str) -> tuple[x509.Certificate, ...]:
+    if _PEM_CERTIFICATE not in pem.data:
+        hint = " It holds a private key: are the two files swapped?" if b"PRIVATE KEY-----" in pem.data else ""
         msg = f"no PEM certificate in {where}: a '{_PEM_CERTIFICATE.decode()}' block is needed.{hint}"
         raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
     try:
-        certificates = tuple(x509.load_pem_x509_certificates(pem))
+        certificates = tuple(x509.load_pem_x509_certificates(pem.data))
     except (ValueError, x509.InvalidVersion):
         certificates = ()
     # The parser skips a last block without its END line: a file that was cut off must not pass as a shorter one.
-    if len(certificates) < pem.count(_PEM_CERTIFICATE):
+    if len(certificates) < pem.data.count(_PEM_CERTIFICATE):
         msg = f"a certificate in {where} is damaged or cut off; write the file anew"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
     return certificates
 
 
-def _parse_key(pem: bytes, password: bytes | None, where: str) -> object:
+def _parse_key(pem: _Secret, password: _Secret | None, where: str) -> object:
     # Parser errors are dropped, not chained: none of them says more than we do, and some quote their input.
-    if b"PRIVATE KEY-----" not in pem:
-        hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem else ""
+    if b"PRIVATE KEY-----" not in pem.data:
+        hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem.data else ""
         msg = f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed.{hint}"
         raise CertificateError(msg, reason=CertificateReason.NO_KEY)
-    block = _key_block(pem)
-    if b"-----BEGIN OPENSSH" in block:
+    block = _Secret(_key_block(pem.data))
+    if b"-----BEGIN OPENSSH" in block.data:
         msg = f"the private key in {where} is in OpenSSH's own format; convert it with ssh-keygen -p -m PKCS8 -f FILE"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
-    encrypted = b"ENCRYPTED" in block
+    encrypted = b"ENCRYPTED" in block.data
     if encrypted and password is None:
         msg = f"the private key in {where} is encrypted; give its password"
         raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
@@ -437,7 +444,7 @@ def _parse_key(pem: bytes, password: bytes | None, where: str) -> object:
         msg = f"a password was given, but the private key in {where} is not encrypted; leave it out, or encrypt the key"
         raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
     try:
-        key = serialization.load_pem_private_key(block, password)
+        key = serialization.load_pem_private_key(block.data, None if password is None else password.data)
     except UnsupportedAlgorithm:
         msg = f"the private key in {where} is of a kind that is not supported; use EC P-256, P-384, Ed25519 or RSA"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None

@@ -93,22 +93,28 @@ class Dialer:
 
     async def _attempt(self, name: NodeName, route: Route | None) -> tuple[Connection, bool]:
         """The connection, and whether this task is the one to run it."""
+        registry = self._core.registry
         for attempt in range(_DUPLICATE_RETRIES):
+            # A mutual connection that there is, and that a verb with this route may not use, is to be replaced.
+            replace = bool(registry.mutual(name))
             try:
-                return await self._try_routes(name, route), True
+                return await self._try_routes(name, route, replace=replace), True
             except HandshakeError as exc:
                 if exc.reason != UnverifiedReason.DUPLICATE or attempt == _DUPLICATE_RETRIES - 1:
                     raise
             with trio.move_on_after(self._network.handshake_timeout):
-                return await self._core.registry.wait(name, lambda found: self._fits(found, name, route)), False
+                await registry.wait(name, lambda found: found.link.mutual)
+            connection = self.find(name, route)
+            if connection is not None:
+                return connection, False
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
 
-    async def _try_routes(self, name: NodeName, route: Route | None) -> Connection:
+    async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool) -> Connection:
         routes = [route] if route is not None else await self._routes_to(name)
         failures: list[Exception] = []
         for each in routes:
             try:
-                return await self._try_route(name, each, explicit=route is not None)
+                return await self._try_route(name, each, replace=replace)
             except Exception as exc:
                 duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
                 if len(routes) == 1 or duplicate or isinstance(exc, trio.ClosedResourceError):
@@ -123,12 +129,12 @@ class Dialer:
         msg = f"all {len(routes)} routes to {name} failed: {tried}"
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
-    async def _try_route(self, name: NodeName, route: Route, *, explicit: bool) -> Connection:
+    async def _try_route(self, name: NodeName, route: Route, *, replace: bool) -> Connection:
         core, manager = self._core, self._manager(route)
         core.use(manager, as_server=False)
         limits = core.limits()
         try:
-            link = await dial(self._plan(name, route, replace=explicit), manager.contexts, core.party(limits))
+            link = await dial(self._plan(name, route, replace=replace), manager.contexts, core.party(limits))
         except HandshakeError as exc:
             core.refused(Side.DIAL, exc)
             raise

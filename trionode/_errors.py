@@ -9,6 +9,7 @@ forge log lines or flood them.
 
 from __future__ import annotations
 
+import pickle
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, final
 
@@ -57,7 +58,29 @@ def printable(text: str, limit: int = PEER_TEXT_LIMIT) -> str:
 
 
 class TrionodeError(Exception):
-    """Base of everything that trionode raises of its own."""
+    """Base of everything that trionode raises of its own.
+
+    Errors can be pickled, to be sent between processes; what cannot (certificates) is None in the copy.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild from arguments and attributes: constructors take keywords, which the default would not give."""
+        return _rebuilt, (type(self), self.args, {key: _picklable(value) for key, value in self.__dict__.items()})
+
+
+def _rebuilt(kind: type[TrionodeError], args: tuple[object, ...], attributes: dict[str, object]) -> TrionodeError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+def _picklable(value: object) -> object:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 -- whatever keeps it from being pickled
+        return None
+    return value
 
 
 # Our own credentials and configuration ------------------------------------------------------------------------------

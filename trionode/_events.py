@@ -136,7 +136,7 @@ class ConnectionDown(NodeEvent):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationPublished(NodeEvent):
-    """A manager that the node uses published a new generation.
+    """A manager that the node uses published a new generation; of several at once the last is reported.
 
     Attributes:
         generation: its number.

@@ -39,6 +39,7 @@ from ._errors import (
     UnverifiedReason,
     printable,
 )
+from ._floodgate import FloodGate
 from ._identity import NodeName, SubjectNames, canonical_host, describe, describe_names
 from ._link import Link
 from ._peer import Peer, established_peer
@@ -73,6 +74,7 @@ class Party:
         cookie: what a dialer must prove that it knows, and we prove in return; None for no cookie.
         authorize: asked about every peer that passed everything else; raises to refuse.
         refuse_all: asked first; a reason here refuses whoever it is (shutting down).
+        flood: where failures of `authorize` are logged.
     """
 
     name: NodeName
@@ -82,6 +84,7 @@ class Party:
     cookie: bytes | None = field(default=None, repr=False)
     authorize: Callable[[Peer], None] | None = None
     refuse_all: Callable[[], wire.Refusal | None] = lambda: None
+    flood: FloodGate = field(default_factory=lambda: FloodGate(_log, "failures of authorize"), repr=False)
 
 
 @final
@@ -268,6 +271,8 @@ async def _accept_hello(
             proof = _answer_cookie(stream, hello, peer, party, progress)
             _authorize(peer, party, progress)
             mutual = peer.verified and hello.verified
+            if peer.verified and not mutual:
+                await party.arbiter.check_incarnation(peer)
             if mutual:
                 await reservation.enter_async_context(party.arbiter.judging(peer, replace=hello.replace))
         except PeerUnverifiedError as exc:
@@ -600,7 +605,7 @@ def _authorize(peer: Peer, party: Party, progress: _Progress) -> None:
             raise TypeError(msg)
     except Exception as exc:
         if not isinstance(exc, Refused):
-            _log.warning("authorize failed for %s, which refuses it", peer.name, exc_info=True)
+            party.flood.warning("authorize failed for %s, which refuses it", peer.name, exc_info=exc)
         words = str(exc) if isinstance(exc, Refused) else f"authorize raised {type(exc).__name__}"
         raise progress.refuse(
             UnverifiedReason.NOT_AUTHORIZED,
@@ -658,6 +663,6 @@ class _Conversation:
             words = str(cause) if isinstance(cause, Refused) else "authorize refused"
         else:
             words = str(error).removeprefix(f"peer{self._progress.where}: ")  # its own address is no news to it
-        refusal = wire.Refusal(code=error.reason, message=words[:1000])
+        refusal = wire.Refusal(code=error.reason, message=wire.text(words))
         await self.send(kind(refusal=refusal))
         raise error from cause

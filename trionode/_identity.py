@@ -147,7 +147,12 @@ class NodeName:
 
         Raises:
             ValueError: it does not spell one; the message says what is wrong.
+            TypeError: it is no string.
         """
+        given: object = text
+        if not isinstance(given, str | NodeName):
+            msg = f"a node name is a string, name@host, not a {type(given).__name__}"
+            raise TypeError(msg)
         return text if isinstance(text, NodeName) else _parse(text)
 
     def __str__(self) -> str:

@@ -91,6 +91,11 @@ class Connector:
         state: ConnectorState = self._state.value
         return state
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop, or has."""
+        return self._scope.cancel_called or self.state.phase is ConnectorPhase.STOPPED
+
     async def wait_up(self) -> Connection:
         """Wait until there is a connection. Cancelling is harmless.
 

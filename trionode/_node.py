@@ -247,7 +247,11 @@ class Node:
         Raises:
             ValueError: the pattern is neither.
             CertificateError: the route's manager has an unusable key pair.
+            trio.ClosedResourceError: the node is closed.
         """
+        if self._core.nursery is None:
+            msg = f"the node {self.name} is closed"
+            raise trio.ClosedResourceError(msg)
         if route.cert_manager is not None:
             self._core.use(route.cert_manager, as_server=False)
         if route.insecure_skip_verify:
@@ -265,7 +269,7 @@ class Node:
         """
         peer = self._dialable(name)
         connector = self._connectors.get(peer)
-        if connector is None:
+        if connector is None or connector.stopped:
             connector = Connector(peer, lambda: self.connect(peer), self._report_connector)
             self._connectors[peer] = connector
             self._core.spawn(partial(self._run_connector, connector), f"connector to {peer}")
@@ -275,7 +279,8 @@ class Node:
         try:
             await connector.run()
         finally:
-            del self._connectors[connector.name]
+            if self._connectors.get(connector.name) is connector:
+                del self._connectors[connector.name]
 
     def _report_connector(self, connector: Connector) -> None:
         event = ConnectorChanged(node=self.name, name=connector.name, state=connector.state)
@@ -324,15 +329,19 @@ class Node:
                     self._start(nursery)
                     try:
                         yield self
-                    except BaseException as exc:
+                    except BaseException as exc:  # noqa: ASYNC103, BLE001 -- raised again below, outside the nursery
+                        # Kept out of the nursery, which would wrap it, and split it where it is a group.
                         body = exc
-                        raise
                     else:
                         await self._leave()
-                        nursery.cancel_scope.cancel()
+                    nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
-                if len(group.exceptions) != 1 or group.exceptions[0] is not body:
-                    raise
+                crash = group.split(trio.Cancelled)[1]
+                if body is None or (crash is not None and isinstance(body, trio.Cancelled)):
+                    raise  # a cancellation from outside, or a crash inside, which cancelled the body
+                if crash is not None:
+                    msg = f"the node {self.name} crashed, and its block failed"
+                    raise BaseExceptionGroup(msg, [body, *crash.exceptions]) from None
             finally:
                 self._core.nursery = None
                 self._core.events.end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import final
 
-from ._identity import NodeName
+from ._identity import NodeName, canonical_host
 
 
 @final
@@ -21,10 +21,14 @@ class NamePattern:
             ValueError: it is neither a node name nor a glob over one.
         """
         text = str(pattern)
-        self._glob = "*" in text or "?" in text
+        self._glob = _is_glob(text)
         if not self._glob:
             text = str(NodeName.parse(text))
-        elif "@" not in text and text != "*":
+        elif "@" in text:
+            name, _, host = text.rpartition("@")
+            # Else it would never match, names being canonical, and nobody would be told.
+            text = f"{name}@{host.lower() if _is_glob(host) else canonical_host(host)}"
+        elif text != "*":
             msg = f"a pattern is matched against the whole name@host; {text!r} has no '@'"
             raise ValueError(msg)
         self.text: str = text
@@ -38,3 +42,7 @@ class NamePattern:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _is_glob(text: str) -> bool:
+    return "*" in text or "?" in text

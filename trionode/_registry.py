@@ -44,7 +44,10 @@ class Registry:
             return []
         siblings = self._dialable.setdefault(connection.peer.name, [])
         replaced = [old for old in siblings if _replaces(connection, old)]
-        siblings[:] = [connection, *(old for old in siblings if old not in replaced)]
+        others = [old for old in siblings if old not in replaced]
+        # Newest first, but one that only this side verified never before one that both did.
+        first = 0 if connection.link.mutual or connection.link.dialled else sum(old.link.mutual for old in others)
+        siblings[:] = [*others[:first], connection, *others[first:]]
         self._changed.unpark_all()
         return replaced
 
@@ -82,11 +85,14 @@ def _replaces(new: Connection, old: Connection) -> bool:
 
     The same verified peer, dialling the same way round: its dialler closed or lost the old one, or wants another
     route (and says so, if it was the other side that dialled). What the other side dialled insecurely, so that it is
-    not mutual, takes nobody's place here. Of another incarnation, the arbiter has seen that the old one is dead.
+    not mutual, takes the place of its own kind only. Of another incarnation, the arbiter has seen that the old one is
+    dead.
     """
-    if not new.peer.verified or not (new.link.dialled or new.link.mutual):
+    if not new.peer.verified:
         return False
-    return new.link.dialled == old.link.dialled or (new.link.replace and new.link.mutual)
+    if new.link.dialled or new.link.mutual:
+        return new.link.dialled == old.link.dialled or (new.link.replace and new.link.mutual)
+    return not (old.link.dialled or old.link.mutual)
 
 
 @final
@@ -100,7 +106,7 @@ class ConnectionsView(Mapping[NodeName, "Connection"]):
     def __getitem__(self, name: NodeName | str) -> Connection:
         try:
             connection = self._lookup(NodeName.parse(name))
-        except ValueError:
+        except (ValueError, TypeError):
             connection = None
         if connection is None:
             raise KeyError(name)

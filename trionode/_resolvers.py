@@ -31,7 +31,7 @@ from ._errors import Address, TrionodeError, printable
 from ._identity import NodeName, canonical_host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Endpoint", "LocalRegistry", "Registrar", "Resolver", "ResolverError"]
 
@@ -129,20 +129,23 @@ class LocalRegistry:
         Raises:
             ResolverError: the directory is not private, or cannot be written.
         """
-        entry = _Entry(str(name), os.getpid(), _process_started(os.getpid()), [_reachable(a) for a in addresses])
-        data = msgspec.json.encode(entry)
+        endpoints = [_reachable(address) for address in addresses[:_MAX_ENDPOINTS]]
+        entry = _Entry(str(name), os.getpid(), _process_started(os.getpid()), endpoints)
         file = _file_name(name)
         with self._opened() as directory:
-            _write(directory, file, data)
+            try:
+                _write(directory, file, msgspec.json.encode(entry))
+            except OSError as exc:
+                msg = f"{name} cannot be registered in {self.directory}: {exc.strerror}. See to space and permissions"
+                raise ResolverError(msg) from exc
             for other in os.listdir(directory):  # noqa: PTH208 -- by descriptor, so that no link can be swapped in
                 _expire(directory, other)
         try:
             yield
         finally:
             # Only our own: a successor may have taken the name over meanwhile.
-            with contextlib.suppress(OSError, ResolverError), self._opened() as directory:
-                if _read(directory, file) == entry:
-                    os.unlink(file, dir_fd=directory)
+            with contextlib.suppress(ResolverError), self._opened() as directory:
+                _remove(directory, file, lambda found: found == entry)
 
     def _look_up(self, name: NodeName) -> Sequence[Endpoint]:
         with self._opened() as directory:
@@ -185,8 +188,14 @@ class LocalRegistry:
 
 
 def _default_directory() -> Path:
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "trionode" if runtime else Path.home() / ".local" / "state" / "trionode"
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute():  # what is relative is to be ignored (XDG Base Directory Specification)
+        return runtime / "trionode"
+    try:
+        return Path.home() / ".local" / "state" / "trionode"
+    except RuntimeError as exc:
+        msg = "no directory for the local registry: neither XDG_RUNTIME_DIR nor HOME is set; give LocalRegistry one"
+        raise ResolverError(msg) from exc
 
 
 def _file_name(name: NodeName) -> str:
@@ -221,14 +230,15 @@ def _read(directory: int, file: str) -> _Entry | None:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return None
-        try:
-            return msgspec.json.decode(stream.read(_MAX_ENTRY_BYTES), type=_Entry)
-        except (msgspec.MsgspecError, RecursionError, ValueError):
-            return None
+        return msgspec.json.decode(os.read(descriptor, _MAX_ENTRY_BYTES), type=_Entry)
+    except (OSError, msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _expire(directory: int, file: str) -> None:
@@ -238,8 +248,26 @@ def _expire(directory: int, file: str) -> None:
         return
     entry = _read(directory, file)
     if entry is not None and not _alive(entry):
-        with contextlib.suppress(OSError):
-            os.unlink(file, dir_fd=directory)
+        _remove(directory, file, lambda found: not _alive(found))
+
+
+def _remove(directory: int, file: str, doomed: Callable[[_Entry], bool]) -> None:
+    """Remove an entry, but not what a newcomer may have put in its place since it was looked at.
+
+    There is no "unlink if it is still that file", so it is moved aside, looked at again, and put back if need be.
+    """
+    aside = f".{file}.{secrets.token_hex(8)}"
+    try:
+        os.rename(file, aside, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        return
+    entry = _read(directory, aside)
+    with contextlib.suppress(OSError):
+        if entry is not None and not doomed(entry):
+            # Not rename: should there be a newer one by now, that stays.
+            os.link(aside, file, src_dir_fd=directory, dst_dir_fd=directory)
+    with contextlib.suppress(OSError):
+        os.unlink(aside, dir_fd=directory)
 
 
 def _expire_temporary(directory: int, file: str) -> None:
@@ -266,7 +294,8 @@ def _process_started(process: int) -> float:
     except OSError:
         return -1
     else:
-        return float(fields[19])
+        # A zombie is dead, if nobody has asked for its exit status; in a container that may be never.
+        return -1 if fields[0] in ("Z", "X") else float(fields[19])
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from ._channel import ServiceChannel
 from ._errors import RemoteCode, RemoteError
+from ._floodgate import FloodGate
 from ._identity import NodeName
 from ._patterns import NamePattern
 from ._peer import Peer
@@ -60,6 +61,7 @@ class Services:
         self._entries: dict[str, _Entry] = {}
         self._propagate_errors = propagate_errors
         self._expose_errors = expose_errors
+        self._flood = FloodGate(_log, "channels refused")
 
     def add(self, name: str, service: Service, *, allow: Allow | None = None) -> None:
         """Register a service.
@@ -87,11 +89,13 @@ class Services:
             raise ServiceRefusal(RemoteCode.UNKNOWN_SERVICE, f"no service {name!r} here")
         try:
             allowed = entry.allowed(peer)
-        except Exception:  # noqa: BLE001 -- logged in full; fail closed
-            _log.exception("the allow= function of service %r failed, which refuses %s", name, peer.name)
+        except Exception as exc:  # noqa: BLE001 -- logged in full; fail closed
+            self._flood.warning(
+                "the allow= function of service %r failed, which refuses %s", name, peer.name, exc_info=exc
+            )
             allowed = False
         if allowed is not True:
-            _log.warning("%s may not use the service %r", peer.name, name)
+            self._flood.warning("%s may not use the service %r", peer.name, name)
             raise ServiceRefusal(RemoteCode.NOT_ALLOWED, f"{peer.name} may not use the service {name!r}")
         return entry.service
 
@@ -102,15 +106,13 @@ class Services:
             with scope:
                 await service(channel)
         except Exception as exc:
-            self._failed(channel, exc)
-            if self._propagate_errors:
+            if self._failed(channel, exc) and self._propagate_errors:
                 raise
         except BaseExceptionGroup as group:
             # Cancellation and KeyboardInterrupt among errors: these must propagate, those must not.
             errors, rest = group.split(Exception)
-            if errors is not None:
-                self._failed(channel, errors)
-            if self._propagate_errors or errors is None:
+            failed = errors is not None and self._failed(channel, errors)
+            if errors is None or (failed and self._propagate_errors):
                 raise
             assert rest is not None
             raise rest from None
@@ -123,14 +125,17 @@ class Services:
             else:
                 channel.close()
 
-    def _failed(self, channel: ServiceChannel, error: Exception) -> None:
+    def _failed(self, channel: ServiceChannel, error: Exception) -> bool:
+        """Tell the caller and the log; False where the caller itself is the reason."""
+        gone = channel.is_end(error)
         channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")
-        if self._propagate_errors:
-            return
-        if isinstance(error, RemoteError) and error.code is RemoteCode.BAD_MESSAGE:
-            _log.warning("service %r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
-        else:
+        if gone:
+            _log.info("service %r ended: %s", channel.service, error)
+        elif isinstance(error, RemoteError) and error.code is RemoteCode.BAD_MESSAGE:
+            self._flood.warning("%r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
+        elif not self._propagate_errors:
             _log.error("service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error)
+        return not gone
 
 
 def _anybody(_: Peer) -> bool:

@@ -9,6 +9,7 @@ import trio
 
 from ._connector import connect_tcp
 from ._errors import HandshakeError
+from ._floodgate import FloodGate
 from ._handshake import accept_tls, dial_tls
 from ._identity import canonical_host
 from ._listeners import accept_forever, open_listeners
@@ -58,6 +59,7 @@ async def serve_tls(
     host = None if host is None else canonical_host(host)
     _check_port(port, lowest=0)
     protocols = _protocols(alpn)
+    flood = FloodGate(_log, f"handshakes refused on port {port}")
     with cert_manager.use(as_server=True):
         listeners = await open_listeners(host, port)
 
@@ -67,7 +69,10 @@ async def serve_tls(
                     transport, cert_manager.contexts, alpn=protocols, handshake_timeout=handshake_timeout
                 )
             except HandshakeError as exc:
-                _log.log(logging.DEBUG if exc.reason == "silent" else logging.WARNING, "handshake refused: %s", exc)
+                if exc.reason == "silent":
+                    _log.debug("handshake: %s", exc)
+                else:
+                    flood.warning("handshake refused: %s", exc)
                 return
             async with stream:
                 await handler(stream)

@@ -49,7 +49,7 @@ Frames
     Fragments of different channels may interleave; those of one channel are in order, with only CREDIT, RESET and
     CLOSE of that channel between them.
 
-    A channel is over for a side that sent CLOSE or RESET or received RESET, and once each side has sent EOF or CLOSE.
+    A channel is over for a side that sent or received CLOSE or RESET. What came before a CLOSE is still delivered.
     Frames for a channel that is over are ignored (they crossed with its end); frames for one that was never opened
     are a protocol error.
 
@@ -197,6 +197,15 @@ def decode(kind: type[T], data: bytes) -> T:
         # Junk nested in an unknown field raises RecursionError, bad UTF-8 a ValueError.
         msg = f"the peer sent a malformed {kind.__name__} message ({type(exc).__name__})"
         raise RemoteProtocolError(msg) from None
+
+
+#: Longest text for people in a control message, encoded; it has to fit a hello beside the rest.
+MAX_TEXT: Final = 1000
+
+
+def text(words: str) -> str:
+    """Words as they may travel: encodable, and at most 1000 bytes."""
+    return words.encode("utf-8", "backslashreplace")[:MAX_TEXT].decode("utf-8", "ignore")
 
 
 # Hello messages -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""Log lines that a peer can cause: the first few of a window one by one, the rest counted and said in one line."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+if TYPE_CHECKING:
+    import logging
+
+#: Lines that are logged one by one within a window.
+LOG_BURST: Final = 20
+#: Length of the window. Seconds.
+LOG_WINDOW: Final = 10.0
+
+
+@final
+class FloodGate:
+    """A logger's `warning`, for what peers cause."""
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        """Make one.
+
+        Args:
+            log: where to.
+            what: what the lines are about, for the summary: `%d more …, not logged one by one`.
+        """
+        self._log = log
+        self._what = what
+        self._began = -math.inf
+        self._count = 0
+
+    def warning(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+        """Log a warning, or count it."""
+        now = trio.current_time()
+        if now - self._began >= LOG_WINDOW:
+            self.summarise()
+            self._began = now
+        self._count += 1
+        if self._count <= LOG_BURST:
+            self._log.warning(message, *args, exc_info=exc_info)
+
+    def summarise(self) -> None:
+        """Say what was counted, and begin anew."""
+        unsaid = self._count - LOG_BURST
+        self._count = 0
+        if unsaid > 0:
+            self._log.warning("%d more %s, not logged one by one", unsaid, self._what)
