@@ -88,7 +88,7 @@ class Core:
         """Open for business."""
         self.nursery = nursery
         for manager in self._managers:
-            self.spawn(partial(self._watch, manager), f"watch {manager!r}")
+            self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
 
     def check_open(self) -> None:
         """Check that a network verb may be used now.
@@ -133,11 +133,10 @@ class Core:
         if known is None:
             self._check_covers(manager)
             if self.nursery is not None:
-                self.spawn(partial(self._watch, manager), f"watch {manager!r}")
+                self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
 
-    async def _watch(self, manager: CertManager) -> None:
-        """Report a manager's generations."""
-        seen = manager.generation
+    async def _watch(self, manager: CertManager, seen: int) -> None:
+        """Report a manager's generations after the one seen."""
         while True:
             await manager.wait_generation(seen + 1)
             seen = manager.generation
@@ -215,9 +214,9 @@ class Core:
         self.running[connection] = manager
         for replaced in self.registry.add(connection):
             self.spawn(replaced.retire, f"retire {replaced!r}")
-        unverified = self.registry.unverified
-        if len(unverified) > network.max_unverified:
-            self.spawn(partial(unverified[0].close, EndReason.LIMIT), f"close {unverified[0]!r}")
+        for surplus in self.registry.unverified[: -network.max_unverified or None]:
+            self.registry.remove(surplus)
+            self.spawn(partial(surplus.close, EndReason.LIMIT), f"close {surplus!r}")
         side = Side.DIAL if link.dialled else Side.ACCEPT
         self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
         _log.info("connection up: %r", connection)

@@ -17,6 +17,7 @@ one deadline, and on every way out but success the transport is closed.
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
@@ -120,6 +121,7 @@ class _Progress:
     """How far a handshake has come: what its errors say."""
 
     address: Address | None
+    scope: trio.CancelScope
     stage: Stage = Stage.TLS
     generation: int | None = None
     presented: x509.Certificate | None = None
@@ -127,6 +129,10 @@ class _Progress:
     @property
     def where(self) -> str:
         return "" if self.address is None else f" at {self.address[0]} port {self.address[1]}"
+
+    def decided(self) -> None:
+        """We refuse: telling the peer has a bound of its own, and the deadline must not turn it into a timeout."""
+        self.scope.deadline = math.inf
 
     def took(self, contexts: TLSContexts) -> None:
         self.generation = contexts.generation
@@ -206,8 +212,8 @@ async def accept_tls(
     Raises:
         HandshakeError: it failed; the transport is closed.
     """
-    progress = _Progress(address_of(transport))
-    with trio.move_on_after(handshake_timeout):
+    with trio.move_on_after(handshake_timeout) as scope:
+        progress = _Progress(address_of(transport), scope)
         return (await _accept_tls(transport, contexts_channel, alpn, progress))[0]
     raise progress.timed_out(handshake_timeout)
 
@@ -228,12 +234,12 @@ async def accept_link(
         HandshakeTimeoutError: it took longer than `handshake_timeout` seconds from the accept.
         HandshakeError: it broke off, or spoke something else.
     """
-    progress = _Progress(address_of(transport))
-    with trio.move_on_after(handshake_timeout):
+    with trio.move_on_after(handshake_timeout) as scope:
+        progress = _Progress(address_of(transport), scope)
         stream, contexts = await _accept_tls(transport, contexts_channel, (wire.ALPN,), progress)
         progress.stage = Stage.HELLO
         hello = _accept_hello(stream, contexts, party, progress, bind_names=bind_names)
-        return await _closing_on_failure(stream, hello)
+        return await _closing_on_failure(stream, hello, progress)
     raise progress.timed_out(handshake_timeout)
 
 
@@ -255,7 +261,7 @@ async def _accept_tls(
         await trio.aclose_forcefully(transport)
         raise
     progress.took(contexts)
-    stream = await server_handshake(transport, contexts, received=first, alpn=alpn)
+    stream = await server_handshake(transport, contexts, received=first, alpn=alpn, decided=progress.decided)
     return stream, contexts
 
 
@@ -409,8 +415,8 @@ async def dial_link(
         HandshakeError: it broke off, or spoke something else.
         CertificateError: the system's CAs are needed to verify it and there are none.
     """
-    progress = _Progress(address_of(transport))
-    with trio.move_on_after(dial.handshake_timeout):
+    with trio.move_on_after(dial.handshake_timeout) as scope:
+        progress = _Progress(address_of(transport), scope)
         contexts = await _take(transport, contexts_channel)
         progress.took(contexts)
         stream = await client_handshake(
@@ -420,12 +426,14 @@ async def dial_link(
             node=dial.name,
             alpn=(wire.ALPN,),
             insist_on_alpn=True,
+            decided=progress.decided,
             insecure_skip_verify=dial.insecure_skip_verify,
         )
         progress.stage = Stage.HELLO
         with party.arbiter.dialling(dial.name) as pending:
             pending.counts = stream.verified
-            return await _closing_on_failure(stream, _dial_hello(stream, contexts, party, progress, dial))
+            hello = _dial_hello(stream, contexts, party, progress, dial)
+            return await _closing_on_failure(stream, hello, progress)
     raise progress.timed_out(dial.handshake_timeout)
 
 
@@ -444,8 +452,8 @@ async def dial_tls(
     Raises:
         HandshakeError: it failed; the transport is closed.
     """
-    progress = _Progress(address_of(transport))
-    with trio.move_on_after(handshake_timeout):
+    with trio.move_on_after(handshake_timeout) as scope:
+        progress = _Progress(address_of(transport), scope)
         contexts = await _take(transport, contexts_channel)
         progress.took(contexts)
         return await client_handshake(
@@ -454,6 +462,7 @@ async def dial_tls(
             reference=server_name or contexts.client.server_name or canonical_host(host),
             alpn=alpn,
             insecure_skip_verify=insecure_skip_verify,
+            decided=progress.decided,
         )
     raise progress.timed_out(handshake_timeout)
 
@@ -571,10 +580,11 @@ def _judge_acceptor(
 # Common -------------------------------------------------------------------------------------------------------------
 
 
-async def _closing_on_failure(stream: TLSStream, exchange: Awaitable[Link]) -> Link:
+async def _closing_on_failure(stream: TLSStream, exchange: Awaitable[Link], progress: _Progress) -> Link:
     try:
         return await exchange
     except PeerUnverifiedError:
+        progress.decided()
         await drain_and_close(stream)  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news then
         raise
     except BaseException:

@@ -141,7 +141,8 @@ class Connector:
                 error = end
                 if trio.current_time() - since >= LASTED:
                     attempts = 0
-            wait = self._draw() * min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempts, 20))
+            failures = max(attempts - 1, 0)  # before this one
+            wait = self._draw() * min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(failures, 20))
             due = trio.current_time() + wait
             self._set(
                 ConnectorState(phase=ConnectorPhase.WAITING, error=error, next_attempt=due, attempts=attempts)

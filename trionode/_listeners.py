@@ -10,7 +10,7 @@ import errno
 import logging
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -120,8 +120,8 @@ def listener_address(listener: trio.SocketListener) -> Address:
     return host, port
 
 
-async def accept_forever(listener: trio.SocketListener, take: Callable[[trio.SocketStream], None]) -> NoReturn:
-    """Accept connections and hand each to `take`, which must not block; until cancelled.
+async def accept_forever(listener: trio.SocketListener, take: Callable[[trio.SocketStream], None]) -> None:
+    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed.
 
     An accept error (EMFILE, ECONNABORTED, anything) is logged, once for a streak of them, and paused after.
     """
@@ -129,6 +129,8 @@ async def accept_forever(listener: trio.SocketListener, take: Callable[[trio.Soc
     while True:
         try:
             stream = await listener.accept()
+        except trio.ClosedResourceError:
+            return
         except OSError as exc:
             if not failing:
                 _log.error("accept on %s failed, trying again: %s", listener_address(listener), exc)

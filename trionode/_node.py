@@ -117,7 +117,7 @@ class Node:
         self._core = Core(name, options)
         self._dialer = Dialer(self._core)
         self._connectors: dict[NodeName, Connector] = {}
-        self._accepting = trio.CancelScope()
+        self._accepting: list[trio.CancelScope] = []
         self.name: NodeName = name
         self.options: NodeOptions = options
         self.incarnation: int = self._core.incarnation
@@ -420,7 +420,10 @@ class Node:
     async def _accept(self, acceptor: Acceptor, nursery: trio.Nursery) -> None:
         self._core.events.publish(AcceptorUp(node=self.name, address=acceptor.address))
         try:
-            with self._accepting:
+            with trio.CancelScope() as scope:
+                self._accepting.append(scope)
+                if self._core.nursery is None:  # left before it began
+                    scope.cancel()
                 await acceptor.run(nursery)
         finally:
             self._core.events.publish(AcceptorDown(node=self.name, address=acceptor.address))
@@ -443,7 +446,8 @@ class Node:
         for connector in list(self._connectors.values()):
             connector.stop()
         self._core.nursery = None
-        self._accepting.cancel()
+        for scope in self._accepting:
+            scope.cancel()
         for acceptor in self.acceptors:
             acceptor.close()
         self._dialer.cancel()

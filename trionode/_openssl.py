@@ -184,8 +184,15 @@ class _Examination:
     def _path_refusal(self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int) -> Refusal:
         reason = _REASONS.get(code, UnverifiedReason.BAD_CHAIN)
         pool = "the system's CAs" if self.anchors is None else f"our pool ({describe_subjects(self.anchors)})"
-        where = "" if depth == 0 else f" (certificate {depth + 1} of its chain: {describe(found)})"
-        subject = f"{self._peer} certificate refused: {describe(leaf)}{where}"
+        subject = f"{self._peer} certificate refused: {describe(leaf)}"
+        if depth > 0:
+            place = f"certificate {depth + 1} of its chain"
+            # On the accepting side the leaf is not visible yet, see the module's theory.
+            subject = (
+                f"{self._peer} certificate refused: {place}, {describe(found)},"
+                if leaf is found
+                else f"{subject} ({place}: {describe(found)})"
+            )
         option = "client_cas" if self.accepting else "root_cas"
         wanted: str | None = None
         match reason:

@@ -277,7 +277,8 @@ def _expire_temporary(directory: int, file: str) -> None:
 
 
 def _alive(entry: _Entry) -> bool:
-    return _process_started(entry.process) == entry.started
+    started = _process_started(entry.process)
+    return started >= 0 and started == entry.started
 
 
 def _process_started(process: int) -> float:
@@ -286,8 +287,8 @@ def _process_started(process: int) -> float:
     Where there is no /proc, 0 for every live process: then only the number counts.
     """
     try:
-        # Field 22 of proc(5) stat; the second, the command in parentheses, may contain anything.
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        # Field 22 of proc(5) stat; the second, the command in parentheses, may contain anything, in any encoding.
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
     except FileNotFoundError:
         if Path("/proc/self").exists():
             return -1
@@ -295,7 +296,7 @@ def _process_started(process: int) -> float:
         return -1
     else:
         # A zombie is dead, if nobody has asked for its exit status; in a container that may be never.
-        return -1 if fields[0] in ("Z", "X") else float(fields[19])
+        return -1 if fields[0] in (b"Z", b"X") else float(fields[19])
     try:
         os.kill(process, 0)
     except ProcessLookupError:

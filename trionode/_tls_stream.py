@@ -39,7 +39,7 @@ from ._identity import describe
 from ._openssl import RECORD_SIZE, AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from cryptography import x509
 
@@ -312,7 +312,12 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
 
 async def server_handshake(
-    transport: trio.abc.Stream, contexts: TLSContexts, *, received: Buffer = b"", alpn: Sequence[str] = ()
+    transport: trio.abc.Stream,
+    contexts: TLSContexts,
+    *,
+    received: Buffer = b"",
+    alpn: Sequence[str] = (),
+    decided: Callable[[], None] = lambda: None,
 ) -> TLSStream:
     """Run the server side of a handshake; owns the transport and closes it on failure or cancellation.
 
@@ -321,6 +326,7 @@ async def server_handshake(
         contexts: what to present and to ask for.
         received: bytes that were already read from the transport.
         alpn: protocols in order of preference; a client that offers only others is refused.
+        decided: called when we refuse, before the time is taken to deliver the alert.
 
     Raises:
         PeerUnverifiedError: we refused the client.
@@ -330,7 +336,7 @@ async def server_handshake(
     session = contexts.server.session(alpn=[protocol.encode("ascii") for protocol in alpn])
     session.feed(received)
     presented = contexts.key_pair.certificate
-    await _handshake(transport, session, contexts, presented, flush_last_flight=False)
+    await _handshake(transport, session, contexts, presented, decided, flush_last_flight=False)
     return TLSStream(transport, session, contexts, presented)
 
 
@@ -343,6 +349,7 @@ async def client_handshake(
     alpn: Sequence[str] = (),
     insist_on_alpn: bool = False,
     insecure_skip_verify: bool = False,
+    decided: Callable[[], None] = lambda: None,
 ) -> TLSStream:
     """Run the client side of a handshake; owns the transport and closes it on failure or cancellation.
 
@@ -354,6 +361,7 @@ async def client_handshake(
         alpn: protocols to offer.
         insist_on_alpn: fail, before our certificate is sent, unless one of them was selected.
         insecure_skip_verify: accept any certificate under any name.
+        decided: called when we refuse, before the time is taken to deliver the alert.
 
     Raises:
         PeerUnverifiedError: we refused the server.
@@ -371,7 +379,7 @@ async def client_handshake(
         await trio.aclose_forcefully(transport)
         raise
     presented = contexts.key_pair.certificate
-    await _handshake(transport, session, contexts, presented, insist_on_alpn=insist_on_alpn)
+    await _handshake(transport, session, contexts, presented, decided, insist_on_alpn=insist_on_alpn)
     return TLSStream(transport, session, contexts, presented)
 
 
@@ -380,6 +388,7 @@ async def _handshake(
     session: TLSSession,
     contexts: TLSContexts,
     presented: x509.Certificate,
+    decided: Callable[[], None],
     *,
     flush_last_flight: bool = True,
     insist_on_alpn: bool = False,
@@ -389,6 +398,7 @@ async def _handshake(
         try:
             await _exchange_flights(transport, session, flush_last_flight=flush_last_flight, insist=insist_on_alpn)
         except TLSFailure:
+            decided()
             await _linger(transport, session)  # noqa: ASYNC120 -- bounded, and a cancellation matters more
             raise
     except TLSFailure as exc:
