@@ -1566,10 +1566,10 @@ async def test_an_error_beside_a_cancellation_is_still_a_failure(
         assert any("failed while serving" in record.message for record in caplog.records)
 
 
-@pytest.mark.parametrize("leaves", ["cleanly", "by an exception"])
+@pytest.mark.parametrize("how", ["cleanly", "by an exception"])
 @pytest.mark.parametrize("grouped", [False, True], ids=["alone", "in a nursery"])
 async def test_a_caller_that_leaves_is_no_error_of_the_service(
-    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, grouped: bool, leaves: str
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, grouped: bool, how: str
 ) -> None:
     """A service that streams until its channel breaks has done nothing wrong: nothing is logged, nothing crashes."""
 
@@ -1589,7 +1589,7 @@ async def test_a_caller_that_leaves_is_no_error_of_the_service(
                         await channel.receive()
                     if not busy:
                         await settled()
-                    if leaves != "cleanly":
+                    if how != "cleanly":
                         raise OopsError
         await settled()
         assert pair.beta.statistics().services == 0
