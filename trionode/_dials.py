@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
 
-
 class Runs(Protocol):
     """A result that somebody has to run: the task that made it does, with no checkpoint in between."""
 

@@ -467,9 +467,7 @@ async def dial_tls(
     raise progress.timed_out(handshake_timeout)
 
 
-async def _take(
-    transport: trio.abc.Stream, contexts_channel: trio.abc.ReceiveChannel[TLSContexts]
-) -> TLSContexts:
+async def _take(transport: trio.abc.Stream, contexts_channel: trio.abc.ReceiveChannel[TLSContexts]) -> TLSContexts:
     try:
         return await contexts_channel.receive()
     except BaseException:
@@ -477,9 +475,7 @@ async def _take(
         raise
 
 
-async def _dial_hello(
-    stream: TLSStream, contexts: TLSContexts, party: Party, progress: _Progress, dial: Dial
-) -> Link:
+async def _dial_hello(stream: TLSStream, contexts: TLSContexts, party: Party, progress: _Progress, dial: Dial) -> Link:
     conversation = _Conversation(stream, progress)
     proof = b""
     if dial.cookie is not None:

@@ -144,9 +144,7 @@ class Connector:
             failures = max(attempts - 1, 0)  # before this one
             wait = self._draw() * min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(failures, 20))
             due = trio.current_time() + wait
-            self._set(
-                ConnectorState(phase=ConnectorPhase.WAITING, error=error, next_attempt=due, attempts=attempts)
-            )
+            self._set(ConnectorState(phase=ConnectorPhase.WAITING, error=error, next_attempt=due, attempts=attempts))
             await trio.sleep_until(due)
 
     def _set(self, state: ConnectorState) -> None:

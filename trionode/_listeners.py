@@ -83,9 +83,7 @@ async def open_listeners(
     raise ListenError(msg, address=(shown, port), tried=tried) from failure
 
 
-async def _listen_on_all(
-    hosts: Sequence[tuple[int, str]], port: int, *, only_local: bool
-) -> list[trio.SocketListener]:
+async def _listen_on_all(hosts: Sequence[tuple[int, str]], port: int, *, only_local: bool) -> list[trio.SocketListener]:
     with ExitStack() as undo:
         listeners: list[trio.SocketListener] = []
         for family, host in hosts:

@@ -188,9 +188,7 @@ class Node:
         await trio.lowlevel.cancel_shielded_checkpoint()
         return connection
 
-    async def call(
-        self, name: str | NodeName, service: str, request: bytes, *, route: Route | None = None
-    ) -> bytes:
+    async def call(self, name: str | NodeName, service: str, request: bytes, *, route: Route | None = None) -> bytes:
         """Call a service of a node: connect if need be, send one message, receive exactly one.
 
         At most once: after a `trio.BrokenResourceError` the service may have run; nothing is retried silently.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RouteHandle"]
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
     pattern: NamePattern
