@@ -972,7 +972,7 @@ async def send_torn(channel: ServiceChannel, size: int) -> int:
     return channel._credit
 
 
-@pytest.mark.parametrize("small", [0, 1, 300])
+@pytest.mark.parametrize("small", [0, 1, 5])
 async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_channel(
     open_pair: PairFactory, small: int
 ) -> None:
@@ -982,7 +982,7 @@ async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_cha
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("shielded") as channel:
             theirs = await shielded.other_end(channel)
-            assert await send_torn(channel, 1_000_000) > 500_000
+            assert await send_torn(channel, 1_000_000) == channel._peer_window
             for _ in range(small):
                 await channel.send(b"s" * 1000)
             async with trio.open_nursery() as nursery:
@@ -997,10 +997,6 @@ async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_cha
         shielded.let_go.set()
 
 
-@pytest.mark.xfail(
-    reason="there is no frame by which a sender gives credit back: what it was granted for a message that it gave up "
-    "keeps its place in the budget until the channel ends or sends as much again"
-)
 async def test_a_large_message_is_granted_after_one_that_was_given_up_on_another_channel(
     open_pair: PairFactory,
 ) -> None:
@@ -1845,7 +1841,6 @@ async def test_a_service_name_that_is_none_is_refused_here(open_pair: PairFactor
         assert await connection.call("echo", b"x") == b"x"
 
 
-@pytest.mark.xfail(reason="channel identifiers run out after 2**31 channels, and the connection stays registered")
 async def test_a_connection_whose_channel_numbers_are_used_up_is_replaced(open_pair: PairFactory) -> None:
     """After 2**31 channels the next verb dials anew."""
     async with open_pair(beta={"services": {"echo": echo}}) as pair:

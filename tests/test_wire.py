@@ -151,7 +151,7 @@ def test_any_bytes_give_frames_or_a_protocol_error(chunks: list[bytes]) -> None:
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 1000])
 def test_a_dripping_peer_costs_bounded_memory_and_linear_time(piece: int) -> None:
-    """A quarter of a megabyte in small pieces: at any time one incomplete frame is held, and each byte is joined once."""
+    """A stream in small pieces: at any time one incomplete frame is held, and each byte is joined once."""
     payload = bytes(wire.MAX_PAYLOAD)
     whole = encoded((wire.MESSAGE, 1, payload)) * 4
     decoder, count = wire.FrameDecoder(), 0

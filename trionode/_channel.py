@@ -98,7 +98,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         # Whether the peer needs no frame of ours any more: it closed or reset the channel, or the connection ended.
         self._over = False
         # Sending
-        self._credit = credit
+        self._credit = self._peer_window = credit
+        self._within_message = False
         self._send_lock = trio.StrictFIFOLock()
         self._credit_arrived = trio.lowlevel.ParkingLot()
         self._send_end: Exception | None = None
@@ -217,11 +218,15 @@ class ServiceChannel(trio.abc.Channel[bytes]):
                     while not begun or sent < len(view):
                         await self._wait_sendable(len(view) - sent + (0 if begun else wire.MESSAGE_OVERHEAD))
                         sent += self._send_fragment(view, sent)
-                        begun = True
+                        begun = self._within_message = True
             except BaseException:
                 if begun and not self._closed and self._send_end is None:
                     self._outbox.append(wire.header(wire.DISCARD, self.identifier, 0))
+                    self._within_message = False
+                    self._return_excess()
                 raise
+            finally:
+                self._within_message = False
 
     async def _wait_sendable(self, cost: int) -> None:
         enough = min(cost, _SMALLEST_FRAGMENT)
@@ -469,7 +474,23 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             msg = "the peer granted more credit than there can be"
             raise RemoteProtocolError(msg)
         self._credit += amount
+        self._return_excess()
         self._credit_arrived.unpark_all()
+
+    def _return_excess(self) -> None:
+        """Give back what a message was granted that was given up: till then it keeps its place in the peer's budget."""
+        excess = self._credit - self._peer_window
+        if excess > 0 and not self._within_message and not self._closed:
+            self._credit -= excess
+            self._outbox.append(wire.credit(self.identifier, excess, wire.RETURN))
+
+    def on_return(self, amount: int) -> None:
+        """The peer gives credit back."""
+        if amount > self._window.outstanding:
+            msg = f"the peer gave back {amount} bytes of credit and had {self._window.outstanding}"
+            raise RemoteProtocolError(msg)
+        self._window.outstanding -= amount
+        self._give_back(0)
 
     def on_end(self, kind: int) -> None:
         """The peer's EOF or CLOSE: everything that it sent has been received."""

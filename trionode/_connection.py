@@ -250,6 +250,8 @@ class Connection:
         request = wire.Open(service=service, timeout=timeout)
         identifier = self._next_channel
         self._next_channel += 2
+        if self._next_channel > wire.LAST_CHANNEL - 2:
+            self._stop_opening(EndReason.LIMIT)  # its numbers are used up; the next verb dials anew
         self._outbox.append(wire.control(wire.OPEN, identifier, request))
         return self._add_channel(identifier, service)
 
@@ -556,6 +558,8 @@ class Connection:
             channel.on_lost(_reset_cause(payload))
         elif kind == wire.DISCARD:
             channel.on_discard()
+        elif kind == wire.RETURN:
+            channel.on_return(wire.unpack_u32(payload))
         else:
             msg = f"the peer sent a frame of kind {kind:#04x} on channel {identifier}"
             raise RemoteProtocolError(msg)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 from ._identity import NodeName, fingerprint
 
@@ -41,15 +41,33 @@ def generate_cookie() -> str:
     return secrets.token_urlsafe(32)
 
 
+@final
+class _Cookie(bytes):
+    """A cookie that does not show itself: in no `repr`, so in no traceback with local variables either."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<cookie>"
+
+    __str__ = __repr__
+
+
 def as_cookie(value: str | bytes | None) -> bytes | None:
     """A cookie as bytes.
 
     Raises:
         ValueError: it is shorter than 16 bytes; the message does not quote it.
+        TypeError: it is neither text nor bytes.
     """
-    if value is None:
+    given: object = value
+    if given is None:
         return None
-    cookie = value.encode() if isinstance(value, str) else bytes(value)
+    if not isinstance(given, str | bytes | bytearray | memoryview):
+        # bytes(n) would make n zero bytes of a number: a cookie that anybody can guess.
+        msg = f"a cookie is a string or bytes, not {type(given).__name__}; trionode.generate_cookie() makes one"
+        raise TypeError(msg)
+    cookie = _Cookie(given.encode() if isinstance(given, str) else given)
     if len(cookie) < MIN_COOKIE_BYTES:
         msg = f"a cookie has at least {MIN_COOKIE_BYTES} bytes, not {len(cookie)}; trionode.generate_cookie() makes one"
         raise ValueError(msg)

@@ -44,6 +44,7 @@ Frames
     0x0B PING     8 bytes                      on channel 0: answer with the same bytes in a PONG
     0x0C PONG     8 bytes                      on channel 0
     0x0D DRAIN    none                         on channel 0: open no more channels here; those that are open may end
+    0x0E RETURN   u32 bytes                    the sender of messages gives back credit that it does not need
     ==== ======== ============================ ======================================================================
 
     Fragments of different channels may interleave; those of one channel are in order, with only CREDIT, RESET and
@@ -55,7 +56,8 @@ Frames
 
     Credit. A message costs its length plus 64 (so that empty ones are not free), debited fragment by fragment, the
     64 with the first. A side MUST NOT send more than it has credit for. The receiver grants as its application
-    consumes, and grants a fragmented message its credit to the end.
+    consumes, and grants a fragmented message its credit to the end. A sender that gave such a message up returns what
+    it has beyond the window, then and when more of it arrives.
 
 Compatibility
     Versions negotiate what frames mean; within a version, maps may gain keys, and kinds from 0x80 up may be added:
@@ -99,9 +101,10 @@ GOODBYE: Final = 0x0A
 PING: Final = 0x0B
 PONG: Final = 0x0C
 DRAIN: Final = 0x0D
+RETURN: Final = 0x0E
 
 _FIRST_OPTIONAL_KIND: Final = 0x80
-_KINDS: Final = frozenset(range(OPEN, DRAIN + 1))
+_KINDS: Final = frozenset(range(OPEN, RETURN + 1))
 
 _HEADER: Final = struct.Struct(">II")
 _U16: Final = struct.Struct(">H")
@@ -199,6 +202,9 @@ def decode(kind: type[T], data: bytes) -> T:
         raise RemoteProtocolError(msg) from None
 
 
+#: The highest channel; the next one to open there is the connection's last.
+LAST_CHANNEL: Final = 2**32 - 1
+
 #: Longest text for people in a control message, encoded; it has to fit a hello beside the rest.
 MAX_TEXT: Final = 1000
 
@@ -270,9 +276,9 @@ def first(channel: int, total: int, length: int) -> bytes:
     return _HEADER.pack(FIRST << 24 | length + 4, channel) + _U32.pack(total)
 
 
-def credit(channel: int, amount: int) -> bytes:
-    """A whole CREDIT frame."""
-    return _HEADER.pack(CREDIT << 24 | 4, channel) + _U32.pack(amount)
+def credit(channel: int, amount: int, kind: int = CREDIT) -> bytes:
+    """A whole CREDIT frame, or RETURN."""
+    return _HEADER.pack(kind << 24 | 4, channel) + _U32.pack(amount)
 
 
 def unpack_u32(payload: bytes) -> int:
