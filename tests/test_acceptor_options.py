@@ -38,7 +38,18 @@ if TYPE_CHECKING:
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 
-needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+
+def ipv6_works() -> bool:
+    """Whether this machine has an IPv6 loopback."""
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not ipv6_works(), reason="no IPv6 loopback")
 
 
 async def echo(channel: ServiceChannel) -> None:
@@ -152,16 +163,9 @@ def listeners_free(count: int) -> int:
 
 
 @needs_ipv6
-async def test_ipv4_ipv6_and_both(node: NodeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ipv4_ipv6_and_both(node: NodeFactory, resolve: Callable[..., None]) -> None:
     """An acceptor listens on IPv4, on IPv6, or on both: on every address that its host has, all on one port."""
-    real = trio.socket.getaddrinfo
-
-    async def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
-        if host != "both.example":
-            return await real(host, port, *args, **options)
-        return [*await real("::1", port, *args, **options), *await real("127.0.0.1", port, *args, **options)]
-
-    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    resolve("both.example", "::1", "127.0.0.1")
     plans = [plan(), plan(host="::1"), plan(host="both.example")]
     with trio.fail_after(10):
         async with node("beta@localhost", acceptors=plans, services={"echo": echo}) as beta, node(str(ALPHA)) as alpha:
@@ -178,7 +182,9 @@ async def test_ipv4_ipv6_and_both(node: NodeFactory, monkeypatch: pytest.MonkeyP
 
 
 @needs_ipv6
-async def test_port_that_only_one_family_has_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_port_that_only_one_family_has_is_drawn_anew(
+    monkeypatch: pytest.MonkeyPatch, resolve: Callable[..., None]
+) -> None:
     """With port 0 a port that is free in one address family and taken in the other is given back, and another drawn."""
     with socket.socket(socket.AF_INET6) as taken, trio.fail_after(10):
         taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -197,13 +203,7 @@ async def test_port_that_only_one_family_has_is_drawn_anew(monkeypatch: pytest.M
 
         monkeypatch.setattr(kind, "bind", bind)
 
-        async def getaddrinfo(host: Any, port: Any, *args: Any, **options: Any) -> Any:
-            return [
-                (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
-                (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
-            ]
-
-        monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+        resolve("both.example", "127.0.0.1", "::1")
         found = await listeners.open_listeners("both.example", 0)
         ports = {listeners.listener_address(listener)[1] for listener in found}
         assert len(found) == 2

@@ -114,7 +114,7 @@ class ConnectionSettings:
         services: what the peer may open channels to.
         service_nursery: where service tasks live.
         limits: what this side accepts, as its hello said.
-        max_pending_opens: channels opened by the peer whose service has not begun to run.
+        max_pending_opens: channels opened by the peer whose service waits for another to end.
         budget: bytes that may be held for messages beyond their channels' windows.
         heartbeat_interval: silence after which the peer is pinged, seconds.
         heartbeat_tolerance: how long it may take to answer, seconds.

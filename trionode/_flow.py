@@ -1,7 +1,7 @@
 """Flow control for one connection: credit per channel, and one budget for messages larger than their window.
 
 Theory. Credit is the receiver's: a sender never sends more than it was granted, so what a connection can make its
-receiver hold is bounded by `max_channels * window + budget + one message`, whatever the peer does.
+receiver hold is bounded by `channels * window + budget + one message`, whatever the peer does.
 
 Each channel has a window. As the application consumes, the receiver tops the sender up to it again, half a window at
 a time. A message larger than the credit left would never end that way, so when its first fragment shows its total the

@@ -132,11 +132,13 @@ class NetworkOptions:
         bind_names: whether acceptors insist that a verified client's certificate covers the node name it claims.
             False is for clusters that share one certificate.
         max_message_size: largest message that this node accepts, bytes.
-        max_channels: channels that a peer may have open at once on one connection.
-        channel_window: credit that each channel starts with towards this node, bytes.
+        max_channels: channels that a peer may have open at once on one connection, and services that run for it.
+        max_pending_opens: channels that a peer may have opened beyond that, whose service waits for another to end.
+        channel_window: credit that each channel starts with towards this node, bytes. By default two messages of 64
+            KiB and a bit, so that one can travel while another is read.
         receive_budget: bytes that a connection may hold for messages larger than their window. What one connection
-            can make this node hold is at most `max_channels * channel_window + receive_budget + max_message_size`.
-        max_pending_opens: channels that a peer may have opened on one connection whose service has not begun to run.
+            can make this node hold is at most `(max_channels + max_pending_opens) * channel_window + receive_budget +
+            max_message_size`, and as much again for the channels that this node opens on it.
         heartbeat_interval: a connection that was silent for this long is pinged, seconds; infinite for never.
         heartbeat_tolerance: how long the answer to that may take, seconds. A dead peer is noticed at most
             `heartbeat_interval + heartbeat_tolerance` after its last sign of life.
@@ -155,8 +157,8 @@ class NetworkOptions:
     bind_names: bool = True
     max_message_size: int = 16 * _MIB
     max_channels: int = 1024
-    max_pending_opens: int = 1024
-    channel_window: int = 128 * 1024
+    max_pending_opens: int = 256
+    channel_window: int = 160 * 1024
     receive_budget: int = 64 * _MIB
     max_unverified: int = 1024
     heartbeat_interval: float = 15
