@@ -8,6 +8,7 @@ import math
 import os
 import resource
 import socket
+import struct
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,25 @@ async def test_silent_client_takes_no_contexts(generations: Callable[[int], list
                     await trio.testing.wait_all_tasks_blocked()
                 assert contexts.left == 1
                 del silent
+
+
+async def test_client_that_resets_takes_no_contexts(
+    generations: Callable[[int], list[TLSContexts]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does a client that breaks the connection without a word, as port scanners do; that is no warning, either."""
+    accepting = Accepting()
+    contexts = Contexts(*generations(1))
+    with trio.fail_after(10):
+        async with accepting.on(contexts) as acceptor:
+            async with await trio.open_tcp_stream(*acceptor.address) as client:
+                while acceptor.statistics().handshaking < 1:
+                    await trio.testing.wait_all_tasks_blocked()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await accepting.wait(accepting.errors, 1)
+    assert accepting.errors[0].reason == "silent"
+    assert isinstance(accepting.errors[0].__cause__, trio.BrokenResourceError)
+    assert contexts.left == 1
+    assert not caplog.records
 
 
 async def test_handshake_waits_for_contexts(generations: Callable[[int], list[TLSContexts]]) -> None:

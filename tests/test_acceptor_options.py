@@ -31,6 +31,8 @@ from trionode import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import ManagerFactory, NodeFactory
 
     from trionode import Acceptor, Node, ServiceChannel

@@ -1033,6 +1033,46 @@ async def test_a_channel_that_ended_keeps_no_place_in_the_budget(open_pair: Pair
         shielded.let_go.set()
 
 
+@pytest.mark.parametrize("then", ["half-closes", "sends another", "closes"])
+async def test_credit_that_comes_too_late_for_its_message(open_pair: PairFactory, then: str) -> None:
+    """A message given up before its rest was granted leaves no trace, whatever its sender did before the grant came."""
+    shielded = Shielded()
+    async with open_pair(beta={"services": {"shielded": shielded}, **NO_BUDGET}) as pair:
+        connection = await pair.alpha.connect(BETA)
+        async with connection.open_channel("shielded") as early, connection.open_channel("shielded") as channel:
+            theirs, others = await shielded.other_end(early), await shielded.other_end(channel)
+            late: list[int] = []
+            early.on_credit = late.append  # type: ignore[assignment, method-assign]
+            await early.send(b"e" * 5000)
+            assert await theirs.receive() == b"e" * 5000
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(early.send, b"t" * 1_000_000)
+                while len(late) < 2:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            del early.on_credit
+            usual, for_the_rest = late
+            early.on_credit(usual)
+            async with trio.open_nursery() as nursery:
+                if then == "sends another":
+                    nursery.start_soon(early.send, b"s" * 100_000)
+                    while not early._within_message:
+                        await trio.lowlevel.checkpoint()
+                else:
+                    await (early.send_eof() if then == "half-closes" else early.aclose())
+                early.on_credit(for_the_rest)
+                if then == "sends another":
+                    assert await theirs.receive() == b"s" * 100_000
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(channel.send, b"l" * 300_000)
+                with trio.fail_after(5):
+                    assert await others.receive() == b"l" * 300_000
+            await settled()
+            assert connection.live
+            assert connection_of(pair.beta, ALPHA)._budget._total == 0
+        shielded.let_go.set()
+
+
 async def test_a_ten_byte_call_overtakes_a_large_message(open_pair: PairFactory) -> None:
     """Fragments interleave: a small call is answered before a 16 MiB message that was begun earlier is complete."""
     largest = 16 * 1024 * 1024
@@ -1202,6 +1242,12 @@ VIOLATIONS: Final[dict[str, tuple[list[bytes], str]]] = {
         [opened(), frame(wire.CREDIT, 1, u32(2**32 - 1)), frame(wire.CREDIT, 1, u32(2**32 - 1))],
         "credit",
     ),
+    "giving back more than it has": ([opened(), frame(wire.RETURN, 1, u32(8193))], "gave back 8193"),
+    "giving credit back and using it": (
+        [opened(), frame(wire.RETURN, 1, u32(2000)), frame(wire.MESSAGE, 1, bytes(8192 - 2000 - 63))],
+        "credit",
+    ),
+    "giving back without an amount": ([opened(), frame(wire.RETURN, 1)], "too short"),
     # Sizes
     "a message that is announced too large": ([opened(), first(1, 10_001, b"x")], "10001 bytes; we accept 10000"),
     "a frame that is announced too long": ([wire.header(wire.MESSAGE, 1, wire.MAX_PAYLOAD + 1)], "65541 bytes"),
@@ -1215,15 +1261,15 @@ VIOLATIONS: Final[dict[str, tuple[list[bytes], str]]] = {
     "a channel that was refused, again": ([opened(1, "nothing"), opened(1)], "channel 1"),
     **{
         f"kind {kind} on a channel of ours that never was": ([frame(kind, 2, u32(1))], "never opened")
-        for kind in range(wire.MESSAGE, wire.CREDIT + 1)
+        for kind in [*range(wire.MESSAGE, wire.CREDIT + 1), wire.RETURN]
     },
     **{
         f"kind {kind} on a channel of theirs that never was": ([opened(1), frame(kind, 3, u32(1))], "never opened")
-        for kind in range(wire.MESSAGE, wire.CREDIT + 1)
+        for kind in [*range(wire.MESSAGE, wire.CREDIT + 1), wire.RETURN]
     },
     **{
         f"kind {kind} on channel 0": ([frame(kind, 0, u32(1))], "channel 0")
-        for kind in range(wire.MESSAGE, wire.CREDIT + 1)
+        for kind in [*range(wire.MESSAGE, wire.CREDIT + 1), wire.RETURN]
     },
     **{
         f"kind {kind} on a channel": ([opened(1), frame(kind, 1, bytes(8))], "channel 1")
@@ -1248,7 +1294,7 @@ VIOLATIONS: Final[dict[str, tuple[list[bytes], str]]] = {
     "a reset of junk": ([opened(), frame(wire.RESET, 1, b"\xc1" * 9)], "malformed End"),
     "a goodbye of junk": ([frame(wire.GOODBYE, 0, b"\x92\x01\x02")], "malformed End"),
     # Control
-    "an unknown kind": ([frame(wire.DRAIN + 1, 0)], "kind 0x0e"),
+    "an unknown kind": ([frame(wire.RETURN + 1, 0)], "kind 0x0f"),
     "kind nought": ([frame(0, 0)], "kind 0x00"),
     "the last kind that is refused": ([frame(0x7F, 1, b"x")], "kind 0x7f"),
     "a short ping": ([frame(wire.PING, 0, bytes(7))], "PING of 7"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode import (
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
     from cryptography import x509
 
-    from trionode import EventStream, Node, Peer, TLSStream
+    from trionode import EventStream, Node, Peer, ServiceChannel, TLSStream
     from trionode.pki import CertificateAuthority
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -1026,6 +1028,62 @@ async def test_dialler_refuses_in_its_confirmation(
     assert event.error.code is RejectionCode.NOT_AUTHORIZED
     assert "no thanks" in str(event.error)
     assert event.error.presented == beta.options.cert_manager.key_pair.certificate
+
+
+async def test_dialler_that_comes_while_the_node_is_leaving(
+    node: NodeFactory,
+    manager: ManagerFactory,
+    scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
+    route_to: Callable[..., Route],
+) -> None:
+    """A hello that arrives while the node is leaving is refused as such."""
+    stay = trio.Event()
+
+    async def linger(channel: ServiceChannel) -> None:
+        await channel.send(b"")
+        await stay.wait()
+
+    with trio.fail_after(20):
+        async with node("alpha@localhost") as alpha, trio.open_nursery() as nursery, AsyncExitStack() as stack:
+            async with node("beta@localhost", services={"linger": linger}, shutdown_grace=10) as beta:
+                events = await stack.enter_async_context(beta.events())
+                connection = await alpha.connect("beta@localhost", route_to(beta))
+                channel = connection.open_channel("linger")
+                await channel.receive()
+                peer = await scripted_dial(beta, manager("gamma@localhost"))
+                await stack.enter_async_context(peer.stream)
+
+                async def come_late() -> None:
+                    while connection.live:  # until it says that it is leaving
+                        await trio.testing.wait_all_tasks_blocked()
+                    await peer.say(peer.hello("gamma@localhost"))
+                    answer = await peer.hear(wire.Answer)
+                    assert answer.refusal is not None
+                    assert answer.refusal.code == "shutting_down"
+                    await peer.stream.aclose()
+                    stay.set()
+
+                nursery.start_soon(come_late)
+            error = (await refusal(events)).error
+    assert isinstance(error, PeerUnverifiedError)
+    assert error.reason is UnverifiedReason.SHUTTING_DOWN
+
+
+async def test_acceptor_that_is_shutting_down(
+    node: NodeFactory, manager: ManagerFactory, scripted_listener: ScriptedListener
+) -> None:
+    """A dial of a node that is leaving is a rejection by that code."""
+
+    async def script(listener: ScriptedListener) -> None:
+        peer = await listener.accept(manager("beta@localhost"))
+        async with peer.stream:
+            await peer.hear(wire.Hello)
+            await peer.say(wire.Answer(refusal=wire.Refusal(code="shutting_down", message="bye")))
+            await peer.hear_end()
+
+    error = await dial_to_script(node, scripted_listener, script)
+    assert isinstance(error, PeerRejectedError)
+    assert error.code is RejectionCode.SHUTTING_DOWN
 
 
 # Deadlines ----------------------------------------------------------------------------------------------------------

@@ -487,6 +487,25 @@ async def test_only_local_addresses_are_listened_on(node: NodeFactory, resolve: 
             assert port != 0
 
 
+async def test_address_family_that_the_machine_lacks_is_left_out(
+    node: NodeFactory, resolve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without IPv6 a name's IPv6 addresses are left out, asked for or not."""
+    resolve("both.example", "::1", "127.0.0.1")
+    real = trio.socket.socket
+
+    def without_ipv6(family: int, *args: Any) -> Any:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, *args)
+
+    monkeypatch.setattr(trio.socket, "socket", without_ipv6)
+    with trio.fail_after(10):
+        async with node("alpha@localhost", acceptors=[AcceptorOptions(host="both.example", port=0)]) as alpha:
+            [(host, _)] = alpha.acceptors[0].addresses
+            assert host == "127.0.0.1"
+
+
 async def test_address_that_was_asked_for_is_not_left_out(node: NodeFactory, resolve: Callable[..., None]) -> None:
     """An acceptor's own host is listened on completely, or not at all."""
     resolve("mixed.example", "127.0.0.1", "192.0.2.1")
@@ -823,8 +842,8 @@ async def test_connections_is_a_live_mapping(open_pair: PairFactory) -> None:
             assert not connections
             connection = await pair.alpha.connect("beta@localhost")
             assert connections[BETA] is connection
-            assert connections["beta@localhost"] is connection  # type: ignore[index]
-            assert connections["beta@LOCALHOST"] is connection  # type: ignore[index]
+            assert connections["beta@localhost"] is connection
+            assert connections["beta@LOCALHOST"] is connection
             assert connections.get(BETA) is connection
             assert BETA in connections
             assert "beta@localhost" in connections  # type: ignore[comparison-overlap]
@@ -836,7 +855,7 @@ async def test_connections_is_a_live_mapping(open_pair: PairFactory) -> None:
             for missing in "gamma@localhost", "nonsense", "":
                 assert missing not in connections  # type: ignore[comparison-overlap]
                 with pytest.raises(KeyError) as caught:
-                    connections[missing]  # type: ignore[index]
+                    connections[missing]
                 assert caught.value.args == (missing,)
             assert 7 not in connections  # type: ignore[comparison-overlap]
             with pytest.raises(TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from trionode import (
     GenerationPublished,
     KeyPair,
     NodeName,
+    RotationRefused,
     Route,
     _wire as wire,
 )
@@ -394,3 +396,32 @@ async def test_traffic_during_rotations_loses_nothing(
             assert pair.alpha.acceptors[0].statistics().accepted == 0
             assert pair.beta.acceptors[0].statistics().accepted == ROTATIONS + 1
     assert all(count > ROTATIONS for count in done.values())
+
+
+async def test_a_refused_rotation_is_an_event(
+    node: NodeFactory, manager: ManagerFactory, ca: CertificateAuthority
+) -> None:
+    """Whoever watches a node sees that an update was refused, why, and which generation stays."""
+    certs = manager("alpha@localhost")
+    past = datetime.now(UTC) - timedelta(days=2)
+    expired = ca.issue("alpha@localhost", not_before=past, not_after=past + timedelta(days=1))
+    with trio.fail_after(10):
+        async with node("alpha@localhost", certs) as alpha, alpha.events() as events:
+            for _ in range(2):
+                with pytest.raises(CertificateError) as refused:
+                    certs.update(expired)
+                event = await events.receive()
+                while not isinstance(event, RotationRefused):
+                    event = await events.receive()
+                assert event.error is refused.value
+                assert (event.node, event.generation) == (ALPHA, 1)
+            assert certs.refused_updates == 2
+
+
+async def test_listening_on_every_interface(node: NodeFactory) -> None:
+    """The host `*` stands for all interfaces, IPv4 and IPv6, on one port."""
+    async with node("alpha@localhost", acceptors=[AcceptorOptions(host="*", port=0)]) as alpha:
+        hosts = {ipaddress.ip_address(host) for host, _ in alpha.acceptors[0].addresses}
+        assert all(host.is_unspecified for host in hosts)
+        assert ipaddress.IPv4Address(0) in hosts
+        assert len({port for _, port in alpha.acceptors[0].addresses}) == 1

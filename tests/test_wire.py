@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Frame = tuple[int, int, bytes]
 
-KINDS: Final = range(wire.OPEN, wire.DRAIN + 1)
+KINDS: Final = range(wire.OPEN, wire.RETURN + 1)
 #: A decoder may hold one incomplete frame, and what Python needs for it in pieces.
 MOST_MEMORY: Final = 8 * 1024 * 1024
 
@@ -188,6 +188,7 @@ def test_a_dripping_peer_costs_bounded_memory_and_linear_time(piece: int) -> Non
         (wire.header(wire.PING, 0, 8) + b"12345678", "0b000008 00000000 3132333435363738"),
         (wire.header(wire.PONG, 0, 8) + b"12345678", "0c000008 00000000 3132333435363738"),
         (wire.header(wire.DRAIN, 0, 0), "0d000000 00000000"),
+        (wire.credit(3, 1, wire.RETURN), "0e000004 00000003 00000001"),
     ],
 )
 def test_frames_byte_by_byte(frame: bytes, as_bytes: str) -> None:

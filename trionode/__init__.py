@@ -46,6 +46,7 @@ from ._events import (
     NameInUse as NameInUse,
     NodeEvent as NodeEvent,
     ResolverTrouble as ResolverTrouble,
+    RotationRefused as RotationRefused,
     Side as Side,
 )
 from ._identity import NodeName as NodeName

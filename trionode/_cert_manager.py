@@ -63,6 +63,7 @@ class CertManager:
         self._policy = policy
         self._channel = ContextsChannel(TLSContexts.build(1, key_pair, policy))
         self._generation = AsyncValue(1)
+        self._refusal: AsyncValue[tuple[int, CertificateError | None]] = AsyncValue((0, None))
         self._examined: KeyPair | None = None
         self._lock = RLock()
         self._owner: trio.lowlevel.TrioToken | None = None
@@ -128,11 +129,33 @@ class CertManager:
         _expect(key_pair, KeyPair, "key_pair")
         with self._lock:
             self._check_thread()
-            self._check(key_pair, as_server=self._server_uses > 0)
-            contexts = TLSContexts.build(self.generation + 1, key_pair, self._policy)
+            try:
+                self._check(key_pair, as_server=self._server_uses > 0)
+                contexts = TLSContexts.build(self.generation + 1, key_pair, self._policy)
+            except CertificateError as exc:
+                self._refusal.value = (self._refusal.value[0] + 1, exc)
+                raise
             self._channel.publish(contexts)
             self._generation.value = contexts.generation
         return contexts.generation
+
+    @property
+    def refused_updates(self) -> int:
+        """How many updates were refused so far."""
+        count: int = self._refusal.value[0]
+        return count
+
+    async def wait_refused(self, count: int) -> CertificateError:
+        """Wait until so many updates were refused, and return the last one's error. Cancelling is harmless.
+
+        Raises:
+            RuntimeError: the manager is in use by another Trio run.
+        """
+        with self._claimed():
+            await trio.lowlevel.checkpoint()
+            _, error = await self._refusal.wait_value(lambda refusal: refusal[0] >= count)
+        assert isinstance(error, CertificateError)
+        return error
 
     async def wait_generation(self, generation: int) -> None:
         """Wait until this generation, or a later one, is published. Cancelling is harmless.

@@ -222,11 +222,10 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             except BaseException:
                 if begun and not self._closed and self._send_end is None:
                     self._outbox.append(wire.header(wire.DISCARD, self.identifier, 0))
-                    self._within_message = False
-                    self._return_excess()
                 raise
             finally:
                 self._within_message = False
+                self._return_excess()
 
     async def _wait_sendable(self, cost: int) -> None:
         enough = min(cost, _SMALLEST_FRAGMENT)
@@ -480,7 +479,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def _return_excess(self) -> None:
         """Give back what a message was granted that was given up: till then it keeps its place in the peer's budget."""
         excess = self._credit - self._peer_window
-        if excess > 0 and not self._within_message and not self._closed:
+        ended = self._closed or self._eof_sent or self._send_end is not None
+        if excess > 0 and not self._within_message and not ended:
             self._credit -= excess
             self._outbox.append(wire.credit(self.identifier, excess, wire.RETURN))
 

@@ -27,6 +27,7 @@ from ._events import (
     GenerationPublished,
     HandshakeRefused,
     NameInUse,
+    RotationRefused,
     Side,
 )
 from ._handshake import Party
@@ -88,7 +89,7 @@ class Core:
         """Open for business."""
         self.nursery = nursery
         for manager in self._managers:
-            self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
+            self._start_watching(manager)
 
     def check_open(self) -> None:
         """Check that a network verb may be used now.
@@ -133,7 +134,19 @@ class Core:
         if known is None:
             self._check_covers(manager)
             if self.nursery is not None:
-                self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
+                self._start_watching(manager)
+
+    def _start_watching(self, manager: CertManager) -> None:
+        self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
+        self.spawn(partial(self._watch_refusals, manager, manager.refused_updates), f"watch refusals of {manager!r}")
+
+    async def _watch_refusals(self, manager: CertManager, seen: int) -> None:
+        """Report a manager's refused updates after those seen."""
+        while True:
+            error = await manager.wait_refused(seen + 1)
+            seen = manager.refused_updates
+            _log.warning("a rotation was refused, generation %d stays: %s", manager.generation, error)
+            self.events.publish(RotationRefused(node=self.name, generation=manager.generation, error=error))
 
     async def _watch(self, manager: CertManager, seen: int) -> None:
         """Report a manager's generations after the one seen."""

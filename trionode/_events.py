@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._connection import Connection, EndReason
-    from ._errors import Address, HandshakeError
+    from ._errors import Address, CertificateError, HandshakeError
     from ._identity import NodeName
     from ._keeper import ConnectorState
     from ._peer import Peer
@@ -34,6 +34,7 @@ __all__ = [
     "NameInUse",
     "NodeEvent",
     "ResolverTrouble",
+    "RotationRefused",
     "Side",
 ]
 
@@ -189,6 +190,20 @@ class ResolverTrouble(NodeEvent):
 
     name: NodeName | None
     error: Exception
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RotationRefused(NodeEvent):
+    """A manager that the node uses refused an update; what was published stays. Of several at once the last.
+
+    Attributes:
+        generation: the generation that stays.
+        error: what was wrong with the candidate.
+    """
+
+    generation: int
+    error: CertificateError
 
 
 @final

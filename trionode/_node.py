@@ -380,9 +380,8 @@ class Node:
             else:
                 await core.adopt(link, manager, limits).run()
 
-        listeners = await open_listeners(
-            plan.host or self.name.host, plan.port, port_range=plan.port_range, only_local=plan.host is None
-        )
+        host = None if plan.host == "*" else plan.host or self.name.host
+        listeners = await open_listeners(host, plan.port, port_range=plan.port_range, only_local=plan.host is None)
         return Acceptor(
             listeners,
             manager.contexts,

@@ -43,8 +43,8 @@ class AcceptorOptions:
     """One listening endpoint. What is None is the node's.
 
     Attributes:
-        host: name or address to listen on, all its addresses; `0.0.0.0` or `::` for all interfaces. None: those
-            addresses of the node name's host that are local.
+        host: name or address to listen on, all its addresses; `*` for all interfaces, IPv4 and IPv6 (`0.0.0.0` and
+            `::` for one of the two). None: those addresses of the node name's host that are local.
         port: 0 draws a free one. All listeners of an acceptor share it.
         port_range: how many consecutive ports to try, from `port` on.
         cert_manager: serves this acceptor in place of the node's.
@@ -69,7 +69,8 @@ class AcceptorOptions:
         Raises:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
-        _canonicalise_host(self, "host")
+        if self.host != "*":
+            _canonicalise_host(self, "host")
         _check_int("port", self.port, 0, 65535)
         _check_int("port_range", self.port_range, 1, 65535)
         _check_manager(self.cert_manager, optional=True)

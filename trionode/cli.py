@@ -31,11 +31,11 @@ try:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
-except ModuleNotFoundError as exc:
-    missing = (exc.name or "").partition(".")[0]
-    if missing not in ("click", "rich"):
+except ModuleNotFoundError as _exc:
+    _missing = (_exc.name or "").partition(".")[0]
+    if _missing not in ("click", "rich"):
         raise
-    sys.exit(f"trionode: the command line needs {missing}; install it with: pip install 'trionode[cli]'")
+    sys.exit(f"trionode: the command line needs {_missing}; install it with: pip install 'trionode[cli]'")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
