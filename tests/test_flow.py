@@ -218,10 +218,11 @@ def test_the_budget_is_exceeded_by_one_message_at_most(limit: int, seed: int) ->
 class Sender:
     """A model of a peer's sending half: what it may do, it does in any order and at any size."""
 
-    def __init__(self, channel: ServiceChannel, messages: Sequence[int], window: int) -> None:
+    def __init__(self, channel: ServiceChannel, messages: Sequence[int], window: int, *, gives_back: bool) -> None:
         self.channel = channel
         self.messages = deque(messages)
-        self.credit = window
+        self.credit = self.window = window
+        self.gives_back = gives_back
         self.total = self.sent = 0
         self.sent_whole: list[bytes] = []
         #: Frames on their way to the receiver, and credit on its way back.
@@ -243,7 +244,6 @@ class Sender:
 
     def send(self, most: int) -> None:
         """Send a message or a fragment, of `most` bytes at most."""
-        channel = self.channel
         if self.torn:
             size = min(max(1, most), self.total - self.sent, self.credit)
             self._emit(size, wire.MORE, self._content(size))
@@ -257,14 +257,23 @@ class Sender:
                 payload = total.to_bytes(4, "big") + self._content(size)
                 self._emit(size + OVERHEAD, wire.FIRST, payload)
             self.total, self.sent = total, size
-        assert channel is self.channel
         if not self.torn:
             self.sent_whole.append(self._content(self.total))
+            self.give_back()
 
     def give_up(self) -> None:
         """Discard the message under way."""
         self._emit(0, wire.DISCARD, b"")
         self.total = self.sent = 0
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Return what is beyond the window and for no message."""
+        excess = self.credit - self.window
+        if self.gives_back and excess > 0 and not self.torn and not self.done:
+            channel = self.channel
+            self.credit -= excess
+            self.out.append((excess, lambda: channel.on_return(excess)))
 
     def end(self) -> None:
         """Half-close."""
@@ -288,14 +297,22 @@ class Sender:
 class World:
     """Some channels of one connection, seen from the receiver, and what is on its way."""
 
-    def __init__(self, *, window: int, budget: int, largest: int, messages: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        *,
+        window: int,
+        budget: int,
+        largest: int,
+        messages: Sequence[Sequence[int]],
+        gives_back: bool = True,
+    ) -> None:
         self.window = window
         self.bound = len(messages) * window + budget + largest + OVERHEAD
         self.outbox = Outbox(_NO_LINK)
         self.decoder = wire.FrameDecoder()
         self.budget = MessageBudget(budget)
         self.senders = {
-            identifier: Sender(self._channel(identifier, window, largest), sizes, window)
+            identifier: Sender(self._channel(identifier, window, largest), sizes, window, gives_back=gives_back)
             for identifier, sizes in zip(range(1, 1000, 2), messages, strict=False)
         }
         self.received: dict[int, list[bytes]] = {identifier: [] for identifier in self.senders}
@@ -324,6 +341,7 @@ class World:
         """One grant arrives at a sender."""
         sender = self.senders[identifier]
         sender.credit += sender.back.popleft()
+        sender.give_back()
 
     def consume(self, identifier: int) -> bool:
         """The application takes a message, if there is one."""
@@ -356,28 +374,41 @@ class World:
 
     def finish(self) -> None:
         """Let everybody do what they can until all is received; a round in which nothing moves is a deadlock."""
-        while not all(sender.done and not sender.out for sender in self.senders.values()):
+        while any(sender.torn or sender.messages or sender.out for sender in self.senders.values()):
             moved = False
             for identifier, sender in self.senders.items():
-                while sender.back:
-                    self.credit(identifier)
-                while sender.may_send():
-                    sender.send(wire.MAX_FRAGMENT)
-                    moved = True
-                if not (sender.torn or sender.messages or sender.done):
+                moved |= self._go_on(identifier)
+                # Who gives nothing back has to end, for the others' sake.
+                if not (sender.gives_back or sender.torn or sender.messages or sender.done):
                     sender.end()
-                while sender.out:
-                    self.deliver(identifier)
-                    moved = True
-                while self.consume(identifier):
                     moved = True
             assert moved, "deadlock"
+        for sender in self.senders.values():
+            if not (sender.gives_back or sender.done):
+                sender.end()
+        while any(self._go_on(identifier) for identifier in self.senders):
+            pass
         for identifier, sender in self.senders.items():
-            while self.consume(identifier):
-                pass
             assert self.received[identifier] == sender.sent_whole
+            assert sender.done or self.window / 2 < sender.credit <= self.window
         assert (self.budget._total, self.budget._reserved, self.budget._over) == (0, {}, None)
         assert not self.budget._waiting
+
+    def _go_on(self, identifier: int) -> bool:
+        """Everything that one channel can do now; whether that is anything."""
+        sender, moved = self.senders[identifier], False
+        while sender.back:
+            self.credit(identifier)
+            moved = True
+        while sender.may_send():
+            sender.send(wire.MAX_FRAGMENT)
+            moved = True
+        while sender.out:
+            self.deliver(identifier)
+            moved = True
+        while self.consume(identifier):
+            moved = True
+        return moved
 
 
 _NO_LINK: Final[Any] = None
@@ -389,6 +420,7 @@ worlds: Final = st.builds(
     budget=st.just(0) | st.integers(0, 100_000),
     largest=st.just(60_000),
     messages=st.lists(st.lists(sizes, max_size=8), min_size=1, max_size=6),
+    gives_back=st.booleans(),
 )
 
 
@@ -446,23 +478,11 @@ def test_one_channel_alone_never_stalls(size: int, message: int) -> None:
     world.finish()
 
 
-@given(amounts=st.lists(st.integers(0, 60_000), min_size=1, max_size=30))
-@example(amounts=[60_000, 0, 60_000, 4032, 4033])
+@given(amounts=st.lists(st.integers(0, 60_000), min_size=1, max_size=30), window=st.integers(4096, 8000))
+@example(amounts=[60_000, 0, 60_000, 4032, 4033], window=4096)
 @settings(deadline=None)
-def test_credit_is_restored_when_everything_was_received(amounts: list[int]) -> None:
+def test_credit_is_restored_when_everything_was_received(amounts: list[int], window: int) -> None:
     """After any messages the sender's credit is within half a window of the whole, and never above it."""
-    world = World(window=4096, budget=0, largest=60_000, messages=[amounts])
-    [sender] = world.senders.values()
-    while sender.messages or sender.torn:
-        while sender.back:
-            world.credit(1)
-        while sender.may_send():
-            sender.send(wire.MAX_FRAGMENT)
-        while sender.out:
-            world.deliver(1)
-        while world.consume(1):
-            pass
-    while sender.back:
-        world.credit(1)
-    assert 4096 / 2 < sender.credit <= 4096
-    assert world.budget._total == 0
+    world = World(window=window, budget=0, largest=60_000, messages=[amounts])
+    world.finish()
+    assert window / 2 < world.senders[1].credit <= window
