@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ import trio.testing
 import trionode
 from trionode import (
     AcceptorUp,
+    CertificateError,
     ClientAuth,
     Connection,
     ConnectionDown,
@@ -103,6 +105,8 @@ async def test_every_kind_of_event(
             async with node(str(ALPHA), certs, resolver=Failing()) as alpha:
                 events = await stack.enter_async_context(alpha.events())
                 certs.update(ca.issue(str(ALPHA)))
+                with pytest.raises(CertificateError):
+                    certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) - timedelta(hours=1)))
                 with pytest.raises(NoRouteError):
                     await alpha.connect(BETA)
                 alpha.add_route(BETA, route_to(beta))

@@ -374,6 +374,29 @@ async def test_winner_is_the_dial_of_the_name_that_sorts_first(
         assert not theirs.link.dialled
 
 
+async def test_connection_that_came_in_before_the_dial_began_is_not_replaced(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock
+) -> None:
+    """A dial for which a connection came in just before its task began to run does not replace that, but uses it."""
+    async with world(0) as here:
+        dials = here.alpha._dialer._dials
+        spawn = dials._spawn
+
+        def spawn_late(function: Callable[[], Awaitable[None]], name: str) -> None:
+            async def begin() -> None:
+                await here.beta.connect(ALPHA)
+                await wait_for(lambda: BETA in here.alpha.connections)
+                await function()
+
+            spawn(begin, name)
+
+        dials._spawn = spawn_late
+        connection = await here.alpha.connect(BETA)
+        await settle()
+        assert not connection.link.dialled
+        assert here.the_connection()[0] is connection
+
+
 # What the loser's side puts in an order ------------------------------------------------------------------------------
 
 

@@ -95,6 +95,10 @@ class Dialer:
         """The connection, and whether this task is the one to run it."""
         registry = self._core.registry
         for attempt in range(_DUPLICATE_RETRIES):
+            # There may be one by now: what our dial lost to, or what came in while this task was being started.
+            connection = self.find(name, route)
+            if connection is not None:
+                return connection, False
             # A mutual connection that there is, and that a verb with this route may not use, is to be replaced.
             replace = bool(registry.mutual(name))
             try:
@@ -104,9 +108,6 @@ class Dialer:
                     raise
             with trio.move_on_after(self._network.handshake_timeout):
                 await registry.wait(name, lambda found: found.link.mutual)
-            connection = self.find(name, route)
-            if connection is not None:
-                return connection, False
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
 
     async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool) -> Connection:
