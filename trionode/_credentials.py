@@ -17,7 +17,7 @@ import warnings
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeAlias, final
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ._errors import CertificateError, CertificateReason
 from ._identity import canonical_host, describe, describe_subjects, fingerprint, host_address
+from ._immutable import HoldsPrivateKey, Immutable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,7 +57,7 @@ _CURVES: Final = frozenset(
 
 
 @final
-class KeyPair:
+class KeyPair(HoldsPrivateKey):
     """A leaf certificate, its intermediates and its private key; immutable.
 
     Make one with `load`, `from_pem` or `self_signed`. The private key stays in memory and out of every `repr`; a key
@@ -181,36 +182,13 @@ class KeyPair:
         )
         return cls([certificate], key)
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        """Refuse: a key pair is immutable."""
-        msg = f"a KeyPair is immutable; cannot set {name}"
-        raise AttributeError(msg)
-
-    def __delattr__(self, name: str) -> NoReturn:
-        """Refuse: a key pair is immutable."""
-        msg = f"a KeyPair is immutable; cannot delete {name}"
-        raise AttributeError(msg)
-
-    def __copy__(self) -> Self:
-        """Itself: it is immutable."""
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Itself: it is immutable."""
-        return self
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse: a pickle would carry the private key."""
-        msg = "a KeyPair cannot be pickled: its private key stays in this process"
-        raise TypeError(msg)
-
     def __repr__(self) -> str:
         # Total: a traceback may print one that could not be finished.
         return f"<KeyPair {describe(self.certificate)}>" if hasattr(self, "certificate") else "<KeyPair, unfinished>"
 
 
 @final
-class CAPool:
+class CAPool(Immutable):
     """An immutable, non-empty set of trust anchors.
 
     Every certificate in it is trusted in its own right, self-signed or not, as in Go; one that is no CA pins that
@@ -302,24 +280,6 @@ class CAPool:
 
     def __hash__(self) -> int:
         return hash(self._key)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        """Refuse: a pool is immutable."""
-        msg = f"a CAPool is immutable; cannot set {name}"
-        raise AttributeError(msg)
-
-    def __delattr__(self, name: str) -> NoReturn:
-        """Refuse: a pool is immutable."""
-        msg = f"a CAPool is immutable; cannot delete {name}"
-        raise AttributeError(msg)
-
-    def __copy__(self) -> Self:
-        """Itself: it is immutable."""
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Itself: it is immutable."""
-        return self
 
     def __repr__(self) -> str:
         return f"<CAPool of {len(self)}: {describe_subjects(self)}>"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Self, final
+from typing import TYPE_CHECKING, Self, final
 
 from ._identity import describe
+from ._immutable import Immutable
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -16,7 +17,7 @@ __all__ = ["Peer"]
 
 
 @final
-class Peer:
+class Peer(Immutable):
     """The node at the other end; immutable. There is no public constructor: only a handshake makes one.
 
     Attributes:
@@ -59,11 +60,6 @@ class Peer:
         ):
             object.__setattr__(self, key, value)
         return self
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        """Refuse: a peer is immutable."""
-        msg = f"a Peer is immutable; cannot set {name}"
-        raise AttributeError(msg)
 
     def __repr__(self) -> str:
         shown = "no certificate" if self.certificate is None else describe(self.certificate)

@@ -32,7 +32,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, Self, final
+from typing import TYPE_CHECKING, Final, Self, final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -42,6 +42,7 @@ from cryptography.x509.oid import NameOID
 from ._credentials import BACKDATE, BOTH_PURPOSES, LEAF_KEY_USAGE, CAPool, KeyPair, general_name
 from ._errors import CertificateError, CertificateReason
 from ._identity import URI_SCHEME, NodeName, canonical_host, describe, describe_dates, describe_subject, fingerprint
+from ._immutable import HoldsPrivateKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -92,7 +93,7 @@ class KeyType(StrEnum):
 
 
 @final
-class CertificateAuthority:
+class CertificateAuthority(HoldsPrivateKey):
     """A certificate authority for development: issues key pairs for nodes and hosts. Immutable.
 
     Make one with `create`, or read one with `load`. Its private key stays out of every `repr`; it cannot be pickled.
@@ -310,29 +311,6 @@ class CertificateAuthority:
             )
             raise ValueError(msg)
         return start, end
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        """Refuse: a CA is immutable."""
-        msg = f"a CertificateAuthority is immutable; cannot set {name}"
-        raise AttributeError(msg)
-
-    def __delattr__(self, name: str) -> NoReturn:
-        """Refuse: a CA is immutable."""
-        msg = f"a CertificateAuthority is immutable; cannot delete {name}"
-        raise AttributeError(msg)
-
-    def __copy__(self) -> Self:
-        """Itself: it is immutable."""
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Itself: it is immutable."""
-        return self
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse: a pickle would carry the private key."""
-        msg = "a CertificateAuthority cannot be pickled: its private key stays in this process; use save() and load()"
-        raise TypeError(msg)
 
     def __repr__(self) -> str:
         through = "" if self.intermediate is None else f", issuing through {describe_subject(self.intermediate)}"
