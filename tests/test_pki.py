@@ -265,7 +265,7 @@ def test_a_repr_shows_subject_dates_and_fingerprint_and_no_key(ca: CertificateAu
 
 
 def test_a_ca_cannot_be_pickled(ca: CertificateAuthority) -> None:
-    """Pickling a CA is refused under every protocol, with the way that there is instead."""
+    """Pickling a CA is refused under every protocol."""
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         with pytest.raises(TypeError, match=r"private key stays in this process"):
             pickle.dumps([ca], protocol)
