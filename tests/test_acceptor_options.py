@@ -168,17 +168,19 @@ def listeners_free(count: int) -> int:
 async def test_ipv4_ipv6_and_both(node: NodeFactory, resolve: Callable[..., None]) -> None:
     """An acceptor listens on IPv4, on IPv6, or on both: on every address that its host has, all on one port."""
     resolve("both.example", "::1", "127.0.0.1")
-    plans = [plan(), plan(host="::1"), plan(host="both.example")]
+    plans = [plan(), plan(host="::1"), plan(host="both.example"), plan(host="*")]
     with trio.fail_after(10):
         async with node("beta@localhost", acceptors=plans, services={"echo": echo}) as beta, node(str(ALPHA)) as alpha:
-            ipv4, ipv6, both = beta.acceptors
+            ipv4, ipv6, both, everywhere = beta.acceptors
             assert [host for host, _ in ipv4.addresses] == ["127.0.0.1"]
             assert [host for host, _ in ipv6.addresses] == ["::1"]
             assert [host for host, _ in both.addresses] == ["::1", "127.0.0.1"]
-            [port] = {port for _, port in both.addresses}
-            for host in "127.0.0.1", "::1":
-                await once(alpha, Route(host=host, port=port))
-            assert both.statistics().established == 2
+            assert sorted(host for host, _ in everywhere.addresses) == ["0.0.0.0", "::"]
+            for acceptor in both, everywhere:
+                [port] = {port for _, port in acceptor.addresses}
+                for host in "127.0.0.1", "::1":
+                    await once(alpha, Route(host=host, port=port))
+                assert acceptor.statistics().established == 2
             with pytest.raises(OSError, match=r"::1"):
                 await trio.open_tcp_stream("::1", ipv4.address[1])
 
@@ -213,6 +215,20 @@ async def test_port_that_only_one_family_has_is_drawn_anew(
         assert ports != {unlucky}
         for listener in found:
             await listener.aclose()
+
+
+async def test_lack_of_descriptors_is_a_listen_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the system refuses a listener for comes out as a `ListenError`, with the system's error as its cause."""
+
+    def socket_of(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(trio.socket, "socket", socket_of)
+    with trio.fail_after(10):
+        with pytest.raises(ListenError, match="Too many open files") as caught:
+            await listeners.open_listeners("127.0.0.1", 0, port_range=3)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert len(caught.value.tried) == 1  # no other port would help
 
 
 # What it asks for -----------------------------------------------------------------------------------------------------

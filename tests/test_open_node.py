@@ -897,3 +897,21 @@ async def test_services_run_in_the_nodes_context(node: NodeFactory) -> None:
         ]
         * 2
     )
+
+
+async def test_a_crash_that_cancels_a_nursery_in_the_block_comes_alone(node: NodeFactory) -> None:
+    """Where a crash inside cancels a block that waits in a nursery of its own, only the crash comes out."""
+
+    class CrashError(Exception):
+        """What goes wrong inside."""
+
+    async def crash() -> None:
+        raise CrashError
+
+    with trio.fail_after(10):
+        with pytest.raises(BaseExceptionGroup) as raised:  # noqa: PT012 -- the block is what is tested
+            async with node("alpha@localhost") as alpha, trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                alpha._core.spawn(crash, "crash")
+                await trio.sleep_forever()
+    assert raised.value.split(CrashError)[1] is None

@@ -729,6 +729,16 @@ def test_without_proc_the_number_decides(monkeypatch: pytest.MonkeyPatch, dead_p
     assert resolvers._process_started(1) == 0
 
 
+def test_process_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends between two steps of looking at it is gone."""
+
+    def read_bytes(self: Path) -> bytes:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert resolvers._process_started(os.getpid()) == -1
+
+
 async def test_successor_keeps_the_name(registry: LocalRegistry) -> None:
     """A node that ends takes back its own entry only: not that of a successor which has the name already."""
     with registry.register(BETA, [("127.0.0.1", 8)]):

@@ -10,7 +10,7 @@ import math
 import random
 from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -290,14 +290,22 @@ async def test_crossing_dials_end_with_one_connection(
 @pytest.mark.parametrize("explicit", ["alpha's", "beta's", "both"])
 @pytest.mark.parametrize("batch", BATCHES[:3])
 async def test_crossing_dials_that_replace_end_with_one_connection(
-    world: Callable[..., Any], autojump_clock: trio.testing.MockClock, batch: int, explicit: str
+    world: Callable[..., Any],
+    manager: ManagerFactory,
+    autojump_clock: trio.testing.MockClock,
+    batch: int,
+    explicit: str,
 ) -> None:
-    """Crossing dials on explicit routes, which ask to replace, end with exactly one connection, too: never none."""
+    """Where each side wants a connection of its own (another manager), there is one in the end, too: never none."""
+    certs = {name: manager(str(name)) for name in (ALPHA, BETA)}
     for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
         async with world(seed) as here:
-            alpha_route = here.route(here.beta) if explicit != "beta's" else None
-            beta_route = here.route(here.alpha) if explicit != "alpha's" else None
-            await connect_both(here, alpha_route=alpha_route, beta_route=beta_route)
+            to_beta = replace(here.route(here.beta), cert_manager=certs[ALPHA]) if explicit != "beta's" else None
+            to_alpha = replace(here.route(here.alpha), cert_manager=certs[BETA]) if explicit != "alpha's" else None
+            got = await connect_both(here, alpha_route=to_beta, beta_route=to_alpha)
+            for name, route in (ALPHA, to_beta), (BETA, to_alpha):
+                if route is not None:
+                    assert got[name].key_pair_fingerprint == certs[name].key_pair.fingerprint
             await settle()
             here.the_connection()
 
@@ -865,6 +873,21 @@ async def test_second_node_of_a_name_is_refused_where_it_is_dialled(
             assert event.error.code is RejectionCode.NAME_IN_USE
             assert alpha.connections == {BETA: first}
             assert first.live
+
+
+async def test_second_node_of_a_name_is_refused_also_where_it_verifies_nobody(
+    same_name: Callable[..., Any], route_to: Callable[..., Route]
+) -> None:
+    """A dialer that does not verify its peers is no way round: it proves a name that another live node has."""
+    with trio.fail_after(10):
+        async with same_name() as (alpha, one, two):
+            first = await alpha.connect(BETA, route_to(one))
+            with pytest.raises(PeerRejectedError) as refused:
+                await two.connect(ALPHA, route_to(alpha, insecure_skip_verify=True))
+            assert refused.value.code is RejectionCode.NAME_IN_USE
+            assert alpha.connections == {BETA: first}
+            await first.aclose()
+            await two.connect(ALPHA, route_to(alpha, insecure_skip_verify=True))
 
 
 async def test_second_node_of_a_name_after_the_first_has_left(same_name: Callable[..., Any]) -> None:

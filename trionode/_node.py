@@ -334,12 +334,13 @@ class Node:
                         await self._leave()
                     nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
-                crash = group.split(trio.Cancelled)[1]
-                if body is None or (crash is not None and isinstance(body, trio.Cancelled)):
+                crash = _without_cancelled(group)
+                own = None if body is None else _without_cancelled(body)
+                if body is None or (crash is not None and own is None):
                     raise  # a cancellation from outside, or a crash inside, which cancelled the body
-                if crash is not None:
+                if crash is not None and own is not None:
                     msg = f"the node {self.name} crashed, and its block failed"
-                    raise BaseExceptionGroup(msg, [body, *crash.exceptions]) from None
+                    raise BaseExceptionGroup(msg, [own, crash]) from None
             finally:
                 self._core.nursery = None
                 self._core.events.end()
@@ -463,3 +464,10 @@ class Node:
             async with trio.open_nursery() as nursery:
                 for connection in connections:
                     nursery.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
+
+
+def _without_cancelled(exc: BaseException) -> BaseException | None:
+    """What an exception is besides cancellation; None if it is nothing else."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(trio.Cancelled)[1]
+    return None if isinstance(exc, trio.Cancelled) else exc
