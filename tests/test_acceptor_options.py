@@ -175,7 +175,7 @@ async def test_ipv4_ipv6_and_both(node: NodeFactory, resolve: Callable[..., None
             assert [host for host, _ in ipv4.addresses] == ["127.0.0.1"]
             assert [host for host, _ in ipv6.addresses] == ["::1"]
             assert [host for host, _ in both.addresses] == ["::1", "127.0.0.1"]
-            assert sorted(host for host, _ in everywhere.addresses) == ["0.0.0.0", "::"]
+            assert sorted(host for host, _ in everywhere.addresses) == ["0.0.0.0", "::"]  # noqa: S104
             for acceptor in both, everywhere:
                 [port] = {port for _, port in acceptor.addresses}
                 for host in "127.0.0.1", "::1":

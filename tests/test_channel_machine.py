@@ -70,9 +70,9 @@ class Config:
 
     window: int
     budget: int
-    max_channels: int = 1024
-    max_pending_opens: int = 1024
-    lockstep: bool = False
+    max_channels: int
+    max_pending_opens: int
+    lockstep: bool
 
 
 @asynccontextmanager
@@ -151,19 +151,31 @@ class End:
     finish: trio.Event = field(default_factory=trio.Event)
     began: bool = False
     cancelled: bool = False
+    refused: bool = False
     over: bool = False
-    #: What was accepted for sending, and what was received, in order.
-    accepted: list[bytes] = field(default_factory=list)
+    #: Messages in the order in which somebody began to send them, and those of them that were accepted.
+    offered: list[bytes] = field(default_factory=list)
+    taken: set[bytes] = field(default_factory=set)
+    #: Sends and half-closes under way.
+    busy: int = 0
     received: list[bytes] = field(default_factory=list)
     saw_end: bool = False
-    sending: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
     receiving: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
-    offered: int = 0
+
+    @property
+    def accepted(self) -> list[bytes]:
+        """What was accepted for sending, in order."""
+        return [message for message in self.offered if message in self.taken]
+
+    def offer(self, size: int) -> bytes:
+        """A message like no other; somebody is about to send it."""
+        self.offered.append(len(self.offered).to_bytes(4, "big") + bytes(size))
+        return self.offered[-1]
 
     @property
     def gone(self) -> bool:
         """Whether this end uses the channel no more."""
-        return self.closed or self.failed or self.over
+        return self.closed or self.failed or self.over or self.refused
 
 
 @dataclass(eq=False)
@@ -177,10 +189,15 @@ class Pair:
         return self.ends[1] if end is self.ends[0] else self.ends[0]
 
 
+#: Why a channel may not come about.
+_REFUSALS: Final = (RemoteCode.LIMIT, RemoteCode.SHUTTING_DOWN)
+
+
 class Model:
     """Runs a program against two connections, and knows what may come of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self.connections: list[Connection] = []
         self.pairs: list[Pair] = []
         self.services = [Services(propagate_errors=False, expose_errors=False) for _ in range(2)]
@@ -236,8 +253,13 @@ class Model:
                 self.connections[side].open_channel("model")
             return
         caller = End(side, serves=False)
-        self.pairs.append(Pair((caller, End(1 if side == 0 else 0, serves=True))))
-        caller.channel = self.connections[side].open_channel("model")
+        try:
+            caller.channel = self.connections[side].open_channel("model")
+        except RemoteError as exc:
+            assert exc.code is RemoteCode.LIMIT
+            assert self.connections[side].statistics().channels >= self.config.max_channels
+        else:
+            self.pairs.append(Pair((caller, End(1 if side == 0 else 0, serves=True))))
 
     async def call(self, side: Side, size: int) -> None:
         """Call a service that sends back what it gets."""
@@ -248,50 +270,50 @@ class Model:
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             assert self.over
         except RemoteError as exc:
-            assert exc.code is RemoteCode.SHUTTING_DOWN
-            assert self.draining
+            assert exc.code is RemoteCode.LIMIT or (exc.code is RemoteCode.SHUTTING_DOWN and self.draining)
 
     async def send(self, pair: Pair, end: End, size: int) -> None:
-        """Send a message, after those that are being sent."""
+        """Send a message; any number of tasks may."""
         channel = end.channel
         if channel is None:
             return
+        message = end.offer(size)
+        end.busy += 1
         try:
-            async with end.sending:
-                end.offered += 1
-                message = end.offered.to_bytes(4, "big") + bytes(size)
-                await channel.send(message)
-                end.accepted.append(message)
+            await channel.send(message)
+            end.taken.add(message)
         except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
             self._check_sending(pair, end, exc)
+        finally:
+            end.busy -= 1
 
     def send_nowait(self, pair: Pair, end: End, size: int) -> None:
         """Send a message if that is possible at once."""
         channel = end.channel
-        if channel is None or end.sending.locked():
+        if channel is None:
             return
-        end.offered += 1
-        message = end.offered.to_bytes(4, "big") + bytes(size)
+        message = end.offer(size)
         try:
             channel.send_nowait(message)
+            end.taken.add(message)
         except trio.WouldBlock:
-            return
+            pass
         except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
             self._check_sending(pair, end, exc)
-        else:
-            end.accepted.append(message)
 
     async def half_close(self, pair: Pair, end: End) -> None:
         """Half-close, after what is being sent."""
         channel = end.channel
         if channel is None:
             return
+        end.half_closed = True
+        end.busy += 1
         try:
-            async with end.sending:
-                end.half_closed = True
-                await channel.send_eof()
+            await channel.send_eof()
         except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
             self._check_sending(pair, end, exc)
+        finally:
+            end.busy -= 1
 
     def _check_sending(self, pair: Pair, end: End, exc: Exception) -> None:
         other = pair.other(end)
@@ -299,6 +321,7 @@ class Model:
             assert end.gone or end.half_closed or end.side in self.closed_sides
         else:
             assert exc.__cause__ is not None
+            other.refused |= isinstance(exc.__cause__, RemoteError) and exc.__cause__.code in _REFUSALS
             assert other.gone or self.over
 
     async def receive(self, pair: Pair, end: End, count: int) -> None:
@@ -335,9 +358,10 @@ class Model:
             assert end.gone or end.side in self.closed_sides
         elif isinstance(exc, RemoteError):
             assert not end.serves
-            if exc.code is RemoteCode.SHUTTING_DOWN:
-                assert self.draining
+            if exc.code in _REFUSALS:
+                assert self.draining or exc.code is RemoteCode.LIMIT
                 assert not other.began
+                other.refused = True
             else:
                 assert other.failed or other.cancelled
                 assert exc.code is (RemoteCode.FAILED if other.failed else RemoteCode.CANCELLED)
@@ -374,21 +398,41 @@ class Model:
 
     async def finish(self) -> None:
         """Receive everything, half-close and close everything: now every message must be there."""
-        await trio.testing.wait_all_tasks_blocked()  # so that all services have begun
+        rest = self.pairs
+        while rest:
+            await trio.testing.wait_all_tasks_blocked()
+            self.check_cancelled()
+            # Where only some may be served at a time the others begin when these have ended.
+            ready = [pair for pair in rest if pair.ends[1].began or any(end.gone for end in pair.ends)]
+            rest = [pair for pair in rest if pair not in ready]
+            if not ready:
+                ready, rest = rest, []  # refused, and nobody has looked yet
+            await self._finish(ready)
+
+    async def _finish(self, pairs: Sequence[Pair]) -> None:
         async with trio.open_nursery() as nursery:
-            for pair in self.pairs:
+            for pair in pairs:
                 for end in pair.ends:
                     nursery.start_soon(self.receive, pair, end, 10**6)
             await trio.testing.wait_all_tasks_blocked()
-            for pair in self.pairs:
+            for pair in pairs:
                 self._check_credit(pair)
-            for pair in self.pairs:
+            for pair in pairs:
                 for end in pair.ends:
                     nursery.start_soon(self.half_close, pair, end)
-        for pair in self.pairs:
+        for pair in pairs:
             for end in pair.ends:
                 await self.close(end)
         await trio.testing.wait_all_tasks_blocked()
+
+    def check_cancelled(self) -> None:
+        """Services of callers that failed, or of a connection that ended, are over; others were not cancelled."""
+        for pair in self.pairs:
+            caller, service = pair.ends
+            if service.cancelled:
+                assert caller.failed or self.over
+            if service.began and (caller.failed or (self.over and not caller.closed)):
+                assert service.over
 
     def _check_credit(self, pair: Pair) -> None:
         """Everything was sent and received: where a channel goes on its windows are open again."""
@@ -397,24 +441,20 @@ class Model:
             if end.channel is None or other.channel is None or end.gone or other.gone:
                 continue
             window = other.channel._window
-            assert not end.sending.locked()
+            assert not end.busy
             assert window.held == 0
             if not end.half_closed:
                 assert window.size / 2 < end.channel._credit == window.outstanding <= window.size
 
     def check(self) -> None:
         """What must hold when everything is over."""
+        self.check_cancelled()
         for pair in self.pairs:
-            caller, service = pair.ends
             for end in pair.ends:
                 other = pair.other(end)
                 assert other.received == end.accepted[: len(other.received)], "lost, doubled, changed or reordered"
                 if other.saw_end:
                     assert other.received == end.accepted, "an end before everything was received"
-            if service.cancelled:
-                assert caller.failed or self.over
-            if service.began:
-                assert service.over or not (caller.failed or self.over)
 
     def nothing_is_left(self, service_nursery: trio.Nursery) -> None:
         """No channel, no task, no reservation, nobody who waits."""
@@ -528,6 +568,8 @@ configs: Final = st.builds(
     Config,
     window=st.sampled_from([4096, 5000, 70_000, 131_072]),
     budget=st.sampled_from([0, 20_000, 200_000, 10**9]),
+    max_channels=st.sampled_from([1, 2, 1024, 1024]),
+    max_pending_opens=st.sampled_from([1, 1024]),
     lockstep=st.booleans(),
 )
 
@@ -554,7 +596,7 @@ def test_programs_that_end_in_peace(
     """Every message that was accepted arrives once and in order, no other error than the model allows, no leaks."""
 
     async def main() -> None:
-        model = Model()
+        model = Model(config)
         async with connected(managers, config, model.services) as (model.connections, service_nursery):
             async with trio.open_nursery() as nursery:
                 await model.run(program, nursery)
@@ -587,7 +629,7 @@ def test_programs_that_end_with_the_connection(
     """Whatever is going on when the connection is closed, drained or lost: all tasks end, as allowed, no leaks."""
 
     async def main() -> None:
-        model = Model()
+        model = Model(config)
         async with connected(managers, config, model.services) as (model.connections, service_nursery):
             dialer, acceptor = model.connections
             async with trio.open_nursery() as nursery:
@@ -605,6 +647,8 @@ def test_programs_that_end_with_the_connection(
                             nursery.start_soon(connection.aclose)
                 for connection in model.connections:
                     await connection.wait_closed()
+                await trio.testing.wait_all_tasks_blocked()
+                model.check_cancelled()
                 # Those whose caller had closed may take their time; here they are done.
                 for pair in model.pairs:
                     pair.ends[1].finish.set()

@@ -292,7 +292,7 @@ class ModelChannel(trio.abc.Channel[bytes]):
         self._shared.reset = error[0] is not None
         self.close()
         if error[0] is None:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # noqa: ASYNC102 -- wrong on purpose
 
 
 class SendsWithoutCheckpoint(ModelChannel):
@@ -373,7 +373,7 @@ class SwallowsExceptions(ModelChannel):
 
     async def __aexit__(self, *error: object) -> Any:
         """Close, or reset."""
-        await super().__aexit__(*error)
+        await super().__aexit__(*error)  # noqa: ASYNC102 -- wrong on purpose
         return True
 
 
@@ -1737,9 +1737,7 @@ async def test_a_service_may_be_restricted(
 
 
 @pytest.mark.parametrize("allow", ["no-at-sign", ["alpha@localhost", "x@y@z"], "*-no-at"])
-async def test_a_pattern_that_is_none_is_refused_when_the_service_is_added(
-    open_pair: PairFactory, allow: Any
-) -> None:
+async def test_a_pattern_that_is_none_is_refused_when_the_service_is_added(open_pair: PairFactory, allow: Any) -> None:
     """`ValueError`, at once and not when the first caller comes."""
     async with open_pair() as pair:
         with pytest.raises(ValueError, match=r"no-at|@"):

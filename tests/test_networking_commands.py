@@ -46,7 +46,7 @@ def test_mesh_converges_to_one_connection_per_pair() -> None:
     assert result["nodes"] == 6
     assert result["connections"] == result["pairs"] == 15
     assert result["changes_afterwards"] == 0
-    # Everybody dials everybody once: two for each pair. On a machine that is very busy a few more; a storm has hundreds.
+    # Everybody dials everybody once: two for each pair. On a very busy machine a few more; a storm has hundreds.
     assert 15 <= result["dials"] <= 45
     assert result["established"] >= 15
     assert 0 < result["seconds"] < 30

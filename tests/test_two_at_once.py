@@ -11,7 +11,8 @@ import random
 from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 import trio
@@ -24,6 +25,7 @@ from trionode import (
     ConnectionUp,
     EndReason,
     HandshakeRefused,
+    HandshakeTimeoutError,
     NameInUse,
     Node,
     NodeName,
@@ -32,10 +34,11 @@ from trionode import (
     RejectionCode,
     Route,
     Side,
+    Stage,
     UnverifiedReason,
     _wire as wire,
 )
-from trionode._arbiter import PROBE_TIMEOUT, Arbiter
+from trionode._arbiter import PROBE_TIMEOUT, Arbiter, Conflict
 from trionode._peer import established_peer
 from trionode._registry import Registry
 
@@ -175,7 +178,8 @@ class MemoryNetwork:
     async def connect_tcp(self, host: str, port: int, *, connect_timeout: float) -> MemoryEnd:
         """In place of the real one."""
         if port in self.walls:
-            await trio.sleep_forever()
+            await trio.sleep(connect_timeout)
+            raise HandshakeTimeoutError("a firewall", stage=Stage.CONNECT, reason="timeout", address=(host, port))
         scale = self.rng.choice([0, 0.1, 1, 1, 2])
         await trio.sleep(self.draw(scale))
         link = MemoryLink(lambda: self.draw(scale))
@@ -569,6 +573,101 @@ async def test_arbiter_forgets_what_is_over() -> None:
     assert not arbiter._locks
 
 
+@dataclass(eq=False)
+class FakeConnection:
+    """As much of a registered connection as the arbiter looks at."""
+
+    peer: Peer
+    dialled: bool
+    registry: Registry
+    alive: bool = True
+    pinged: int = 0
+    meanwhile: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.link = SimpleNamespace(dialled=self.dialled, mutual=True, insecure=False, replace=False)
+        self.registry.add(cast("Connection", self))
+
+    async def answers(self, within: float) -> bool:
+        """A ping."""
+        assert within == PROBE_TIMEOUT
+        self.pinged += 1
+        await trio.lowlevel.checkpoint()
+        if not self.alive:
+            self.registry.remove(cast("Connection", self))
+        self.meanwhile()
+        return self.alive
+
+
+async def verdict(arbiter: Arbiter, peer: Peer, *, dial: bool, replace: bool = False) -> str:
+    """What becomes of a newcomer: `may be`, or the reason why not."""
+    try:
+        if dial:
+            await arbiter.may_confirm(peer, replace=replace)
+        else:
+            async with arbiter.judging(peer, replace=replace):
+                pass
+    except Conflict as exc:
+        conflict = exc
+    else:
+        return "may be"
+    assert conflict.peer is peer
+    assert "beta@localhost" in str(conflict)
+    return conflict.reason
+
+
+@pytest.mark.parametrize(
+    ("dial", "same", "dialled", "alive", "replace_", "expected", "pings"),
+    [
+        # We accept. One that the peer dialled before, or wants replaced, makes room; what we dialled is probed.
+        (False, True, False, True, False, "may be", 0),
+        (False, True, False, True, True, "may be", 0),
+        (False, True, True, True, False, "duplicate", 1),
+        (False, True, True, False, False, "may be", 1),
+        (False, True, True, True, True, "may be", 1),
+        (False, True, True, False, True, "may be", 1),
+        # We dialled. What there is by now stands, unless it is to be replaced.
+        (True, True, False, True, False, "duplicate", 0),
+        (True, True, True, True, False, "duplicate", 0),
+        (True, True, False, True, True, "may be", 0),
+        (True, True, True, True, True, "may be", 0),
+        # Another incarnation is probed, whoever dialled what and whatever was asked for.
+        *[
+            (dial, False, dialled, alive, replace_, "name_in_use" if alive else "may be", 1)
+            for dial in (False, True)
+            for dialled in (False, True)
+            for alive in (False, True)
+            for replace_ in (False, True)
+        ],
+    ],
+)
+async def test_verdict_on_a_newcomer(
+    *, dial: bool, same: bool, dialled: bool, alive: bool, replace_: bool, expected: str, pings: int
+) -> None:
+    """Who may come beside, or in place of, a connection that there is; and whether that is pinged for it."""
+    registry = Registry()
+    existing = FakeConnection(peer_of(BETA, 1), dialled, registry, alive)
+    newcomer = peer_of(BETA, 1 if same else 2)
+    with trio.fail_after(5):
+        assert await verdict(Arbiter(ALPHA, registry), newcomer, dial=dial, replace=replace_) == expected
+    assert existing.pinged == pings
+
+
+@pytest.mark.parametrize("dial", [True, False])
+async def test_everything_is_looked_at_again_after_a_ping(*, dial: bool) -> None:
+    """What was registered while a dead connection was pinged stands, as if it had been there before."""
+    registry = Registry()
+    old = FakeConnection(peer_of(BETA, 1), dialled=True, registry=registry, alive=False)
+
+    def newcomer() -> None:
+        FakeConnection(peer_of(BETA, 2), dialled=True, registry=registry)
+
+    old.meanwhile = newcomer
+    with trio.fail_after(5):
+        assert await verdict(Arbiter(ALPHA, registry), peer_of(BETA, 2), dial=dial) == "duplicate"
+        assert await verdict(Arbiter(ALPHA, registry), peer_of(BETA, 3), dial=dial) == "name_in_use"
+
+
 # Only what both sides verified competes ------------------------------------------------------------------------------
 
 
@@ -678,6 +777,28 @@ async def test_firewalled_direction_does_not_block_the_other(
             assert await stuck.call(free.name, "echo", b"x") == b"x"
             here.the_connection()
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("routes", [1, 2])
+async def test_blocked_dial_gives_the_connection_that_came_in(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock, routes: int
+) -> None:
+    """A dial that fails in the end is no error where the peer has come through meanwhile: that connection it gives."""
+    async with world(1) as here:
+        here.network.longest = 0.0
+        here.network.walls.add(here.beta.acceptors[0].address[1])
+        for _ in range(routes - 1):
+            here.alpha.add_route(BETA, here.route(here.beta))
+        async with trio.open_nursery() as nursery:
+            got: list[Connection] = []
+
+            async def connect() -> None:
+                got.append(await here.alpha.connect(BETA))
+
+            nursery.start_soon(connect)
+            await trio.sleep(1)
+            await here.beta.connect(ALPHA)
+        assert got == [here.the_connection()[0]]
 
 
 @pytest.mark.parametrize("blocked", ["alpha", "beta"])

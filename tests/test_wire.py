@@ -27,9 +27,7 @@ frames: Final = st.lists(
 names: Final = st.text(min_size=1, max_size=60)
 u32s: Final = st.integers(0, 2**32 - 1)
 u64s: Final = st.integers(0, 2**64 - 1)
-limits: Final = st.builds(
-    wire.Limits, max_message_size=u32s, window=st.integers(4096, 2**31 - 1), max_channels=u32s
-)
+limits: Final = st.builds(wire.Limits, max_message_size=u32s, window=st.integers(4096, 2**31 - 1), max_channels=u32s)
 codes: Final = st.text(min_size=1, max_size=64)
 refusals: Final = st.none() | st.builds(wire.Refusal, code=codes, message=st.text(max_size=100))
 hellos: Final = st.builds(

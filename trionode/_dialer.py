@@ -103,8 +103,13 @@ class Dialer:
             replace = bool(registry.mutual(name))
             try:
                 return await self._try_routes(name, route, replace=replace), True
-            except HandshakeError as exc:
-                if exc.reason != UnverifiedReason.DUPLICATE or attempt == _DUPLICATE_RETRIES - 1:
+            except (HandshakeError, NoRouteError) as exc:
+                # Our direction may be blocked, and the peer's have come through meanwhile.
+                connection = self.find(name, route)
+                if connection is not None:
+                    return connection, False
+                duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
+                if not duplicate or attempt == _DUPLICATE_RETRIES - 1:
                     raise
             with trio.move_on_after(self._network.handshake_timeout):
                 await registry.wait(name, lambda found: found.link.mutual)

@@ -636,7 +636,7 @@ class _Conversation:
             # Read before reporting: the alert that says why may be here already, though our own send met an EPIPE.
             # Where an answer is due anyway, reading it comes next.
             if last:
-                await self.receive(wire.Confirmation)
+                await self.receive(wire.Confirmation)  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news
                 raise self._progress.broken("broken", f"broke the connection in the hello: {exc}", exc) from exc
 
     async def receive(self, kind: type[T]) -> T:

@@ -81,10 +81,10 @@ async def serve(directory: str) -> None:
         generation = manager.update(key_pair)
         tell(Rotated(generation=generation, fingerprint=manager.key_pair.fingerprint, received=len(numbers)))
 
-    async def look() -> None:
+    async def look() -> None:  # noqa: ASYNC124 -- as all orders are
         tell(Connected.of(node.connections[NodeName.parse(ALPHA)]))
 
-    async def reckon() -> None:
+    async def reckon() -> None:  # noqa: ASYNC124 -- as all orders are
         tell(Received(received=len(numbers), wrong_at=first_wrong(numbers)))
 
     options = NodeOptions(
@@ -139,10 +139,10 @@ async def send_numbers(connection: Connection, words: trio.MemoryReceiveChannel[
                 await trio.sleep(PACE)
         await channel.send_eof()
 
-    async def look() -> None:
+    async def look() -> None:  # noqa: ASYNC124 -- as all orders are
         tell(Connected.of(connection))
 
-    async def stop() -> None:
+    async def stop() -> None:  # noqa: ASYNC124 -- as all orders are
         sending.cancel()
 
     async def listen() -> None:
