@@ -509,7 +509,8 @@ async def test_connectors_end_with_the_node(open_pair: PairFactory) -> None:
                 pair.alpha.add_route("gamma@localhost", Route(host="127.0.0.1", port=1))
                 kept, vain = pair.alpha.keep_connected(BETA), pair.alpha.keep_connected("gamma@localhost")
                 await pair.alpha.wait_connected(BETA)
-                nursery.start_soon(wait, pair.alpha)
+                alpha = pair.alpha
+                nursery.start_soon(wait, alpha)  # it waits beyond the node's end
                 await trio.testing.wait_all_tasks_blocked()
     assert kept.state.phase is STOPPED
     assert vain.state.phase is STOPPED

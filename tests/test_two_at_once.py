@@ -55,7 +55,7 @@ ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost"
 
 #: Interleavings per test. Before the arbiter put a committed dial and a promised one in an order, one in 250 ended with
 #: two connections, and one in 350 with none where both sides had asked to replace.
-SEEDS = 60
+SEEDS = 40
 BATCHES = range(10)
 
 
