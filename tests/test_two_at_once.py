@@ -38,7 +38,7 @@ from trionode import (
     UnverifiedReason,
     _wire as wire,
 )
-from trionode._arbiter import PROBE_TIMEOUT, Arbiter, Conflict
+from trionode._arbiter import PROBE_TIMEOUT, RECENTLY, Arbiter, Conflict
 from trionode._peer import established_peer
 from trionode._registry import Registry
 
@@ -588,6 +588,11 @@ class FakeConnection:
         self.link = SimpleNamespace(dialled=self.dialled, mutual=True, insecure=False, replace=False)
         self.registry.add(cast("Connection", self))
 
+    def heard_within(self, seconds: float) -> bool:
+        """Not lately: so a ping has to tell."""
+        assert seconds == RECENTLY
+        return False
+
     async def answers(self, within: float) -> bool:
         """A ping."""
         assert within == PROBE_TIMEOUT
@@ -874,20 +879,36 @@ async def wait_for(condition: Callable[[], bool]) -> None:
 async def test_reservation_holds_up_its_own_name_only(
     node: NodeFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]], manager: ManagerFactory
 ) -> None:
-    """A peer that never confirms holds up nobody but those who claim its own name, and those no longer than a while."""
+    """A peer that never confirms holds up nobody but those who claim its own name."""
     with trio.fail_after(10):
-        async with node("beta@localhost", handshake_timeout=1.0) as beta:
+        async with node("beta@localhost", handshake_timeout=60) as beta:
             slow = await scripted_dial(beta, manager("alpha@localhost"))
             async with slow.stream:
                 await slow.say(slow.hello("alpha@localhost", verified=True))
                 await slow.hear(wire.Answer)
                 other = await scripted_dial(beta, manager("gamma@localhost"))
                 async with other.stream:
-                    with trio.fail_after(0.9):
-                        await other.introduce("gamma@localhost", verified=True)
-                again = await scripted_dial(beta, manager("alpha@localhost"))
+                    await other.introduce("gamma@localhost", verified=True)
+                    assert beta.acceptors[0].statistics().handshaking >= 1
+
+
+async def test_reservation_ends_with_the_handshakes_timeout(
+    node: NodeFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]], manager: ManagerFactory
+) -> None:
+    """A peer that never confirms holds its name until its handshake times out, and then the next one has it."""
+    certs = manager("alpha@localhost")
+    with trio.fail_after(20):
+        async with node("beta@localhost", handshake_timeout=1.5) as beta, beta.events() as events:
+            slow = await scripted_dial(beta, certs)
+            async with slow.stream:
+                await slow.say(slow.hello("alpha@localhost", verified=True))
+                await slow.hear(wire.Answer)
+                await trio.sleep(1.2)  # so that the next one, whose own time begins now, outlasts it
+                again = await scripted_dial(beta, certs)
                 async with again.stream:
                     await again.introduce("alpha@localhost", incarnation=2, verified=True)
+                    assert (await until(events, ConnectionUp)).peer.incarnation == 2
+            assert beta.acceptors[0].statistics().refused == 1
 
 
 # Another incarnation --------------------------------------------------------------------------------------------------

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 #: How long a probed connection may take to answer. Seconds; far below a handshake's timeout, far above a round trip.
 PROBE_TIMEOUT: Final = 1.0
 
+#: A connection whose peer was heard of within this time is alive, where the newcomer is the same incarnation. Seconds.
+RECENTLY: Final = 5.0
+
 
 class Conflict(Exception):  # noqa: N818 -- a verdict on its way into the hello
     """This link may not be.
@@ -191,7 +194,8 @@ class Arbiter:
                 same = existing.peer.incarnation == peer.incarnation
                 if same and (not existing.link.dialled or existing is answered):
                     continue
-                if await existing.answers(PROBE_TIMEOUT):
+                # The same incarnation, heard of just now: no ping needed, which a busy start may not answer in time.
+                if (same and existing.heard_within(RECENTLY)) or await existing.answers(PROBE_TIMEOUT):
                     if not same:
                         raise _name_in_use(peer)
                     if not replace:

@@ -393,6 +393,10 @@ class Connection:
             self._unusable.set()
             self._settings.unregister(self)
 
+    def heard_within(self, seconds: float) -> bool:
+        """Whether anything came from the peer so recently."""
+        return trio.current_time() - self._last_heard <= seconds
+
     async def answers(self, within: float) -> bool:
         """Whether the peer answers a ping within so many seconds; if not, the connection has ended by then."""
         nonce = secrets.token_bytes(8)
