@@ -581,6 +581,7 @@ class FakeConnection:
     dialled: bool
     registry: Registry
     alive: bool = True
+    recent: bool = False
     pinged: int = 0
     meanwhile: Callable[[], None] = lambda: None
 
@@ -589,9 +590,9 @@ class FakeConnection:
         self.registry.add(cast("Connection", self))
 
     def heard_within(self, seconds: float) -> bool:
-        """Not lately: so a ping has to tell."""
+        """If not, a ping has to tell."""
         assert seconds == RECENTLY
-        return False
+        return self.recent
 
     async def answers(self, within: float) -> bool:
         """A ping."""
@@ -655,6 +656,25 @@ async def test_verdict_on_a_newcomer(
     newcomer = peer_of(BETA, 1 if same else 2)
     with trio.fail_after(5):
         assert await verdict(Arbiter(ALPHA, registry), newcomer, dial=dial, replace=replace_) == expected
+    assert existing.pinged == pings
+
+
+@pytest.mark.parametrize(
+    ("same", "replace_", "expected", "pings"),
+    [
+        (True, False, "duplicate", 0),
+        (True, True, "may be", 1),  # the answer shows that the peer has it; none, that it has not
+        (False, False, "may be", 1),
+        (False, True, "may be", 1),
+    ],
+)
+async def test_connection_that_was_heard_of_just_now(*, same: bool, replace_: bool, expected: str, pings: int) -> None:
+    """It needs no ping against a duplicate of its own incarnation; in all other cases it does, and may be dead."""
+    registry = Registry()
+    existing = FakeConnection(peer_of(BETA, 1), dialled=True, registry=registry, alive=False, recent=True)
+    newcomer = peer_of(BETA, 1 if same else 2)
+    with trio.fail_after(5):
+        assert await verdict(Arbiter(ALPHA, registry), newcomer, dial=False, replace=replace_) == expected
     assert existing.pinged == pings
 
 
@@ -956,6 +976,29 @@ async def test_restarted_peer_takes_the_place_of_its_dead_self(
             assert (await old.wait_closed()).reason is EndReason.LOST
             assert await here.alpha.call(BETA, "echo", b"x") == b"x"
             assert await reborn.call(ALPHA, "echo", b"y") == b"y"
+
+
+@pytest.mark.parametrize("loser", ["dialer", "acceptor"])
+@pytest.mark.parametrize("first", [ALPHA, BETA], ids=["winner", "other"])
+async def test_peer_that_lost_its_end_alone_comes_back_soon(
+    world: Callable[..., Any], autojump_clock: trio.testing.MockClock, first: NodeName, loser: str
+) -> None:
+    """A peer whose end of the connection broke, while ours seems alive, has a new one within seconds."""
+    async with world(3) as here:
+        here.network.longest = 0.001
+        dialer, acceptor = (here.alpha, here.beta) if first is ALPHA else (here.beta, here.alpha)
+        await dialer.connect(acceptor.name)
+        assert await dialer.call(acceptor.name, "echo", b"x") == b"x"
+        node, other = (dialer, acceptor) if loser == "dialer" else (acceptor, dialer)
+        old = other.connections[node.name]
+        here.network.links[-1].cut = True
+        node.connections[other.name]._end(EndReason.LOST, trio.BrokenResourceError("a reset that only we saw"))
+        began = trio.current_time()
+        new = await node.connect(other.name)
+        assert trio.current_time() - began < 5
+        await settle()
+        assert old not in other._core.running
+        assert new in here.the_connection()
 
 
 @pytest.fixture

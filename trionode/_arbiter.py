@@ -195,7 +195,9 @@ class Arbiter:
                 if same and (not existing.link.dialled or existing is answered):
                     continue
                 # The same incarnation, heard of just now: no ping needed, which a busy start may not answer in time.
-                if (same and existing.heard_within(RECENTLY)) or await existing.answers(PROBE_TIMEOUT):
+                # Where it asks to replace, there has to be an answer: it may have lost its end and know better.
+                recent = same and not replace and existing.heard_within(RECENTLY)
+                if recent or await existing.answers(PROBE_TIMEOUT):
                     if not same:
                         raise _name_in_use(peer)
                     if not replace:

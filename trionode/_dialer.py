@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: How often a dial is repeated that lost to another which then failed. Seconds have passed each time.
 _DUPLICATE_RETRIES: Final = 3
+#: How long the connection that our dial lost to may take to show up here: its confirmation is under way. Seconds.
+_DUPLICATE_WAIT: Final = 2.0
 
 
 @final
@@ -99,8 +101,9 @@ class Dialer:
             connection = self.find(name, route)
             if connection is not None:
                 return connection, False
-            # A mutual connection that there is, and that a verb with this route may not use, is to be replaced.
-            replace = bool(registry.mutual(name))
+            # A mutual connection that there is, and that a verb with this route may not use, is to be replaced; so is
+            # one that our dial lost to and that did not show up: the peer has it, and on our side it must have broken.
+            replace = bool(registry.mutual(name)) or attempt > 0
             try:
                 return await self._try_routes(name, route, replace=replace), True
             except (HandshakeError, NoRouteError) as exc:
@@ -111,7 +114,7 @@ class Dialer:
                 duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
                 if not duplicate or attempt == _DUPLICATE_RETRIES - 1:
                     raise
-            with trio.move_on_after(self._network.handshake_timeout):
+            with trio.move_on_after(min(_DUPLICATE_WAIT, self._network.handshake_timeout)):
                 await registry.wait(name, lambda found: found.link.mutual)
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
 
