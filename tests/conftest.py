@@ -20,6 +20,7 @@ from trionode import (
     AcceptorOptions,
     CertAuthManager,
     ClientAuth,
+    LiveConnections,
     NetworkMode,
     NetworkOptions,
     Node,
@@ -73,6 +74,7 @@ class NodeFactory(Protocol):
         services: Mapping[str, Service] | None = None,
         authorize: Callable[[Peer], None] | None = None,
         shutdown_grace: float = 1.0,
+        live_connections: LiveConnections | None = None,
         propagate_service_errors: bool = False,
         **network: Any,
     ) -> AbstractAsyncContextManager[Node]:
@@ -295,6 +297,7 @@ def node(manager: ManagerFactory) -> NodeFactory:
         services: Mapping[str, Service] | None = None,
         authorize: Callable[[Peer], None] | None = None,
         shutdown_grace: float = 1.0,
+        live_connections: LiveConnections | None = None,
         propagate_service_errors: bool = False,
         **network: Any,
     ) -> AbstractAsyncContextManager[Node]:
@@ -308,6 +311,7 @@ def node(manager: ManagerFactory) -> NodeFactory:
                 services=services or {},
                 authorize=authorize,
                 shutdown_grace=shutdown_grace,
+                live_connections=live_connections or LiveConnections(),
                 propagate_service_errors=propagate_service_errors,
             ),
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -115,6 +116,10 @@ async def connected(
                     unregister=lambda _: None,
                     ended=lambda *_: None,
                     finished=lambda _: None,
+                    moved=lambda *_: None,
+                    renew=lambda *_: None,
+                    reauthenticate=lambda _: trio.lowlevel.checkpoint(),
+                    max_records=2**20,
                     current_generation=lambda: 1,
                 ),
             )

@@ -1294,7 +1294,10 @@ VIOLATIONS: Final[dict[str, tuple[list[bytes], str]]] = {
     "a reset of junk": ([opened(), frame(wire.RESET, 1, b"\xc1" * 9)], "malformed End"),
     "a goodbye of junk": ([frame(wire.GOODBYE, 0, b"\x92\x01\x02")], "malformed End"),
     # Control
-    "an unknown kind": ([frame(wire.RETURN + 1, 0)], "kind 0x0f"),
+    "an unknown kind": ([frame(wire.RENEW + 1, 0)], "kind 0x11"),
+    "a hand-over without a link": ([frame(wire.SWITCH, 0)], "never made a link"),
+    "a frame after the last": ([frame(wire.SWITCH, 0), frame(wire.PING, 0, bytes(8))], "after SWITCH"),
+    "asking oneself for a hand-over": ([frame(wire.RENEW, 0)], "dialled itself"),
     "kind nought": ([frame(0, 0)], "kind 0x00"),
     "the last kind that is refused": ([frame(0x7F, 1, b"x")], "kind 0x7f"),
     "a short ping": ([frame(wire.PING, 0, bytes(7))], "PING of 7"),

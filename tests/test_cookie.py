@@ -29,6 +29,7 @@ from trionode import (
     Stage,
     UnverifiedReason,
     _cookie,
+    _proof,
     _wire as wire,
     generate_cookie,
 )
@@ -151,9 +152,9 @@ def acceptors(dialers: Proof) -> Proof:
 def test_both_ends_compute_the_same_proofs(dialers: Proof, acceptors: Proof) -> None:
     """Each end computes of the other what that computes of itself."""
     seen = {**dialers, "stream": dialers["stream"].other_end(), "dialling": False}
-    assert _cookie.same(_cookie.dialer_proof(**dialers), _cookie.dialer_proof(**seen))
+    assert _proof.same_proof(_cookie.dialer_proof(**dialers), _cookie.dialer_proof(**seen))
     seen = {**acceptors, "stream": acceptors["stream"].other_end(), "dialling": True}
-    assert _cookie.same(_cookie.acceptor_proof(**acceptors), _cookie.acceptor_proof(**seen))
+    assert _proof.same_proof(_cookie.acceptor_proof(**acceptors), _cookie.acceptor_proof(**seen))
     assert len(_cookie.dialer_proof(**dialers)) == 32
 
 
@@ -240,7 +241,7 @@ def test_proofs_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         return False
 
     monkeypatch.setattr(hmac, "compare_digest", compare_digest)
-    assert not _cookie.same(b"one", b"one")
+    assert not _proof.same_proof(b"one", b"one")
     assert compared == [(b"one", b"one")]
 
 

@@ -29,11 +29,13 @@ from trionode import (
     EventStream,
     HandshakeError,
     HandshakeRefused,
+    LiveConnections,
     NodeEvent,
     NodeName,
     NoRouteError,
     PeerRejectedError,
     PeerUnverifiedError,
+    Renew,
     Route,
     Side,
     UnverifiedReason,
@@ -111,7 +113,11 @@ async def test_every_kind_of_event(
                     await alpha.connect(BETA)
                 alpha.add_route(BETA, route_to(beta))
                 alpha.keep_connected(BETA)
-                await alpha.wait_connected(BETA)
+                connection = await alpha.wait_connected(BETA)
+                await connection.reauthenticate()
+                beta.acceptors[0].close()
+                with pytest.raises(HandshakeError):
+                    await connection.reauthenticate()
                 for stranger in rogue, namesake:
                     with pytest.raises(HandshakeError):
                         await stranger.connect(ALPHA, route_to(alpha))
@@ -262,10 +268,52 @@ async def test_reason_protocol_error(
                 assert "PING of 3 bytes" in str(error)
 
 
+async def test_reason_superseded(open_pair: PairFactory, ca: CertificateAuthority, manager: ManagerFactory) -> None:
+    """A connection that was closed because a certificate was rotated says so on both sides."""
+    certs = manager(str(ALPHA))
+    rotation = LiveConnections(on_rotation=Renew.CLOSE, within=0)
+    with trio.fail_after(10):
+        async with (
+            open_pair(alpha={"certs": certs, "live_connections": rotation}) as pair,
+            pair.alpha.events() as ours,
+            pair.beta.events() as theirs,
+        ):
+            await pair.alpha.connect(BETA)
+            certs.update(ca.issue(str(ALPHA)))
+            reason, error = await down(ours)
+            assert reason is EndReason.SUPERSEDED
+            assert "rotated" in str(error)
+            reason, error = await down(theirs)
+            assert reason is EndReason.CLOSED_BY_PEER
+            assert "superseded" in str(error)
+
+
+async def test_reason_expired(
+    open_pair: PairFactory, ca: CertificateAuthority, manager: ManagerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was closed because a certificate came to its end says so."""
+    monkeypatch.setattr("trionode._renewal.LOOK_AT_CLOCK", 0.01)
+    late = timedelta()
+    certs = manager(str(ALPHA), clock=lambda: datetime.now(UTC) + late, not_after=datetime.now(UTC) + timedelta(days=1))
+    expiry = LiveConnections(on_expiry=Renew.CLOSE, expiry_lead=60)
+    with trio.fail_after(10):
+        async with (
+            open_pair(alpha={"certs": certs, "live_connections": expiry}) as pair,
+            pair.alpha.events() as ours,
+        ):
+            connection = await pair.alpha.connect(BETA)
+            await trio.sleep(0.1)
+            assert connection.live
+            late = timedelta(days=1, seconds=-30)
+            reason, error = await down(ours)
+            assert reason is EndReason.EXPIRED
+            assert "has ended" in str(error)
+
+
 def test_every_reason_is_tested() -> None:
     """The tests above are all the reasons that there are."""
     tested = {name.removeprefix("test_reason_") for name in globals() if name.startswith("test_reason_")}
-    assert tested == {reason.value for reason in EndReason} - {"closed_by_peer"}
+    assert tested == {reason.value for reason in EndReason} - {"closed_by_peer", "unverified"}
 
 
 # Readers --------------------------------------------------------------------------------------------------------------

@@ -15,10 +15,9 @@ import pytest
 import trio
 from hypothesis import example, given, settings, strategies as st
 
-from trionode import NodeName, RemoteProtocolError, ServiceChannel, _wire as wire
+from trionode import RemoteProtocolError, ServiceChannel, _wire as wire
 from trionode._flow import MessageBudget, ReceiveWindow
 from trionode._outbox import Outbox
-from trionode._peer import established_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OVERHEAD: Final = wire.MESSAGE_OVERHEAD
-PEER: Final = established_peer(
-    NodeName.parse("peer@localhost"), certificate=None, verified=True, address=None, incarnation=1
-)
 
 
 # The window ----------------------------------------------------------------------------------------------------------
@@ -308,7 +304,7 @@ class World:
     ) -> None:
         self.window = window
         self.bound = len(messages) * window + budget + largest + OVERHEAD
-        self.outbox = Outbox(_NO_LINK)
+        self.outbox = Outbox(_NO_LINK, worn=lambda: None, max_records=2**20)
         self.decoder = wire.FrameDecoder()
         self.budget = MessageBudget(budget)
         self.senders = {
@@ -321,7 +317,6 @@ class World:
         return ServiceChannel(
             identifier=identifier,
             service="simulated",
-            peer=PEER,
             outbox=self.outbox,
             budget=self.budget,
             window=window,

@@ -108,7 +108,7 @@ def test_optional_kinds_are_skipped(frames: list[Frame]) -> None:
     assert decode_all([whole]) == [frame for frame in frames if frame[0] < 0x80]
 
 
-@pytest.mark.parametrize("kind", [0x00, *range(wire.RETURN + 1, 0x80)])
+@pytest.mark.parametrize("kind", [0x00, *range(wire.RENEW + 1, 0x80)])
 def test_unknown_kinds_below_are_refused(kind: int) -> None:
     """Whoever sends one expects us to understand it."""
     with pytest.raises(RemoteProtocolError, match=f"{kind:#04x}"):
@@ -232,6 +232,7 @@ def test_a_hello_byte_by_byte() -> None:
         "verified": False,
         "replace": False,
         "proof": b"",
+        "join": None,
     }
     assert wire.encode_hello(wire.Confirmation()) == b"\x00\x0a\x81\xa7refusal\xc0"
 

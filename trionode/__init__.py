@@ -8,6 +8,7 @@ from ._connection import (
     ConnectionEnd as ConnectionEnd,
     ConnectionStatistics as ConnectionStatistics,
     EndReason as EndReason,
+    RenewalCause as RenewalCause,
 )
 from ._contexts import TLSContexts as TLSContexts
 from ._cookie import generate_cookie as generate_cookie
@@ -42,6 +43,8 @@ from ._events import (
     ConnectorChanged as ConnectorChanged,
     EventStream as EventStream,
     GenerationPublished as GenerationPublished,
+    HandedOver as HandedOver,
+    HandOverFailed as HandOverFailed,
     HandshakeRefused as HandshakeRefused,
     NameInUse as NameInUse,
     NodeEvent as NodeEvent,
@@ -54,9 +57,11 @@ from ._keeper import Connector as Connector, ConnectorPhase as ConnectorPhase, C
 from ._node import Node as Node, NodeStatistics as NodeStatistics, open_node as open_node, serve_node as serve_node
 from ._options import (
     AcceptorOptions as AcceptorOptions,
+    LiveConnections as LiveConnections,
     NetworkMode as NetworkMode,
     NetworkOptions as NetworkOptions,
     NodeOptions as NodeOptions,
+    Renew as Renew,
     Route as Route,
 )
 from ._peer import Peer as Peer

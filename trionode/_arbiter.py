@@ -23,6 +23,9 @@ timeout, and a peer can only ever hold up its own name.
 dead one makes room, a living one makes the newcomer a duplicate, or, if its incarnation is another, the second node of
 one name, which is refused. One that we dialled and that is to be replaced is pinged too: the answer shows that the
 peer has registered it, and will not take it for the newer of the two.
+
+*Joining.* A link that is to carry a connection that is there competes with nobody: it has to come from that
+connection's peer, as it was when that was made, and to be no weaker in anything that was established then.
 """
 
 from __future__ import annotations
@@ -177,6 +180,44 @@ class Arbiter:
             lock, users = self._locks.pop(name)
             if users > 1:
                 self._locks[name] = (lock, users - 1)
+
+    # Joining
+
+    def joined(self, identifier: bytes, peer: Peer, *, mutual: bool, door: object) -> Connection:
+        """The connection that a dialer wants to move to its new link. That it may, the proof has to show.
+
+        Args:
+            identifier: the connection's.
+            peer: the dialer, as the new link shows it.
+            mutual: whether both sides verified each other on the new link.
+            door: what the new link came in by.
+
+        Raises:
+            Conflict: it has no such connection here, or was more than it is now when that was made.
+        """
+        for connection in self._registry.named(peer.name):
+            link = connection.link
+            if link.dialled or link.door is not door or connection.identifier != identifier:
+                continue
+            self.check_same(connection, peer, mutual=mutual)
+            return connection
+        msg = f"there is no connection of {peer.name} here that it could be moved to; dial anew"
+        raise Conflict(UnverifiedReason.JOIN, peer, msg)
+
+    @staticmethod
+    def check_same(connection: Connection, peer: Peer, *, mutual: bool) -> None:
+        """Check that a peer on a new link is the one of a connection, and established as well as then.
+
+        Raises:
+            Conflict: it is not.
+        """
+        link = connection.link
+        if (peer.name, peer.incarnation) != (link.peer.name, link.peer.incarnation):
+            msg = f"{peer.name} is not the node that the connection is with ({link.peer.name}), or has restarted"
+            raise Conflict(UnverifiedReason.JOIN, peer, msg)
+        if (link.peer.verified and not peer.verified) or (link.mutual and not mutual):
+            msg = f"{peer.name} was verified when the connection was made, and is not now"
+            raise Conflict(UnverifiedReason.JOIN, peer, msg)
 
     async def _make_room(self, peer: Peer, *, replace: bool) -> None:
         """Wait until nothing stands against a promise, and end what is dead.

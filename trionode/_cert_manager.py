@@ -31,6 +31,7 @@ from ._policy import ClientAuth, TLSPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from ._policy import Clock
 
@@ -108,6 +109,10 @@ class CertManager:
     def server_name(self) -> str | None:
         """The reference name for every dial; None means the name that is dialled."""
         return self._policy.server_name
+
+    def now(self) -> datetime:
+        """The time by which it judges certificates, aware, UTC: its clock's, or the machine's."""
+        return self._policy.now()
 
     def update(self, key_pair: KeyPair) -> int:
         """Rotate: check a key pair, build contexts from it and publish them, as the next generation.

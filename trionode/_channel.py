@@ -57,7 +57,6 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     exception or a cancellation resets the channel, and the service over there is cancelled.
 
     Attributes:
-        peer: who is at the other end.
         service: the name of the service that the channel was opened to.
     """
 
@@ -66,7 +65,6 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         *,
         identifier: int,
         service: str,
-        peer: Peer,
         outbox: Outbox,
         budget: MessageBudget,
         window: int,
@@ -75,7 +73,6 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         send_limit: int,
         on_over: Callable[[ServiceChannel], None],
     ) -> None:
-        self.peer = peer
         self.service = service
         self.identifier = identifier
         #: The scope of the service task, at the service's end.
@@ -112,6 +109,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def __repr__(self) -> str:
         return f"<ServiceChannel {self.identifier} to {self.service!r}, peer {self.peer.name}>"
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end; after a hand-over, as it proved to be then."""
+        return self._outbox.link.peer
 
     # Sending
 

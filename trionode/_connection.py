@@ -8,6 +8,12 @@ read to the peer's end, close.
 The reader never waits for an application, and the writer is the only one who sends, so a slow service, a full window
 or a cancelled caller never hold up anybody else. Cancelling `run()` closes at once.
 
+*Hand-over.* A connection outlives its links. `commit` moves it to a link that joined, in one synchronous step: the
+outbox queues SWITCH as the last frame of the old link and everything after it for the new one. The new link's reader
+parses nothing before the peer's SWITCH was read on the old one, so frames stay in order; the old link is closed
+together, each side's close_notify telling the other that its SWITCH has arrived. From the commit until then the
+connection is on both links, and a failure of either is its own; before the commit a failure is none of its business.
+
 Services run in the node's nursery, each in a cancel scope of its own. When the peer goes away the tasks that served it
 are cancelled, but for those whose channel it had closed cleanly: they have everything that it sent and may finish.
 """
@@ -17,8 +23,8 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, final
 
@@ -28,35 +34,47 @@ from . import _wire as wire
 from ._channel import ServiceChannel
 from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, printable
 from ._flow import MessageBudget
+from ._join import connection_id
 from ._outbox import Outbox
 from ._services import ServiceRefusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from ._link import Link
     from ._peer import Peer
     from ._services import Service, Services
 
-__all__ = ["Connection", "ConnectionEnd", "ConnectionStatistics", "EndReason"]
+__all__ = ["Connection", "ConnectionEnd", "ConnectionStatistics", "EndReason", "RenewalCause"]
 
 _log = logging.getLogger("trionode.connection")
 
 #: How long an ending connection may take to flush its last words and to see the peer's end. Seconds.
 CLOSE_GRACE: Final = 1.0
 
+#: Scheduler ticks that a probed peer's answer, which may have arrived already, gets to be read.
+_LAST_CHANCE_TICKS: Final = 3
+
 #: How long a connection that was replaced is still read, for what the peer sent on it. Seconds.
 RETIRE_GRACE: Final = 5.0
 
 
 class EndReason(StrEnum):
-    """Why a connection ended."""
+    """Why a connection ended.
+
+    `SUPERSEDED`: a certificate was rotated, and the node closes connections that were made with the old one.
+    `EXPIRED`: a certificate that it was authenticated with ended. `UNVERIFIED`: the peer's was revoked, or its CA is
+    not trusted any more.
+    """
 
     CLOSED = "closed"
     CLOSED_BY_PEER = "closed_by_peer"
     REPLACED = "replaced"
     SHUTTING_DOWN = "shutting_down"
     LIMIT = "limit"
+    SUPERSEDED = "superseded"
+    EXPIRED = "expired"
+    UNVERIFIED = "unverified"
     LOST = "lost"
     PROTOCOL_ERROR = "protocol_error"
 
@@ -65,6 +83,8 @@ class EndReason(StrEnum):
 _NOT_OUR_DOING: Final = {
     EndReason.REPLACED: "a newer connection to the same node took its place",
     EndReason.LIMIT: "too many connections of unverified peers (max_unverified)",
+    EndReason.SUPERSEDED: "a certificate was rotated, and this connection was made with the old one; connect again",
+    EndReason.EXPIRED: "a certificate that it was authenticated with has ended; rotate it, and connect again",
 }
 
 #: Ends after which what was accepted for sending has nobody to reach.
@@ -94,15 +114,43 @@ class ConnectionStatistics:
         channels: open now.
         channels_opened: opened so far, by either side.
         services: service tasks that run for it.
-        bytes_sent: written to the link, before encryption.
-        bytes_received: read from the link, after decryption.
+        hand_overs: how often it moved to a new link.
+        bytes_sent: written, before encryption.
+        bytes_received: read, after decryption.
     """
 
     channels: int
     channels_opened: int
     services: int
+    hand_overs: int
     bytes_sent: int
     bytes_received: int
+
+
+class RenewalCause(StrEnum):
+    """Why a connection is to be handed over, or closed in place of that."""
+
+    ROTATED = "rotated"
+    EXPIRING = "expiring"
+    WORN = "worn"
+    ASKED = "asked"
+    BY_HAND = "by_hand"
+
+
+@final
+@dataclass(slots=True, eq=False)
+class _Move:
+    """A hand-over from commit to settled.
+
+    Attributes:
+        old: the link that is left.
+        written: set once our last frame on it, SWITCH, was written.
+        heard: set once the peer's was read: the new link may be parsed.
+    """
+
+    old: Link
+    written: trio.Event
+    heard: trio.Event = field(default_factory=trio.Event)
 
 
 @final
@@ -121,6 +169,10 @@ class ConnectionSettings:
         unregister: called when the connection stops being handed out; may be called again.
         ended: called once, when it begins to end.
         finished: called once, when its link is closed and its tasks are gone.
+        moved: called with the old link once a hand-over has settled.
+        renew: called when it should be handed over: its keys are worn, or the peer asks.
+        reauthenticate: hands it over, or has the peer do it.
+        max_records: TLS records under one key after which `renew` is called.
         current_generation: of the manager whose contexts the link took.
     """
 
@@ -134,6 +186,10 @@ class ConnectionSettings:
     unregister: Callable[[Connection], None]
     ended: Callable[[Connection, ConnectionEnd], None]
     finished: Callable[[Connection], object]
+    moved: Callable[[Connection, Link], object]
+    renew: Callable[[Connection, RenewalCause], object]
+    reauthenticate: Callable[[Connection], Awaitable[None]]
+    max_records: int
     current_generation: Callable[[], int]
 
 
@@ -146,8 +202,10 @@ class Connection:
 
     def __init__(self, link: Link, settings: ConnectionSettings) -> None:
         self._link = link
+        self._inbound = link
+        self._peer_limits = link.peer_limits
         self._settings = settings
-        self._outbox = Outbox(link)
+        self._outbox = Outbox(link, worn=self._worn, max_records=settings.max_records)
         self._budget = MessageBudget(settings.budget)
         self._channels: dict[int, ServiceChannel] = {}
         self._next_channel = 1 if link.dialled else 2
@@ -159,6 +217,13 @@ class Connection:
         self._bytes_received = 0
         self._last_heard = trio.current_time()
         self._probes: dict[bytes, trio.Event] = {}
+        self._identifier: bytes | None = None
+        #: The number of the last attempt to join: ours to make, where we dialled, or seen and proved.
+        self.last_attempt = 0
+        self._joining: trio.CancelScope | None = None
+        self._move: _Move | None = None
+        self._moves = 0
+        self._moving = trio.lowlevel.ParkingLot()
         self._draining: EndReason | None = None
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
@@ -204,6 +269,11 @@ class Connection:
         """The link underneath, for the node."""
         return self._link
 
+    def worn(self, records: int) -> bool:
+        """Whether one of its TLS keys has protected so many records."""
+        stream = self._link.stream
+        return max(stream.records_sent, stream.records_received) >= records
+
     @property
     def live(self) -> bool:
         """Whether new channels can be opened; False from the moment that it begins to drain or to end."""
@@ -215,6 +285,7 @@ class Connection:
             channels=len(self._channels),
             channels_opened=self._opened,
             services=len(self._served),
+            hand_overs=self._moves,
             bytes_sent=self._outbox.bytes_written,
             bytes_received=self._bytes_received,
         )
@@ -240,7 +311,7 @@ class Connection:
             self._end(EndReason.LOST, trio.BrokenResourceError(msg))
             self._cancel()
         self._check_live()
-        limit = self._link.peer_limits.max_channels
+        limit = self._peer_limits.max_channels
         mine = self._next_channel & 1
         if len(self._channels) >= limit and sum(identifier & 1 == mine for identifier in self._channels) >= limit:
             msg = f"{self.peer.name} allows {limit} channels at once (max_channels); close some first"
@@ -286,13 +357,12 @@ class Connection:
         channel = self._channels[identifier] = ServiceChannel(
             identifier=identifier,
             service=service,
-            peer=self.peer,
             outbox=self._outbox,
             budget=self._budget,
             window=self._settings.limits.window,
-            credit=self._link.peer_limits.window,
+            credit=self._peer_limits.window,
             receive_limit=self._settings.limits.max_message_size,
-            send_limit=self._link.peer_limits.max_message_size,
+            send_limit=self._peer_limits.max_message_size,
             on_over=self._forget_channel,
         )
         self._opened += 1
@@ -313,6 +383,16 @@ class Connection:
             if self._draining is not None:
                 msg = f"the connection to {self.peer.name} is draining"
                 raise trio.ClosedResourceError(msg)
+        self.check_not_ended()
+
+    def check_not_ended(self) -> None:
+        """Check that it goes on.
+
+        Raises:
+            trio.ClosedResourceError: it was closed here.
+            trio.BrokenResourceError: it was lost, or the peer closed it.
+        """
+        if self._ended is None:
             return
         msg = f"the connection to {self.peer.name} has ended: {self._ended.reason}"
         if self._ended.error is None:
@@ -327,7 +407,7 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._write)
-                nursery.start_soon(self._read)
+                nursery.start_soon(self._read, self._link)
                 nursery.start_soon(self._bound_the_end)
                 if self._settings.heartbeat_interval < float("inf"):
                     nursery.start_soon(self._heed_heartbeat)
@@ -337,8 +417,10 @@ class Connection:
             self._end(EndReason.LOST, crash)
         finally:
             self._end(EndReason.SHUTTING_DOWN)
+            links = [self._link] if self._move is None else [self._link, self._move.old]
             try:
-                await self._link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
+                for link in links:
+                    await link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
             finally:
                 self._settings.finished(self)
                 self._closed.set()
@@ -379,6 +461,12 @@ class Connection:
         finally:
             await self.close(EndReason.SHUTTING_DOWN)  # noqa: ASYNC102 -- cancelled, it closes at once, shielded
 
+    async def supersede(self, reason: EndReason, *, grace: float) -> None:
+        """As `drain()`, for so many seconds at most, then close whatever is still open."""
+        with trio.move_on_after(grace):
+            await self.quiesce()
+        await self.close(reason)
+
     async def quiesce(self) -> None:
         """The first half of `drain()`: tell the peer, and wait until no channel is open and no service runs."""
         self._stop_opening(EndReason.SHUTTING_DOWN)
@@ -398,16 +486,23 @@ class Connection:
         return trio.current_time() - self._last_heard <= seconds
 
     async def answers(self, within: float) -> bool:
-        """Whether the peer answers a ping within so many seconds; if not, the connection has ended by then."""
+        """Whether a peer that is pinged is heard within so many seconds; if not, the connection has ended by then."""
         nonce = secrets.token_bytes(8)
         answered = self._probes[nonce] = trio.Event()
+        received = self._bytes_received
         try:
             self._outbox.append(wire.header(wire.PING, 0, len(nonce)), nonce)
             with trio.move_on_after(within):
                 await answered.wait()
+            # On a machine that is behind, what was to be read may lie here already.
+            for _ in range(_LAST_CHANCE_TICKS):
+                if self._bytes_received == received and self._ended is None:
+                    await trio.lowlevel.checkpoint()
         finally:
             del self._probes[nonce]
-        if answered.is_set() and self._ended is None:
+        if self._ended is not None:
+            return False
+        if answered.is_set() or self._bytes_received != received:
             return True
         self._end(EndReason.LOST, trio.BrokenResourceError(f"{self.peer.name} did not answer a ping in {within:g} s"))
         if self._nursery is not None:
@@ -441,6 +536,13 @@ class Connection:
         end = self._ended = ConnectionEnd(reason=reason, error=error)
         self._end_grace = grace
         self._unusable.set()
+        for probe in self._probes.values():
+            probe.set()
+        if self._joining is not None:
+            self._joining.cancel()
+        if self._move is not None:
+            self._move.heard.set()  # nothing is parsed any more, so there is no order to keep
+        self._moving.unpark_all()
         self._settings.unregister(self)
         self._settings.ended(self, end)
         for channel in {**self._channels, **self._served}.values():
@@ -451,7 +553,7 @@ class Connection:
         self._channels.clear()
         self._waiting_opens.clear()
         self._quiet.unpark_all()
-        if reason in _NOBODY_LISTENS:
+        if self._ended_for_nobody():
             self._outbox.discard()
         if reason is EndReason.PROTOCOL_ERROR or reason not in _NOBODY_LISTENS:
             message = "" if error is None else wire.text(str(error))
@@ -468,11 +570,17 @@ class Connection:
             await trio.sleep(self._end_grace)
         self._cancel()
 
+    def _ended_for_nobody(self) -> bool:
+        return self._ended is not None and self._ended.reason in _NOBODY_LISTENS
+
     def _cancel(self) -> None:
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
 
-    # The two tasks of a link
+    def _worn(self) -> None:
+        self._settings.renew(self, RenewalCause.WORN)
+
+    # Writing and reading
 
     async def _write(self) -> None:
         try:
@@ -488,24 +596,15 @@ class Connection:
                 return  # the reader goes on to the peer's end: closing with unread bytes could cut our goodbye off
         self._cancel()
 
-    async def _read(self) -> None:
-        link = self._link
-        data = link.rest
+    async def _read(self, link: Link, turn: trio.Event | None = None) -> None:
+        """Read a link to its end; one that joined, from its turn on."""
         try:
-            while True:
-                if data:
-                    self._bytes_received += len(data)
-                    self._last_heard = trio.current_time()
-                    for kind, channel, payload in link.decoder.feed(data):
-                        if self._ended is not None:
-                            break
-                        self._dispatch(kind, channel, payload)
-                    if self._outbox.overflowing:
-                        msg = "the peer does not read what it makes us answer"
-                        raise RemoteProtocolError(msg)
-                data = await link.stream.receive_some()
-                if not data:
-                    break
+            if turn is not None:
+                await turn.wait()
+                self._inbound = link
+            await self._read_frames(link)
+            if link.finished and await self._leave(link):
+                return
         except RemoteProtocolError as exc:
             _log.warning("%s broke the protocol: %s", self.peer.name, exc)
             self._end(EndReason.PROTOCOL_ERROR, exc)
@@ -517,7 +616,146 @@ class Connection:
         else:
             msg = f"{self.peer.name} ended the connection without a goodbye"
             self._end(EndReason.LOST, trio.BrokenResourceError(msg))
-        self._cancel()
+        if link is self._link or self._ended_for_nobody():
+            self._cancel()
+        # Else it is ending on its newer link, and this one has nothing to say about when.
+
+    async def _read_frames(self, link: Link) -> None:
+        """Read and dispatch until the peer's end, or its last frame on this link."""
+        data = link.rest
+        while True:
+            if data:
+                self._bytes_received += len(data)
+                self._last_heard = trio.current_time()
+                for kind, channel, payload in link.decoder.feed(data):
+                    if self._ended is not None:
+                        break
+                    if link.finished:
+                        msg = "the peer sent a frame after SWITCH"
+                        raise RemoteProtocolError(msg)
+                    self._dispatch(kind, channel, payload)
+                if self._outbox.overflowing:
+                    msg = "the peer does not read what it makes us answer"
+                    raise RemoteProtocolError(msg)
+                if link.finished:
+                    return
+                if link.stream.records_received >= self._settings.max_records:
+                    self._settings.renew(self, RenewalCause.WORN)
+            data = await link.stream.receive_some()
+            if not data:
+                return
+
+    # Hand-over
+
+    @property
+    def identifier(self) -> bytes:
+        """What both sides know it by, whatever link it is on."""
+        if self._identifier is None:  # asked for first while it is on its first link
+            self._identifier = connection_id(self._link.stream)
+        return self._identifier
+
+    async def reauthenticate(self) -> None:
+        """Hand this connection over to a new link: a new TLS session on the certificates that both sides have now.
+
+        Everything that a new connection is checked for is checked again. Channels and calls in flight notice nothing.
+        Where the peer dialled, it is asked to do it. When this returns, both sides are on the new link and the old
+        one is closed. Cancelling leaves the connection on one of the two.
+
+        Raises:
+            HandshakeError: the new link could not be made; the connection goes on as it was. See its subclasses.
+            trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended.
+        """
+        await self._settings.reauthenticate(self)
+
+    def ask_for_renewal(self) -> None:
+        """Ask the peer, which dialled, to hand the connection over."""
+        self._outbox.append(wire.header(wire.RENEW, 0, 0))
+
+    @contextmanager
+    def joining(self, scope: trio.CancelScope) -> Iterator[None]:
+        """Announce a link that has been let in and not committed: a later one, or our own end, cancels its scope."""
+        if self._joining is not None:
+            self._joining.cancel()
+        self._joining = scope
+        try:
+            yield
+        finally:
+            if self._joining is scope:
+                self._joining = None
+                self._moving.unpark_all()
+
+    def commit(self, link: Link) -> None:
+        """Move to a link that joined: from here on it carries everything. Synchronous.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended; the link is still the
+                caller's to close.
+        """
+        self.check_not_ended()
+        if self._move is not None or link.follows is not self._link:
+            msg = "the connection has moved to another link meanwhile"
+            raise trio.BrokenResourceError(msg)
+        assert self._nursery is not None
+        _ = self.identifier
+        old, self._link = self._link, link
+        first = wire.encode_hello(wire.Confirmation()) if link.dialled else b""
+        written = self._outbox.switch(link, last=wire.header(wire.SWITCH, 0, 0), first=first)
+        self._move = _Move(old, written)
+        self._nursery.start_soon(self._read, link, self._move.heard)
+        self._moving.unpark_all()
+
+    async def wait_settled(self) -> None:
+        """Wait until no hand-over is between its commit and its end. Cancelling is harmless.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._move is not None and self._ended is None:
+            await self._moving.park()
+        self.check_not_ended()
+
+    async def wait_moved(self, link: Link) -> None:
+        """Wait until it is on another link than this, and that has settled. Cancelling is harmless.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._link is link and self._ended is None:
+            await self._moving.park()
+        await self.wait_settled()
+
+    async def _leave(self, old: Link) -> bool:
+        """The peer has sent its last frame on this link: read the new one, and close the old one together.
+
+        Returns False where there is no new one, because the connection has begun to end meanwhile.
+        """
+        while self._move is None:
+            if self._ended is not None:
+                while await old.stream.receive_some():
+                    pass
+                return False
+            if not self.last_attempt:
+                msg = "the peer sent SWITCH, and never made a link to switch to"
+                raise RemoteProtocolError(msg)
+            if self._joining is None:
+                msg = f"{self.peer.name} moved the connection to a new link, which broke before it was there"
+                raise trio.BrokenResourceError(msg)
+            await self._moving.park()  # its third message is still on its way on the new link
+        move = self._move
+        move.heard.set()
+        await move.written.wait()
+        await old.stream.send_eof()
+        if await old.stream.receive_some():
+            msg = "the peer sent something after SWITCH"
+            raise RemoteProtocolError(msg)
+        await old.stream.aclose()
+        self._move = None
+        self._moves += 1
+        self._moving.unpark_all()
+        self._settings.moved(self, old)
+        return True
 
     async def _heed_heartbeat(self) -> None:
         """End the connection when nothing was heard for the interval, and then for the tolerance after a ping."""
@@ -525,7 +763,7 @@ class Connection:
         while True:
             await trio.sleep_until(self._last_heard + interval)
             silent_since = self._last_heard
-            if trio.current_time() - silent_since < interval:
+            if trio.current_time() < silent_since + interval:  # to the bit what was slept until
                 continue
             self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
             await trio.sleep(tolerance)
@@ -593,6 +831,13 @@ class Connection:
             probe = self._probes.get(payload)
             if probe is not None:
                 probe.set()
+        elif kind == wire.SWITCH:
+            self._inbound.finished = True
+        elif kind == wire.RENEW:
+            if not self._link.dialled:
+                msg = "the peer asks for a hand-over of a connection that it dialled itself"
+                raise RemoteProtocolError(msg)
+            self._settings.renew(self, RenewalCause.ASKED)
         else:
             msg = f"the peer sent a frame of kind {kind:#04x} on channel 0"
             raise RemoteProtocolError(msg)

@@ -14,17 +14,15 @@ all; it says nothing about who somebody is, and cannot be taken from one node al
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from typing import TYPE_CHECKING, Final, final
 
-from ._identity import NodeName, fingerprint
+from ._proof import presented_leaves, proof_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cryptography import x509
-
+    from ._identity import NodeName
     from ._tls_stream import TLSStream
 
 __all__ = ["generate_cookie"]
@@ -113,22 +111,10 @@ def acceptor_proof(
     return _mac(cookie, b"acceptor", stream, fields, dialling=dialling)
 
 
-def same(one: bytes, other: bytes) -> bool:
-    """Whether two proofs are equal, in constant time."""
-    return hmac.compare_digest(one, other)
-
-
 def _mac(cookie: bytes, role: bytes, stream: TLSStream, fields: Sequence[bytes], *, dialling: bool) -> bytes:
-    ours, theirs = _leaf(stream.presented_certificate), _leaf(stream.peer_certificate)
-    client, server = (ours, theirs) if dialling else (theirs, ours)
     exported = stream.export_keying_material(_EXPORTER_LABEL, _EXPORTER_BYTES)
-    parts = [b"trionode cookie v1", role, exported, client, server, *fields]
-    # Every part with its length, so that no two lists of parts are the same bytes.
-    return hmac.digest(cookie, b"".join(len(part).to_bytes(4, "big") + part for part in parts), "sha256")
-
-
-def _leaf(certificate: x509.Certificate | None) -> bytes:
-    return b"" if certificate is None else fingerprint(certificate).encode()
+    leaves = presented_leaves(stream, dialling=dialling)
+    return proof_of(cookie, b"trionode cookie v1", role, exported, *leaves, *fields)
 
 
 def _u64(value: int) -> bytes:

@@ -25,15 +25,19 @@ from ._events import (
     ConnectionUp,
     EventHub,
     GenerationPublished,
+    HandedOver,
+    HandOverFailed,
     HandshakeRefused,
     NameInUse,
     RotationRefused,
     Side,
 )
+from ._floodgate import FloodGate
 from ._handshake import Party
 from ._identity import NodeName, SubjectNames, describe
 from ._options import NetworkMode, NodeOptions
 from ._registry import Registry
+from ._renewal import Renewal
 from ._services import Services
 from ._wire import Limits, Refusal
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ._cert_manager import CertManager
+    from ._connection import RenewalCause
     from ._link import Link
     from ._loosening import Loosening
 
@@ -60,6 +65,7 @@ class Core:
         services: by name.
         events: what it reports.
         running: every connection that has not finished, and the manager that its link is from.
+        renewal: moves or closes them when certificates rotate or end.
         uses: what is undone when the node has closed.
         nursery: the node's nursery while it is open for new business, else None.
     """
@@ -76,11 +82,19 @@ class Core:
             self.services.add(service_name, service)
         self.events = EventHub()
         self.running: dict[Connection, CertManager] = {}
+        network = options.network
+        self.renewal = Renewal(
+            options.live_connections,
+            patience=network.connect_timeout + network.handshake_timeout,
+            moved=lambda connection: self.events.publish(HandedOver(node=name, connection=connection)),
+            failed=self._report_failed_hand_over,
+        )
         self.uses = ExitStack()
         self.nursery: trio.Nursery | None = None
         self._arbiter = Arbiter(name, self.registry)
         self._managers: dict[CertManager, bool] = {}
         self._warned: set[Loosening] = set()
+        self._hand_over_flood = FloodGate(_log, "hand-overs failed")
         self._context = contextvars.copy_context()
 
     # Life
@@ -88,6 +102,7 @@ class Core:
     def start(self, nursery: trio.Nursery) -> None:
         """Open for business."""
         self.nursery = nursery
+        self.spawn(self.renewal.run, "renewal")
         for manager in self._managers:
             self._start_watching(manager)
 
@@ -156,6 +171,7 @@ class Core:
             self._check_covers(manager)
             fingerprint = manager.key_pair.fingerprint
             self.events.publish(GenerationPublished(node=self.name, generation=seen, fingerprint=fingerprint))
+            self.renewal.rotated(manager)
 
     def _check_covers(self, manager: CertManager) -> None:
         """Warn where our own certificate does not speak for our own name; peers would refuse us."""
@@ -206,8 +222,21 @@ class Core:
 
     # Connections
 
-    def adopt(self, link: Link, manager: CertManager, limits: Limits) -> Connection:
-        """Make a link a connection and register it; no checkpoint may come between this and its `run()`."""
+    def adopt(
+        self,
+        link: Link,
+        manager: CertManager,
+        limits: Limits,
+        redial: Callable[[Connection], Awaitable[Link]] | None = None,
+    ) -> Connection:
+        """Make a link a connection and register it; no checkpoint may come between this and its `run()`.
+
+        Args:
+            link: its first link.
+            manager: whose contexts that took.
+            limits: what we accept, as our hello said.
+            redial: makes a link to hand the connection over to, where this side dialled.
+        """
         assert self.nursery is not None
         network = self.options.network
         settings = ConnectionSettings(
@@ -220,7 +249,11 @@ class Core:
             heartbeat_tolerance=network.heartbeat_tolerance,
             unregister=self.registry.remove,
             ended=self._report_end,
-            finished=self.running.pop,
+            finished=self._forget,
+            moved=self._moved,
+            renew=self.renewal.renew,
+            reauthenticate=self.renewal.reauthenticate,
+            max_records=self.options.live_connections.max_records,
             current_generation=lambda: manager.generation,
         )
         connection = Connection(link, settings)
@@ -233,7 +266,20 @@ class Core:
         side = Side.DIAL if link.dialled else Side.ACCEPT
         self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
         _log.info("connection up: %r", connection)
+        self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
         return connection
+
+    def _forget(self, connection: Connection) -> None:
+        del self.running[connection]
+        self.renewal.forget(connection)
+
+    def _moved(self, connection: Connection, _: Link) -> None:
+        _log.info("connection handed over: %r", connection)
+        self.renewal.moved(connection)
+
+    def _report_failed_hand_over(self, connection: Connection, cause: RenewalCause, error: Exception) -> None:
+        self._hand_over_flood.warning("the hand-over of %r failed, it goes on as it was: %s", connection, error)
+        self.events.publish(HandOverFailed(node=self.name, connection=connection, cause=cause, error=error))
 
     def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
         self.events.publish(

@@ -10,6 +10,7 @@ is what the caller gets. Should that one fail after all, the dial is made again.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ._cert_manager import CertManager
     from ._connection import Connection
     from ._core import Core
+    from ._link import Link
 
 #: How often a dial is repeated that lost to another which then failed. Seconds have passed each time.
 _DUPLICATE_RETRIES: Final = 3
@@ -142,16 +144,25 @@ class Dialer:
         core, manager = self._core, self._manager(route)
         core.use(manager, as_server=False)
         limits = core.limits()
-        try:
-            link = await dial(self._plan(name, route, replace=replace), manager.contexts, core.party(limits))
-        except HandshakeError as exc:
-            core.refused(Side.DIAL, exc)
-            raise
+        plan = self._plan(name, route, replace=replace)
+        link = await self._dial_link(plan, manager)
         if core.nursery is None:
             await link.stream.aclose()
             msg = f"the node {core.name} was closed while it was dialling"
             raise trio.ClosedResourceError(msg)
-        return core.adopt(link, manager, limits)
+        return core.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))
+
+    async def _redial(self, connection: Connection, plan: Dial, manager: CertManager) -> Link:
+        """The link to hand a connection over to: by the same way, and as strictly, as its first."""
+        return await self._dial_link(dataclasses.replace(plan, join=connection, replace=False), manager)
+
+    async def _dial_link(self, plan: Dial, manager: CertManager) -> Link:
+        core = self._core
+        try:
+            return await dial(plan, manager.contexts, core.party(core.limits()))
+        except HandshakeError as exc:
+            core.refused(Side.DIAL, exc)
+            raise
 
     def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
         insecure = self._is_insecure(route)

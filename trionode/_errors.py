@@ -187,6 +187,7 @@ class UnverifiedReason(StrEnum):
     VERSION = "version"
     NAME_IN_USE = "name_in_use"
     DUPLICATE = "duplicate"
+    JOIN = "join"
     SHUTTING_DOWN = "shutting_down"
 
 
@@ -221,6 +222,7 @@ class RejectionCode(StrEnum):
     VERSION = "version"
     NAME_IN_USE = "name_in_use"
     DUPLICATE = "duplicate"
+    JOIN = "join"
     SHUTTING_DOWN = "shutting_down"
     OTHER = "other"
 

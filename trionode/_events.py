@@ -9,14 +9,14 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Self, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._connection import Connection, EndReason
+    from ._connection import Connection, EndReason, RenewalCause
     from ._errors import Address, CertificateError, HandshakeError
     from ._identity import NodeName
     from ._keeper import ConnectorState
@@ -30,6 +30,8 @@ __all__ = [
     "ConnectorChanged",
     "EventStream",
     "GenerationPublished",
+    "HandOverFailed",
+    "HandedOver",
     "HandshakeRefused",
     "NameInUse",
     "NodeEvent",
@@ -132,6 +134,34 @@ class ConnectionDown(NodeEvent):
     connection: Connection
     reason: EndReason
     error: Exception | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandedOver(NodeEvent):
+    """A connection moved to a new link, and the old one is closed. Reported on both sides.
+
+    Attributes:
+        connection: the connection; its generations and its peer's certificate are those of the new link.
+    """
+
+    connection: Connection
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandOverFailed(NodeEvent):
+    """A hand-over failed before its commit: the connection goes on as it was, and it will be tried again.
+
+    Attributes:
+        connection: the connection.
+        cause: why it was to be handed over.
+        error: what happened.
+    """
+
+    connection: Connection
+    cause: RenewalCause
+    error: Exception
 
 
 @final
@@ -288,9 +318,3 @@ class EventHub:
         finally:
             self._readers.discard(reader)
             reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()

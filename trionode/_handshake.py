@@ -9,6 +9,12 @@ sent, then that the hello claims the name dialled. The acceptor verifies the cli
 it speaks for the node name that the hello claims (`bind_names`). Then each side's `authorize` may narrow, never widen.
 Only when both have accepted does either side have a link.
 
+A link that is to carry a connection that is there (`join`, see `_connection` for what becomes of it) goes the same way
+through all of it; only instead of competing it shows the proof (`_join`). Its dialer leaves the last message, the
+confirmation, to the connection, whose commit it is. Its acceptor, having let it in, waits for that without a timer of
+its own: one that ran out while the confirmation was under way would break a connection that is well. The dialer's
+deadline, the link's end and the connection's end bound it, and each connection has one at most.
+
 A refusal travels: by alert from TLS, by code and sentence from the hello. Who refuses half-closes, reads on for a
 bounded time and closes, so that the words arrive; who is refused reads before it reports. Everything is bounded by
 one deadline, and on every way out but success the transport is closed.
@@ -20,13 +26,14 @@ import logging
 import math
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar, final
 
 import trio
 
 from . import _wire as wire
 from ._arbiter import Conflict
-from ._cookie import acceptor_proof, dialer_proof, same
+from ._cookie import acceptor_proof, dialer_proof
 from ._errors import (
     Address,
     HandshakeError,
@@ -42,8 +49,10 @@ from ._errors import (
 )
 from ._floodgate import FloodGate
 from ._identity import NodeName, SubjectNames, canonical_host, describe, describe_names
+from ._join import Ends, join_proof
 from ._link import Link
 from ._peer import Peer, established_peer
+from ._proof import same_proof
 from ._tls_stream import TLSStream, address_of, client_handshake, drain_and_close, server_handshake
 
 if TYPE_CHECKING:
@@ -52,6 +61,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from ._arbiter import Arbiter
+    from ._connection import Connection
     from ._contexts import TLSContexts
 
 _log = logging.getLogger("trionode.security")
@@ -100,6 +110,7 @@ class Dial:
         server_name: the route's reference name, canonical, or None.
         cookie: what both sides must prove that they know, or None.
         replace: whether this connection is wanted although there is another to the same node.
+        join: the connection that the new link is to carry, in place of a new one.
         insecure_skip_verify: accept any certificate under any name.
         connect_timeout: for DNS and TCP, seconds.
         handshake_timeout: for contexts, TLS and hello, seconds.
@@ -111,6 +122,7 @@ class Dial:
     server_name: str | None = None
     cookie: bytes | None = field(default=None, repr=False)
     replace: bool = False
+    join: Connection | None = None
     insecure_skip_verify: bool = False
     connect_timeout: float
     handshake_timeout: float
@@ -125,6 +137,7 @@ class _Progress:
     stage: Stage = Stage.TLS
     generation: int | None = None
     presented: x509.Certificate | None = None
+    joins: Connection | None = None
 
     @property
     def where(self) -> str:
@@ -186,7 +199,10 @@ class _Progress:
         error.__cause__ = cause
         return error
 
-    def timed_out(self, seconds: float) -> HandshakeTimeoutError:
+    def timed_out(self, seconds: float) -> HandshakeError:
+        if self.joins is not None:
+            ended = trio.BrokenResourceError("the connection ended, or a later link joined it")
+            return self.broken("superseded", "was about to join a connection here, but that is gone", ended)
         return HandshakeTimeoutError(
             f"the handshake with the peer{self.where} did not finish within handshake_timeout ({seconds:g} s); it "
             f"had reached the stage {self.stage.value!r}",
@@ -275,16 +291,23 @@ async def _accept_hello(
             version = _common_version(hello, party, progress)
             peer = _judge_dialler(stream, hello, party, progress, bind_names=bind_names)
             proof = _answer_cookie(stream, hello, peer, party, progress)
-            _authorize(peer, party, progress)
             mutual = peer.verified and hello.verified
-            if peer.verified and not mutual:
-                await party.arbiter.check_incarnation(peer)
-            if mutual:
+            joined = None if hello.join is None else await _judge_join(stream, hello.join, peer, party, mutual=mutual)
+            _authorize(peer, party, progress)
+            if joined is not None:
+                pass
+            elif mutual:
                 await reservation.enter_async_context(party.arbiter.judging(peer, replace=hello.replace))
+            elif peer.verified:
+                await party.arbiter.check_incarnation(peer)
         except PeerUnverifiedError as exc:
             await conversation.refuse(exc, wire.Answer)
         except Conflict as exc:
             await conversation.refuse(progress.conflict(exc), wire.Answer)
+        if joined is not None:  # announced before it is let in: the dialer may commit before our send returns
+            progress.joins = joined.connection
+            progress.decided()
+            reservation.enter_context(joined.connection.joining(progress.scope))
         await conversation.send(
             wire.Answer(
                 version=version,
@@ -294,6 +317,7 @@ async def _accept_hello(
                 limits=party.limits,
                 verified=peer.verified,
                 proof=proof,
+                join=b"" if joined is None else joined.answer,
             )
         )
         confirmation = await conversation.receive(wire.Confirmation)
@@ -310,8 +334,46 @@ async def _accept_hello(
         peer_generation=hello.generation,
         key_pair_fingerprint=contexts.key_pair.fingerprint,
         peer_limits=hello.limits,
+        door=party,
+        joins=None if joined is None else joined.connection,
+        follows=None if joined is None else joined.link,
         rest=conversation.rest(),
     )
+
+
+class _Joined(NamedTuple):
+    """A connection that a dialer has proved to be its own, the link that it is on, and our proof in turn."""
+
+    connection: Connection
+    link: Link
+    answer: bytes
+
+
+async def _judge_join(stream: TLSStream, join: wire.Join, peer: Peer, party: Party, *, mutual: bool) -> _Joined:
+    connection = party.arbiter.joined(join.connection, peer, mutual=mutual, door=party)
+    try:
+        await connection.wait_settled()
+    except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
+        raise Conflict(UnverifiedReason.JOIN, peer, f"the connection has ended: {exc}") from None
+    link = connection.link
+    ends = Ends(peer.name, peer.incarnation, party.name, party.incarnation)
+    prove = partial(
+        join_proof,
+        link.stream,
+        stream,
+        connection=join.connection,
+        attempt=join.attempt,
+        ends=ends,
+        dialling=False,
+    )
+    if not same_proof(prove(), join.proof):
+        msg = f"the proof that {peer.name} may move the connection is wrong: it is not for these two TLS sessions"
+        raise Conflict(UnverifiedReason.JOIN, peer, msg)
+    if join.attempt <= connection.last_attempt:
+        msg = f"{peer.name} repeats attempt {join.attempt} to move the connection, after {connection.last_attempt}"
+        raise Conflict(UnverifiedReason.JOIN, peer, msg)
+    connection.last_attempt = join.attempt
+    return _Joined(connection, link, prove(answers=join.proof))
 
 
 def _common_version(hello: wire.Hello, party: Party, progress: _Progress) -> int:
@@ -337,7 +399,7 @@ def _answer_cookie(stream: TLSStream, hello: wire.Hello, peer: Peer, party: Part
     expected = dialer_proof(
         cookie, stream, dialer=peer.name, acceptor=party.name, incarnation=hello.incarnation, dialling=False
     )
-    if not same(expected, hello.proof):
+    if not same_proof(expected, hello.proof):
         what = "shows no cookie, and this acceptor wants one" if not hello.proof else "has another cookie than we have"
         raise progress.refuse(
             UnverifiedReason.COOKIE,
@@ -431,7 +493,7 @@ async def dial_link(
         )
         progress.stage = Stage.HELLO
         with party.arbiter.dialling(dial.name) as pending:
-            pending.counts = stream.verified
+            pending.counts = stream.verified and dial.join is None
             hello = _dial_hello(stream, contexts, party, progress, dial)
             return await _closing_on_failure(stream, hello, progress)
     raise progress.timed_out(dial.handshake_timeout)
@@ -487,6 +549,7 @@ async def _dial_hello(stream: TLSStream, contexts: TLSContexts, party: Party, pr
             incarnation=party.incarnation,
             dialling=True,
         )
+    joining = None if dial.join is None else _Joining(dial.join, stream, party)
     await conversation.send(
         wire.Hello(
             versions=list(wire.VERSIONS),
@@ -497,6 +560,7 @@ async def _dial_hello(stream: TLSStream, contexts: TLSContexts, party: Party, pr
             verified=stream.verified,
             replace=dial.replace,
             proof=proof,
+            join=None if joining is None else joining.request,
         )
     )
     answer = await conversation.receive(wire.Answer)
@@ -506,13 +570,16 @@ async def _dial_hello(stream: TLSStream, contexts: TLSContexts, party: Party, pr
         peer = _judge_acceptor(stream, answer, party, progress, dial, proof)
         _authorize(peer, party, progress)
         mutual = peer.verified and answer.verified
-        if mutual:
+        if joining is not None:
+            joining.check(answer, peer, party, mutual=mutual)
+        elif mutual:
             await party.arbiter.may_confirm(peer, replace=dial.replace)
     except PeerUnverifiedError as exc:
         await conversation.refuse(exc, wire.Confirmation)
     except Conflict as exc:
         await conversation.refuse(progress.conflict(exc), wire.Confirmation)
-    await conversation.send(wire.Confirmation(), last=True)
+    if joining is None:
+        await conversation.send(wire.Confirmation(), last=True)
     return Link(
         stream=stream,
         peer=peer,
@@ -524,8 +591,42 @@ async def _dial_hello(stream: TLSStream, contexts: TLSContexts, party: Party, pr
         peer_generation=answer.generation,
         key_pair_fingerprint=contexts.key_pair.fingerprint,
         peer_limits=answer.limits,
+        joins=dial.join,
+        follows=None if joining is None else joining.link,
         rest=conversation.rest(),
     )
+
+
+class _Joining:
+    """The dialer's side of a join: what it asks, and what it wants to be answered."""
+
+    def __init__(self, connection: Connection, stream: TLSStream, party: Party) -> None:
+        connection.last_attempt += 1
+        peer = connection.peer
+        self.link = connection.link
+        self._connection = connection
+        self._prove = partial(
+            join_proof,
+            self.link.stream,
+            stream,
+            connection=connection.identifier,
+            attempt=connection.last_attempt,
+            ends=Ends(party.name, party.incarnation, peer.name, peer.incarnation),
+            dialling=True,
+        )
+        proof = self._prove()
+        self.request = wire.Join(connection=connection.identifier, attempt=connection.last_attempt, proof=proof)
+
+    def check(self, answer: wire.Answer, peer: Peer, party: Party, *, mutual: bool) -> None:
+        """Check the acceptor's side.
+
+        Raises:
+            Conflict: it is not the peer of the connection.
+        """
+        party.arbiter.check_same(self._connection, peer, mutual=mutual)
+        if not same_proof(self._prove(answers=self.request.proof), answer.join):
+            msg = f"{peer.name} did not prove that it has the connection that we want to move"
+            raise Conflict(UnverifiedReason.JOIN, peer, msg)
 
 
 def _judge_acceptor(
@@ -558,7 +659,7 @@ def _judge_acceptor(
             proof=proof,
             dialling=True,
         )
-        if not same(expected, answer.proof):
+        if not same_proof(expected, answer.proof):
             raise progress.refuse(
                 UnverifiedReason.COOKIE,
                 f"the node {str(name)!r} did not prove that it knows our cookie; give both the same one",

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, final
 from ._wire import FrameDecoder
 
 if TYPE_CHECKING:
+    from ._connection import Connection
     from ._peer import Peer
     from ._tls_stream import TLSStream
     from ._wire import Limits
 
 
 @final
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class Link:
     """One TLS stream whose handshake and hello are done.
 
@@ -33,8 +34,12 @@ class Link:
         peer_generation: of those that the peer took.
         key_pair_fingerprint: of the key pair in this side's contexts.
         peer_limits: what the peer accepts.
+        door: on the accepting side, what it came in by: a link that joins has to come in by the same.
+        joins: the connection that it is to carry, if that is there already.
+        follows: the link that the connection was on when it was let in.
         rest: bytes that came behind the hello.
         decoder: cuts the stream into frames.
+        finished: whether the peer's last frame on it was read (SWITCH).
     """
 
     stream: TLSStream
@@ -47,5 +52,9 @@ class Link:
     peer_generation: int
     key_pair_fingerprint: str
     peer_limits: Limits
+    door: object = None
+    joins: Connection | None = None
+    follows: Link | None = None
     rest: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    finished: bool = False

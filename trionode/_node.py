@@ -376,7 +376,9 @@ class Node:
         limits = core.limits(plan.max_message_size)
 
         async def established(link: Link) -> None:
-            if core.nursery is None:  # it came through while we were leaving
+            if link.joins is not None:
+                await _join(link.joins, link)
+            elif core.nursery is None:  # it came through while we were leaving
                 await link.stream.aclose()
             else:
                 await core.adopt(link, manager, limits).run()
@@ -464,6 +466,13 @@ class Node:
             async with trio.open_nursery() as nursery:
                 for connection in connections:
                     nursery.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
+
+
+async def _join(connection: Connection, link: Link) -> None:
+    try:
+        connection.commit(link)
+    except (trio.ClosedResourceError, trio.BrokenResourceError):  # it ended just now, and this link with it
+        await link.stream.aclose()
 
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:

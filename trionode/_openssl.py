@@ -473,7 +473,16 @@ class TLSSession:
     outcome, `outgoing()` may hold bytes that the peer should get (an alert, for one).
     """
 
-    __slots__ = ("_connection", "_examination", "_failure", "_rebuild", "peer_certificate", "verified")
+    __slots__ = (
+        "_connection",
+        "_examination",
+        "_failure",
+        "_rebuild",
+        "peer_certificate",
+        "records_received",
+        "records_sent",
+        "verified",
+    )
 
     def __init__(
         self, connection: SSL.Connection, examination: _Examination, rebuild: Callable[[], SSL.Context]
@@ -486,6 +495,9 @@ class TLSSession:
         self.peer_certificate: x509.Certificate | None = None
         #: Whether this side verified that certificate (and, dialling, its name), once the handshake is done.
         self.verified: bool = False
+        #: Records of data so far, under one key each way: AES-GCM is good for 2^24.5 (RFC 8446 section 5.5).
+        self.records_sent: int = 0
+        self.records_received: int = 0
 
     # Ciphertext
 
@@ -562,6 +574,7 @@ class TLSSession:
         """Encrypt into `outgoing()`."""
         self._raise_if_failed()
         if data:
+            self.records_sent += -(-len(data) // RECORD_SIZE)
             try:
                 self._connection.sendall(data)
             except SSL.Error as exc:
@@ -574,13 +587,15 @@ class TLSSession:
         """
         self._raise_if_failed()
         try:
-            return self._connection.recv(limit)
+            data = self._connection.recv(limit)
         except SSL.WantReadError:
             return None
         except SSL.ZeroReturnError:
             return b""
         except SSL.Error as exc:
             self._fail(self._translate(exc))
+        self.records_received += 1
+        return data
 
     def finish(self) -> None:
         """Put our close_notify into `outgoing()`; receiving goes on (RFC 8446 section 6.1)."""

@@ -17,7 +17,7 @@ from ._peer import Peer
 from ._resolvers import Resolver  # noqa: TC001 -- likewise
 from ._services import Service  # noqa: TC001 -- dataclass fields are resolved at run time
 
-__all__ = ["AcceptorOptions", "NetworkMode", "NetworkOptions", "NodeOptions", "Route"]
+__all__ = ["AcceptorOptions", "LiveConnections", "NetworkMode", "NetworkOptions", "NodeOptions", "Renew", "Route"]
 
 Authorize: TypeAlias = Callable[[Peer], None]
 
@@ -193,6 +193,64 @@ class NetworkOptions:
 
 
 @final
+class Renew(enum.Enum):
+    """What becomes of a live connection when a certificate that it was made with is not the current one any more."""
+
+    KEEP = "keep"
+    """It stays as it is."""
+    CLOSE = "close"
+    """It is closed: the peer is told, what is under way gets a grace to end; who wants it dials anew."""
+    HAND_OVER = "hand_over"
+    """It moves to a new TLS session on the current certificates; nobody who uses it notices."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LiveConnections:
+    """What becomes of live connections when certificates rotate or end.
+
+    Whatever is chosen here, a connection is also handed over before one TLS key has protected `max_records` records
+    (RFC 8446 section 5.5), and when its acceptor asks its dialer to.
+
+    Attributes:
+        on_rotation: when a manager publishes a generation.
+        on_expiry: when a certificate that it was authenticated with, ours or the peer's, comes to its end. With
+            `CLOSE` and `HAND_OVER`, it is ended at the latest when that certificate is.
+        expiry_lead: how long before that it begins, seconds.
+        within: every connection's turn comes within so many seconds of a generation, drawn at random, so that a
+            cluster does not do it all at once.
+        parallel: how many at a time, per node.
+        grace: how long what is under way may take to end where a connection is closed, seconds.
+        max_records: TLS records under one key, sent or received, after which it is handed over; at most 2**23. Twice as
+            many, and it is closed.
+    """
+
+    on_rotation: Renew = Renew.KEEP
+    on_expiry: Renew = Renew.KEEP
+    expiry_lead: float = 3600
+    within: float = 30
+    parallel: int = 8
+    grace: float = 30
+    max_records: int = 2**22
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ValueError, TypeError: an option makes no sense; the message names it.
+        """
+        for name in ("on_rotation", "on_expiry"):
+            given: object = getattr(self, name)
+            if not isinstance(given, Renew):
+                msg = f"{name} must be a member of Renew, not {given!r}"
+                raise TypeError(msg)
+        for name in ("expiry_lead", "within", "grace"):
+            _check_duration(name, getattr(self, name))
+        _check_int("parallel", self.parallel, 1, 2**16)
+        _check_int("max_records", self.max_records, 1, 2**23)
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions:
     """What a node is opened with.
@@ -205,6 +263,7 @@ class NodeOptions:
             `Refused("…")` to refuse with a reason that the peer may read; any other exception refuses as well.
         shutdown_grace: how long a clean end may take, seconds: open channels get the time to end, what was accepted for
             sending is flushed, peers are told goodbye.
+        live_connections: what becomes of them when certificates rotate or end; by default they stay as they are.
         propagate_service_errors: let an exception of a service crash the node instead of being logged: for tests.
         expose_service_errors: let callers read the type and text of a service's exception; by default they only learn
             that it failed.
@@ -215,6 +274,7 @@ class NodeOptions:
     services: Mapping[str, Service] = field(default_factory=dict)
     authorize: Authorize | None = None
     shutdown_grace: float = 1.0
+    live_connections: LiveConnections = field(default_factory=LiveConnections)
     propagate_service_errors: bool = False
     expose_service_errors: bool = False
 
@@ -227,9 +287,7 @@ class NodeOptions:
         object.__setattr__(self, "services", MappingProxyType(dict(self.services)))
         _check_manager(self.cert_manager, optional=False)
         _check_authorize(self.authorize)
-        if not 0 <= self.shutdown_grace < math.inf:
-            msg = f"shutdown_grace must be a finite number of seconds from 0 up, not {self.shutdown_grace!r}"
-            raise ValueError(msg)
+        _check_duration("shutdown_grace", self.shutdown_grace)
 
 
 def _canonicalise_host(options: AcceptorOptions | Route, attribute: str) -> None:
@@ -247,6 +305,12 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 def _check_seconds(name: str, value: float) -> None:
     if not 0 < value <= math.inf:
         msg = f"{name} must be a positive number of seconds, not {value!r}"
+        raise ValueError(msg)
+
+
+def _check_duration(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        msg = f"{name} must be a finite number of seconds from 0 up, not {value!r}"
         raise ValueError(msg)
 
 

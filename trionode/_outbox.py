@@ -2,8 +2,8 @@
 
 Theory. Whoever has something to say appends to one buffer, synchronously; one writer task per connection sends it.
 So `send()` is an append and a checkpoint, control frames are legal in a cancelled scope, and byte order is append
-order. The writer sends a queue of (link, buffer) pairs in order and never chooses a link itself: moving a connection
-to another link is one synchronous step, `switch`.
+order. The writer sends a queue of (link, buffer) in order and never chooses a link itself: moving a connection to
+another link is one synchronous step, `switch`.
 
 Coalescing is worth 35 times (measured: one TLS record costs about 5 µs, a scheduler tick 4 µs). Once woken, the writer
 yields until the buffer has not grown for two scheduler ticks, or holds a full record, and writes once. Two, because
@@ -24,6 +24,8 @@ import trio
 from ._openssl import RECORD_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._link import Link
 
 #: Senders of messages wait while this many bytes are pending. Above two full fragments there is nothing to gain.
@@ -39,15 +41,29 @@ _QUIET_TICKS: Final = 2
 class Outbox:
     """Bytes to be written, and the task that writes them."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, worn: Callable[[], None], max_records: int) -> None:
+        """Make one.
+
+        Args:
+            link: where what is appended goes, until `switch`.
+            worn: called after a write that brought the link to `max_records`, and after each that follows.
+            max_records: TLS records sent under one key.
+        """
         self._link = link
+        self._worn = worn
+        self._max_records = max_records
         self._pending = bytearray()
-        self._queue: deque[tuple[Link, bytearray]] = deque()
+        self._queue: deque[tuple[Link, bytearray, trio.Event | None]] = deque()
         self._closing = False
         self._idle = trio.lowlevel.ParkingLot()
         #: Where senders wait for room; woken when there is some, and when the connection ends.
         self.room: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.bytes_written: int = 0
+
+    @property
+    def link(self) -> Link:
+        """The link that what is appended now will go to."""
+        return self._link
 
     @property
     def full(self) -> bool:
@@ -71,6 +87,24 @@ class Outbox:
             pending += part
         if self._idle and not lazily:
             self._idle.unpark()
+
+    def switch(self, link: Link, *, last: bytes, first: bytes) -> trio.Event:
+        """Move to another link, in one step: what was appended goes to the old one, what follows to the new one.
+
+        Args:
+            link: the new link.
+            last: ends what the old link gets.
+            first: begins what the new link gets.
+
+        Returns:
+            An event that is set once everything for the old link was written.
+        """
+        written = trio.Event()
+        self._pending += last
+        self._queue.append((self._link, self._pending, written))
+        self._link, self._pending = link, bytearray(first)
+        self._idle.unpark_all()
+        return written
 
     def close(self) -> None:
         """Nothing more will be appended: the writer ends once it has written everything."""
@@ -97,12 +131,16 @@ class Outbox:
                 await self._idle.park()
             if not self._queue:
                 await self._settle()
-                self._queue.append((self._link, self._pending))
+                self._queue.append((self._link, self._pending, None))
                 self._pending = bytearray()
                 self.room.unpark_all()
-            link, buffer = self._queue.popleft()
+            link, buffer, written = self._queue.popleft()
             self.bytes_written += len(buffer)
             await link.stream.send_all(buffer)
+            if written is not None:
+                written.set()
+            elif link.stream.records_sent >= self._max_records:
+                self._worn()
 
     async def _settle(self) -> None:
         size, quiet = len(self._pending), 0

@@ -65,6 +65,11 @@ class Registry:
         """The connections with a name that both sides verified; these compete."""
         return [connection for connection in self._dialable.get(name, ()) if connection.link.mutual]
 
+    def named(self, name: NodeName) -> list[Connection]:
+        """All registered connections whose peer claims a name, verified or not."""
+        unverified = (connection for connection in self._unverified if connection.peer.name == name)
+        return [*self._dialable.get(name, ()), *unverified]
+
     def find(self, name: NodeName, fits: Callable[[Connection], bool]) -> Connection | None:
         """The newest dialable connection to a name that fits."""
         return next((connection for connection in self._dialable.get(name, ()) if fits(connection)), None)

@@ -115,6 +115,16 @@ class TLSStream(trio.abc.HalfCloseableStream):
         peer = "no certificate" if self.peer_certificate is None else describe(self.peer_certificate)
         return f"<TLSStream {self.peer_address or 'in memory'}, generation {self.generation}, peer {peer}>"
 
+    @property
+    def records_sent(self) -> int:
+        """TLS records of data that were encrypted so far, all under one key (RFC 8446 section 5.5)."""
+        return self._session.records_sent
+
+    @property
+    def records_received(self) -> int:
+        """TLS records of data that were decrypted so far; larger by some where small pieces were asked for."""
+        return self._session.records_received
+
     def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
         """A secret that only the two ends of this TLS session know (RFC 8446 section 7.5).
 

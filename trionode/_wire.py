@@ -13,9 +13,10 @@ Hello
     1. Dialer: `versions` (list of protocol versions it speaks), `name` (its own), `incarnation` (u64, drawn at random
        when the node opened), `generation` (of the contexts it took), `limits`, `verified` (whether it verified the
        acceptor's certificate and name in TLS), `replace` (whether it wants this connection although it knows of
-       another), `proof` (of the cookie, if it has one; see `_cookie`).
+       another), `proof` (of the cookie, if it has one; see `_cookie`), `join` (if this is to be a new link of a
+       connection that is there, see Hand-over).
     2. Acceptor: `refusal`, or `version` (the highest that both speak), `name`, `incarnation`, `generation`, `limits`,
-       `verified` (whether it verified the dialer's certificate and name), `proof`.
+       `verified` (whether it verified the dialer's certificate and name), `proof`, `join` (its proof in turn).
     3. Dialer: `refusal`, or nothing.
 
     `limits` is a map: `max_message_size` (bytes of a message that this side accepts), `window` (credit that each
@@ -45,6 +46,8 @@ Frames
     0x0C PONG     8 bytes                      on channel 0
     0x0D DRAIN    none                         on channel 0: open no more channels here; those that are open may end
     0x0E RETURN   u32 bytes                    the sender of messages gives back credit that it does not need
+    0x0F SWITCH   none                         on channel 0: the last frame on this link, the next is on the new one
+    0x10 RENEW    none                         on channel 0, from the acceptor: hand this connection over, please
     ==== ======== ============================ ======================================================================
 
     Fragments of different channels may interleave; those of one channel are in order, with only CREDIT, RESET and
@@ -58,6 +61,22 @@ Frames
     64 with the first. A side MUST NOT send more than it has credit for. The receiver grants as its application
     consumes, and grants a fragmented message its credit to the end. A sender that gave such a message up returns what
     it has beyond the window, then and when more of it arrives.
+
+Hand-over
+    A connection can be moved to a new TLS session between the same two nodes. Only the side that dialled it does so,
+    one at a time; the other may ask with RENEW. The dialer opens a second link and says hello on it with `join`, a map:
+    `connection` (16 bytes, exported from the connection's first TLS session under the label
+    `EXPORTER-trionode-connection`), `attempt` (higher than in any `join` before for this connection), `proof` (see
+    `_join`). Everything that a hello is checked for is checked again; names, incarnations and roles MUST be those of
+    the connection, and nothing verified less than before. The acceptor's `join` is its own proof. A refusal, or a link
+    that fails up to here, changes nothing.
+
+    The dialer commits by sending SWITCH on the old link and, on the new one, its third message and every frame from
+    then on. The acceptor commits when it has that third message: SWITCH on the old link, everything after it on the
+    new one. Who receives parses nothing of the new link before it has read SWITCH on the old one, so frames stay in
+    order. A side that has sent its SWITCH and read the other's sends close_notify on the old link; the other's
+    close_notify tells it that its own SWITCH has arrived. From a side's commit until then, a failure of either link is
+    a failure of the connection.
 
 Compatibility
     Versions negotiate what frames mean; within a version, maps may gain keys, and kinds from 0x80 up may be added:
@@ -102,9 +121,11 @@ PING: Final = 0x0B
 PONG: Final = 0x0C
 DRAIN: Final = 0x0D
 RETURN: Final = 0x0E
+SWITCH: Final = 0x0F
+RENEW: Final = 0x10
 
 _FIRST_OPTIONAL_KIND: Final = 0x80
-_KINDS: Final = frozenset(range(OPEN, RETURN + 1))
+_KINDS: Final = frozenset(range(OPEN, RENEW + 1))
 
 _HEADER: Final = struct.Struct(">II")
 _U16: Final = struct.Struct(">H")
@@ -134,6 +155,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     message: Text = ""
 
 
+class Join(msgspec.Struct, frozen=True, kw_only=True):
+    """In a first message: which connection the link is to carry, and the proof that it may."""
+
+    connection: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    attempt: U64
+    proof: Proof
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """First message: who dials."""
 
@@ -145,6 +174,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool = False
     replace: bool = False
     proof: Proof = b""
+    join: Join | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +188,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits(max_message_size=0, window=4096, max_channels=0)
     verified: bool = False
     proof: Proof = b""
+    join: Proof = b""
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
