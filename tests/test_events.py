@@ -106,7 +106,7 @@ async def test_every_kind_of_event(
         ):
             async with node(str(ALPHA), certs, resolver=Failing()) as alpha:
                 events = await stack.enter_async_context(alpha.events())
-                certs.update(ca.issue(str(ALPHA)))
+                certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) + timedelta(hours=12)))  # of a month
                 with pytest.raises(CertificateError):
                     certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) - timedelta(hours=1)))
                 with pytest.raises(NoRouteError):

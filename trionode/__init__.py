@@ -38,6 +38,7 @@ from ._errors import (
 from ._events import (
     AcceptorDown as AcceptorDown,
     AcceptorUp as AcceptorUp,
+    CertificateExpiring as CertificateExpiring,
     ConnectionDown as ConnectionDown,
     ConnectionUp as ConnectionUp,
     ConnectorChanged as ConnectorChanged,

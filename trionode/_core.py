@@ -12,6 +12,7 @@ import contextvars
 import logging
 import secrets
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, final
 
@@ -21,6 +22,7 @@ from ._arbiter import Arbiter
 from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason
 from ._errors import HandshakeError, NetworkDisabledError, UnverifiedReason
 from ._events import (
+    CertificateExpiring,
     ConnectionDown,
     ConnectionUp,
     EventHub,
@@ -32,9 +34,10 @@ from ._events import (
     RotationRefused,
     Side,
 )
+from ._expiry import watch_expiry
 from ._floodgate import FloodGate
 from ._handshake import Party
-from ._identity import NodeName, SubjectNames, describe
+from ._identity import NodeName, SubjectNames, describe, describe_duration
 from ._options import NetworkMode, NodeOptions
 from ._registry import Registry
 from ._renewal import Renewal
@@ -43,6 +46,8 @@ from ._wire import Limits, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from cryptography import x509
 
     from ._cert_manager import CertManager
     from ._connection import RenewalCause
@@ -154,6 +159,12 @@ class Core:
     def _start_watching(self, manager: CertManager) -> None:
         self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
         self.spawn(partial(self._watch_refusals, manager, manager.refused_updates), f"watch refusals of {manager!r}")
+        self.spawn(partial(watch_expiry, manager, self._report_expiry), f"watch expiry of {manager!r}")
+
+    def _report_expiry(self, certificate: x509.Certificate, left: timedelta) -> None:
+        text = f"will end in {describe_duration(left)}" if left > timedelta() else "has ended"
+        _log.warning("a certificate of ours %s; rotate it: %s", text, describe(certificate))
+        self.events.publish(CertificateExpiring(node=self.name, certificate=certificate, left=left))
 
     async def _watch_refusals(self, manager: CertManager, seen: int) -> None:
         """Report a manager's refused updates after those seen."""

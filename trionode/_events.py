@@ -15,6 +15,9 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
+
+    from cryptography import x509
 
     from ._connection import Connection, EndReason, RenewalCause
     from ._errors import Address, CertificateError, HandshakeError
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AcceptorDown",
     "AcceptorUp",
+    "CertificateExpiring",
     "ConnectionDown",
     "ConnectionUp",
     "ConnectorChanged",
@@ -176,6 +180,20 @@ class GenerationPublished(NodeEvent):
 
     generation: int
     fingerprint: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CertificateExpiring(NodeEvent):
+    """A certificate that the node presents or trusts has a third, or a tenth, of its lifetime left, an hour, or none.
+
+    Attributes:
+        certificate: the certificate.
+        left: the time that it has left; negative once it has ended.
+    """
+
+    certificate: x509.Certificate
+    left: timedelta
 
 
 @final

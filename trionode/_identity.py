@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, final
 
@@ -301,6 +302,15 @@ def describe_dates(certificate: x509.Certificate) -> str:
     """The validity period as `from … to …`, UTC."""
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return f"from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def describe_duration(span: timedelta) -> str:
+    """A time span as a person says it, in its largest unit that gives a number from 2 up: `3 days`, `90 minutes`."""
+    seconds = abs(span) / timedelta(seconds=1)
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def describe_subjects(certificates: Iterable[x509.Certificate], limit: int = 4) -> str:

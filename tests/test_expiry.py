@@ -1,0 +1,146 @@
+"""Expiry: certificates that come to their end are reported in time, each stage once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from trionode import (
+    CertAuthManager,
+    CertificateExpiring,
+    CertManager,
+    NetworkMode,
+    NetworkOptions,
+    NodeOptions,
+    open_node,
+)
+from trionode._expiry import watch_expiry
+from trionode._identity import describe_duration
+from trionode.pki import CertificateAuthority
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography import x509
+
+    from trionode import EventStream
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def trio_clock() -> Callable[[], datetime]:
+    """A clock that goes with Trio's from `START` on."""
+    began = trio.current_time()
+    return lambda: START + timedelta(seconds=trio.current_time() - began)
+
+
+@pytest.fixture
+def authority() -> CertificateAuthority:
+    """A CA that is valid long before and after."""
+    return CertificateAuthority.create(lifetime=8000 * DAY, clock=lambda: START - 4000 * DAY)
+
+
+async def watched(manager: CertManager, span: timedelta) -> list[tuple[str, timedelta]]:
+    """What is reported within a time: serial numbers and time left."""
+    seen: list[tuple[str, timedelta]] = []
+
+    def report(certificate: x509.Certificate, left: timedelta) -> None:
+        seen.append((certificate.subject.rfc4514_string(), left))
+
+    with trio.move_on_after(span / timedelta(seconds=1)):
+        await watch_expiry(manager, report)
+    return seen
+
+
+async def expiring(events: EventStream) -> CertificateExpiring:
+    """The next report of a node."""
+    async for event in events:
+        if isinstance(event, CertificateExpiring):
+            return event
+    raise AssertionError("the node ended")
+
+
+async def test_every_stage_of_a_life_once(
+    authority: CertificateAuthority, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A third left, a tenth, an hour, none: each once, at its time, and nothing in between."""
+    pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 30 * DAY)
+    manager = CertManager(pair, clock=trio_clock())
+    left = [left for _, left in await watched(manager, 40 * DAY)]
+    for reported, due in zip(left, [10 * DAY, 3 * DAY, timedelta(hours=1), timedelta()], strict=True):
+        assert timedelta() <= due - reported < timedelta(seconds=61)
+
+
+async def test_a_short_life_has_a_short_last_stage(
+    authority: CertificateAuthority, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A certificate for an hour is not in its last hour from the beginning."""
+    manager = CertManager(
+        authority.issue("alpha@localhost", not_before=START, not_after=START + timedelta(hours=1)), clock=trio_clock()
+    )
+    left = [round(left / timedelta(minutes=1)) for _, left in await watched(manager, timedelta(hours=2))]
+    assert left == [20, 6, 3, 0]
+
+
+async def test_a_rotation_in_time_is_silence(
+    authority: CertificateAuthority, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Who rotates before a third is left hears nothing; after it, what was said is not said again."""
+    clock = trio_clock()
+    issue = partial(authority.issue, "alpha@localhost")
+    manager = CertManager(issue(not_before=START, not_after=START + 30 * DAY), clock=clock)
+    seen: list[tuple[str, timedelta]] = []
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            seen.extend(await watched(manager, 50 * DAY))
+
+        nursery.start_soon(watch)
+        await trio.sleep(19 * DAY / timedelta(seconds=1))
+        manager.update(issue(not_before=clock(), not_after=clock() + 90 * DAY))
+    assert seen == []
+
+
+async def test_pools_are_watched_too(authority: CertificateAuthority, autojump_clock: trio.testing.MockClock) -> None:
+    """A CA that ends takes everybody with it."""
+    ca = CertificateAuthority.create(common_name="short", clock=lambda: START, lifetime=3 * DAY)
+    pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 300 * DAY)
+    manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool, clock=trio_clock())
+    seen = await watched(manager, 4 * DAY)
+    assert [subject for subject, _ in seen] == [ca.certificate.subject.rfc4514_string()] * 4
+
+
+async def test_a_node_says_so(
+    authority: CertificateAuthority, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an event, and in its log, with what to do."""
+    pair = authority.issue("alpha@localhost", not_before=START - 20 * DAY, not_after=START + 2 * DAY)
+    options = NodeOptions(
+        cert_manager=CertManager(pair, clock=trio_clock()), network=NetworkOptions(mode=NetworkMode.HIDDEN)
+    )
+    async with open_node("alpha@localhost", options) as node, node.events() as events:
+        event = await expiring(events)
+        assert (event.certificate, event.left) == (pair.certificate, 2 * DAY)
+    assert any("will end in 2 days; rotate it" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("span", "text"),
+    [
+        (timedelta(days=10), "10 days"),
+        (timedelta(hours=47), "47 hours"),
+        (-timedelta(hours=3), "3 hours"),
+        (timedelta(minutes=119), "119 minutes"),
+        (timedelta(seconds=100), "100 seconds"),
+        (timedelta(), "0 seconds"),
+    ],
+)
+def test_durations_read_well(span: timedelta, text: str) -> None:
+    """In the largest unit that still says something."""
+    assert describe_duration(span) == text
