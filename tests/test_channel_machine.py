@@ -107,12 +107,13 @@ async def connected(
         nursery.start_soon(accept)
         nursery.start_soon(dial)
     async with trio.open_nursery() as service_nursery, trio.open_nursery() as nursery:
+        for each in services:
+            each.open(service_nursery)
         ends = [
             Connection(
                 links[side],
                 ConnectionSettings(
                     services=services[side],
-                    service_nursery=service_nursery,
                     limits=limits,
                     max_pending_opens=config.max_pending_opens,
                     budget=config.budget,

@@ -594,7 +594,7 @@ class FakeConnection:
         assert seconds == RECENTLY
         return self.recent
 
-    async def answers(self, within: float) -> bool:
+    async def answers(self, within: float, *, insist: bool = False) -> bool:
         """A ping."""
         assert within == PROBE_TIMEOUT
         self.pinged += 1

@@ -238,7 +238,7 @@ class Arbiter:
                 # The same incarnation, heard of just now: no ping needed, which a busy start may not answer in time.
                 # Where it asks to replace, there has to be an answer: it may have lost its end and know better.
                 recent = same and not replace and existing.heard_within(RECENTLY)
-                if recent or await existing.answers(PROBE_TIMEOUT):
+                if recent or await existing.answers(PROBE_TIMEOUT, insist=same and replace):
                     if not same:
                         raise _name_in_use(peer)
                     if not replace:

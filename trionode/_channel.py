@@ -89,14 +89,17 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._messages: deque[bytes] = deque()
         self._receivers: dict[trio.lowlevel.Task, None] = {}
         self._receive_end: Exception | None = None
-        self._fragments: list[bytes] = []
-        self._fragments_have = 0
+        # One buffer: fragments may be tiny, and each a `bytes` of its own would cost many times what credit counts.
+        self._fragments = bytearray()
         self._fragments_total: int | None = None
         # For the message under way: whether it waits for its place in the budget; whether the channel has one.
         self._waiting = False
         self._reserving = False
         self._granted = False
         self._closed = False
+        # Whether that was by a clean close of this end: its service has nothing to do with the channel any more.
+        self._closed_cleanly = False
+        self._abandoned = False
         # Whether the peer needs no frame of ours any more: it closed or reset the channel, or the connection ended.
         self._over = False
         # Sending
@@ -337,9 +340,13 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         return error
 
     def is_end(self, error: Exception) -> bool:
-        """Whether an error, or a whole group, says only that the peer closed or reset this channel, or was lost."""
+        """Whether an error, or a whole group, says only that the channel ended, and not by its service's doing."""
         if isinstance(error, ExceptionGroup):
             return all(self.is_end(inner) for inner in error.exceptions)
+        if isinstance(error, trio.ClosedResourceError):
+            return self._abandoned
+        if isinstance(error, trio.EndOfChannel):
+            return self.peer_closed
         ends = [end for end in (self._send_end, self._receive_end) if end is not None]
         return isinstance(error, trio.BrokenResourceError) and error.__cause__ in ends
 
@@ -356,11 +363,12 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self.close()
         await trio.lowlevel.checkpoint()
 
-    def close(self, *, lazily: bool = False) -> None:
-        """As `aclose()`, without its checkpoint; lazily, the peer learns of it with the next write."""
+    def close(self) -> None:
+        """As `aclose()`, without its checkpoint."""
         if not self._closed:
+            self._closed_cleanly = True
             if not self._over:
-                self._outbox.append(wire.header(wire.CLOSE, self.identifier, 0), lazily=lazily)
+                self._outbox.append(wire.header(wire.CLOSE, self.identifier, 0))
             self._end_locally()
 
     def reset(self, code: RemoteCode = RemoteCode.CANCELLED, message: str = "") -> None:
@@ -392,13 +400,18 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         """The connection was closed here: end without a frame, and cancel the service task, if this is its end."""
         if self.peer_closed:
             return  # it has everything that the peer sent, and may finish
-        if self.scope is not None:
-            self.scope.cancel()
+        self._abandoned = True
+        self._cancel_service()
         self._over = True
         if self._send_end is None:
             self._send_end = trio.ClosedResourceError("the connection was closed here")
         if not self._closed:
             self._end_locally()
+
+    def _cancel_service(self) -> None:
+        """Cancel the service, if this is its end, unless one of the two had closed cleanly: then it may finish."""
+        if self.scope is not None and not (self.peer_closed or self._closed_cleanly):
+            self.scope.cancel()
 
     def _end_locally(self) -> None:
         self._closed = True
@@ -446,8 +459,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             msg = "the peer sent a first fragment that is the whole message, or more"
             raise RemoteProtocolError(msg)
         self._window.take(len(fragment) + wire.MESSAGE_OVERHEAD)
-        self._fragments.append(fragment)
-        self._fragments_have = len(fragment)
+        self._fragments += fragment
         self._fragments_total = total
         if total - len(fragment) > self._window.outstanding:
             self._waiting = True
@@ -458,14 +470,14 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         """A further fragment came."""
         self._check_receivable(within=True)
         assert self._fragments_total is not None
-        self._fragments_have += len(fragment)
-        if not fragment or self._fragments_have > self._fragments_total:
+        have = len(self._fragments) + len(fragment)
+        if not fragment or have > self._fragments_total:
             msg = "the peer sent an empty fragment, or more than it announced"
             raise RemoteProtocolError(msg)
         self._window.take(len(fragment))
-        self._fragments.append(fragment)
-        if self._fragments_have == self._fragments_total:
-            message = b"".join(self._fragments)
+        self._fragments += fragment
+        if have == self._fragments_total:
+            message = bytes(self._fragments)
             self._drop_fragments()
             self._deliver(message)
         elif self._granted:
@@ -519,8 +531,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def on_lost(self, cause: Exception) -> None:
         """The peer reset the channel (a `RemoteError`), or the connection ended."""
         # Cancelled first: a service that waits here is to be cancelled, not to fail with what it waited for.
-        if self.scope is not None and not self.peer_closed:
-            self.scope.cancel()
+        self._cancel_service()
         self._over = True
         if self._send_end is None:
             self._send_end = cause
@@ -547,7 +558,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def _rest(self) -> int:
         assert self._fragments_total is not None
-        return self._fragments_total - self._fragments_have
+        return self._fragments_total - len(self._fragments)
 
     def _need(self) -> int:
         return self._window.excess(self._rest())
@@ -579,9 +590,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         """Forget the message under way, if there is one; returns what it has cost so far."""
         if self._fragments_total is None:
             return 0
-        cost = self._fragments_have + wire.MESSAGE_OVERHEAD
-        self._fragments = []
-        self._fragments_have = 0
+        cost = len(self._fragments) + wire.MESSAGE_OVERHEAD
+        self._fragments = bytearray()
         self._fragments_total = None
         self._granted = False
         if self._waiting:

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -160,7 +160,6 @@ class ConnectionSettings:
 
     Attributes:
         services: what the peer may open channels to.
-        service_nursery: where service tasks live.
         limits: what this side accepts, as its hello said.
         max_pending_opens: channels opened by the peer whose service waits for another to end.
         budget: bytes that may be held for messages beyond their channels' windows.
@@ -177,7 +176,6 @@ class ConnectionSettings:
     """
 
     services: Services
-    service_nursery: trio.Nursery
     limits: wire.Limits
     max_pending_opens: int
     budget: int
@@ -213,7 +211,7 @@ class Connection:
         self._opened = 0
         # Channels whose service runs, until its task ends: not the same as open channels.
         self._served: dict[int, ServiceChannel] = {}
-        self._waiting_opens: deque[tuple[Service, ServiceChannel]] = deque()
+        self._waiting_opens: dict[int, tuple[Service, ServiceChannel]] = {}
         self._bytes_received = 0
         self._last_heard = trio.current_time()
         self._probes: dict[bytes, trio.Event] = {}
@@ -349,8 +347,7 @@ class Connection:
             except trio.EndOfChannel:
                 msg = f"service {service!r} of {self.peer.name}"
                 raise RemoteError(msg, code=RemoteCode.NO_REPLY) from None
-            # The service's own end usually came with its reply; where not, telling it can ride with the next write.
-            channel.close(lazily=True)
+            channel.close()
             return reply
 
     def _add_channel(self, identifier: int, service: str) -> ServiceChannel:
@@ -417,9 +414,8 @@ class Connection:
             self._end(EndReason.LOST, crash)
         finally:
             self._end(EndReason.SHUTTING_DOWN)
-            links = [self._link] if self._move is None else [self._link, self._move.old]
             try:
-                for link in links:
+                for link in self._links():
                     await link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
             finally:
                 self._settings.finished(self)
@@ -485,8 +481,13 @@ class Connection:
         """Whether anything came from the peer so recently."""
         return trio.current_time() - self._last_heard <= seconds
 
-    async def answers(self, within: float) -> bool:
-        """Whether a peer that is pinged is heard within so many seconds; if not, the connection has ended by then."""
+    async def answers(self, within: float, *, insist: bool = False) -> bool:
+        """Whether a peer that is pinged is heard within so many seconds; if not, the connection has ended by then.
+
+        Args:
+            within: seconds.
+            insist: on the answer itself. Else whatever comes from it will do: its answer may queue behind much else.
+        """
         nonce = secrets.token_bytes(8)
         answered = self._probes[nonce] = trio.Event()
         received = self._bytes_received
@@ -494,15 +495,12 @@ class Connection:
             self._outbox.append(wire.header(wire.PING, 0, len(nonce)), nonce)
             with trio.move_on_after(within):
                 await answered.wait()
-            # On a machine that is behind, what was to be read may lie here already.
-            for _ in range(_LAST_CHANCE_TICKS):
-                if self._bytes_received == received and self._ended is None:
-                    await trio.lowlevel.checkpoint()
+            await _let_the_reader_read()
         finally:
             del self._probes[nonce]
         if self._ended is not None:
             return False
-        if answered.is_set() or self._bytes_received != received:
+        if answered.is_set() or (self._bytes_received != received and not insist):
             return True
         self._end(EndReason.LOST, trio.BrokenResourceError(f"{self.peer.name} did not answer a ping in {within:g} s"))
         if self._nursery is not None:
@@ -551,7 +549,8 @@ class Connection:
             else:
                 channel.on_lost(error)
         self._channels.clear()
-        self._waiting_opens.clear()
+        # Those that the peer had closed cleanly get what it sent, whenever their turn comes.
+        self._waiting_opens = {key: waits for key, waits in self._waiting_opens.items() if waits[1].peer_closed}
         self._quiet.unpark_all()
         if self._ended_for_nobody():
             self._outbox.discard()
@@ -564,11 +563,17 @@ class Connection:
     async def _bound_the_end(self) -> None:
         """Once the connection has begun to end: give the peer up when no byte moved for the grace."""
         await self._ending.wait()
-        written = -1
-        while written != self._outbox.bytes_written:
-            written = self._outbox.bytes_written
+        taken = -1
+        while taken != self._bytes_taken():
+            taken = self._bytes_taken()
             await trio.sleep(self._end_grace)
         self._cancel()
+
+    def _bytes_taken(self) -> int:
+        return sum(link.stream.bytes_taken for link in self._links())
+
+    def _links(self) -> list[Link]:
+        return [self._link] if self._move is None else [self._link, self._move.old]
 
     def _ended_for_nobody(self) -> bool:
         return self._ended is not None and self._ended.reason in _NOBODY_LISTENS
@@ -767,6 +772,7 @@ class Connection:
                 continue
             self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
             await trio.sleep(tolerance)
+            await _let_the_reader_read()
             if self._last_heard == silent_since:
                 msg = (
                     f"{self.peer.name} gave no sign of life for {interval + tolerance:g} s (heartbeat_interval + "
@@ -796,6 +802,7 @@ class Connection:
         elif kind in (wire.EOF, wire.CLOSE):
             channel.on_end(kind)
         elif kind == wire.RESET:
+            self._waiting_opens.pop(identifier, None)
             self._forget_channel(channel)
             channel.on_lost(_reset_cause(payload))
         elif kind == wire.DISCARD:
@@ -865,26 +872,31 @@ class Connection:
         channel.scope = trio.CancelScope()
         if request.timeout is not None:
             channel.scope.deadline = trio.current_time() + request.timeout
-        self._waiting_opens.append((service, channel))
+        self._waiting_opens[identifier] = service, channel
         self._start_services()
 
     def _start_services(self) -> None:
         """Start what waits, up to `max_channels` at once: a service may outlive a channel that its caller closed."""
         while self._waiting_opens and len(self._served) < self._settings.limits.max_channels:
-            service, channel = self._waiting_opens.popleft()
-            self._served[channel.identifier] = channel
-            self._settings.service_nursery.start_soon(
-                self._serve, service, channel, name=f"service {channel.service!r} for {self.peer.name}"
-            )
+            identifier = next(iter(self._waiting_opens))
+            service, channel = self._waiting_opens.pop(identifier)
+            assert channel.scope is not None
+            if channel.scope.deadline <= trio.current_time():
+                channel.reset(RemoteCode.CANCELLED, "the caller's deadline passed before the service could start")
+                continue
+            self._served[identifier] = channel
+            self._settings.services.start(service, channel, partial(self._served_out, identifier))
 
-    async def _serve(self, service: Service, channel: ServiceChannel) -> None:
-        assert channel.scope is not None
-        try:
-            await self._settings.services.run(service, channel, channel.scope)
-        finally:
-            del self._served[channel.identifier]
-            self._start_services()
-            self._wake_if_quiet()
+    def _served_out(self, identifier: int) -> None:
+        del self._served[identifier]
+        self._start_services()
+        self._wake_if_quiet()
+
+
+async def _let_the_reader_read() -> None:
+    """On a machine that is behind, what was to come in time may be here, and be read in this very tick."""
+    for _ in range(_LAST_CHANCE_TICKS):
+        await trio.lowlevel.checkpoint()
 
 
 def _reset_cause(payload: bytes) -> RemoteError:

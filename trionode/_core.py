@@ -14,7 +14,7 @@ import secrets
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("trionode.node")
 _security_log = logging.getLogger("trionode.security")
 
+#: Connections of one peer that were replaced and are still read: what one peer may occupy beyond its live one.
+_MAX_RETIRING: Final = 8
+
 
 @final
 class Core:
@@ -97,6 +100,7 @@ class Core:
         self.uses = ExitStack()
         self.nursery: trio.Nursery | None = None
         self._arbiter = Arbiter(name, self.registry)
+        self._retiring: dict[NodeName, list[Connection]] = {}
         self._managers: dict[CertManager, bool] = {}
         self._warned: set[Loosening] = set()
         self._hand_over_flood = FloodGate(_log, "hand-overs failed")
@@ -107,6 +111,7 @@ class Core:
     def start(self, nursery: trio.Nursery) -> None:
         """Open for business."""
         self.nursery = nursery
+        self.services.open(nursery)
         self.spawn(self.renewal.run, "renewal")
         for manager in self._managers:
             self._start_watching(manager)
@@ -252,7 +257,6 @@ class Core:
         network = self.options.network
         settings = ConnectionSettings(
             services=self.services,
-            service_nursery=self.nursery,
             limits=limits,
             max_pending_opens=network.max_pending_opens,
             budget=network.receive_budget,
@@ -270,7 +274,7 @@ class Core:
         connection = Connection(link, settings)
         self.running[connection] = manager
         for replaced in self.registry.add(connection):
-            self.spawn(replaced.retire, f"retire {replaced!r}")
+            self._retire(replaced)
         for surplus in self.registry.unverified[: -network.max_unverified or None]:
             self.registry.remove(surplus)
             self.spawn(partial(surplus.close, EndReason.LIMIT), f"close {surplus!r}")
@@ -280,7 +284,20 @@ class Core:
         self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
         return connection
 
+    def _retire(self, replaced: Connection) -> None:
+        """Let one that was replaced run out; only so many of one name, however often a peer replaces."""
+        retiring = self._retiring.setdefault(replaced.peer.name, [])
+        retiring.append(replaced)
+        self.spawn(replaced.retire, f"retire {replaced!r}")
+        for surplus in retiring[:-_MAX_RETIRING]:
+            self.spawn(partial(surplus.close, EndReason.REPLACED), f"close {surplus!r}")
+
     def _forget(self, connection: Connection) -> None:
+        retiring = self._retiring.get(connection.peer.name, [])
+        if connection in retiring:
+            retiring.remove(connection)
+            if not retiring:
+                del self._retiring[connection.peer.name]
         del self.running[connection]
         self.renewal.forget(connection)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import trio
-
-if TYPE_CHECKING:
-    import logging
 
 #: Lines that are logged one by one within a window.
 LOG_BURST: Final = 20
@@ -18,7 +16,7 @@ LOG_WINDOW: Final = 10.0
 
 @final
 class FloodGate:
-    """A logger's `warning`, for what peers cause."""
+    """A logger's `warning` and `error`, for what peers cause."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:
         """Make one.
@@ -34,13 +32,20 @@ class FloodGate:
 
     def warning(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         """Log a warning, or count it."""
+        self._say(logging.WARNING, message, args, exc_info)
+
+    def error(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+        """Log an error, or count it."""
+        self._say(logging.ERROR, message, args, exc_info)
+
+    def _say(self, level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None) -> None:
         now = trio.current_time()
         if now - self._began >= LOG_WINDOW:
             self.summarise()
             self._began = now
         self._count += 1
         if self._count <= LOG_BURST:
-            self._log.warning(message, *args, exc_info=exc_info)
+            self._log.log(level, message, *args, exc_info=exc_info)
 
     def summarise(self) -> None:
         """Say what was counted, and begin anew."""

@@ -146,7 +146,7 @@ class Node:
         return NodeStatistics(
             connections=len(connections),
             channels=sum(each.channels for each in connections),
-            services=sum(each.services for each in connections),
+            services=self._core.services.running,
             acceptors=tuple(acceptor.statistics() for acceptor in self.acceptors),
         )
 
@@ -437,10 +437,15 @@ class Node:
         Afterwards every verb raises `trio.ClosedResourceError`.
         """
         self._stop()
-        await trio.lowlevel.checkpoint()
-        async with trio.open_nursery() as nursery:
-            for connection in list(self._core.running):
-                nursery.start_soon(connection.drain)
+        services = self._core.services
+        try:
+            await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                for connection in list(self._core.running):
+                    nursery.start_soon(connection.drain)
+            await services.wait_idle()  # one whose caller is done may outlive its connection
+        finally:
+            services.cancel()
 
     def _stop(self) -> None:
         for connector in list(self._connectors.values()):
@@ -460,6 +465,7 @@ class Node:
         connections = list(self._core.running)
         with trio.move_on_at(deadline - grace / 4):
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._core.services.wait_idle)
                 for connection in connections:
                     nursery.start_soon(connection.quiesce)
         with trio.move_on_at(deadline):

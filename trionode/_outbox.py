@@ -75,17 +75,14 @@ class Outbox:
         """Whether the peer makes us queue answers and does not read them."""
         return len(self._pending) > CEILING
 
-    def append(self, *parts: bytes | bytearray | memoryview, lazily: bool = False) -> None:
-        """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped.
-
-        Lazily, they do not wake the writer: they go with whatever is written next (a heartbeat at the latest).
-        """
+    def append(self, *parts: bytes | bytearray | memoryview) -> None:
+        """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped."""
         if self._closing:
             return
         pending = self._pending
         for part in parts:
             pending += part
-        if self._idle and not lazily:
+        if self._idle:
             self._idle.unpark()
 
     def switch(self, link: Link, *, last: bytes, first: bytes) -> trio.Event:

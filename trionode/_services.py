@@ -4,15 +4,21 @@ A service is an async function of one `ServiceChannel`. Each opened channel runs
 fresh copy of the node's context variables with `current_channel` set, under a cancel scope that carries the caller's
 deadline. Returning closes the channel cleanly; raising resets it, and the caller sees `RemoteError(code="failed")`
 without details, unless the node opts into showing them.
+
+A service may outlive its channel and even its connection: whoever closed cleanly does not cancel it. So the node, not
+the connection, knows which ones run, waits for them when it drains, and cancels them when it may not wait.
 """
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import Final, TypeAlias, final
+
+import trio
 
 from ._channel import ServiceChannel
 from ._errors import RemoteCode, RemoteError
@@ -20,9 +26,6 @@ from ._floodgate import FloodGate
 from ._identity import NodeName
 from ._patterns import NamePattern
 from ._peer import Peer
-
-if TYPE_CHECKING:
-    import trio
 
 __all__ = ["Allow", "Service", "current_channel"]
 
@@ -59,6 +62,11 @@ class Services:
 
     def __init__(self, *, propagate_errors: bool, expose_errors: bool) -> None:
         self._entries: dict[str, _Entry] = {}
+        self._nursery: trio.Nursery | None = None
+        self._context = contextvars.copy_context()
+        self._running: set[trio.CancelScope] = set()
+        self._idle = trio.lowlevel.ParkingLot()
+        self._failures = FloodGate(_log, "services failed")
         self._propagate_errors = propagate_errors
         self._expose_errors = expose_errors
         self._flood = FloodGate(_log, "channels refused")
@@ -99,8 +107,56 @@ class Services:
             raise ServiceRefusal(RemoteCode.NOT_ALLOWED, f"{peer.name} may not use the service {name!r}")
         return entry.service
 
-    async def run(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
-        """Run a service on its channel; what must propagate (cancellation, KeyboardInterrupt) does."""
+    # Running
+
+    def open(self, nursery: trio.Nursery) -> None:
+        """Have services run in this nursery from now on."""
+        self._nursery = nursery
+
+    @property
+    def running(self) -> int:
+        """How many services run."""
+        return len(self._running)
+
+    def start(self, service: Service, channel: ServiceChannel, over: Callable[[], None]) -> None:
+        """Run a service on its channel, as a task of the node, in context variables of its own.
+
+        Args:
+            service: what `find` gave.
+            channel: its channel; `scope` is to carry the caller's deadline.
+            over: called when the service has ended.
+        """
+        scope, nursery = channel.scope, self._nursery
+        assert scope is not None
+        assert nursery is not None
+        self._running.add(scope)
+
+        async def run() -> None:
+            try:
+                await self._run(service, channel, scope)
+            finally:
+                self._running.discard(scope)
+                over()
+                if not self._running:
+                    self._idle.unpark_all()
+
+        # Not in the context of whoever happens to cause it, which may be the service that ended just now.
+        name = f"service {channel.service!r} for {channel.peer.name}"
+        self._context.copy().run(lambda: nursery.start_soon(run, name=name))
+
+    async def wait_idle(self) -> None:
+        """Wait until no service runs. Cancelling is harmless."""
+        await trio.lowlevel.checkpoint()
+        while self._running:
+            await self._idle.park()
+
+    def cancel(self) -> None:
+        """Cancel every service that runs."""
+        for scope in self._running:
+            scope.cancel()
+
+    async def _run(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
+        """What must propagate (cancellation, KeyboardInterrupt) does."""
         current_channel.set(channel)
         try:
             with scope:
@@ -134,7 +190,9 @@ class Services:
         elif isinstance(error, RemoteError) and error.code is RemoteCode.BAD_MESSAGE:
             self._flood.warning("%r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
         elif not self._propagate_errors:
-            _log.error("service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error)
+            self._failures.error(
+                "service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error
+            )
         return not gone
 
 

@@ -56,6 +56,8 @@ LINGER_BYTES: Final = 256 * 1024
 FAREWELL: Final = 0.01
 
 _SEND_CHUNK: Final = 256 * 1024
+#: What is handed to the transport at once: `bytes_taken` grows in such steps.
+_STEP: Final = 64 * 1024
 _RECEIVE_SIZE: Final = 64 * 1024
 
 
@@ -86,6 +88,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         cipher: the cipher suite's name.
         alpn: the application protocol that was agreed on (RFC 7301), or None.
         peer_address: the peer's (host, port), or None where the transport is not a socket.
+        bytes_taken: ciphertext that the transport has taken so far.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self.cipher: str | None = session.cipher
         self.alpn: str | None = None if session.alpn is None else session.alpn.decode("ascii", "backslashreplace")
         self.peer_address: Address | None = address_of(transport)
+        self.bytes_taken: int = 0
         self._session = session
         self._presented = presented
         self._closed = False
@@ -213,8 +217,17 @@ class TLSStream(trio.abc.HalfCloseableStream):
             self._raise_broken(exc)
 
     async def _send_ciphertext(self) -> None:
+        ciphertext = self._session.outgoing()
         try:
-            await self.transport_stream.send_all(self._session.outgoing())
+            if len(ciphertext) <= _STEP:
+                await self.transport_stream.send_all(ciphertext)
+                self.bytes_taken += len(ciphertext)
+                return
+            with memoryview(ciphertext) as view:
+                for start in range(0, len(view), _STEP):
+                    with view[start : start + _STEP] as step:
+                        await self.transport_stream.send_all(step)
+                        self.bytes_taken += len(step)
         except BaseException:
             self._send_broken = True
             raise
