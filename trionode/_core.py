@@ -58,7 +58,7 @@ _log = logging.getLogger("trionode.node")
 _security_log = logging.getLogger("trionode.security")
 
 #: Connections of one peer that were replaced and are still read: what one peer may occupy beyond its live one.
-_MAX_RETIRING: Final = 8
+_MAX_RETIRING: Final = 32
 
 
 @final
