@@ -129,7 +129,7 @@ REFUSALS: Final = {
     UNKNOWN_CA: Refusal(
         reason=UnverifiedReason.UNKNOWN_CA,
         alert=RejectionCode.UNKNOWN_CA,
-        remedy="Add its CA to client_cas and restart",
+        remedy="Add its CA to client_cas (with rotate_trust() while in use)",
         wanted="CN=cluster CA",
     ),
     EXPIRED: Refusal(

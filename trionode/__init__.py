@@ -1,7 +1,13 @@
 """Mutual TLS between Trio programs: nodes, rotating certificates, channels and calls."""
 
 from ._acceptor import Acceptor as Acceptor, AcceptorStatistics as AcceptorStatistics
-from ._cert_manager import CertAuthManager as CertAuthManager, CertManager as CertManager
+from ._cert_manager import (
+    UNCHANGED as UNCHANGED,
+    CertAuthManager as CertAuthManager,
+    CertManager as CertManager,
+    LiveLink as LiveLink,
+    Unchanged as Unchanged,
+)
 from ._channel import ServiceChannel as ServiceChannel
 from ._connection import (
     Connection as Connection,
@@ -33,6 +39,7 @@ from ._errors import (
     RemoteProtocolError as RemoteProtocolError,
     Stage as Stage,
     TrionodeError as TrionodeError,
+    TrustRotationError as TrustRotationError,
     UnverifiedReason as UnverifiedReason,
 )
 from ._events import (
@@ -55,6 +62,7 @@ from ._events import (
 )
 from ._identity import NodeName as NodeName
 from ._keeper import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
+from ._live import StrandedPeer as StrandedPeer, StrandedPeers as StrandedPeers
 from ._node import Node as Node, NodeStatistics as NodeStatistics, open_node as open_node, serve_node as serve_node
 from ._options import (
     AcceptorOptions as AcceptorOptions,
@@ -74,6 +82,7 @@ from ._resolvers import (
     Resolver as Resolver,
     ResolverError as ResolverError,
 )
+from ._revocation import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
 from ._routes import RouteHandle as RouteHandle
 from ._services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls

@@ -118,7 +118,9 @@ class KeyPair(HoldsPrivateKey):
         """
         secret = None if password is None else _Secret(password)
         del password
-        return cls._parse(_read(cert_file), _read(key_file), secret, cert_where=str(cert_file), key_where=str(key_file))
+        return cls._parse(
+            read_file(cert_file), read_file(key_file), secret, cert_where=str(cert_file), key_where=str(key_file)
+        )
 
     @classmethod
     def from_pem(cls, cert_pem: bytes | str, key_pem: bytes | str, *, password: str | bytes | None = None) -> Self:
@@ -224,7 +226,7 @@ class CAPool(Immutable):
         Raises:
             CertificateError: a file is unreadable, or holds no certificate.
         """
-        return cls(certificate for file in files for certificate in _parse_certificates(_read(file), str(file)))
+        return cls(certificate for file in files for certificate in _parse_certificates(read_file(file), str(file)))
 
     @classmethod
     def from_pem(cls, data: bytes | str) -> Self:
@@ -356,16 +358,26 @@ class _Secret:
         return f"<{len(self.data)} bytes, not shown>"
 
 
-def _read(file: FilePath) -> _Secret:
+def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM certificate or key file") -> _Secret:
+    """A file's content, if it is not unreasonably large.
+
+    Args:
+        file: its path.
+        limit: bytes.
+        kind: what it is meant to be, for the message.
+
+    Raises:
+        CertificateError: reason `unreadable`.
+    """
     try:
         with Path(file).open("rb") as stream:
-            content = _Secret(stream.read(MAX_FILE_BYTES + 1))
+            content = _Secret(stream.read(limit + 1))
     except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the path
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
         msg = f"cannot read {os.fspath(file)}: {why}. Check the path and its permissions"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from exc
-    if len(content.data) > MAX_FILE_BYTES:
-        msg = f"{os.fspath(file)} is larger than {MAX_FILE_BYTES} bytes; this is not a PEM certificate or key file"
+    if len(content.data) > limit:
+        msg = f"{os.fspath(file)} is larger than {limit} bytes; this is not a {kind}"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
     return content
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from ._identity import NodeName
+    from ._live import StrandedPeer
 
 __all__ = [
     "CertificateError",
@@ -40,6 +41,7 @@ __all__ = [
     "RemoteProtocolError",
     "Stage",
     "TrionodeError",
+    "TrustRotationError",
     "UnverifiedReason",
 ]
 
@@ -100,6 +102,8 @@ class CertificateReason(StrEnum):
     NOT_YET_VALID = "not_yet_valid"
     WRONG_EKU = "wrong_eku"
     NO_CLIENT_CAS = "no_client_cas"
+    NO_CRL = "no_crl"
+    BAD_CRL = "bad_crl"
 
 
 @final
@@ -118,6 +122,19 @@ class CertificateError(TrionodeError):
 @final
 class FixedAtStartupError(TrionodeError):
     """A cert manager's CA pools, client-auth mode or server name were to be changed while the manager is in use."""
+
+
+@final
+class TrustRotationError(TrionodeError):
+    """New trust would strand live peers, so it was not published.
+
+    Attributes:
+        peers: who they are, and what is wrong with each.
+    """
+
+    def __init__(self, message: str, *, peers: Sequence[StrandedPeer]) -> None:
+        super().__init__(message)
+        self.peers: tuple[StrandedPeer, ...] = tuple(peers)
 
 
 @final
@@ -163,11 +180,12 @@ class NoRouteError(TrionodeError, LookupError):
 
 
 class Stage(StrEnum):
-    """How far a handshake had come when it failed."""
+    """How far a handshake had come when it failed; `ESTABLISHED` is a connection whose peer is no longer trusted."""
 
     CONNECT = "connect"
     TLS = "tls"
     HELLO = "hello"
+    ESTABLISHED = "established"
 
 
 class UnverifiedReason(StrEnum):
@@ -179,6 +197,7 @@ class UnverifiedReason(StrEnum):
     NOT_YET_VALID = "not_yet_valid"
     WRONG_EKU = "wrong_eku"
     REVOKED = "revoked"
+    REVOCATION_UNKNOWN = "revocation_unknown"
     NAME_MISMATCH = "name_mismatch"
     CLAIMED_NAME = "claimed_name"
     BAD_CHAIN = "bad_chain"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from ._connection import Connection, EndReason, RenewalCause
-    from ._errors import Address, CertificateError, HandshakeError
+    from ._errors import Address, CertificateError, HandshakeError, TrustRotationError
     from ._identity import NodeName
     from ._keeper import ConnectorState
     from ._peer import Peer
@@ -243,7 +243,9 @@ class ResolverTrouble(NodeEvent):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationRefused(NodeEvent):
-    """A manager that the node uses refused an update; what was published stays. Of several at once the last.
+    """A manager that the node uses refused an update or a rotation of trust; what was published stays.
+
+    Of several at once the last.
 
     Attributes:
         generation: the generation that stays.
@@ -251,7 +253,7 @@ class RotationRefused(NodeEvent):
     """
 
     generation: int
-    error: CertificateError
+    error: CertificateError | TrustRotationError
 
 
 @final

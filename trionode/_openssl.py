@@ -10,6 +10,14 @@ never sends its certificate to a server with the wrong name; and it keeps what w
 OpenSSL itself would flatten to "certificate verify failed". Any exception in it is a refusal. What a session expects
 and finds out lives in an `_Examination`, the connection's app data: contexts are shared, examinations are not.
 
+Revocation. Where there are CRLs, OpenSSL checks every certificate of the path against them, before it looks at dates
+and signatures. That a list is missing, expired or not the issuer's is a verify error like others, so a refusal, but for
+what `CRLPolicy` lets pass and for trust anchors, which nobody is above. Returning True there lets OpenSSL go on with
+what it has, an expired list included.
+
+Outside of handshakes, `TrustCheck` judges chains by the same pools and lists: those that live peers presented, when the
+trust has changed, and our own.
+
 One thing is out of reach from here: where a server refuses a client's chain above the leaf, the leaf is not yet
 visible to pyOpenSSL's callback, and returning True to get there would replace the precise alert (RFC 8446 section
 6.2) by `internal_error`. So the refusal then holds the certificate at which the path failed, and says so.
@@ -38,19 +46,21 @@ from ._identity import (
     SubjectNames,
     describe,
     describe_dates,
+    describe_issuer,
     describe_names,
     describe_subjects,
     host_address,
 )
+from ._revocation import describe_crl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from cryptography import x509
 
     from ._credentials import CAPool, KeyPair
     from ._policy import TLSPolicy
+    from ._revocation import Revocation
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -62,12 +72,20 @@ _MAX_CHAIN_DEPTH: Final = 10
 
 # What the verify codes of OpenSSL (x509_vfy.h) mean for us; everything else is a chain that does not hold.
 _UNKNOWN_CA_CODES: Final = frozenset({2, 18, 19, 20, 21, 27})
+_NO_CRL, _CRL_EXPIRED = 3, 12
+# No list; one that is damaged, not the issuer's, not yet or no longer valid; one of another scope or kind.
+_STATUS_UNKNOWN_CODES: Final = frozenset({_NO_CRL, 4, 8, 11, _CRL_EXPIRED, 15, 16, 33, 35, 36, 44, 54})
 _REASONS: Final = {
     9: UnverifiedReason.NOT_YET_VALID,
     10: UnverifiedReason.EXPIRED,
     23: UnverifiedReason.REVOKED,
     26: UnverifiedReason.WRONG_EKU,
-} | dict.fromkeys(_UNKNOWN_CA_CODES, UnverifiedReason.UNKNOWN_CA)
+    **dict.fromkeys(_UNKNOWN_CA_CODES, UnverifiedReason.UNKNOWN_CA),
+    **dict.fromkeys(_STATUS_UNKNOWN_CODES, UnverifiedReason.REVOCATION_UNKNOWN),
+}
+
+# X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h), which pyOpenSSL does not name.
+_NO_CHECK_TIME: Final = 0x200000
 
 
 # What can happen to a session ---------------------------------------------------------------------------------------
@@ -146,7 +164,6 @@ class _Examination:
     policy: TLSPolicy
     accepting: bool
     verifies: bool
-    anchors: CAPool | None
     reference: str | None = None
     node: NodeName | None = None
     alpn: Sequence[bytes] = ()
@@ -161,7 +178,9 @@ class _Examination:
         try:
             found = certificate.to_cryptography()
             if not ok:
-                self.refusal = self._path_refusal(self._leaf(connection, found), found, code, depth)
+                if self._tolerates(found, code):
+                    return True
+                self.refusal = self.path_refusal(self._leaf(connection, found), found, code, depth)
             elif depth == 0:
                 self.refusal = self._name_refusal(found)
                 self.leaf_passed = self.refusal is None
@@ -181,36 +200,36 @@ class _Examination:
         chain = connection.get_peer_cert_chain(as_cryptography=True)
         return chain[0] if chain else found
 
-    def _path_refusal(self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int) -> Refusal:
+    def _tolerates(self, found: x509.Certificate, code: int) -> bool:
+        """Whether a certificate passes whose revocation status is not known."""
+        policy = self.policy.crl_policy
+        return (
+            (code == _NO_CRL and policy.allow_missing)
+            or (code == _CRL_EXPIRED and policy.allow_expired)
+            or (code in _STATUS_UNKNOWN_CODES and found in (self.pool or ()))
+        )
+
+    def path_refusal(self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int) -> Refusal:
+        """The refusal for a path in which OpenSSL found fault with one certificate."""
+        now = f"{self.policy.now():%Y-%m-%d %H:%M:%S} UTC"
         reason = _REASONS.get(code, UnverifiedReason.BAD_CHAIN)
-        pool = "the system's CAs" if self.anchors is None else f"our pool ({describe_subjects(self.anchors)})"
-        subject = f"{self._peer} certificate refused: {describe(leaf)}"
-        if depth > 0:
-            place = f"certificate {depth + 1} of its chain"
-            # On the accepting side the leaf is not visible yet, see the module's theory.
-            subject = (
-                f"{self._peer} certificate refused: {place}, {describe(found)},"
-                if leaf is found
-                else f"{subject} ({place}: {describe(found)})"
-            )
         option = "client_cas" if self.accepting else "root_cas"
         wanted: str | None = None
         match reason:
             case UnverifiedReason.UNKNOWN_CA:
-                wanted = pool
+                wanted = self.pool_shown
                 what = (
-                    f"is not signed by a CA of {pool}. Add its CA to {option} and restart, issue it from a CA that is "
-                    "there, or have the peer send its intermediates"
+                    f"is not signed by a CA of {wanted}. Add its CA to {option} (with rotate_trust() while in use), "
+                    "issue it from a CA that is there, or have the peer send its intermediates"
                 )
             case UnverifiedReason.EXPIRED:
-                wanted = f"a certificate valid at {self.policy.now():%Y-%m-%d %H:%M:%S} UTC"
-                what = f"has expired: our clock says {self.policy.now():%Y-%m-%d %H:%M:%S} UTC. The peer must rotate it"
+                wanted = f"a certificate valid at {now}"
+                what = f"has expired: our clock says {now}. The peer must rotate it"
             case UnverifiedReason.NOT_YET_VALID:
-                wanted = f"a certificate valid at {self.policy.now():%Y-%m-%d %H:%M:%S} UTC"
+                wanted = f"a certificate valid at {now}"
                 what = (
                     f"is not yet valid: notBefore is {found.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, our clock "
-                    f"says {self.policy.now():%Y-%m-%d %H:%M:%S} UTC. Check the clocks of this machine, the peer and "
-                    "the CA"
+                    f"says {now}. Check the clocks of this machine, the peer and the CA"
                 )
             case UnverifiedReason.WRONG_EKU:
                 wanted = "clientAuth" if self.accepting else "serverAuth"
@@ -220,17 +239,82 @@ class _Examination:
                 else:
                     what = f"does not allow {wanted}. Issue it with both serverAuth and clientAuth"
             case UnverifiedReason.REVOKED:
-                what = "has been revoked. The peer needs a new one"
+                assert self.policy.crls is not None
+                return self.revoked(leaf, found, depth, self.policy.crls.listed(found))
+            case UnverifiedReason.REVOCATION_UNKNOWN:
+                return self.status_unknown(leaf, found, depth, self._why_unknown(found, code))
             case _:
                 what = f"does not verify: {crypto_message(code)}. Have the peer's chain issued anew"
         offered = describe_dates(found) if code in (9, 10) else describe(found)
         return Refusal(
             reason=reason,
-            text=f"{subject} {what} (OpenSSL verify code {code})",
+            text=f"{self._subject(leaf, found, depth)} {what} (OpenSSL verify code {code})",
             certificate=leaf,
             wanted=wanted,
             offered=offered,
         )
+
+    def revoked(
+        self, leaf: x509.Certificate, found: x509.Certificate, depth: int, revocation: Revocation | None
+    ) -> Refusal:
+        """The refusal for a path with a certificate that was revoked."""
+        details = f": {revocation}" if revocation else ""
+        return Refusal(
+            reason=UnverifiedReason.REVOKED,
+            text=f"{self._subject(leaf, found, depth)} has been revoked{details}. The peer needs a new one",
+            certificate=leaf,
+            wanted="a certificate that is not on a CRL",
+            offered=str(revocation) if revocation else describe(found),
+        )
+
+    def status_unknown(self, leaf: x509.Certificate, found: x509.Certificate, depth: int, why: str) -> Refusal:
+        """The refusal for a path with a certificate of which nobody knows whether it was revoked."""
+        return Refusal(
+            reason=UnverifiedReason.REVOCATION_UNKNOWN,
+            text=(
+                f"{self._subject(leaf, found, depth)} cannot be checked for revocation: {why}. Give the current list "
+                "of that CA in crls (with rotate_trust() while in use), or loosen crl_policy"
+            ),
+            certificate=leaf,
+            wanted=f"a current CRL of {describe_issuer(found)}",
+            offered=why,
+        )
+
+    @property
+    def pool(self) -> CAPool | None:
+        """The anchors that this side verifies with."""
+        return self.policy.client_cas if self.accepting else self.policy.roots
+
+    @property
+    def pool_shown(self) -> str:
+        """The anchors, for a sentence."""
+        pool = self.policy.client_cas if self.accepting else self.policy.root_cas
+        return "the system's CAs" if pool is None else f"our pool ({describe_subjects(pool)})"
+
+    def _subject(self, leaf: x509.Certificate, found: x509.Certificate, depth: int) -> str:
+        subject = f"{self._peer} certificate refused: {describe(leaf)}"
+        if depth == 0:
+            return subject
+        place = f"certificate {depth + 1} of its chain"
+        # On the accepting side the leaf is not visible yet, see the module's theory.
+        if leaf is found:
+            return f"{self._peer} certificate refused: {place}, {describe(found)},"
+        return f"{subject} ({place}: {describe(found)})"
+
+    def _why_unknown(self, found: x509.Certificate, code: int) -> str:
+        issuer = describe_issuer(found)
+        crl = None if self.policy.crls is None else self.policy.crls.of_issuer_of(found)
+        if crl is None or code == _NO_CRL:  # a list that is there may be for other certificates of the same issuer
+            return f"there is no CRL of {issuer}{'' if crl is None else ' for it'}"
+        match code:
+            case 8:
+                return f"the CRL of {issuer} was not signed by it"
+            case 11:
+                return f"{describe_crl(crl)} is not yet valid"
+            case 12:
+                return f"{describe_crl(crl)} has expired, our clock says {self.policy.now():%Y-%m-%d %H:%M:%S} UTC"
+            case _:
+                return f"{describe_crl(crl)} cannot be used, {crypto_message(code)} (OpenSSL verify code {code})"
 
     def _name_refusal(self, leaf: x509.Certificate) -> Refusal | None:
         if self.reference is None:
@@ -304,7 +388,26 @@ def _anchors(pool: CAPool) -> list[crypto.X509]:
     return parsed
 
 
-def _context(key_pair: KeyPair, anchors: CAPool | None, verify_mode: int) -> SSL.Context:
+def _fill(store: crypto.X509Store, anchors: CAPool) -> None:
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    for anchor in _anchors(anchors):
+        store.add_cert(anchor)
+
+
+def _add_crls(store: crypto.X509Store, policy: TLSPolicy) -> None:
+    if policy.crls is None:
+        return
+    flags = crypto.X509StoreFlags.CRL_CHECK
+    store.set_flags(flags if policy.crl_policy.leaf_only else flags | crypto.X509StoreFlags.CRL_CHECK_ALL)
+    for crl in policy.crls:
+        try:
+            store.add_crl(crl)
+        except (SSL.Error, crypto.Error) as exc:
+            msg = f"OpenSSL does not accept {describe_crl(crl)}: {_reason(exc)}. Have it issued anew"
+            raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None
+
+
+def _context(key_pair: KeyPair, policy: TLSPolicy, anchors: CAPool | None, verify_mode: int) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
@@ -320,30 +423,72 @@ def _context(key_pair: KeyPair, anchors: CAPool | None, verify_mode: int) -> SSL
     except SSL.Error as exc:
         msg = f"OpenSSL does not accept our key pair: {_reason(exc)}: {describe(key_pair.certificate)}"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
-    store = context.get_cert_store()
-    assert store is not None
-    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     if anchors is not None:
-        for anchor in _anchors(anchors):
-            store.add_cert(anchor)
+        store = context.get_cert_store()
+        assert store is not None
+        _fill(store, anchors)
+        _add_crls(store, policy)
     context.set_verify_depth(_MAX_CHAIN_DEPTH)
     context.set_verify(verify_mode, _examine)
     return context
 
 
-def chains_to(key_pair: KeyPair, pool: CAPool, now: datetime) -> bool:
-    """Whether a key pair's leaf verifies against a pool at a time, with the intermediates that it brings."""
-    store = crypto.X509Store()
-    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-    store.set_time(now)
-    for anchor in _anchors(pool):
-        store.add_cert(anchor)
-    leaf, *intermediates = (crypto.X509.from_cryptography(certificate) for certificate in key_pair.chain)
-    try:
-        crypto.X509StoreContext(store, leaf, intermediates).verify_certificate()
-    except crypto.X509StoreContextError:
-        return False
-    return True
+@final
+class TrustCheck:
+    """What pools and lists make of chains outside of handshakes: those of live peers, or our own.
+
+    OpenSSL builds the path and checks its signatures; dates of certificates only if asked to. Their purposes and names
+    are for handshakes.
+    """
+
+    def __init__(self, policy: TLSPolicy, *, accepting: bool, dated: bool) -> None:
+        """Prepare; the pool is parsed once, for any number of chains.
+
+        Args:
+            policy: pools and lists.
+            accepting: judge as an acceptor judges its clients, else as a dialler its servers.
+            dated: whether certificates must be within their dates. A peer whose certificate has expired meanwhile is
+                not one whose CA is no longer trusted.
+
+        Raises:
+            CertificateError: the system's CAs are needed and there are none.
+        """
+        self._policy = policy
+        self._examination = _Examination(policy=policy, accepting=accepting, verifies=True)
+        self._store = crypto.X509Store()
+        pool = self._examination.pool
+        if pool is not None:
+            _fill(self._store, pool)
+        if dated:
+            self._store.set_time(policy.now())
+        else:
+            self._store.set_flags(_NO_CHECK_TIME)
+
+    def judge(self, chain: Sequence[x509.Certificate]) -> Refusal | None:
+        """What would be said against a chain, the leaf first; None if nothing."""
+        leaf, *intermediates = (crypto.X509.from_cryptography(certificate) for certificate in chain)
+        context = crypto.X509StoreContext(self._store, leaf, intermediates)
+        try:
+            path = [certificate.to_cryptography() for certificate in context.get_verified_chain()]
+        except crypto.X509StoreContextError as exc:
+            code, depth, _ = exc.errors
+            return self._examination.path_refusal(chain[0], exc.certificate.to_cryptography(), code, depth)
+        return self._revocation(path)
+
+    def _revocation(self, path: list[x509.Certificate]) -> Refusal | None:
+        policy, examination, leaf = self._policy, self._examination, path[0]
+        if policy.crls is None:
+            return None
+        for depth, found in enumerate(path[: 1 if policy.crl_policy.leaf_only else None]):
+            if found in (examination.pool or ()):  # nobody is above it; but whoever is listed is revoked
+                status: Revocation | str | None = policy.crls.listed(found)
+            else:
+                status = policy.crls.status(found, path[depth + 1], now=policy.now(), policy=policy.crl_policy)
+            if isinstance(status, str):
+                return examination.status_unknown(leaf, found, depth, status)
+            if status is not None:
+                return examination.revoked(leaf, found, depth, status)
+        return None
 
 
 @final
@@ -367,7 +512,7 @@ class ServerSide:
         mode = SSL.VERIFY_PEER if auth.requests else SSL.VERIFY_NONE
         if auth.requires:
             mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-        context = _context(self._key_pair, client_cas if auth.verifies else None, mode)
+        context = _context(self._key_pair, self._policy, client_cas if auth.verifies else None, mode)
         context.set_alpn_select_callback(_select_alpn)  # type: ignore[arg-type]  # typed without its sentinel
         if auth.requests and client_cas is not None:
             for anchor in client_cas:
@@ -384,7 +529,6 @@ class ServerSide:
             policy=self._policy,
             accepting=True,
             verifies=self._policy.client_auth.verifies,
-            anchors=self._policy.client_cas,
             alpn=alpn,
         )
         connection = SSL.Connection(self._context)
@@ -418,11 +562,11 @@ class ClientSide:
         return self._build()
 
     def _build(self) -> SSL.Context:
-        return _context(self._key_pair, self._policy.roots, SSL.VERIFY_PEER)
+        return _context(self._key_pair, self._policy, self._policy.roots, SSL.VERIFY_PEER)
 
     @cached_property
     def _trusting(self) -> SSL.Context:
-        return _context(self._key_pair, None, SSL.VERIFY_NONE)
+        return _context(self._key_pair, self._policy, None, SSL.VERIFY_NONE)
 
     def session(
         self,
@@ -447,7 +591,6 @@ class ClientSide:
             policy=self._policy,
             accepting=False,
             verifies=not insecure_skip_verify,
-            anchors=self._policy.root_cas,
             reference=reference,
             node=node,
         )
@@ -564,6 +707,15 @@ class TLSSession:
             self._fail(Misbehaved("verification did not run"))
 
     @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer presented, its leaf first; parsed anew each time, nothing more is kept."""
+        if self.peer_certificate is None:
+            return ()
+        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        # A server's OpenSSL keeps the leaf apart.
+        return (self.peer_certificate, *(chain if self._examination.accepting else chain[1:]))
+
+    @property
     def presented(self) -> bool:
         """Whether the peer has seen our certificate: a server's always, a client's if it was asked for."""
         return self._examination.accepting or self._examination.certificate_requested
@@ -657,7 +809,7 @@ class TLSSession:
         return Misbehaved(reason)
 
 
-def _reason(exc: SSL.Error) -> str:
+def _reason(exc: SSL.Error | crypto.Error) -> str:
     """The reason string of an OpenSSL error; its queue is `[(library, function, reason), …]`, oldest first."""
     queue = exc.args[0] if exc.args else []
     return str(queue[0][-1]) if isinstance(queue, list) and queue else "unknown"

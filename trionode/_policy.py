@@ -1,4 +1,4 @@
-"""What a manager asks of a handshake: Go's five client-auth modes, the CA pools, the server name, the clock."""
+"""What a manager asks of a handshake: Go's five client-auth modes, CA pools, revocation, server name, clock."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TypeAlias, final
 
 from ._credentials import CAPool
+from ._revocation import STRICT, CRLPolicy, CRLSet
 
 __all__ = ["ClientAuth"]
 
@@ -58,6 +59,8 @@ class TLSPolicy:
         client_auth: what servers ask of clients.
         root_cas: anchors for server certificates; None means the system's.
         server_name: reference name for dialled servers, canonical; None means the name that is dialled.
+        crls: who was revoked, in both directions; None checks no revocation.
+        crl_policy: how strictly.
         clock: source of "now"; None means the machine's.
     """
 
@@ -65,6 +68,8 @@ class TLSPolicy:
     client_auth: ClientAuth = ClientAuth.NO_CLIENT_CERT
     root_cas: CAPool | None = None
     server_name: str | None = None
+    crls: CRLSet | None = None
+    crl_policy: CRLPolicy = STRICT
     clock: Clock | None = None
 
     @cached_property

@@ -129,6 +129,14 @@ class TLSStream(trio.abc.HalfCloseableStream):
         """TLS records of data that were decrypted so far; larger by some where small pieces were asked for."""
         return self._session.records_received
 
+    @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer presented, its leaf first; empty if it sent none.
+
+        What comes behind the leaf is its word only: an unverified peer may send anything. Parsed anew each time.
+        """
+        return self._session.peer_chain
+
     def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
         """A secret that only the two ends of this TLS session know (RFC 8446 section 7.5).
 
