@@ -41,6 +41,7 @@ from ._services import ServiceRefusal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from ._errors import PeerUnverifiedError
     from ._link import Link
     from ._peer import Peer
     from ._services import Service, Services
@@ -506,6 +507,10 @@ class Connection:
         if self._nursery is not None:
             self._cancel()
         return False
+
+    def distrust(self, error: PeerUnverifiedError) -> None:
+        """End it now: its peer is no longer trusted. Synchronous; nothing that the peer sent is dispatched any more."""
+        self._end(EndReason.UNVERIFIED, error)
 
     async def retire(self) -> None:
         """A newcomer took its place: go on for a bounded time, until the peer's goodbye or end, then close."""

@@ -102,6 +102,7 @@ class Core:
         self._arbiter = Arbiter(name, self.registry)
         self._retiring: dict[NodeName, list[Connection]] = {}
         self._managers: dict[CertManager, bool] = {}
+        self._attached: dict[Connection, Link] = {}
         self._warned: set[Loosening] = set()
         self._hand_over_flood = FloodGate(_log, "hand-overs failed")
         self._context = contextvars.copy_context()
@@ -282,6 +283,7 @@ class Core:
         self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
         _log.info("connection up: %r", connection)
         self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
+        self._attach(connection)
         return connection
 
     def _retire(self, replaced: Connection) -> None:
@@ -292,7 +294,16 @@ class Core:
         for surplus in retiring[:-_MAX_RETIRING]:
             self.spawn(partial(surplus.close, EndReason.REPLACED), f"close {surplus!r}")
 
+    def _attach(self, connection: Connection) -> None:
+        """Tell its manager of the link; which may find that the peer is no longer trusted, and end it at once."""
+        link = self._attached[connection] = connection.link
+        self.running[connection].attach(link, connection.distrust)
+
+    def _detach(self, connection: Connection) -> None:
+        self.running[connection].detach(self._attached.pop(connection))
+
     def _forget(self, connection: Connection) -> None:
+        self._detach(connection)
         retiring = self._retiring.get(connection.peer.name, [])
         if connection in retiring:
             retiring.remove(connection)
@@ -302,6 +313,8 @@ class Core:
         self.renewal.forget(connection)
 
     def _moved(self, connection: Connection, _: Link) -> None:
+        self._detach(connection)
+        self._attach(connection)
         _log.info("connection handed over: %r", connection)
         self.renewal.moved(connection)
 
