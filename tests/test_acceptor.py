@@ -20,7 +20,7 @@ from trionode import HandshakeError, HandshakeTimeoutError, NodeName, TLSContext
 from trionode._acceptor import Acceptor
 from trionode._arbiter import Arbiter
 from trionode._handshake import Dial, Party, accept_link, dial_link
-from trionode._listeners import accept_forever, open_listeners
+from trionode._listeners import TCPListener, accept_forever, open_listeners
 from trionode._registry import Registry
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Accepting:
     async def on(self, contexts: Contexts, **options: Any) -> AsyncIterator[Acceptor]:
         """Run an acceptor on loopback for the length of the block."""
         acceptor = Acceptor(
-            options.pop("listeners", None) or await open_listeners("127.0.0.1", 0),
+            [TCPListener(each) for each in options.pop("listeners", None) or await open_listeners("127.0.0.1", 0)],
             contexts.receive,
             party(BETA),
             **{
@@ -368,10 +368,10 @@ async def test_running_out_of_descriptors_ends_nothing(
 async def test_accept_loop_ends_with_its_listener(generations: Callable[[int], list[TLSContexts]]) -> None:
     """A listener that is closed under an accept loop, by ourselves, ends that loop and crashes nothing."""
     [listener] = await open_listeners("127.0.0.1", 0)
-    taken: list[trio.SocketStream] = []
+    taken: list[trio.abc.Stream] = []
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(accept_forever, listener, taken.append)
+            nursery.start_soon(accept_forever, TCPListener(listener), taken.append)
             await trio.testing.wait_all_tasks_blocked()
             listener.socket.close()
     assert not taken
@@ -383,7 +383,7 @@ async def test_closing_the_door_leaves_those_inside(generations: Callable[[int],
     made = generations(2)
     with trio.fail_after(10):
         acceptor = Acceptor(
-            await open_listeners("127.0.0.1", 0),
+            [TCPListener(each) for each in await open_listeners("127.0.0.1", 0)],
             Contexts(made[0]).receive,
             party(BETA),
             bind_names=True,

@@ -209,7 +209,7 @@ async def test_port_that_only_one_family_has_is_drawn_anew(
 
         resolve("both.example", "127.0.0.1", "::1")
         found = await listeners.open_listeners("both.example", 0)
-        ports = {listeners.listener_address(listener)[1] for listener in found}
+        ports = {listeners.TCPListener(listener).address[1] for listener in found}
         assert len(found) == 2
         assert len(ports) == 1
         assert ports != {unlucky}

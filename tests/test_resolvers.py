@@ -29,7 +29,6 @@ from trionode import (
     ConnectorChanged,
     ConnectorPhase,
     Endpoint,
-    HandshakeError,
     LocalRegistry,
     NetworkMode,
     NodeName,
@@ -41,6 +40,7 @@ from trionode import (
     UnverifiedReason,
     _resolvers as resolvers,
 )
+from trionode._transport import TCP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory
 
-    from trionode import EventStream, Node, Resolver, ServiceChannel
+    from trionode import EventStream, Listener, Node, Resolver, ServiceChannel
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
@@ -254,20 +254,22 @@ async def test_resolver_that_lies_about_types_is_reported(node: NodeFactory, ans
     assert len(str(error)) < 1000
 
 
-async def test_resolver_with_too_many_endpoints_is_cut_short(
-    node: NodeFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_resolver_with_too_many_endpoints_is_cut_short(node: NodeFactory) -> None:
     """Of a flood of endpoints only the first few are tried."""
     tried: list[int] = []
 
-    async def connect_tcp(host: str, port: int, **_: Any) -> trio.SocketStream:
-        tried.append(port)
-        await trio.lowlevel.checkpoint()
-        raise HandshakeError("refused", stage="connect", reason="unreachable")  # type: ignore[arg-type]
+    class Refusing:
+        async def listen(self, host: str | None, port: int, **options: Any) -> Sequence[Listener]:
+            return await TCP.listen(host, port, **options)
 
-    monkeypatch.setattr("trionode._connector.connect_tcp", connect_tcp)
+        async def connect(self, host: str, port: int) -> trio.abc.Stream:
+            tried.append(port)
+            await trio.lowlevel.checkpoint()
+            raise ConnectionRefusedError
+
+    resolver = Answers([Endpoint("127.0.0.1", n) for n in range(1, 1001)])
     with trio.fail_after(10):
-        async with node(str(ALPHA), resolver=Answers([Endpoint("127.0.0.1", n) for n in range(1, 1001)])) as alpha:
+        async with node(str(ALPHA), resolver=resolver, transport=Refusing()) as alpha:
             with pytest.raises(NoRouteError) as caught:
                 await alpha.connect(BETA)
     assert tried == list(range(1, 33))

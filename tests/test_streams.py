@@ -48,7 +48,7 @@ from trionode import (
 )
 from trionode._handshake import accept_tls, dial_tls
 from trionode._identity import fingerprint
-from trionode._listeners import ACCEPT_PAUSE, accept_forever, open_listeners
+from trionode._listeners import ACCEPT_PAUSE, TCPListener, accept_forever, open_listeners
 from trionode.pki import write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -966,7 +966,7 @@ async def test_an_accept_error_ends_nothing(
 ) -> None:
     """Whatever error accept() raises, the loop pauses and tries again; a streak of them is logged once, and its end."""
     failures: Final = [errno.EMFILE, errno.EMFILE, None, errno.ECONNABORTED, None]
-    accepted: list[trio.SocketStream] = []
+    accepted: list[trio.abc.Stream] = []
     started = trio.current_time()
     with trio.fail_after(PATIENCE), socket.create_server(("127.0.0.1", 0)) as plain:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(plain.dup()))
@@ -985,7 +985,7 @@ async def test_an_accept_error_ends_nothing(
         listener.accept = accept  # type: ignore[method-assign]
         async with listener, trio.open_nursery() as nursery:
             with caplog.at_level(logging.WARNING, "trionode.acceptor"):
-                nursery.start_soon(accept_forever, listener, accepted.append)
+                nursery.start_soon(accept_forever, TCPListener(listener), accepted.append)
                 await trio.sleep(1)
             nursery.cancel_scope.cancel()
     assert accepted == [stream, stream]

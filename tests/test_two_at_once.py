@@ -25,7 +25,6 @@ from trionode import (
     ConnectionUp,
     EndReason,
     HandshakeRefused,
-    HandshakeTimeoutError,
     NameInUse,
     Node,
     NodeName,
@@ -34,20 +33,20 @@ from trionode import (
     RejectionCode,
     Route,
     Side,
-    Stage,
     UnverifiedReason,
     _wire as wire,
 )
 from trionode._arbiter import PROBE_TIMEOUT, RECENTLY, Arbiter, Conflict
 from trionode._peer import established_peer
 from trionode._registry import Registry
+from trionode._transport import TCP
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import CertManager, EventStream, NodeEvent, Peer, ServiceChannel
+    from trionode import CertManager, EventStream, Listener, NodeEvent, Peer, ServiceChannel
 
 E = TypeVar("E")
 
@@ -175,11 +174,14 @@ class MemoryNetwork:
         """A delay; often none at all, so that things happen in one tick, too."""
         return 0.0 if self.rng.random() < 0.4 else self.rng.random() * self.longest * scale
 
-    async def connect_tcp(self, host: str, port: int, *, connect_timeout: float) -> MemoryEnd:
-        """In place of the real one."""
+    async def listen(self, host: str | None, port: int, **options: Any) -> Sequence[Listener]:
+        """On a real port, which tells the nodes apart; nobody connects to it."""
+        return await TCP.listen(host, port, **options)
+
+    async def connect(self, host: str, port: int) -> MemoryEnd:
+        """Hand one end to the acceptor that has the port."""
         if port in self.walls:
-            await trio.sleep(connect_timeout)
-            raise HandshakeTimeoutError("a firewall", stage=Stage.CONNECT, reason="timeout", address=(host, port))
+            await trio.sleep_forever()
         scale = self.rng.choice([0, 0.1, 1, 1, 2])
         await trio.sleep(self.draw(scale))
         link = MemoryLink(lambda: self.draw(scale))
@@ -217,7 +219,7 @@ class World:
 
 
 @pytest.fixture
-def world(node: NodeFactory, manager: ManagerFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def world(node: NodeFactory, manager: ManagerFactory) -> Callable[..., Any]:
     """Opens two nodes on a network in memory; `seed` decides all its delays."""
     certs = {name: manager(str(name)) for name in (ALPHA, BETA)}
 
@@ -228,10 +230,14 @@ def world(node: NodeFactory, manager: ManagerFactory, monkeypatch: pytest.Monkey
         rng = random.Random(seed)
         async with trio.open_nursery() as nursery:
             network = MemoryNetwork(nursery, rng, longest=rng.choice([0, 0.001, 0.08]))
-            monkeypatch.setattr("trionode._connector.connect_tcp", network.connect_tcp)
+            options: dict[str, Any] = {
+                "services": {"echo": echo},
+                "heartbeat_interval": math.inf,
+                "transport": network,
+            }
             async with (
-                node(str(BETA), beta or certs[BETA], services={"echo": echo}, heartbeat_interval=math.inf) as b,
-                node(str(ALPHA), alpha or certs[ALPHA], services={"echo": echo}, heartbeat_interval=math.inf) as a,
+                node(str(BETA), beta or certs[BETA], **options) as b,
+                node(str(ALPHA), alpha or certs[ALPHA], **options) as a,
             ):
                 network.join(a, b)
                 here = World(network, a, b)

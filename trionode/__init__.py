@@ -87,4 +87,5 @@ from ._routes import RouteHandle as RouteHandle
 from ._services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
 from ._tls_stream import TLSStream as TLSStream
+from ._transport import Listener as Listener, Transport as Transport
 from ._typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service

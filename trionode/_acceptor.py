@@ -1,4 +1,4 @@
-"""Acceptors: listen, accept, and spawn one handshake task per TCP connection.
+"""Acceptors: listen, accept, and spawn one handshake task per connection of the transport.
 
 Theory. Accept loops live in the acceptor's own `run`, handshakes in a nursery that outlives it, so closing the door
 does not throw out those who are inside. Each connection gets its task at once, and takes its contexts when its first
@@ -17,13 +17,15 @@ import trio
 from ._errors import Address, HandshakeError, UnverifiedReason
 from ._floodgate import FloodGate
 from ._handshake import Party, accept_link
-from ._listeners import accept_forever, listener_address
+from ._listeners import accept_forever
+from ._tls_stream import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ._contexts import TLSContexts
     from ._link import Link
+    from ._transport import Listener
 
 __all__ = ["Acceptor", "AcceptorStatistics"]
 
@@ -42,7 +44,7 @@ class AcceptorStatistics:
     """A snapshot of one acceptor.
 
     Attributes:
-        accepted: TCP connections so far.
+        accepted: connections of the transport so far.
         handshaking: of these, in their handshake now.
         established: of these, that became a connection.
         refused: of these, whose handshake failed.
@@ -60,7 +62,7 @@ class Acceptor:
 
     def __init__(
         self,
-        listeners: Sequence[trio.SocketListener],
+        listeners: Sequence[Listener],
         contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
         party: Party,
         *,
@@ -70,7 +72,7 @@ class Acceptor:
         refused: Refused,
     ) -> None:
         self._listeners = tuple(listeners)
-        self._addresses = tuple(listener_address(listener) for listener in listeners)
+        self._addresses = tuple(listener.address for listener in listeners)
         self._contexts_channel = contexts_channel
         self._party = party
         self._bind_names = bind_names
@@ -108,9 +110,9 @@ class Acceptor:
     async def run(self, handler_nursery: trio.Nursery) -> None:
         """Accept until cancelled, then close the listeners; handshakes go on in `handler_nursery`."""
 
-        def take(transport: trio.SocketStream) -> None:
+        def take(transport: trio.abc.Stream) -> None:
             self._accepted += 1
-            handler_nursery.start_soon(self.handle, transport, name=f"handshake with {transport.socket!r}")
+            handler_nursery.start_soon(self.handle, transport, name=f"handshake with {address_of(transport)}")
 
         try:
             async with trio.open_nursery() as nursery:
@@ -123,7 +125,7 @@ class Acceptor:
     def close(self) -> None:
         """Close the listeners. Idempotent."""
         for listener in self._listeners:
-            listener.socket.close()
+            listener.close()
 
     def _report(self, error: HandshakeError) -> None:
         """Log a refusal; a flood of them is summarised."""

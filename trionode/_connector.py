@@ -1,6 +1,6 @@
 """Connectors: dial one route, and bring back a link. They see a receive channel of contexts, never a manager.
 
-The TCP connect resolves without blocking and tries addresses the happy-eyeballs way (RFC 8305, Trio's
+Over TCP, connecting resolves without blocking and tries addresses the happy-eyeballs way (RFC 8305, Trio's
 `open_tcp_stream`); contexts are taken after it, afresh for each attempt.
 """
 
@@ -12,20 +12,24 @@ import trio
 
 from ._errors import HandshakeError, HandshakeTimeoutError, Stage
 from ._handshake import Dial, Party, dial_link
-from ._identity import unbracketed
+from ._transport import TCP
 
 if TYPE_CHECKING:
     from ._contexts import TLSContexts
     from ._link import Link
+    from ._transport import Transport
 
 
-async def connect_tcp(host: str, port: int, *, connect_timeout: float) -> trio.SocketStream:
+async def connect(
+    host: str, port: int, *, connect_timeout: float, transport: Transport | None = None
+) -> trio.abc.Stream:
     """Resolve and connect.
 
     Args:
         host: a DNS name or an address, brackets or not.
-        port: TCP port.
-        connect_timeout: for DNS and TCP together, seconds.
+        port: where the node listens there.
+        connect_timeout: for resolving and connecting together, seconds.
+        transport: what carries the bytes; None for TCP.
 
     Raises:
         HandshakeTimeoutError: it took longer.
@@ -34,7 +38,7 @@ async def connect_tcp(host: str, port: int, *, connect_timeout: float) -> trio.S
     address = (host, port)
     with trio.move_on_after(connect_timeout):
         try:
-            return await trio.open_tcp_stream(unbracketed(host), port)
+            return await (TCP if transport is None else transport).connect(host, port)
         except OSError as exc:
             raise HandshakeError(
                 f"cannot connect to {host} port {port}: {_explain(exc)}. Is the node running there, and the way to "
@@ -61,11 +65,11 @@ def _explain(exc: OSError) -> str:
 
 
 async def dial(dial: Dial, contexts_channel: trio.abc.ReceiveChannel[TLSContexts], party: Party) -> Link:
-    """One attempt at one route: TCP, then the handshake.
+    """One attempt at one route: connect, then the handshake.
 
     Raises:
         HandshakeError: it failed, at whichever stage; see its subclasses.
         CertificateError: the system's CAs are needed and there are none.
     """
-    transport = await connect_tcp(dial.host, dial.port, connect_timeout=dial.connect_timeout)
-    return await dial_link(transport, contexts_channel, party, dial)
+    stream = await connect(dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
+    return await dial_link(stream, contexts_channel, party, dial)

@@ -173,6 +173,7 @@ class Dialer:
             name=name,
             host=route.host or name.host,
             port=route.port,
+            transport=network.transport,
             server_name=route.server_name,
             cookie=as_cookie(route.cookie or network.cookie),
             replace=replace,

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from ._arbiter import Arbiter
     from ._connection import Connection
     from ._contexts import TLSContexts
+    from ._transport import Transport
 
 _log = logging.getLogger("trionode.security")
 
@@ -106,7 +107,8 @@ class Dial:
     Attributes:
         name: the node name that must answer.
         host: where to connect to; a canonical host, brackets or not.
-        port: TCP port.
+        port: where it listens there.
+        transport: what carries the bytes; None for TCP.
         server_name: the route's reference name, canonical, or None.
         cookie: what both sides must prove that they know, or None.
         replace: whether this connection is wanted although there is another to the same node.
@@ -119,6 +121,7 @@ class Dial:
     name: NodeName
     host: str
     port: int
+    transport: Transport | None = None
     server_name: str | None = None
     cookie: bytes | None = field(default=None, repr=False)
     replace: bool = False

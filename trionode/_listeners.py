@@ -10,7 +10,7 @@ import errno
 import logging
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -19,6 +19,8 @@ from ._identity import unbracketed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from ._transport import Listener
 
 _log = logging.getLogger("trionode.acceptor")
 
@@ -112,30 +114,51 @@ async def _listen_on_all(hosts: Sequence[tuple[int, str]], port: int, *, only_lo
     return listeners
 
 
-def listener_address(listener: trio.SocketListener) -> Address:
-    """The (host, port) that a listener is bound to."""
-    host, port, *_ = listener.socket.getsockname()
-    return host, port
+@final
+class TCPListener:
+    """A listening socket whose `accept` nothing can end that a peer or the system does.
 
-
-async def accept_forever(listener: trio.SocketListener, take: Callable[[trio.SocketStream], None]) -> None:
-    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed.
-
-    An accept error (EMFILE, ECONNABORTED, anything) is logged, once for a streak of them, and paused after.
+    Attributes:
+        address: the (host, port) that it is bound to.
     """
-    failing = False
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+        host, port, *_ = listener.socket.getsockname()
+        self.address: Address = host, port
+
+    async def accept(self) -> trio.SocketStream:
+        """The next connection.
+
+        An accept error (EMFILE, ECONNABORTED, anything) is logged, once for a streak of them, and paused after.
+
+        Raises:
+            trio.ClosedResourceError: the listener was closed.
+        """
+        failing = False
+        while True:
+            try:
+                stream = await self._listener.accept()
+            except OSError as exc:
+                if not failing:
+                    _log.error("accept on %s failed, trying again: %s", self.address, exc)
+                failing = True
+                await trio.sleep(ACCEPT_PAUSE)
+            else:
+                if failing:
+                    _log.warning("accept on %s works again", self.address)
+                return stream
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._listener.socket.close()
+
+
+async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None]) -> None:
+    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed."""
     while True:
         try:
             stream = await listener.accept()
         except trio.ClosedResourceError:
             return
-        except OSError as exc:
-            if not failing:
-                _log.error("accept on %s failed, trying again: %s", listener_address(listener), exc)
-            failing = True
-            await trio.sleep(ACCEPT_PAUSE)
-        else:
-            if failing:
-                _log.warning("accept on %s works again", listener_address(listener))
-            failing = False
-            take(stream)
+        take(stream)

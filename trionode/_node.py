@@ -28,11 +28,11 @@ from ._errors import LocalProtocolError, NoRouteError
 from ._events import AcceptorDown, AcceptorUp, ConnectorChanged, EventStream, ResolverTrouble, Side
 from ._identity import NodeName
 from ._keeper import Connector
-from ._listeners import open_listeners
 from ._loosening import Loosening, loosenings
 from ._options import AcceptorOptions, NetworkMode, NodeOptions, Route
 from ._registry import ConnectionsView
 from ._resolvers import Registrar, ResolverError
+from ._transport import TCP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -384,7 +384,8 @@ class Node:
                 await core.adopt(link, manager, limits).run()
 
         host = None if plan.host == "*" else plan.host or self.name.host
-        listeners = await open_listeners(host, plan.port, port_range=plan.port_range, only_local=plan.host is None)
+        transport = TCP if network.transport is None else network.transport
+        listeners = await transport.listen(host, plan.port, port_range=plan.port_range, only_local=plan.host is None)
         return Acceptor(
             listeners,
             manager.contexts,

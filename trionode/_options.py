@@ -16,6 +16,7 @@ from ._identity import NodeName, canonical_host
 from ._peer import Peer
 from ._resolvers import Resolver  # noqa: TC001 -- likewise
 from ._services import Service  # noqa: TC001 -- dataclass fields are resolved at run time
+from ._transport import Transport
 
 __all__ = ["AcceptorOptions", "LiveConnections", "NetworkMode", "NetworkOptions", "NodeOptions", "Renew", "Route"]
 
@@ -126,6 +127,7 @@ class NetworkOptions:
         routes: by node name or glob over the whole name (`beta@*`).
         resolver: finds endpoints for names that no route matches; None: the name's host, port 15000. One that is also
             a `Registrar` (`LocalRegistry`) makes this node known while it is open.
+        transport: what carries the bytes, for tests and for transports other than TCP; None: TCP.
         cookie: a shared secret on top of certificates, at least 16 bytes, that both sides of every connection must
             prove that they know; `generate_cookie()` makes one. A route's or an acceptor's own takes its place.
         keep_connected: node names to which a connection is kept up; see `Node.keep_connected`.
@@ -152,6 +154,7 @@ class NetworkOptions:
     acceptors: Sequence[AcceptorOptions] = ()
     routes: Mapping[str, Route] = field(default_factory=dict)
     resolver: Resolver | None = None
+    transport: Transport | None = None
     cookie: str | bytes | None = field(default=None, repr=False)
     keep_connected: Sequence[str | NodeName] = ()
     insecure_skip_verify: bool = False
@@ -177,6 +180,7 @@ class NetworkOptions:
         object.__setattr__(self, "routes", MappingProxyType(dict(self.routes)))
         object.__setattr__(self, "keep_connected", tuple(NodeName.parse(name) for name in self.keep_connected))
         as_cookie(self.cookie)
+        _check_transport(self.transport)
         if self.mode is not NetworkMode.ENABLED and self.acceptors:
             msg = f"acceptors were given, but the network mode {self.mode.name} opens none; drop one of the two"
             raise ValueError(msg)
@@ -317,6 +321,12 @@ def _check_duration(name: str, value: float) -> None:
 def _check_authorize(authorize: object) -> None:
     if authorize is not None and (not callable(authorize) or inspect.iscoroutinefunction(authorize)):
         msg = "authorize must be a plain (not async) function of a Peer that returns None or raises"
+        raise TypeError(msg)
+
+
+def _check_transport(transport: object) -> None:
+    if not (transport is None or isinstance(transport, Transport)):
+        msg = f"transport must have the methods of a Transport, listen and connect, which {transport!r} has not"
         raise TypeError(msg)
 
 

@@ -24,7 +24,7 @@ class Peer(Immutable):
         name: the node name that it claims; established only if `verified`.
         certificate: its leaf certificate, or None if it sent none.
         verified: whether this side verified the certificate, and that it speaks for the name.
-        address: its (host, port), or None where the transport is not a socket.
+        address: its (host, port), or None where the transport does not know it.
         incarnation: the random number that it drew when it opened.
     """
 

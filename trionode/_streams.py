@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from ._connector import connect_tcp
+from ._connector import connect
 from ._errors import HandshakeError
 from ._floodgate import FloodGate
 from ._handshake import accept_tls, dial_tls
 from ._identity import canonical_host
-from ._listeners import accept_forever, open_listeners
+from ._listeners import TCPListener, accept_forever, open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -63,7 +63,7 @@ async def serve_tls(
     with cert_manager.use(as_server=True):
         listeners = await open_listeners(host, port)
 
-        async def handle(transport: trio.SocketStream) -> None:
+        async def handle(transport: trio.abc.Stream) -> None:
             try:
                 stream = await accept_tls(
                     transport, cert_manager.contexts, alpn=protocols, handshake_timeout=handshake_timeout
@@ -80,11 +80,11 @@ async def serve_tls(
         try:
             async with trio.open_nursery() as nursery:
 
-                def take(transport: trio.SocketStream) -> None:
+                def take(transport: trio.abc.Stream) -> None:
                     nursery.start_soon(handle, transport)
 
                 for listener in listeners:
-                    nursery.start_soon(accept_forever, listener, take)
+                    nursery.start_soon(accept_forever, TCPListener(listener), take)
                 task_status.started(listeners)
         finally:
             for listener in listeners:
@@ -130,7 +130,7 @@ async def open_tls_stream(
     if insecure_skip_verify:
         _security_log.warning("insecure_skip_verify: the server at %s port %d is not verified", host, port)
     with cert_manager.use(as_server=False):
-        transport = await connect_tcp(host, port, connect_timeout=connect_timeout)
+        transport = await connect(host, port, connect_timeout=connect_timeout)
         return await dial_tls(
             transport,
             cert_manager.contexts,

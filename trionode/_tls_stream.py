@@ -62,9 +62,10 @@ _RECEIVE_SIZE: Final = 64 * 1024
 
 
 def address_of(transport: trio.abc.Stream) -> Address | None:
-    """The peer's (host, port), where the transport is a socket that still knows it."""
+    """The peer's (host, port): the transport's `peer_address`, or of a socket what it still knows."""
     if not isinstance(transport, trio.SocketStream):
-        return None
+        address: Address | None = getattr(transport, "peer_address", None)
+        return address
     try:
         host, port, *_ = transport.socket.getpeername()
     except (OSError, ValueError):
@@ -87,8 +88,12 @@ class TLSStream(trio.abc.HalfCloseableStream):
         tls_version: `TLSv1.3`.
         cipher: the cipher suite's name.
         alpn: the application protocol that was agreed on (RFC 7301), or None.
+    <<<<<<< HEAD
         peer_address: the peer's (host, port), or None where the transport is not a socket.
         bytes_taken: ciphertext that the transport has taken so far.
+    =======
+        peer_address: the peer's (host, port), or None where the transport does not know it.
+    >>>>>>> 379d232 (A seam below nodes: whatever listens, connects and carries bytes may take TCP's place)
     """
 
     def __init__(
