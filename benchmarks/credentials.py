@@ -1,0 +1,84 @@
+"""Certificates: one CA, one key pair for whoever serves and one for whoever dials, in files, alike for everybody."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from OpenSSL import SSL, crypto
+
+from trionode import CAPool, CertAuthManager, ClientAuth, KeyPair
+from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+#: Whom certificates speak for; no URI SANs, so they speak for every node on the host.
+HOST = "localhost"
+ADDRESS = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A directory with `ca.pem`, `server.pem`, `server.key`, `client.pem`, `client.key`; ECDSA P-256."""
+
+    directory: Path
+
+    @classmethod
+    def create(cls, directory: Path) -> Self:
+        """Make them."""
+        ca = CertificateAuthority.create()
+        write_ca_pool(ca.pool, directory / "ca.pem")
+        for end in "server", "client":
+            write_key_pair(ca.issue(HOST, ADDRESS), directory / f"{end}.pem", directory / f"{end}.key")
+        return cls(directory)
+
+    @property
+    def ca(self) -> Path:
+        """The CA's certificate."""
+        return self.directory / "ca.pem"
+
+    def certificate(self, end: str) -> Path:
+        """Of `server` or `client`."""
+        return self.directory / f"{end}.pem"
+
+    def key(self, end: str) -> Path:
+        """Of `server` or `client`."""
+        return self.directory / f"{end}.key"
+
+    def manager(self, end: str) -> CertAuthManager:
+        """For trionode: TLS 1.3, both sides verified, never resumed."""
+        pool = CAPool.load(self.ca)
+        return CertAuthManager(
+            KeyPair.load(self.certificate(end), self.key(end)),
+            client_cas=pool,
+            client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
+            root_cas=pool,
+        )
+
+    def stdlib(self, end: str) -> ssl.SSLContext:
+        """For everybody with stdlib `ssl`: TLS 1.3, both sides verified, no tickets, so no resumption."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if end == "server" else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self.certificate(end), self.key(end))
+        context.load_verify_locations(self.ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        if end == "server":
+            context.num_tickets = 0
+        return context
+
+    def pyopenssl(self, end: str) -> SSL.Context:
+        """For memory BIOs under pyOpenSSL: as `stdlib()`; it verifies paths, no names, and sends dead tickets."""
+        context = SSL.Context(SSL.TLS_METHOD)
+        context.set_min_proto_version(SSL.TLS1_3_VERSION)
+        context.use_certificate_file(str(self.certificate(end)))
+        context.use_privatekey_file(str(self.key(end)))
+        store = context.get_cert_store()
+        assert store is not None
+        store.add_cert(crypto.load_certificate(crypto.FILETYPE_PEM, self.ca.read_bytes()))
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_options(SSL.OP_NO_TICKET)
+        return context

@@ -1,0 +1,103 @@
+"""What it costs to be there: memory of idle connections, time to import."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.arena import GRPC, NAIVE, OURS, contestant
+from benchmarks.figures import percentile
+from benchmarks.model import Better, Contestant, Placement, Sample, Scenario, Target
+
+if TYPE_CHECKING:
+    from benchmarks.arena import Arena
+    from benchmarks.model import Job
+
+#: So many nodes serve, and as many dial: what a node itself needs is not what is asked.
+SIDE: Final = 15
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory, after what can be given back was given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def idle(arena: Arena) -> Sample:
+    """Open a few connections, look, open many, look again. Both ends are in this process."""
+    few, many = SIDE, min(SIDE + arena.job.count, SIDE * SIDE)
+    async with AsyncExitStack() as stack:
+
+        async def open_from(first: int, last: int) -> int:
+            for number in range(first, last):
+                session = await stack.enter_async_context(arena.client.dial(number))
+                await session.settle()
+            await arena.peer.sleep(0.1)
+            return resident()
+
+        before = await open_from(0, few)
+        with arena.watch() as watch:
+            after = await open_from(few, many)
+    return watch.sample((after - before) / (many - few) / 1024, many - few)
+
+
+def import_time(job: Job, *, modules: str) -> Sample:
+    """A new interpreter, the time for the import statement in it; the interpreter's own start does not count."""
+    clocks = "time.perf_counter(), time.process_time()"
+    program = f"import time; begin = {clocks}; import {modules}; print(*begin, {clocks})"
+    walls, cpus = [], []
+    for _ in range(job.count):
+        done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, check=True)
+        wall, cpu, wall_after, cpu_after = map(float, done.stdout.split())
+        walls.append(wall_after - wall)
+        cpus.append(cpu_after - cpu)
+    return Sample(value=percentile(walls, 0.5) * 1e3, work=job.count, wall=sum(walls), cpu=sum(cpus))
+
+
+BARE: Final = "trio, OpenSSL, cryptography"
+
+SCENARIOS: Final = (
+    Scenario(
+        name="idle-memory",
+        measures="Memory of one idle connection, both ends in one process, which is a new one each time.",
+        unit="KiB",
+        better=Better.LOWER,
+        contestants=[
+            contestant(title, idle, servers=SIDE, clients=SIDE)
+            for title in (OURS, NAIVE, "asyncio streams", "uvloop streams", GRPC)
+        ],
+        baseline=NAIVE,
+        targets=[Target(of=OURS, against=NAIVE, at_most=1.3)],
+        start=SIDE * SIDE - SIDE,
+        quick_start=SIDE,
+        fresh=True,
+    ),
+    Scenario(
+        name="import",
+        measures="Time of the import in a new interpreter, files cached.",
+        unit="ms",
+        better=Better.LOWER,
+        contestants=[
+            Contestant(
+                title=title,
+                measure=partial(import_time, modules=modules),
+                placements=frozenset([Placement.ONE]),
+                series=title,
+            )
+            for title, modules in ((OURS, "trionode"), (BARE, BARE), (GRPC, "grpc.aio"))
+        ],
+        baseline=BARE,
+        targets=[Target(of=OURS, against=BARE, at_most=1.3)],
+        start=5,
+        quick_start=1,
+    ),
+)
