@@ -86,7 +86,7 @@ async def stream(arena: Arena, *, disturbed: bool) -> Sample:
 
 
 ONE, MANY = ", 1 connection", f", {MANY_SERVERS * MANY_CLIENTS} connections"
-CALM, ROTATING = ", undisturbed", ", 100 rotations"
+CALM, ROTATING = ", undisturbed", ", rotating"
 
 
 def _update(suffix: str, servers: int, clients: int) -> Contestant:
@@ -110,7 +110,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="rotation-stream",
-        measures="One-way messages of 100 bytes over a connection while key pairs rotate, one every 50 ms.",
+        measures="One-way messages of 100 bytes over a connection while key pairs rotate: 100 times, one every 50 ms.",
         unit="/s",
         better=Better.HIGHER,
         contestants=[
@@ -119,6 +119,6 @@ SCENARIOS: Final = (
         baseline=OURS + CALM,
         targets=[Target(of=OURS + ROTATING, against=OURS + CALM, at_least=0.95)],
         full={"rotations": 100, "interval": 0.05},
-        quick={"rotations": 4, "interval": 0.01},
+        quick={"rotations": 4},
     ),
 )
