@@ -10,7 +10,7 @@ import contextvars
 import logging
 import re
 from collections import deque
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -954,20 +954,33 @@ async def test_a_message_that_waits_for_the_budget_keeps_its_place_when_others_a
         shielded.let_go.set()
 
 
+@contextmanager
+def credit_goes_to(channel: ServiceChannel, take: Callable[[int], None]) -> Iterator[None]:
+    """Have somebody else get the credit that a channel is granted."""
+    usual = ServiceChannel.on_credit
+
+    def on_credit(self: ServiceChannel, amount: int) -> None:
+        if self is channel:
+            take(amount)
+        else:
+            usual(self, amount)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServiceChannel, "on_credit", on_credit)
+        yield
+
+
 async def send_torn(channel: ServiceChannel, size: int) -> int:
     """Send a large message and give it up when the credit for its rest comes; returns the credit then in hand."""
-    on_credit = channel.on_credit
+    usual = ServiceChannel.on_credit
     with trio.CancelScope() as scope:
 
         def cancel(amount: int) -> None:
-            on_credit(amount)
+            usual(channel, amount)
             scope.cancel()
 
-        channel.on_credit = cancel  # type: ignore[method-assign]
-        try:
+        with credit_goes_to(channel, cancel):
             await channel.send(b"t" * size)
-        finally:
-            del channel.on_credit
     assert scope.cancelled_caught
     return channel._credit
 
@@ -1042,15 +1055,14 @@ async def test_credit_that_comes_too_late_for_its_message(open_pair: PairFactory
         async with connection.open_channel("shielded") as early, connection.open_channel("shielded") as channel:
             theirs, others = await shielded.other_end(early), await shielded.other_end(channel)
             late: list[int] = []
-            early.on_credit = late.append  # type: ignore[assignment, method-assign]
-            await early.send(b"e" * 5000)
-            assert await theirs.receive() == b"e" * 5000
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(early.send, b"t" * 1_000_000)
-                while len(late) < 2:
-                    await trio.lowlevel.checkpoint()
-                nursery.cancel_scope.cancel()
-            del early.on_credit
+            with credit_goes_to(early, late.append):
+                await early.send(b"e" * 5000)
+                assert await theirs.receive() == b"e" * 5000
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(early.send, b"t" * 1_000_000)
+                    while len(late) < 2:
+                        await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
             usual, for_the_rest = late
             early.on_credit(usual)
             async with trio.open_nursery() as nursery:

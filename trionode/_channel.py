@@ -44,6 +44,9 @@ _SMALLEST_FRAGMENT: Final = 2048
 #: How far ahead a fragmented message is granted credit: what is on the way on one channel delays the others. Measured:
 #: granted to its end at once, a 16 MiB message filled the kernel's buffers, and a call beside it took 7 ms.
 _STRETCH: Final = 256 * 1024
+#: Messages that an iteration takes without letting others run, if they are there: a scheduler tick costs more than
+#: everything else that a small message costs to receive.
+_IN_A_ROW: Final = 16
 #: A message larger than this waits for room between its fragments, so that it holds up nobody else.
 _LARGEST_AT_ONCE: Final = HIGH_WATER
 
@@ -59,6 +62,43 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     Attributes:
         service: the name of the service that the channel was opened to.
     """
+
+    # A call makes two of these: no dict, and what only some need is made when it is needed.
+    __slots__ = (
+        "__weakref__",
+        "_abandoned",
+        "_budget",
+        "_closed",
+        "_closed_cleanly",
+        "_credit",
+        "_credit_arrived",
+        "_eof_sent",
+        "_fragments",
+        "_fragments_total",
+        "_gave_up",
+        "_granted",
+        "_grows",
+        "_in_a_row",
+        "_messages",
+        "_on_over",
+        "_outbox",
+        "_over",
+        "_peer_window",
+        "_receive_end",
+        "_receive_limit",
+        "_receivers",
+        "_reserving",
+        "_send_end",
+        "_send_limit",
+        "_send_lock",
+        "_waiting",
+        "_window",
+        "_within_message",
+        "identifier",
+        "peer_closed",
+        "scope",
+        "service",
+    )
 
     def __init__(
         self,
@@ -86,7 +126,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._send_limit = send_limit
         # Receiving
         self._window = ReceiveWindow(window)
+        self._grows = True
         self._messages: deque[bytes] = deque()
+        self._in_a_row = 0
         self._receivers: dict[trio.lowlevel.Task, None] = {}
         self._receive_end: Exception | None = None
         # One buffer: fragments may be tiny, and each a `bytes` of its own would cost many times what credit counts.
@@ -105,8 +147,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         # Sending
         self._credit = self._peer_window = credit
         self._within_message = False
-        self._send_lock = trio.StrictFIFOLock()
-        self._credit_arrived = trio.lowlevel.ParkingLot()
+        self._gave_up = False
+        self._send_lock: trio.StrictFIFOLock | None = None
+        self._credit_arrived: trio.lowlevel.ParkingLot | None = None
         self._send_end: Exception | None = None
         self._eof_sent = False
 
@@ -178,7 +221,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.ClosedResourceError: this end was closed.
             trio.BrokenResourceError: the peer reset the channel, or the connection was lost.
         """
-        async with self._send_lock:
+        async with self._locked():
             if self._eof_sent and not self._closed:
                 return
             self._check_sendable(0)
@@ -208,7 +251,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def _try_send(self, value: bytes) -> bool:
         size = len(value)
         cost = size + wire.MESSAGE_OVERHEAD
-        if cost > self._credit or size > _LARGEST_AT_ONCE or self._outbox.full or self._send_lock.locked():
+        lock = self._send_lock
+        if cost > self._credit or size > _LARGEST_AT_ONCE or self._outbox.full or (lock and lock.locked()):
             return False
         if size <= wire.MAX_FRAGMENT:
             self._credit -= cost
@@ -220,8 +264,14 @@ class ServiceChannel(trio.abc.Channel[bytes]):
                     sent += self._send_fragment(view, sent)
         return True
 
+    def _locked(self) -> trio.StrictFIFOLock:
+        """The turn of whoever cannot send at once; fair, so that messages stay in order."""
+        if self._send_lock is None:
+            self._send_lock = trio.StrictFIFOLock()
+        return self._send_lock
+
     async def _send_in_turn(self, value: bytes) -> None:
-        async with self._send_lock:
+        async with self._locked():
             sent, begun = 0, False
             try:
                 with memoryview(value) as view:
@@ -231,6 +281,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
                         begun = self._within_message = True
             except BaseException:
                 if begun and not self._closed and self._send_end is None:
+                    self._gave_up = True
                     self._outbox.append(wire.header(wire.DISCARD, self.identifier, 0))
                 raise
             finally:
@@ -242,6 +293,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         while True:
             self._check_sendable(0)
             if self._credit < enough:
+                if self._credit_arrived is None:
+                    self._credit_arrived = trio.lowlevel.ParkingLot()
                 await self._credit_arrived.park()
             elif self._outbox.full:
                 await self._outbox.room.park()
@@ -277,14 +330,14 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.BrokenResourceError: the connection was lost (`__cause__`), or the caller reset the channel.
             trio.ClosedResourceError: this end was closed.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._messages:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            value = self.receive_nowait()
+            return self.receive_nowait()
         except trio.WouldBlock:
             pass
-        else:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return value
         task = trio.lowlevel.current_task()
         self._receivers[task] = None
 
@@ -295,6 +348,18 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         received = await trio.lowlevel.wait_task_rescheduled(give_up)
         assert isinstance(received, bytes)
         return received
+
+    async def __anext__(self) -> bytes:
+        """The next message, as `receive`; a schedule point once in several that are there, and at every wait."""
+        if self._messages and self._in_a_row < _IN_A_ROW:
+            self._in_a_row += 1
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return self.receive_nowait()
+        self._in_a_row = 0
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
 
     def receive_nowait(self) -> bytes:
         """Receive a message if there is one.
@@ -322,6 +387,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         grant = window.consume(cost)
         if grant and self._receive_end is None:
             self._outbox.append(wire.credit(self.identifier, grant))
+            window.adapt(alone=self._grows and self._budget.alone)
         # Only now is what was reserved neither held here nor still in the sender's hand (as after a DISCARD).
         if self._reserving and not self._granted and window.outstanding + window.held <= window.size:
             self._reserving = False
@@ -434,7 +500,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._receivers.clear()
 
     def _wake_senders(self) -> None:
-        self._credit_arrived.unpark_all()
+        if self._credit_arrived:
+            self._credit_arrived.unpark_all()
         if self._outbox.room:
             self._outbox.room.unpark_all()
 
@@ -495,13 +562,14 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             raise RemoteProtocolError(msg)
         self._credit += amount
         self._return_excess()
-        self._credit_arrived.unpark_all()
+        if self._credit_arrived:
+            self._credit_arrived.unpark_all()
 
     def _return_excess(self) -> None:
         """Give back what a message was granted that was given up: till then it keeps its place in the peer's budget."""
         excess = self._credit - self._peer_window
         ended = self._closed or self._eof_sent or self._send_end is not None
-        if excess > 0 and not self._within_message and not ended:
+        if self._gave_up and excess > 0 and not self._within_message and not ended:
             self._credit -= excess
             self._outbox.append(wire.credit(self.identifier, excess, wire.RETURN))
 
@@ -511,6 +579,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             msg = f"the peer gave back {amount} bytes of credit and had {self._window.outstanding}"
             raise RemoteProtocolError(msg)
         self._window.outstanding -= amount
+        self._grows = False  # it would give back every time
         self._give_back(0)
 
     def on_end(self, kind: int) -> None:

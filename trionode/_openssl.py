@@ -68,6 +68,10 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 RECORD_SIZE: Final = 16 * 1024
 
 _CHUNK: Final = 64 * 1024
+#: What a record adds to its plaintext: header, content type, tag (RFC 8446 section 5.2).
+_RECORD_OVERHEAD: Final = 5 + 1 + 16
+#: Room for what nobody asked OpenSSL to send: handshake flights, dead tickets, alerts.
+_UNASKED: Final = 4096
 _MAX_CHAIN_DEPTH: Final = 10
 
 # What the verify codes of OpenSSL (x509_vfy.h) mean for us; everything else is a chain that does not hold.
@@ -609,6 +613,45 @@ class ClientSide:
 
 
 @final
+class RecordScanner:
+    """Counts the records that are complete in a stream of ciphertext, by their headers (RFC 8446 section 5.1).
+
+    It saves asking OpenSSL once more after each record whether that was all, which costs an exception. It knows
+    nothing for sure: records that hold no data are counted, too, and then OpenSSL is asked once for nothing.
+    """
+
+    __slots__ = ("_header", "_left", "complete")
+
+    def __init__(self) -> None:
+        #: Complete records that were fed and not taken; None if that is not known.
+        self.complete: int | None = None
+        self._header = b""
+        self._left = 0
+
+    def feed(self, data: Buffer) -> None:
+        """Look at more ciphertext."""
+        position, end, found = 0, len(data), 0
+        while position < end:
+            if self._left:
+                step = min(self._left, end - position)
+                self._left -= step
+                position += step
+                found += not self._left
+            else:
+                wanted = 5 - len(self._header)
+                header = self._header + bytes(data[position : position + wanted])
+                position += wanted
+                if len(header) < 5:
+                    self._header = header
+                    break
+                self._header = b""
+                self._left = header[3] << 8 | header[4]
+                found += not self._left
+        if self.complete is not None:
+            self.complete += found
+
+
+@final
 class TLSSession:
     """One TLS connection over memory: feed ciphertext in, take ciphertext out.
 
@@ -620,7 +663,9 @@ class TLSSession:
         "_connection",
         "_examination",
         "_failure",
+        "_produced",
         "_rebuild",
+        "_scanner",
         "peer_certificate",
         "records_received",
         "records_sent",
@@ -634,6 +679,8 @@ class TLSSession:
         self._examination = examination
         self._failure: TLSFailure | None = None
         self._rebuild = rebuild if examination.policy.clock is not None and examination.verifies else None
+        self._produced = 0
+        self._scanner = RecordScanner()
         #: The peer's leaf certificate, once the handshake is done; None if it sent none.
         self.peer_certificate: x509.Certificate | None = None
         #: Whether this side verified that certificate (and, dialling, its name), once the handshake is done.
@@ -648,17 +695,24 @@ class TLSSession:
         """Take ciphertext from the transport."""
         if data:
             self._connection.bio_write(data)
+            self._scanner.feed(data)
 
     def feed_eof(self) -> None:
         """The transport ended."""
         self._connection.bio_shutdown()
+        self._scanner.complete = None
 
     def outgoing(self) -> bytes:
         """All ciphertext that waits to be sent; empty if there is none."""
+        # One read of the right size: to ask OpenSSL for more than there is costs an exception, larger buffers cost.
+        size = self._produced + _UNASKED
+        self._produced = 0
         pieces: list[bytes] = []
         with contextlib.suppress(SSL.WantReadError):
-            while True:
-                pieces.append(self._connection.bio_read(_CHUNK))
+            pieces.append(self._connection.bio_read(size))
+            while len(pieces[-1]) == size:
+                size = _CHUNK
+                pieces.append(self._connection.bio_read(size))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     # Handshake
@@ -726,28 +780,50 @@ class TLSSession:
         """Encrypt into `outgoing()`."""
         self._raise_if_failed()
         if data:
-            self.records_sent += -(-len(data) // RECORD_SIZE)
+            records = -(-len(data) // RECORD_SIZE)
+            self.records_sent += records
+            self._produced += len(data) + records * _RECORD_OVERHEAD
             try:
                 self._connection.sendall(data)
             except SSL.Error as exc:
                 self._fail(self._translate(exc))
 
-    def decrypt(self, limit: int) -> bytes | None:
-        """Plaintext of one record, at most `limit` bytes: None while more ciphertext is needed, `b""` at the end.
+    @property
+    def readable(self) -> bool:
+        """Whether `decrypt` may find something."""
+        return self._scanner.complete != 0
+
+    def decrypt(self, limit: int) -> list[bytes] | None:
+        """Plaintext, one piece a record, at least one and at most `limit` bytes: None while more is needed, [] at the end.
 
         The end is the peer's close_notify; a transport that just ended is `Truncated`.
         """
         self._raise_if_failed()
-        try:
-            data = self._connection.recv(limit)
-        except SSL.WantReadError:
-            return None
-        except SSL.ZeroReturnError:
-            return b""
-        except SSL.Error as exc:
-            self._fail(self._translate(exc))
-        self.records_received += 1
-        return data
+        scanner, recv = self._scanner, self._connection.recv
+        pieces: list[bytes] = []
+        while limit > 0 and scanner.complete != 0:
+            ask = min(limit, RECORD_SIZE)
+            try:
+                piece = recv(ask)
+            except SSL.WantReadError:
+                scanner.complete = 0
+                break
+            except SSL.ZeroReturnError:
+                scanner.complete = None  # whoever asks again gets the same answer
+                return pieces
+            except SSL.Error as exc:
+                if pieces:  # the failure is the session's for good, so the next call meets it again
+                    scanner.complete = None
+                    break
+                self._fail(self._translate(exc))
+            self.records_received += 1
+            pieces.append(piece)
+            limit -= len(piece)
+            if ask < RECORD_SIZE:
+                scanner.complete = None  # there may be more of that record
+            elif scanner.complete:
+                scanner.complete -= 1
+        return pieces or None
 
     def finish(self) -> None:
         """Put our close_notify into `outgoing()`; receiving goes on (RFC 8446 section 6.1)."""

@@ -138,10 +138,11 @@ class NetworkOptions:
         max_channels: channels that a peer may have open at once on one connection, and services that run for it.
         max_pending_opens: channels that a peer may have opened beyond that, whose service waits for another to end.
         channel_window: credit that each channel starts with towards this node, bytes. By default two messages of 64
-            KiB and a bit, so that one can travel while another is read.
+            KiB and a bit, so that one can travel while another is read. A channel that is alone on its connection gets
+            more as it keeps up, to 2 MiB.
         receive_budget: bytes that a connection may hold for messages larger than their window. What one connection
             can make this node hold is at most `(max_channels + max_pending_opens) * channel_window + receive_budget +
-            max_message_size`, and as much again for the channels that this node opens on it.
+            max_message_size + 2 MiB`, and as much again for the channels that this node opens on it.
         heartbeat_interval: a connection that was silent for this long is pinged, seconds; infinite for never.
         heartbeat_tolerance: how long the answer to that may take, seconds. A dead peer is noticed at most
             `heartbeat_interval + heartbeat_tolerance` after its last sign of life.

@@ -55,6 +55,7 @@ class Outbox:
         self._pending = bytearray()
         self._queue: deque[tuple[Link, bytearray, trio.Event | None]] = deque()
         self._closing = False
+        self._sending = False
         self._idle = trio.lowlevel.ParkingLot()
         #: Where senders wait for room; woken when there is some, and when the connection ends.
         self.room: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
@@ -84,6 +85,21 @@ class Outbox:
             pending += part
         if self._idle:
             self._idle.unpark()
+
+    def flush(self) -> None:
+        """Write what is pending without waiting, if that can be done at once; synchronous.
+
+        For whoever has said all that it has to say and is alone on its connection: having the writer look round for
+        more is worth it only where there may be more (measured: three scheduler ticks, 15 µs each way of a call).
+        """
+        if self._sending or self._queue or self._closing or not self._pending:
+            return
+        try:
+            if self._link.stream.send_at_once(self._pending):
+                self.bytes_written += len(self._pending)
+                self._pending = bytearray()
+        except trio.BrokenResourceError:
+            pass  # the writer meets it again, and knows what to do
 
     def switch(self, link: Link, *, last: bytes, first: bytes) -> trio.Event:
         """Move to another link, in one step: what was appended goes to the old one, what follows to the new one.
@@ -122,18 +138,22 @@ class Outbox:
             trio.BrokenResourceError: the link broke.
         """
         while True:
-            while not self._pending and not self._queue:
+            while not (self._pending or self._queue or self._link.stream.unsent):
                 if self._closing:
                     return
                 await self._idle.park()
             if not self._queue:
                 await self._settle()
+                if not (self._pending or self._link.stream.unsent):
+                    continue  # flushed meanwhile
                 self._queue.append((self._link, self._pending, None))
                 self._pending = bytearray()
                 self.room.unpark_all()
             link, buffer, written = self._queue.popleft()
-            self.bytes_written += len(buffer)
+            self._sending = True
             await link.stream.send_all(buffer)
+            self._sending = False
+            self.bytes_written += len(buffer)
             if written is not None:
                 written.set()
             elif link.stream.records_sent >= self._max_records:

@@ -37,6 +37,7 @@ from ._errors import (
 )
 from ._identity import describe
 from ._openssl import RECORD_SIZE, AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
+from ._socket_io import socket_of, wait_and_read, write_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -109,6 +110,10 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self.alpn: str | None = None if session.alpn is None else session.alpn.decode("ascii", "backslashreplace")
         self.peer_address: Address | None = address_of(transport)
         self.bytes_taken: int = 0
+        self._socket = socket_of(transport)
+        self._unsent = b""
+        # Whether the last read was all that there was: then it is waited first.
+        self._read_all = True
         self._session = session
         self._presented = presented
         self._closed = False
@@ -116,9 +121,6 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self._receiving = False
         self._send_broken = False
         self._send_ended = False
-        self._receive_ended = False
-        # Nothing can be decrypted before more ciphertext comes: saves asking OpenSSL once per receive.
-        self._drained = False
 
     def __repr__(self) -> str:
         peer = "no certificate" if self.peer_certificate is None else describe(self.peer_certificate)
@@ -174,13 +176,51 @@ class TLSStream(trio.abc.HalfCloseableStream):
             # As bytes, whatever the items of the view are: OpenSSL's binding takes the number of items for a size.
             with memoryview(data) as items, items.cast("B") as view:
                 if not len(view):
-                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    if self._unsent:
+                        await self._send_ciphertext()
+                    else:
+                        await trio.lowlevel.cancel_shielded_checkpoint()
                 for start in range(0, len(view), _SEND_CHUNK):
                     with view[start : start + _SEND_CHUNK] as chunk:
                         self._encrypt(chunk)
                     await self._send_ciphertext()
         finally:
             self._sending = False
+
+    def send_at_once(self, data: Buffer) -> bool:
+        """Encrypt and send `data` without waiting, if all of it can go; synchronous.
+
+        Returns whether it has: otherwise nothing was encrypted. What the transport does not take after all goes ahead
+        of the next `send_all`, which has to follow (`unsent`).
+
+        Raises:
+            trio.BrokenResourceError: the connection is broken.
+        """
+        if (
+            self._socket is None
+            or self._sending
+            or self._closed
+            or self._send_broken
+            or self._send_ended
+            or self._unsent
+            or len(data) > RECORD_SIZE
+        ):
+            return False
+        self._encrypt(data)
+        ciphertext = self._session.outgoing()
+        try:
+            taken = write_at_once(self._socket, ciphertext)
+        except BaseException:
+            self._send_broken = True
+            raise
+        self.bytes_taken += taken
+        self._unsent = ciphertext[taken:]
+        return True
+
+    @property
+    def unsent(self) -> bool:
+        """Whether `send_at_once` left something for the next `send_all`."""
+        return bool(self._unsent)
 
     async def send_eof(self) -> None:
         """Send a close_notify: nothing more will be sent, receiving goes on (RFC 8446 section 6.1).
@@ -231,6 +271,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
     async def _send_ciphertext(self) -> None:
         ciphertext = self._session.outgoing()
+        if self._unsent:
+            ciphertext, self._unsent = self._unsent + ciphertext, b""
         try:
             if len(ciphertext) <= _STEP:
                 await self.transport_stream.send_all(ciphertext)
@@ -265,6 +307,11 @@ class TLSStream(trio.abc.HalfCloseableStream):
         if limit < 1:
             msg = "max_bytes must be >= 1"
             raise ValueError(msg)
+        pieces = await self.receive_pieces(limit)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def receive_pieces(self, limit: int = _RECEIVE_SIZE) -> list[bytes]:
+        """As `receive_some`, in the pieces in which it came, for those who would cut it up again; [] at the end."""
         if self._receiving:
             msg = "another task is receiving on this TLSStream"
             raise trio.BusyResourceError(msg)
@@ -272,47 +319,29 @@ class TLSStream(trio.abc.HalfCloseableStream):
             msg = "this TLSStream was closed"
             raise trio.ClosedResourceError(msg)
         self._receiving = True
+        session = self._session
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            data = None if self._drained else self._decrypt(limit)
-            if data is not None:
+            pieces = session.decrypt(limit) if session.readable else None
+            if pieces is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-            while data is None:
-                ciphertext = await self.transport_stream.receive_some()
-                if ciphertext:
-                    self._session.feed(ciphertext)
+            while pieces is None:
+                if self._socket is not None and self._read_all:
+                    ciphertext = await wait_and_read(self._socket, _RECEIVE_SIZE)
                 else:
-                    self._session.feed_eof()
-                data = self._decrypt(limit)
+                    ciphertext = bytes(await self.transport_stream.receive_some())
+                if ciphertext:
+                    session.feed(ciphertext)
+                else:
+                    session.feed_eof()
+                self._read_all = len(ciphertext) < _RECEIVE_SIZE
+                pieces = session.decrypt(limit)
         except TLSFailure as exc:
             await self._flush_alert()
             self._raise_broken(exc)
         finally:
             self._receiving = False
-        return data
-
-    def _decrypt(self, limit: int) -> bytes | None:
-        """Everything that is there, up to `limit`: None if there is nothing yet, `b""` at the end."""
-        if self._receive_ended:
-            return b""
-        pieces: list[bytes] = []
-        self._drained = False
-        while limit > 0:
-            try:
-                piece = self._session.decrypt(min(limit, RECORD_SIZE))
-            except TLSFailure:
-                if pieces:  # the failure is the session's for good, so the next call meets it again
-                    break
-                raise
-            if not piece:
-                self._receive_ended = piece is not None
-                self._drained = piece is None
-                break
-            pieces.append(piece)
-            limit -= len(piece)
-        if pieces:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return b"" if self._receive_ended else None
+        return pieces
 
     async def _flush_alert(self) -> None:
         alert = self._session.outgoing()

@@ -60,7 +60,7 @@ Frames
     Credit. A message costs its length plus 64 (so that empty ones are not free), debited fragment by fragment, the
     64 with the first. A side MUST NOT send more than it has credit for. The receiver grants as its application
     consumes, and grants a fragmented message its credit to the end. A sender that gave such a message up returns what
-    it has beyond the window, then and when more of it arrives.
+    it has beyond the window, from then on. The receiver may grant more than the window where it likes.
 
 Hand-over
     A connection can be moved to a new TLS session between the same two nodes. Only the side that dialled it does so,
@@ -328,13 +328,18 @@ def unpack_u32(payload: bytes) -> int:
 class FrameDecoder:
     """Cuts a stream of bytes into frames; holds at most one incomplete frame (64 KiB)."""
 
-    __slots__ = ("_have", "_need", "_pieces")
+    __slots__ = ("_channel", "_have", "_kind", "_length", "_parts", "_short")
 
     def __init__(self) -> None:
-        # Pieces of an incomplete frame are joined once, when it is whole: a dripping peer costs linear time.
-        self._pieces: list[bytes] = []
+        # A header that is not complete yet.
+        self._short = b""
+        # Of a frame whose header is known and whose payload is not complete: joined once, when it is, so that a
+        # dripping peer costs linear time, and a payload is copied once.
+        self._parts: list[bytes | memoryview] = []
         self._have = 0
-        self._need = _HEADER.size
+        self._kind = 0
+        self._channel = 0
+        self._length = -1
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """The frames that are complete now, as (kind, channel, payload); payloads are copied once, here.
@@ -342,33 +347,43 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: a frame is of an unknown kind or too long.
         """
-        if self._pieces:
-            self._pieces.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                return []
-            data = b"".join(self._pieces)
         frames: list[tuple[int, int, bytes]] = []
-        offset, end, need = 0, len(data), _HEADER.size
+        offset, end = 0, len(data)
+        if self._length >= 0:
+            missing = self._length - self._have
+            if end < missing:
+                self._parts.append(data)
+                self._have += end
+                return frames
+            self._parts.append(memoryview(data)[:missing])
+            if self._kind < _FIRST_OPTIONAL_KIND:
+                frames.append((self._kind, self._channel, b"".join(self._parts)))
+            self._parts = []
+            self._length = -1
+            offset = missing
+        elif self._short:
+            data = self._short + data
+            self._short = b""
+            end = len(data)
         unpack = _HEADER.unpack_from
         while end - offset >= 8:
             word, channel = unpack(data, offset)
-            length = word & 0xFFFFFF
+            kind, length = word >> 24, word & 0xFFFFFF
             if length > MAX_PAYLOAD:
                 msg = f"the peer announced a frame of {length} bytes; at most {MAX_PAYLOAD} are allowed"
                 raise RemoteProtocolError(msg)
-            stop = offset + 8 + length
-            if stop > end:
-                need = 8 + length
-                break
-            kind = word >> 24
-            if kind in _KINDS:
-                frames.append((kind, channel, data[offset + 8 : stop]))
-            elif kind < _FIRST_OPTIONAL_KIND:
+            offset += 8
+            if kind not in _KINDS and kind < _FIRST_OPTIONAL_KIND:
                 msg = f"the peer sent a frame of unknown kind {kind:#04x}"
                 raise RemoteProtocolError(msg)
+            stop = offset + length
+            if stop > end:
+                self._kind, self._channel, self._length = kind, channel, length
+                self._parts = [memoryview(data)[offset:]]
+                self._have = end - offset
+                return frames
+            if kind < _FIRST_OPTIONAL_KIND:
+                frames.append((kind, channel, data[offset:stop]))
             offset = stop
-        self._pieces = [data[offset:]] if offset < end else []
-        self._have = end - offset
-        self._need = need
+        self._short = data[offset:]
         return frames
