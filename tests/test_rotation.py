@@ -212,7 +212,7 @@ async def test_accept_under_way_finishes_on_what_it_took(
                 reader = wire.HelloReader()
                 while (answer := reader.next(wire.Answer)) is None:
                     if data := session.decrypt(4096):
-                        reader.feed(data)
+                        reader.feed(b"".join(data))
                     else:
                         session.feed(await transport.receive_some())
                 assert answer.refusal is None

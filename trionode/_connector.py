@@ -6,7 +6,9 @@ Over TCP, connecting resolves without blocking and tries addresses the happy-eye
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -64,12 +66,28 @@ def _explain(exc: OSError) -> str:
     return str(cause or exc)
 
 
-async def dial(dial: Dial, contexts_channel: trio.abc.ReceiveChannel[TLSContexts], party: Party) -> Link:
+Connecting: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
+
+
+async def dial(
+    dial: Dial,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    party: Party,
+    *,
+    reach: Callable[[Connecting], Awaitable[trio.abc.Stream]] | None = None,
+) -> Link:
     """One attempt at one route: connect, then the handshake.
+
+    Args:
+        dial: what is to be reached.
+        contexts_channel: where the handshake takes its contexts.
+        party: who we are.
+        reach: runs the connecting, and may end it early by an exception of its own.
 
     Raises:
         HandshakeError: it failed, at whichever stage; see its subclasses.
         CertificateError: the system's CAs are needed and there are none.
     """
-    stream = await connect(dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
+    connecting = partial(connect, dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
+    stream = await (connecting() if reach is None else reach(connecting))
     return await dial_link(stream, contexts_channel, party, dial)

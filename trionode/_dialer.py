@@ -4,13 +4,16 @@ Theory. Routes come first: an explicit one, else all that match in the table, be
 resolver is asked, and without a resolver the name's own host is dialled on the default port. A resolver's endpoints
 become routes that carry nothing but host and port. Attempts go one after the other until one succeeds.
 
-Where our dial turns out a duplicate (the two nodes dialled each other, and the other's won), the connection that won
-is what the caller gets. Should that one fail after all, the dial is made again.
+The two may reach for each other at once, and one direction be slow or blocked: while ours has not come further than
+connecting, a connection that comes in and will do ends it. Where our dial turns out a duplicate (the two nodes dialled
+each other, and the other's won), the connection that won is what the caller gets. Should that one fail after all, the
+dial is made again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -28,8 +31,11 @@ from ._resolvers import ResolverError, checked_endpoints
 from ._routes import RouteTable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._cert_manager import CertManager
     from ._connection import Connection
+    from ._connector import Connecting
     from ._core import Core
     from ._link import Link
 
@@ -37,6 +43,10 @@ if TYPE_CHECKING:
 _DUPLICATE_RETRIES: Final = 3
 #: How long the connection that our dial lost to may take to show up here: its confirmation is under way. Seconds.
 _DUPLICATE_WAIT: Final = 2.0
+
+
+class _OvertakenError(Exception):
+    """While we were connecting a connection came in that will do."""
 
 
 @final
@@ -108,6 +118,8 @@ class Dialer:
             replace = bool(registry.mutual(name)) or attempt > 0
             try:
                 return await self._try_routes(name, route, replace=replace), True
+            except _OvertakenError:
+                continue
             except (HandshakeError, NoRouteError) as exc:
                 # Our direction may be blocked, and the peer's have come through meanwhile.
                 connection = self.find(name, route)
@@ -125,10 +137,10 @@ class Dialer:
         failures: list[Exception] = []
         for each in routes:
             try:
-                return await self._try_route(name, each, replace=replace)
+                return await self._try_route(name, each, route, replace=replace)
             except Exception as exc:
                 duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
-                if len(routes) == 1 or duplicate or isinstance(exc, trio.ClosedResourceError):
+                if len(routes) == 1 or duplicate or isinstance(exc, (trio.ClosedResourceError, _OvertakenError)):
                     raise
                 exc.add_note(f"route: {each!r}")
                 failures.append(exc)
@@ -140,12 +152,12 @@ class Dialer:
         msg = f"all {len(routes)} routes to {name} failed: {tried}"
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
-    async def _try_route(self, name: NodeName, route: Route, *, replace: bool) -> Connection:
+    async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> Connection:
         core, manager = self._core, self._manager(route)
         core.use(manager, as_server=False)
         limits = core.limits()
         plan = self._plan(name, route, replace=replace)
-        link = await self._dial_link(plan, manager)
+        link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
         if core.nursery is None:
             await link.stream.aclose()
             msg = f"the node {core.name} was closed while it was dialling"
@@ -156,13 +168,44 @@ class Dialer:
         """The link to hand a connection over to: by the same way, and as strictly, as its first."""
         return await self._dial_link(dataclasses.replace(plan, join=connection, replace=False), manager)
 
-    async def _dial_link(self, plan: Dial, manager: CertManager) -> Link:
+    async def _dial_link(
+        self, plan: Dial, manager: CertManager, will_do: Callable[[Connection], bool] | None = None
+    ) -> Link:
         core = self._core
+        reach = None if will_do is None else partial(self._unless_overtaken, plan.name, will_do)
         try:
-            return await dial(plan, manager.contexts, core.party(core.limits()))
+            return await dial(plan, manager.contexts, core.party(core.limits()), reach=reach)
         except HandshakeError as exc:
             core.refused(Side.DIAL, exc)
             raise
+
+    async def _unless_overtaken(
+        self, name: NodeName, will_do: Callable[[Connection], bool], connecting: Connecting
+    ) -> trio.abc.Stream:
+        """Connect; what goes wrong comes out bare.
+
+        Raises:
+            _OvertakenError: a connection that will do came in meanwhile.
+        """
+        stream: trio.abc.Stream | None = None
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await self._core.registry.wait(name, will_do)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            try:
+                stream = await connecting()
+            except Exception as exc:  # noqa: BLE001 -- raised below, outside the nursery
+                failure = exc
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if stream is None:
+            raise _OvertakenError
+        return stream
 
     def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
         insecure = self._is_insecure(route)

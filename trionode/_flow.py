@@ -3,13 +3,14 @@
 Theory. Credit is the receiver's: a sender never sends more than it was granted, so what a connection can make its
 receiver hold is bounded by `channels * window + budget + one message`, whatever the peer does.
 
-Each channel has a window. As the application consumes, the receiver tops the sender up to it again, half a window at
-a time. A channel that is alone on its connection, and whose application keeps up, is topped up to more, twice as much
-each time up to `LARGEST_WINDOW`: a bulk transfer then waits less often (measured: 64 KiB messages go 1.5 times as fast).
-With company its window is what it was, because what is on the way for one delays the others. A message larger than the credit left would never end that way, so when its first fragment shows its total the
-receiver grants the rest at once, out of the connection's budget. Where that does not fit, messages wait, in order,
-except that one at a time may exceed the budget: there is always one that can be finished, so no mix of sizes and
-windows deadlocks as long as the application consumes what arrives.
+Each channel has a window. As the application consumes, the receiver tops the sender up to it again, half a window at a
+time. A channel that is alone on its connection, and whose application keeps up, is topped up to more, twice as much
+each time up to `LARGEST_WINDOW`: a bulk transfer then waits less often (measured: 64 KiB messages go 1.5 times as
+fast). With company its window is what it was, because what is on the way for one delays the others. A message larger
+than the credit left would never end that way, so when its first fragment shows its total the receiver grants the rest
+at once, out of the connection's budget. Where that does not fit, messages wait, in order, except that one at a time may
+exceed the budget: there is always one that can be finished, so no mix of sizes and windows deadlocks as long as the
+application consumes what arrives.
 """
 
 from __future__ import annotations

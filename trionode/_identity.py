@@ -189,6 +189,7 @@ class SubjectNames:
     unusable: tuple[str, ...]
 
     @classmethod
+    @lru_cache(maxsize=256)  # a cluster shows the same certificates again and again
     def of(cls, certificate: x509.Certificate) -> SubjectNames:
         """Read the subject alternative names of a certificate; an unreadable extension offers nothing."""
         dns: list[DNSPattern] = []

@@ -794,7 +794,7 @@ class TLSSession:
         return self._scanner.complete != 0
 
     def decrypt(self, limit: int) -> list[bytes] | None:
-        """Plaintext, one piece a record, at least one and at most `limit` bytes: None while more is needed, [] at the end.
+        """Plaintext, one piece a record, at most `limit` bytes: None while more ciphertext is needed, [] at the end.
 
         The end is the peer's close_notify; a transport that just ended is `Truncated`.
         """

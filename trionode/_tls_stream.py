@@ -56,7 +56,7 @@ LINGER_BYTES: Final = 256 * 1024
 #: How long a close_notify may take that the transport does not accept at once. Seconds.
 FAREWELL: Final = 0.01
 
-_SEND_CHUNK: Final = 256 * 1024
+_SEND_CHUNK: Final = 48 * 1024
 #: What is handed to the transport at once: `bytes_taken` grows in such steps.
 _STEP: Final = 64 * 1024
 _RECEIVE_SIZE: Final = 64 * 1024
