@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from trionode import _credentials
 from trionode._cert_manager import CertAuthManager
+from trionode._check import check_usable
 from trionode._credentials import (
     BOTH_PURPOSES,
     LEAF_KEY_USAGE,
@@ -32,7 +33,6 @@ from trionode._credentials import (
     CAPool,
     KeyPair,
     allows,
-    check_usable,
     general_name,
 )
 from trionode._errors import CertificateError, CertificateReason

@@ -1030,7 +1030,8 @@ async def test_node_whose_certificate_does_not_cover_its_name_is_warned(
     certs = manager("gamma@localhost")
 
     def warnings() -> list[str]:
-        return [r.getMessage() for r in caplog.records if r.name == "trionode.node" and r.levelname == "WARNING"]
+        logged = (r for r in caplog.records if r.name == "trionode.certificates" and r.levelname == "WARNING")
+        return [record.getMessage() for record in logged]
 
     with trio.fail_after(10):
         async with node("alpha@localhost", certs):

@@ -24,8 +24,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from trionode import pki
+from trionode._check import check_usable
 from trionode._contexts import TLSContexts
-from trionode._credentials import BACKDATE, LEAF_KEY_USAGE, CAPool, KeyPair, check_usable
+from trionode._credentials import BACKDATE, LEAF_KEY_USAGE, CAPool, KeyPair
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity import NodeName, SubjectNames, fingerprint
 from trionode._policy import ClientAuth, TLSPolicy

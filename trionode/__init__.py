@@ -9,6 +9,12 @@ from ._cert_manager import (
     Unchanged as Unchanged,
 )
 from ._channel import ServiceChannel as ServiceChannel
+from ._check import (
+    Finding as Finding,
+    FindingCode as FindingCode,
+    Severity as Severity,
+    check_key_pair as check_key_pair,
+)
 from ._connection import (
     Connection as Connection,
     ConnectionEnd as ConnectionEnd,

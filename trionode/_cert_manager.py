@@ -18,6 +18,7 @@ lock is for that case and is never held across a checkpoint.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
@@ -25,11 +26,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final, Self, TypeAlias, final
 
 import trio
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from trio_util import AsyncValue
 
+from ._check import check_usable, examine
 from ._contexts import ContextsChannel, TLSContexts
-from ._credentials import CAPool, KeyPair, allows, check_usable
+from ._credentials import CAPool, KeyPair
 from ._errors import (
     CertificateError,
     CertificateReason,
@@ -37,16 +38,16 @@ from ._errors import (
     PeerUnverifiedError,
     TrustRotationError,
 )
-from ._identity import canonical_host, describe
+from ._identity import NodeName, canonical_host
 from ._live import Bench, LiveLink, LiveLinks, StrandedPeer, StrandedPeers, stranded_peer
-from ._openssl import TrustCheck
 from ._policy import ClientAuth, TLSPolicy
 from ._revocation import STRICT, CRLPolicy, CRLSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
+    from ._check import Finding
     from ._policy import Clock
 
 #: Why an update or a rotation of trust was refused.
@@ -103,7 +104,9 @@ class CertManager:
         self._links = LiveLinks()
         # The generation that brought the present trust: links of older ones were verified by another.
         self._trusted_since = 1
-        self._examined: KeyPair | None = None
+        self._names: Counter[NodeName] = Counter()
+        self._examined: tuple[object, ...] = ()
+        self._told: tuple[Finding, ...] = ()
         self._lock = RLock()
         self._owner: trio.lowlevel.TrioToken | None = None
         self._claims = 0
@@ -166,7 +169,7 @@ class CertManager:
         """Rotate: check a key pair, build contexts from it and publish them, as the next generation.
 
         Every handshake that takes its contexts after this returned gets the new ones; handshakes under way and
-        established connections keep theirs. Synchronous; takes about a millisecond.
+        established connections keep theirs. Synchronous; takes some 3 ms, most of it to find out what to warn of.
 
         Args:
             key_pair: the new key pair.
@@ -189,6 +192,7 @@ class CertManager:
                 self._refuse(exc)
                 raise
             self._publish(contexts)
+            self._warn_of_findings()
         return contexts.generation
 
     def _publish(self, contexts: TLSContexts) -> None:
@@ -282,11 +286,12 @@ class CertManager:
             _log.exception("ending the connection to %s failed", peer.name)
 
     @contextmanager
-    def use(self, *, as_server: bool) -> Iterator[Self]:
+    def use(self, *, as_server: bool, name: NodeName | None = None) -> Iterator[Self]:
         """Declare a use of this manager for the length of a `with` block: nodes and `serve_tls` do it themselves.
 
         Args:
             as_server: whether its key pair will be presented to clients.
+            name: the node that uses it, whose name its certificates should cover.
 
         Raises:
             CertificateError: the key pair is expired, not yet valid or unfit for that, or the client-auth mode
@@ -299,12 +304,15 @@ class CertManager:
                 self._check(self.key_pair, as_server=as_server)
                 self._uses += 1
                 self._server_uses += as_server
+                self._names.update(() if name is None else (name,))
+                self._warn_of_findings()
             try:
                 yield self
             finally:
                 with self._lock:
                     self._uses -= 1
                     self._server_uses -= as_server
+                    self._names -= Counter(() if name is None else (name,))
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -337,32 +345,48 @@ class CertManager:
             )
             raise RuntimeError(msg)
 
+    def check(self, key_pair: KeyPair, *, names: Iterable[str | NodeName] = ()) -> tuple[Finding, ...]:
+        """What is wrong with a key pair, or soon will be, by this manager's pools, lists and mode; changes nothing.
+
+        `update()` refuses less than is found here, see there; require that there be no findings, or no errors among
+        them, before you call it. Takes some milliseconds.
+
+        Args:
+            key_pair: the candidate.
+            names: what the certificate has to cover, node names or plain hosts; by default the names of the nodes that
+                use this manager.
+
+        Raises:
+            ValueError: a name is neither a node name nor a host.
+        """
+        _expect(key_pair, KeyPair, "key_pair")
+        with self._lock:
+            wanted = tuple(names) or tuple(self._names)
+            return examine(key_pair, self._policy, names=wanted, as_server=self._presented_to_clients)
+
     def _check(self, key_pair: KeyPair, *, as_server: bool) -> None:
         policy = self._policy
         check_usable(key_pair, now=policy.now(), as_server=as_server, as_client=policy.client_auth.verifies)
-        if key_pair is not self._examined:
-            self._examined = key_pair
-            self._warn_of_findings(key_pair)
 
-    def _warn_of_findings(self, key_pair: KeyPair) -> None:
-        """Say, once per key pair, what peers may refuse; they may trust what we do not, so these are no errors."""
-        policy, leaf = self._policy, key_pair.certificate
-        if not policy.client_auth.verifies and not allows(leaf, ExtendedKeyUsageOID.CLIENT_AUTH):
-            _log.warning(
-                "our certificate's extended key usage does not allow clientAuth; peers that verify clients will "
-                "refuse us: %s",
-                describe(leaf),
-            )
-        for pool, label in ((policy.root_cas, "root-CA"), (policy.client_cas, "client-CA")):
-            if pool is not None and TrustCheck(policy, accepting=label == "client-CA", dated=True).judge(
-                key_pair.chain
-            ):
-                _log.warning(
-                    "our certificate does not verify against our own %s pool; peers with the same pool will refuse "
-                    "us: %s",
-                    label,
-                    describe(leaf),
-                )
+    def _warn_of_findings(self) -> None:
+        """Say what peers may refuse of the key pair that is published: each thing once, as long as it is true."""
+        subject = self.key_pair, self._policy, frozenset(self._names), self._presented_to_clients
+        if subject == self._examined:
+            return
+        self._examined = subject
+        try:
+            found = self.check(self.key_pair)
+        except Exception:  # noqa: BLE001 -- logged in full; that nobody can say what is wrong with it is no refusal
+            _log.exception("our certificate could not be examined")
+            return
+        for finding in found:
+            if finding not in self._told:
+                _log.warning("%s", finding)
+        self._told = found
+
+    @property
+    def _presented_to_clients(self) -> bool:
+        return self._server_uses > 0 or self._uses == 0
 
     def _change(self, policy: TLSPolicy, what: str) -> None:
         _expect_settings(policy)
@@ -444,8 +468,7 @@ class CertAuthManager(CertManager):
 
         Every handshake that takes its contexts after this returned is judged by the new trust. Live peers are judged
         as well: those that were revoked are ended in any case, and what becomes of others that the new trust does not
-        vouch for is up to `stranded`. Synchronous: takes about a millisecond, more with large CRLs (some 100 ms for
-        30 000 entries) and some 0.2 ms for each live peer.
+        vouch for is up to `stranded`. Synchronous: takes some 3 ms, and more with large CRLs and many live peers.
 
         Args:
             client_cas: anchors for client certificates.
@@ -479,6 +502,7 @@ class CertAuthManager(CertManager):
             self._policy = policy
             self._trusted_since = contexts.generation
             self._publish(contexts)
+            self._warn_of_findings()
         if loosened:
             _security_log.warning("crls=None: certificates are no longer checked for revocation")
         for peer, end in found:

@@ -37,7 +37,7 @@ from ._events import (
 from ._expiry import watch_expiry
 from ._floodgate import FloodGate
 from ._handshake import Party
-from ._identity import NodeName, SubjectNames, describe, describe_duration
+from ._identity import NodeName, describe, describe_duration
 from ._options import NetworkMode, NodeOptions
 from ._registry import Registry
 from ._renewal import Renewal
@@ -155,12 +155,10 @@ class Core:
         known = self._managers.get(manager)
         if known is not None and (known or not as_server):
             return
-        self.uses.enter_context(manager.use(as_server=as_server))
+        self.uses.enter_context(manager.use(as_server=as_server, name=self.name))
         self._managers[manager] = as_server or bool(known)
-        if known is None:
-            self._check_covers(manager)
-            if self.nursery is not None:
-                self._start_watching(manager)
+        if known is None and self.nursery is not None:
+            self._start_watching(manager)
 
     def _start_watching(self, manager: CertManager) -> None:
         self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
@@ -185,21 +183,9 @@ class Core:
         while True:
             await manager.wait_generation(seen + 1)
             seen = manager.generation
-            self._check_covers(manager)
             fingerprint = manager.key_pair.fingerprint
             self.events.publish(GenerationPublished(node=self.name, generation=seen, fingerprint=fingerprint))
             self.renewal.rotated(manager)
-
-    def _check_covers(self, manager: CertManager) -> None:
-        """Warn where our own certificate does not speak for our own name; peers would refuse us."""
-        certificate = manager.key_pair.certificate
-        if not SubjectNames.of(certificate).cover_node(self.name):
-            _log.warning(
-                "our certificate does not cover our node name %s, so verifying peers will refuse us: %s. Issue it for "
-                "this name",
-                self.name,
-                describe(certificate),
-            )
 
     # Handshakes
 

@@ -2,7 +2,7 @@
 
 Theory. Both are immutable values, parsed once at the edge; everything further in receives objects that are known to
 be well formed. Parsing checks what is true for all time (syntax, password, key matches leaf, chain in order). What
-depends on when and for what a key pair is used (dates, extended key usage) is checked by `check_usable`, on each use.
+depends on when and for what a key pair is used (dates, extended key usage) is checked on each use, by `_check`.
 
 Private keys live in memory only: nothing here writes a file, and `KeyPair` refuses to be pickled or copied apart, and
 shows names, dates and fingerprint in its `repr`, never key material. Errors from the parsers are replaced rather than
@@ -288,43 +288,6 @@ class CAPool(Immutable):
 
 
 # Using a key pair ---------------------------------------------------------------------------------------------------
-
-
-def check_usable(key_pair: KeyPair, *, now: datetime, as_server: bool, as_client: bool) -> None:
-    """Check what depends on time and purpose: a leaf within its dates, and fit for the roles that it is to play.
-
-    Args:
-        key_pair: the candidate.
-        now: the time to judge by, aware.
-        as_server: whether an acceptor is to present it (needs serverAuth, if it names purposes at all).
-        as_client: whether a verifying peer is to see it as a client's (needs clientAuth, likewise).
-
-    Raises:
-        CertificateError: reason `expired`, `not_yet_valid` or `wrong_eku`.
-    """
-    leaf = key_pair.certificate
-    if now > leaf.not_valid_after_utc:
-        msg = (
-            f"our certificate has expired, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}. "
-            "Issue a new one, and rotate to it with manager.update()"
-        )
-        raise CertificateError(msg, reason=CertificateReason.EXPIRED)
-    if now < leaf.not_valid_before_utc:
-        msg = (
-            f"our certificate is not yet valid, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}. "
-            "Check this machine's clock and the issuer's"
-        )
-        raise CertificateError(msg, reason=CertificateReason.NOT_YET_VALID)
-    for needed, oid, label in (
-        (as_server, ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth"),
-        (as_client, ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth"),
-    ):
-        if needed and not allows(leaf, oid):
-            msg = (
-                f"our certificate's extended key usage does not allow {label}: {describe(leaf)}. "
-                "Issue it with both serverAuth and clientAuth: a node is a server and a client"
-            )
-            raise CertificateError(msg, reason=CertificateReason.WRONG_EKU)
 
 
 def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> bool:

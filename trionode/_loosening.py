@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from ._revocation import STRICT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,6 +19,7 @@ class Loosening(Enum):
     INSECURE_SKIP_VERIFY = "insecure_skip_verify"
     UNBOUND_NAMES = "bind_names=False"
     UNVERIFIED_CLIENTS = "unverified clients"
+    UNKNOWN_REVOCATION = "crl_policy"
 
 
 def loosenings(options: NodeOptions, acceptors: Sequence[AcceptorOptions]) -> dict[Loosening, str]:
@@ -25,6 +28,12 @@ def loosenings(options: NodeOptions, acceptors: Sequence[AcceptorOptions]) -> di
     network = options.network
     if network.insecure_skip_verify or any(route.insecure_skip_verify for route in network.routes.values()):
         found[Loosening.INSECURE_SKIP_VERIFY] = "some dials accept any server under any name"
+    routed = [route.cert_manager for route in network.routes.values()]
+    for manager in (options.cert_manager, *(plan.cert_manager for plan in acceptors), *routed):
+        if manager is not None and manager.crls is not None and manager.crl_policy != STRICT:
+            found[Loosening.UNKNOWN_REVOCATION] = (
+                f"certificates may pass though they were revoked: {manager.crl_policy}"
+            )
     for plan in acceptors:
         if not (network.bind_names if plan.bind_names is None else plan.bind_names):
             found[Loosening.UNBOUND_NAMES] = "whoever holds a verified certificate may claim any node name"

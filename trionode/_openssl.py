@@ -144,11 +144,15 @@ class PeerRefused(TLSFailure):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a peer was refused: the facts for the exception, and the sentence with its remedy."""
+    """Why a peer was refused: the facts for the exception, and the sentence with its remedy.
+
+    `found` is the certificate at which a path failed.
+    """
 
     reason: UnverifiedReason
     text: str
     certificate: x509.Certificate | None = None
+    found: x509.Certificate | None = None
     wanted: str | None = None
     offered: str | None = None
 
@@ -254,6 +258,7 @@ class _Examination:
             reason=reason,
             text=f"{self._subject(leaf, found, depth)} {what} (OpenSSL verify code {code})",
             certificate=leaf,
+            found=found,
             wanted=wanted,
             offered=offered,
         )
@@ -267,6 +272,7 @@ class _Examination:
             reason=UnverifiedReason.REVOKED,
             text=f"{self._subject(leaf, found, depth)} has been revoked{details}. The peer needs a new one",
             certificate=leaf,
+            found=found,
             wanted="a certificate that is not on a CRL",
             offered=str(revocation) if revocation else describe(found),
         )
@@ -280,6 +286,7 @@ class _Examination:
                 "of that CA in crls (with rotate_trust() while in use), or loosen crl_policy"
             ),
             certificate=leaf,
+            found=found,
             wanted=f"a current CRL of {describe_issuer(found)}",
             offered=why,
         )
