@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 import trio
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from trionode import (
     AcceptorOptions,
+    CAPool,
     CertAuthManager,
     ClientAuth,
+    CRLSet,
+    KeyPair,
     LiveConnections,
     NetworkMode,
     NetworkOptions,
@@ -35,8 +40,9 @@ from trionode.pki import CertificateAuthority
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
-    from trionode import CertManager, KeyPair, Peer, Service, TLSStream
+    from trionode import CertManager, Peer, Service, TLSStream
 
 T = TypeVar("T")
 
@@ -398,3 +404,142 @@ async def resolve() -> Callable[..., None]:
         known[name] = addresses
 
     return set_addresses
+
+
+# A CA that revokes ---------------------------------------------------------------------------------------------------
+
+_OPENSSL_CONFIG = """
+[ca]
+default_ca = here
+[here]
+database = {home}/index.txt
+serial = {home}/serial
+crlnumber = {home}/crlnumber
+new_certs_dir = {home}
+certificate = {home}/ca.pem
+private_key = {home}/ca.key
+default_md = sha256
+policy = anything
+crl_extensions = crl
+unique_subject = no
+copy_extensions = copy
+[anything]
+commonName = supplied
+[crl]
+authorityKeyIdentifier = keyid
+[req]
+distinguished_name = name
+[name]
+[root]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+[leaf]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth, clientAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+
+
+class Authority:
+    """A CA run by the `openssl` command line, an implementation of RFC 5280 that is not ours; root or intermediate."""
+
+    def __init__(self, home: Path, name: str, *, below: Authority | None = None) -> None:
+        self.home = home
+        self.name = name
+        home.mkdir()
+        self._config = home / "openssl.cnf"
+        self._config.write_text(_OPENSSL_CONFIG.format(home=home))
+        (home / "index.txt").touch()
+        (home / "serial").write_text("1000\n")
+        (home / "crlnumber").write_text("01\n")
+        if below is None:
+            self._req("-x509", "-extensions", "root", "-days", "3650", subject=name, stem="ca")
+        else:
+            self._req(subject=name, stem="ca")
+            below.sign(home / "ca.csr", home / "ca.pem", extensions="root")
+        self.below = below
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The CA's own."""
+        return x509.load_pem_x509_certificate((self.home / "ca.pem").read_bytes())
+
+    @property
+    def pool(self) -> CAPool:
+        """The CA's own certificate, to trust."""
+        return CAPool.load(self.home / "ca.pem")
+
+    def issue(self, name: str) -> KeyPair:
+        """A key pair for a node on localhost, good for half a year; its chain holds this CA if it is no root."""
+        stem = name.replace("@", "-")
+        names = f"subjectAltName=DNS:localhost,URI:trionode://{name}"
+        self._req("-addext", names, subject=name, stem=stem)
+        self.sign(self.home / f"{stem}.csr", self.home / f"{stem}.pem", extensions="leaf")
+        chain = [x509.load_pem_x509_certificate((self.home / f"{stem}.pem").read_bytes())]
+        if self.below is not None:
+            chain.append(self.certificate)
+        key = load_pem_private_key((self.home / f"{stem}.key").read_bytes(), None)
+        return KeyPair(chain, key)  # type: ignore[arg-type]  # it is an EC key
+
+    def sign(self, request: Path, certificate: Path, *, extensions: str) -> None:
+        """Issue what a request asks for; valid for a month by now, so that test clocks may be behind."""
+        start = datetime.now(UTC) - timedelta(days=30)
+        dates = ("-startdate", f"{start:%Y%m%d%H%M%SZ}", "-days", "180")
+        self._ca("-in", request, "-out", certificate, "-extensions", extensions, "-notext", *dates)
+
+    def revoke(self, certificate: x509.Certificate | KeyPair, reason: str | None = None) -> None:
+        """Take a certificate back."""
+        if isinstance(certificate, KeyPair):
+            certificate = certificate.certificate
+        file = self.home / "revoked.pem"
+        file.write_bytes(certificate.public_bytes(Encoding.PEM))
+        self._ca("-revoke", file, *(() if reason is None else ("-crl_reason", reason)))
+
+    def crl_file(self, *, start: timedelta = -timedelta(hours=1), end: timedelta = timedelta(days=1)) -> Path:
+        """The current list, as a PEM file; its dates relative to now."""
+        now = datetime.now(UTC)
+        file = self.home / "crl.pem"
+        dates = ("-crl_lastupdate", f"{now + start:%Y%m%d%H%M%SZ}", "-crl_nextupdate", f"{now + end:%Y%m%d%H%M%SZ}")
+        self._ca("-gencrl", "-out", file, *dates)
+        return file
+
+    def crl(self, *, start: timedelta = -timedelta(hours=1), end: timedelta = timedelta(days=1)) -> CRLSet:
+        """The current list, as a set."""
+        return CRLSet.load(self.crl_file(start=start, end=end))
+
+    def _req(self, *arguments: str, subject: str, stem: str) -> None:
+        out = self.home / f"{stem}.{'pem' if '-x509' in arguments else 'csr'}"
+        key = ("-keyout", self.home / f"{stem}.key", "-out", out)
+        openssl("req", "-new", *_NEW_KEY, *key, "-subj", f"/CN={subject}", "-config", self._config, *arguments)
+
+    def _ca(self, *arguments: str | Path) -> None:
+        openssl("ca", "-batch", "-config", self._config, *arguments)
+
+
+def openssl(*arguments: str | Path) -> bytes:
+    """Run the command; what it prints."""
+    done = subprocess.run(["openssl", *arguments], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+class AuthorityFactory(Protocol):
+    """Makes CAs that revoke, each in a directory of its own."""
+
+    def __call__(self, name: str = "root", *, below: Authority | None = None) -> Authority:
+        """Make one; below another it is an intermediate."""
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> AuthorityFactory:
+    """A factory of CAs that revoke."""
+
+    def make(name: str = "root", *, below: Authority | None = None) -> Authority:
+        return Authority(tmp_path_factory.mktemp("authority") / "ca", name, below=below)
+
+    return make

@@ -49,6 +49,7 @@ from ._identity import (
     describe_issuer,
     describe_names,
     describe_subjects,
+    fingerprint,
     host_address,
 )
 from ._revocation import describe_crl
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
     from ._credentials import CAPool, KeyPair
     from ._policy import TLSPolicy
-    from ._revocation import Revocation
+    from ._revocation import IssuedLists, Revocation
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -186,9 +187,7 @@ class _Examination:
         try:
             found = certificate.to_cryptography()
             if not ok:
-                if self._tolerates(found, code):
-                    return True
-                self.refusal = self.path_refusal(self._leaf(connection, found), found, code, depth)
+                self.refusal = self._verdict(self._leaf(connection, found), found, code, depth)
             elif depth == 0:
                 self.refusal = self._name_refusal(found)
                 self.leaf_passed = self.refusal is None
@@ -208,14 +207,16 @@ class _Examination:
         chain = connection.get_peer_cert_chain(as_cryptography=True)
         return chain[0] if chain else found
 
-    def _tolerates(self, found: x509.Certificate, code: int) -> bool:
-        """Whether a certificate passes whose revocation status is not known."""
+    def _verdict(self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int) -> Refusal | None:
+        """The refusal for what OpenSSL objects to; None where the policy or an anchor may do without a list."""
         policy = self.policy.crl_policy
-        return (
-            (code == _NO_CRL and policy.allow_missing)
-            or (code == _CRL_EXPIRED and policy.allow_expired)
-            or (code in _STATUS_UNKNOWN_CODES and found in (self.pool or ()))
-        )
+        if code in _STATUS_UNKNOWN_CODES and found in (self.pool or ()):
+            assert self.policy.crls is not None
+            listed = self.policy.crls.listed(found)
+            return None if listed is None else self.revoked(leaf, found, depth, listed)
+        if (code == _NO_CRL and policy.allow_missing) or (code == _CRL_EXPIRED and policy.allow_expired):
+            return None
+        return self.path_refusal(leaf, found, code, depth)
 
     def path_refusal(self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int) -> Refusal:
         """The refusal for a path in which OpenSSL found fault with one certificate."""
@@ -466,6 +467,7 @@ class TrustCheck:
         """
         self._policy = policy
         self._examination = _Examination(policy=policy, accepting=accepting, verifies=True)
+        self._lists: dict[str, IssuedLists] = {}
         self._store = crypto.X509Store()
         pool = self._examination.pool
         if pool is not None:
@@ -491,15 +493,26 @@ class TrustCheck:
         if policy.crls is None:
             return None
         for depth, found in enumerate(path[: 1 if policy.crl_policy.leaf_only else None]):
-            if found in (examination.pool or ()):  # nobody is above it; but whoever is listed is revoked
+            anchor = found in (examination.pool or ())
+            if anchor:  # nobody is above it; but whoever is listed is revoked
                 status: Revocation | str | None = policy.crls.listed(found)
             else:
-                status = policy.crls.status(found, path[depth + 1], now=policy.now(), policy=policy.crl_policy)
+                lists = self._lists_of(path[depth + 1])
+                status = lists.status(found, now=policy.now(), policy=policy.crl_policy)
             if isinstance(status, str):
                 return examination.status_unknown(leaf, found, depth, status)
             if status is not None:
                 return examination.revoked(leaf, found, depth, status)
+            if anchor:
+                break  # what a path has above an anchor counts for nothing
         return None
+
+    def _lists_of(self, issuer: x509.Certificate) -> IssuedLists:
+        assert self._policy.crls is not None
+        key = fingerprint(issuer)
+        if key not in self._lists:
+            self._lists[key] = self._policy.crls.signed_by(issuer)
+        return self._lists[key]
 
 
 @final

@@ -6,14 +6,15 @@ is not, for that takes the CA's certificate, which comes with a peer's chain.
 
 In handshakes OpenSSL does the checking: it finds the list for each certificate of a path, checks its signature and
 dates, and has an alert for what it finds. `CRLSet.listed` then only tells us date and reason. Outside of handshakes
-(live connections after a list has changed, our own certificate) `CRLSet.status` answers.
+(live connections after a list has changed, our own certificate) `IssuedLists.status` answers, by the same rules, but
+that it takes an expired list's word for what was revoked.
 
 Once there is a set it fails closed: a certificate whose issuer's list is missing, expired or not signed by the issuer
 is refused, because nobody knows whether it was revoked. `CRLPolicy` names what may be loosened. Every certificate of
 a path is checked, not the leaf alone: a stolen CA key is worse than a stolen leaf key, and a CA that was revoked in
 vain is the worst of all. Trust anchors need no list, as nobody is above them (RFC 5280 section 6.1): a pool of the
 root alone wants the root's list and one for each intermediate that issues, a pool of intermediates only theirs, and a
-pinned leaf none. One that is *on* a list is refused all the same.
+pinned leaf none (for what it sends along, OpenSSL wants them). One that is *on* a list is refused all the same.
 """
 
 from __future__ import annotations
@@ -151,49 +152,24 @@ class CRLSet(Immutable):
         return cls(_parse(bytes(data), "the CRL data"))
 
     def listed(self, certificate: x509.Certificate) -> Revocation | None:
-        """What the newest list that has it says of a certificate, by issuer and serial number, whoever signed the list.
+        """What the lists of a certificate's issuer say of it, by issuer's name and serial number, whoever signed them.
 
-        None is no good news by itself: there may be no list of its issuer. See `status`.
+        None is no good news by itself: there may be no list of its issuer, or only an old one.
         """
-        return _listed(self._by(certificate.issuer), certificate)
+        return _listed(_newest(self._named(certificate.issuer)), certificate)
 
-    def status(
-        self, certificate: x509.Certificate, issuer: x509.Certificate, *, now: datetime, policy: CRLPolicy
-    ) -> Revocation | str | None:
-        """Whether a certificate was revoked, by the lists that its issuer signed.
-
-        Args:
-            certificate: whose status is wanted.
-            issuer: the certificate of who issued it.
-            now: the time to judge by, aware.
-            policy: what to make of no list, and of an expired one.
-
-        Returns:
-            None if it was not; how it was revoked; or, as text, why nobody knows.
-        """
-        named = self._by(certificate.issuer)
-        signed = [crl for crl in named if _signed_by(crl, issuer)]
-        revocation = _listed(signed, certificate)
-        if revocation is not None:
-            return revocation
-        if not signed:
-            if named:
-                return f"the CRL of {_shown(certificate.issuer)} was not signed by it"
-            return None if policy.allow_missing else f"there is no CRL of {_shown(certificate.issuer)}"
-        if not any(crl.last_update_utc <= now for crl in signed):
-            return f"{describe_crl(signed[0])} is not yet valid"
-        if not policy.allow_expired and not any(crl.last_update_utc <= now <= next_update(crl) for crl in signed):
-            return f"{describe_crl(signed[0])} has expired"
-        return None
+    def signed_by(self, issuer: x509.Certificate) -> IssuedLists:
+        """The lists of one CA; takes some milliseconds for a large one, whose signature has to be checked."""
+        named = self._named(issuer.subject)
+        signed = tuple(crl for crl in named if _signed_by(crl, issuer))
+        return IssuedLists(name=_shown(issuer.subject), lists=signed, forged=len(named) - len(signed))
 
     def of_issuer_of(self, certificate: x509.Certificate) -> x509.CertificateRevocationList | None:
         """The newest list that carries the name of a certificate's issuer, or None."""
-        return next(iter(self._by(certificate.issuer)), None)
+        return next(iter(_newest(self._named(certificate.issuer))), None)
 
-    def _by(self, issuer: x509.Name) -> list[x509.CertificateRevocationList]:
-        """The lists that carry an issuer's name, the newest first."""
-        found = [crl for crl in self.lists if crl.issuer == issuer]
-        return sorted(found, key=lambda crl: crl.last_update_utc, reverse=True)
+    def _named(self, issuer: x509.Name) -> list[x509.CertificateRevocationList]:
+        return [crl for crl in self.lists if crl.issuer == issuer]
 
     def __iter__(self) -> Iterator[x509.CertificateRevocationList]:
         return iter(self.lists)
@@ -209,6 +185,45 @@ class CRLSet(Immutable):
 
     def __repr__(self) -> str:
         return f"<CRLSet of {len(self)}: {'; '.join(describe_crl(crl) for crl in self.lists[:4])}>"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IssuedLists:
+    """What there is of one CA's lists, to be asked any number of times.
+
+    Attributes:
+        name: the CA's (RFC 4514).
+        lists: those that it signed.
+        forged: how many carry its name and not its signature.
+    """
+
+    name: str
+    lists: tuple[x509.CertificateRevocationList, ...]
+    forged: int
+
+    def status(self, certificate: x509.Certificate, *, now: datetime, policy: CRLPolicy) -> Revocation | str | None:
+        """Whether one of the CA's certificates was revoked.
+
+        Args:
+            certificate: whose status is wanted.
+            now: the time to judge by, aware.
+            policy: what to make of no list, and of an expired one.
+
+        Returns:
+            None if it was not; how it was revoked; or, as text, why nobody knows.
+        """
+        if not self.lists:
+            what = f"the CRL of {self.name} was not signed by it" if self.forged else f"there is no CRL of {self.name}"
+            return None if policy.allow_missing else what
+        current = [crl for crl in self.lists if crl.last_update_utc <= now <= next_update(crl)]
+        counting = _newest(current or self.lists)
+        revocation = _listed(counting, certificate)
+        if revocation is not None or current:
+            return revocation
+        if now < counting[0].last_update_utc:
+            return f"{describe_crl(counting[0])} is not yet valid"
+        return None if policy.allow_expired else f"{describe_crl(counting[0])} has expired"
 
 
 def describe_crl(crl: x509.CertificateRevocationList) -> str:
@@ -228,6 +243,15 @@ def next_update(crl: x509.CertificateRevocationList) -> datetime:
 
 def _shown(name: x509.Name) -> str:
     return printable(name.rfc4514_string(), 120) or "(empty issuer)"
+
+
+def _newest(lists: Iterable[x509.CertificateRevocationList]) -> list[x509.CertificateRevocationList]:
+    """The lists that count, the newest first: of one issuer the newest of each scope (RFC 5280 section 5.2.5)."""
+    newest: dict[object, x509.CertificateRevocationList] = {}
+    for crl in sorted(lists, key=lambda crl: crl.last_update_utc, reverse=True):
+        scopes = [each.value for each in crl.extensions if isinstance(each.value, x509.IssuingDistributionPoint)]
+        newest.setdefault(tuple(scopes), crl)
+    return list(newest.values())
 
 
 def _listed(lists: Iterable[x509.CertificateRevocationList], certificate: x509.Certificate) -> Revocation | None:
