@@ -614,8 +614,9 @@ def _refuse_to_strand(peers: list[StrandedPeer]) -> None:
     more = f"; and {len(peers) - _NAMED} more" if len(peers) > _NAMED else ""
     msg = (
         f"this trust would strand {len(peers)} live peer{'s' if len(peers) > 1 else ''}, so nothing was changed: "
-        f"{named}{more}. Keep what vouches for them until they have rotated and connected anew, or pass "
-        "stranded=StrandedPeers.CLOSE to end their connections, KEEP to leave them connected"
+        f"{named}{more}. Keep what vouches for them (the old CA in the pool, a current CRL) until they have rotated "
+        "and connected anew, or pass stranded=StrandedPeers.CLOSE to end their connections, KEEP to leave them as they "
+        "are"
     )
     raise TrustRotationError(msg, peers=peers)
 

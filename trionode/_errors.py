@@ -126,15 +126,16 @@ class FixedAtStartupError(TrionodeError):
 
 @final
 class TrustRotationError(TrionodeError):
-    """New trust would strand live peers, so it was not published.
-
-    Attributes:
-        peers: who they are, and what is wrong with each.
-    """
+    """New trust would strand live peers, so it was not published; the text names them."""
 
     def __init__(self, message: str, *, peers: Sequence[StrandedPeer]) -> None:
         super().__init__(message)
-        self.peers: tuple[StrandedPeer, ...] = tuple(peers)
+        self._peers: tuple[StrandedPeer, ...] | None = tuple(peers)
+
+    @property
+    def peers(self) -> tuple[StrandedPeer, ...]:
+        """Who they are, and what is wrong with each; none in a copy that was pickled."""
+        return self._peers or ()
 
 
 @final
