@@ -16,7 +16,7 @@ import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from hypothesis import given, settings, strategies as st
 
@@ -316,8 +316,15 @@ def test_a_list_without_an_end(world: World) -> None:
     assert caught.value.reason is CertificateReason.BAD_CRL
 
 
+def test_extensions_that_cannot_be_read(world: World) -> None:
+    """Who knows what they would say."""
+    with pytest.raises(CertificateError, match="its extensions do not follow RFC 5280") as caught:
+        CRLSet([built(world.root, x509.UnrecognizedExtension(x509.CRLNumber.oid, b"junk"))])
+    assert caught.value.reason is CertificateReason.BAD_CRL
+
+
 def test_entries_that_cannot_be_read(world: World) -> None:
-    """`cryptography` looks at entries only when they are asked for; damage is found at once all the same."""
+    """A date that is none, deep inside, is damage to the whole."""
     [crl] = world.listed
     der = crl.public_bytes(Encoding.DER)
     [entry] = [each for each in crl if each.serial_number == world.bad.certificate.serial_number]
@@ -599,6 +606,30 @@ def test_a_forged_list_outside_of_a_handshake(world: World) -> None:
     assert "was not signed by it" in verdict.text
     both_lists = CRLSet([*world.forged, *world.listed])
     assert TrustCheck(both(world.root.pool, both_lists), accepting=True, dated=True).judge(world.good.chain) is None
+
+
+def test_an_issuer_whose_key_signs_nothing(world: World) -> None:
+    """A CA certificate with a key of an odd kind has signed no list."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    odd = (
+        x509.CertificateBuilder()
+        .subject_name(world.root.certificate.subject)
+        .issuer_name(world.root.certificate.subject)
+        .public_key(x25519.X25519PrivateKey.generate().public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.now(UTC) - DAY)
+        .not_valid_after(datetime.now(UTC) + DAY)
+        .sign(key, hashes.SHA256())
+    )
+    lists = world.listed.signed_by(odd)
+    assert (lists.lists, lists.forged) == ((), 1)
+
+
+def test_nobody_is_vouched_for_by_no_pool(world: World) -> None:
+    """Without client CAs no client is trusted."""
+    verdict = TrustCheck(TLSPolicy(), accepting=True, dated=True).judge(world.good.chain)
+    assert verdict is not None
+    assert verdict.reason is UnverifiedReason.UNKNOWN_CA
 
 
 def test_dates_count_where_they_are_asked_for(world: World) -> None:

@@ -166,9 +166,7 @@ def examine(
         *_listed(key_pair, policy),
     ]
     # Chain and handshake meet again what was found already, so they come last and are heard for anything else.
-    for finding in _trust(key_pair, policy):
-        if not _explained(finding, found):
-            found.append(finding)
+    found += [finding for finding in _trust(key_pair, policy) if not _explained(finding, found)]
     if as_server or allows(key_pair.certificate, ExtendedKeyUsageOID.SERVER_AUTH):
         found += [finding for finding in _handshake(key_pair, policy, wanted) if not _explained(finding, found)]
     return tuple(found)
@@ -265,11 +263,9 @@ def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
 def _key_usage(leaf: x509.Certificate) -> Iterator[Finding]:
     try:
         usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        return
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
-        usage = None
-    if usage is None or not usage.digital_signature:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return  # where extensions cannot be read, the purposes are missed already
+    if not usage.digital_signature:
         yield Finding(
             code=FindingCode.KEY_USAGE,
             severity=Severity.ERROR,

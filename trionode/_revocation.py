@@ -318,9 +318,8 @@ def _check_kind(crl: x509.CertificateRevocationList) -> None:
         end = crl.next_update_utc
         shown = f"the CRL of {_shown(crl.issuer)}, of {crl.last_update_utc:%Y-%m-%d %H:%M:%S} UTC,"
         kinds = {type(extension.value): extension.value for extension in crl.extensions}
-        crl.get_revoked_certificate_by_serial_number(0)  # the entries are parsed when they are looked at
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion):
-        msg = "a CRL is damaged: its dates, entries or extensions do not follow RFC 5280. Fetch it anew"
+    except (ValueError, x509.DuplicateExtension):
+        msg = "a CRL is damaged: its extensions do not follow RFC 5280. Have it issued anew"
         raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None
     why: str | None = None
     scope = kinds.get(x509.IssuingDistributionPoint)
