@@ -205,7 +205,7 @@ def test_a_weak_signature(tmp_path: Path) -> None:
 
     (tmp_path / "names").write_text("subjectAltName=DNS:localhost")
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=root", "-days", "9")
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=root", "-days", "99")
     openssl("req", "-new", *new_key, "-keyout", "key.pem", "-out", "csr.pem", "-subj", "/CN=leaf")
     signer = ("-CA", "ca.pem", "-CAkey", "ca.key", "-days", "9", "-sha1", "-extfile", "names")
     openssl("x509", "-req", "-in", "csr.pem", "-out", "cert.pem", *signer)

@@ -324,7 +324,7 @@ def test_closing_them(overlap: CertAuthManager, new: CertificateAuthority, leavi
     [error] = link.ended
     assert generations == [2]
     assert error.reason is UnverifiedReason.UNKNOWN_CA
-    assert error.stage is Stage.ESTABLISHED
+    assert error.stage is Stage.TLS
     assert error.certificate == leaving.certificate
     assert (error.address, error.generation) == (("192.0.2.1", 15000), 1)
     assert str(error).startswith("peer no longer trusted: alpha@localhost: client certificate refused: CN=alpha")

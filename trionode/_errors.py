@@ -181,12 +181,11 @@ class NoRouteError(TrionodeError, LookupError):
 
 
 class Stage(StrEnum):
-    """How far a handshake had come when it failed; `ESTABLISHED` is a connection whose peer is no longer trusted."""
+    """How far a handshake had come when it failed."""
 
     CONNECT = "connect"
     TLS = "tls"
     HELLO = "hello"
-    ESTABLISHED = "established"
 
 
 class UnverifiedReason(StrEnum):
@@ -290,7 +289,7 @@ class HandshakeError(TrionodeError):
 
 @final
 class PeerUnverifiedError(HandshakeError):
-    """We refused the peer.
+    """We refused the peer; or, on a live connection, we no longer trust it (stage `tls`: it would be refused there).
 
     Attributes:
         certificate: the certificate that was refused (where a path failed above the leaf, the one it failed at),

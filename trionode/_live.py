@@ -120,7 +120,7 @@ class StrandedPeer:
         """What its connection ends with."""
         return PeerUnverifiedError(
             f"peer no longer trusted: {self.text}",
-            stage=Stage.ESTABLISHED,
+            stage=Stage.TLS,
             reason=self.reason,
             address=self.address,
             generation=self.generation,

@@ -467,7 +467,9 @@ class TrustCheck:
         """
         self._policy = policy
         self._examination = _Examination(policy=policy, accepting=accepting, verifies=True)
+        # Kept for all the chains that are judged: large lists take milliseconds to look through.
         self._lists: dict[str, IssuedLists] = {}
+        self._revoked_anchors: dict[str, Revocation | None] = {}
         self._store = crypto.X509Store()
         pool = self._examination.pool
         if pool is not None:
@@ -495,7 +497,7 @@ class TrustCheck:
         for depth, found in enumerate(path[: 1 if policy.crl_policy.leaf_only else None]):
             anchor = found in (examination.pool or ())
             if anchor:  # nobody is above it; but whoever is listed is revoked
-                status: Revocation | str | None = policy.crls.listed(found)
+                status: Revocation | str | None = self._listed(found)
             else:
                 lists = self._lists_of(path[depth + 1])
                 status = lists.status(found, now=policy.now(), policy=policy.crl_policy)
@@ -506,6 +508,13 @@ class TrustCheck:
             if anchor:
                 break  # what a path has above an anchor counts for nothing
         return None
+
+    def _listed(self, anchor: x509.Certificate) -> Revocation | None:
+        assert self._policy.crls is not None
+        key = fingerprint(anchor)
+        if key not in self._revoked_anchors:
+            self._revoked_anchors[key] = self._policy.crls.listed(anchor)
+        return self._revoked_anchors[key]
 
     def _lists_of(self, issuer: x509.Certificate) -> IssuedLists:
         assert self._policy.crls is not None

@@ -159,10 +159,15 @@ class CRLSet(Immutable):
         return _listed(_newest(self._named(certificate.issuer)), certificate)
 
     def signed_by(self, issuer: x509.Certificate) -> IssuedLists:
-        """The lists of one CA; takes some milliseconds for a large one, whose signature has to be checked."""
+        """The lists of one CA, their signatures checked; takes some 50 ms for 30 000 entries."""
         named = self._named(issuer.subject)
         signed = tuple(crl for crl in named if _signed_by(crl, issuer))
-        return IssuedLists(name=_shown(issuer.subject), lists=signed, forged=len(named) - len(signed))
+        return IssuedLists(
+            name=_shown(issuer.subject),
+            lists=signed,
+            forged=len(named) - len(signed),
+            serials=frozenset(entry.serial_number for crl in signed for entry in crl),
+        )
 
     def of_issuer_of(self, certificate: x509.Certificate) -> x509.CertificateRevocationList | None:
         """The newest list that carries the name of a certificate's issuer, or None."""
@@ -196,11 +201,13 @@ class IssuedLists:
         name: the CA's (RFC 4514).
         lists: those that it signed.
         forged: how many carry its name and not its signature.
+        serials: everything on them; a list itself is searched from its beginning each time.
     """
 
     name: str
     lists: tuple[x509.CertificateRevocationList, ...]
     forged: int
+    serials: frozenset[int]
 
     def status(self, certificate: x509.Certificate, *, now: datetime, policy: CRLPolicy) -> Revocation | str | None:
         """Whether one of the CA's certificates was revoked.
@@ -218,7 +225,7 @@ class IssuedLists:
             return None if policy.allow_missing else what
         current = [crl for crl in self.lists if crl.last_update_utc <= now <= next_update(crl)]
         counting = _newest(current or self.lists)
-        revocation = _listed(counting, certificate)
+        revocation = _listed(counting, certificate) if certificate.serial_number in self.serials else None
         if revocation is not None or current:
             return revocation
         if now < counting[0].last_update_utc:
