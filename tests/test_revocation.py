@@ -625,6 +625,21 @@ def test_an_issuer_whose_key_signs_nothing(world: World) -> None:
     assert (lists.lists, lists.forged) == ((), 1)
 
 
+@sides
+def test_what_a_pinned_leaf_sends_along(world: World, accepting: bool) -> None:
+    """OpenSSL wants lists for it in a handshake; a live connection is not ended for want of them."""
+    policy = both(CAPool(world.good_below.chain[:1]), world.below)
+    refusal, _ = judge_in_handshake(world.good_below, policy, accepting=accepting)
+    assert refusal is not None
+    assert refusal.reason is UnverifiedReason.REVOCATION_UNKNOWN
+    assert "certificate 2 of its chain" in refusal.text
+    assert TrustCheck(policy, accepting=accepting, dated=True).judge(world.good_below.chain) is None
+    listed = replace(policy, client_cas=CAPool(world.bad_below.chain[:1]), root_cas=CAPool(world.bad_below.chain[:1]))
+    verdict = TrustCheck(listed, accepting=accepting, dated=True).judge(world.bad_below.chain)
+    assert verdict is not None
+    assert verdict.reason is UnverifiedReason.REVOKED
+
+
 def test_nobody_is_vouched_for_by_no_pool(world: World) -> None:
     """Without client CAs no client is trusted."""
     verdict = TrustCheck(TLSPolicy(), accepting=True, dated=True).judge(world.good.chain)
