@@ -117,6 +117,7 @@ class Outbox:
         self._queue.append((self._link, self._pending, written))
         self._link, self._pending = link, bytearray(first)
         self._idle.unpark_all()
+        self.room.unpark_all()
         return written
 
     def close(self) -> None:
