@@ -56,6 +56,10 @@ CLOSE_GRACE: Final = 1.0
 #: Scheduler ticks that a probed peer's answer, which may have arrived already, gets to be read.
 _LAST_CHANCE_TICKS: Final = 3
 
+#: How long a hand-over may take from its commit until the old link is closed: what was queued for that has to arrive.
+#: Seconds.
+SETTLE_GRACE: Final = 60.0
+
 #: How long a connection that was replaced is still read, for what the peer sent on it. Seconds.
 RETIRE_GRACE: Final = 5.0
 
@@ -64,7 +68,8 @@ class EndReason(StrEnum):
     """Why a connection ended.
 
     `SUPERSEDED`: a certificate was rotated, and the node closes connections that were made with the old one.
-    `EXPIRED`: a certificate that it was authenticated with ended. `UNVERIFIED`: the peer's was revoked, or its CA is
+    `EXPIRED`: a certificate that it was authenticated with ended. `WORN`: its keys had protected too much, and it could
+    not be handed over. `UNVERIFIED`: the peer's was revoked, or its CA is
     not trusted any more.
     """
 
@@ -75,6 +80,7 @@ class EndReason(StrEnum):
     LIMIT = "limit"
     SUPERSEDED = "superseded"
     EXPIRED = "expired"
+    WORN = "worn"
     UNVERIFIED = "unverified"
     LOST = "lost"
     PROTOCOL_ERROR = "protocol_error"
@@ -85,6 +91,7 @@ _NOT_OUR_DOING: Final = {
     EndReason.REPLACED: "a newer connection to the same node took its place",
     EndReason.LIMIT: "too many connections of unverified peers (max_unverified)",
     EndReason.SUPERSEDED: "a certificate was rotated, and this connection was made with the old one; connect again",
+    EndReason.WORN: "its TLS keys have protected as much as they may, and it could not be handed over; connect again",
     EndReason.EXPIRED: "a certificate that it was authenticated with has ended; rotate it, and connect again",
 }
 
@@ -277,6 +284,11 @@ class Connection:
     def live(self) -> bool:
         """Whether new channels can be opened; False from the moment that it begins to drain or to end."""
         return self._ended is None and self._draining is None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has begun to end, or has."""
+        return self._ended is not None
 
     def statistics(self) -> ConnectionStatistics:
         """A snapshot of what it did and does."""
@@ -517,8 +529,12 @@ class Connection:
             self._cancel()
         return False
 
+    def end(self, reason: EndReason) -> None:
+        """End it now. Synchronous; nothing that the peer sent is dispatched any more."""
+        self._end(reason)
+
     def distrust(self, error: PeerUnverifiedError) -> None:
-        """End it now: its peer is no longer trusted. Synchronous; nothing that the peer sent is dispatched any more."""
+        """As `end()`: its peer is no longer trusted."""
         self._end(EndReason.UNVERIFIED, error)
 
     async def retire(self) -> None:
@@ -641,7 +657,8 @@ class Connection:
 
     async def _read_frames(self, link: Link) -> None:
         """Read and dispatch until the peer's end, or its last frame on this link."""
-        pieces, decode, stream = [link.rest], link.decoder.feed, link.stream
+        pieces, link.rest = [link.rest], b""
+        decode, stream = link.decoder.feed, link.stream
         while pieces:
             for data in pieces:
                 self._bytes_received += len(data)
@@ -656,6 +673,9 @@ class Connection:
                 msg = "the peer does not read what it makes us answer"
                 raise RemoteProtocolError(msg)
             if link.finished:
+                if link.decoder.incomplete:
+                    msg = "the peer sent a part of a frame after SWITCH"
+                    raise RemoteProtocolError(msg)
                 return
             if stream.records_received >= self._settings.max_records:
                 self._settings.renew(self, RenewalCause.WORN)
@@ -713,13 +733,26 @@ class Connection:
             msg = "the connection has moved to another link meanwhile"
             raise trio.BrokenResourceError(msg)
         assert self._nursery is not None
+        link.follows = None  # or every link would keep all before it
         _ = self.identifier
         old, self._link = self._link, link
         first = wire.encode_hello(wire.Confirmation()) if link.dialled else b""
         written = self._outbox.switch(link, last=wire.header(wire.SWITCH, 0, 0), first=first)
         self._move = _Move(old, written)
         self._nursery.start_soon(self._read, link, self._move.heard)
+        self._nursery.start_soon(self._bound_the_move)
         self._moving.unpark_all()
+
+    async def _bound_the_move(self) -> None:
+        """A peer that leaves a hand-over half done, though it may be alive on one link, breaks the connection."""
+        move = self._move
+        with trio.move_on_after(SETTLE_GRACE):
+            while self._move is move and self._ended is None:
+                await self._moving.park()
+            return
+        msg = f"{self.peer.name} did not finish a hand-over within {SETTLE_GRACE:g} s"
+        self._end(EndReason.LOST, trio.BrokenResourceError(msg))
+        self._cancel()
 
     async def wait_settled(self) -> None:
         """Wait until no hand-over is between its commit and its end. Cancelling is harmless.
@@ -753,8 +786,8 @@ class Connection:
                 while await old.stream.receive_some():
                     pass
                 return False
-            if not self.last_attempt:
-                msg = "the peer sent SWITCH, and never made a link to switch to"
+            if old.dialled or not self.last_attempt:
+                msg = "the peer sent SWITCH, and there is no link that we agreed to switch to"
                 raise RemoteProtocolError(msg)
             if self._joining is None:
                 msg = f"{self.peer.name} moved the connection to a new link, which broke before it was there"

@@ -36,8 +36,8 @@ class Link:
         peer_limits: what the peer accepts.
         door: on the accepting side, what it came in by: a link that joins has to come in by the same.
         joins: the connection that it is to carry, if that is there already.
-        follows: the link that the connection was on when it was let in.
-        rest: bytes that came behind the hello.
+        follows: the link that the connection was on when it was let in; None once it carries the connection.
+        rest: bytes that came behind the hello, until they are read.
         decoder: cuts the stream into frames.
         finished: whether the peer's last frame on it was read (SWITCH).
     """

@@ -68,8 +68,8 @@ Hand-over
     `connection` (16 bytes, exported from the connection's first TLS session under the label
     `EXPORTER-trionode-connection`), `attempt` (higher than in any `join` before for this connection), `proof` (see
     `_join`). Everything that a hello is checked for is checked again; names, incarnations and roles MUST be those of
-    the connection, and nothing verified less than before. The acceptor's `join` is its own proof. A refusal, or a link
-    that fails up to here, changes nothing.
+    the connection, and nothing verified less than before; `limits` stay those of the connection. The acceptor's `join`
+    is its own proof. A refusal, or a link that fails up to here, changes nothing.
 
     The dialer commits by sending SWITCH on the old link and, on the new one, its third message and every frame from
     then on. The acceptor commits when it has that third message: SWITCH on the old link, everything after it on the
@@ -340,6 +340,11 @@ class FrameDecoder:
         self._kind = 0
         self._channel = 0
         self._length = -1
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether it holds a part of a frame."""
+        return bool(self._short) or self._length >= 0
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """The frames that are complete now, as (kind, channel, payload); payloads are copied once, here.
