@@ -183,23 +183,21 @@ class Arbiter:
 
     # Joining
 
-    def joined(self, identifier: bytes, peer: Peer, *, mutual: bool, door: object) -> Connection:
-        """The connection that a dialer wants to move to its new link. That it may, the proof has to show.
+    def joined(self, identifier: bytes, peer: Peer, *, door: object) -> Connection:
+        """The connection that a dialer wants to move to its new link. That it may is to be shown (`check_same`, proof).
 
         Args:
             identifier: the connection's.
             peer: the dialer, as the new link shows it.
-            mutual: whether both sides verified each other on the new link.
             door: what the new link came in by.
 
         Raises:
-            Conflict: it has no such connection here, or was more than it is now when that was made.
+            Conflict: it has no such connection here.
         """
         for connection in self._registry.named(peer.name):
             link = connection.link
             if link.dialled or link.door is not door or connection.identifier != identifier:
                 continue
-            self.check_same(connection, peer, mutual=mutual)
             return connection
         msg = f"there is no connection of {peer.name} here that it could be moved to; dial anew"
         raise Conflict(UnverifiedReason.JOIN, peer, msg)

@@ -353,12 +353,13 @@ class _Joined(NamedTuple):
 
 
 async def _judge_join(stream: TLSStream, join: wire.Join, peer: Peer, party: Party, *, mutual: bool) -> _Joined:
-    connection = party.arbiter.joined(join.connection, peer, mutual=mutual, door=party)
+    connection = party.arbiter.joined(join.connection, peer, door=party)
     try:
         await connection.wait_settled()
     except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
         raise Conflict(UnverifiedReason.JOIN, peer, f"the connection has ended: {exc}") from None
     link = connection.link
+    party.arbiter.check_same(connection, peer, mutual=mutual)
     ends = Ends(peer.name, peer.incarnation, party.name, party.incarnation)
     prove = partial(
         join_proof,
