@@ -46,7 +46,7 @@ class AcceptorStatistics:
     Attributes:
         accepted: connections of the transport so far.
         handshaking: of these, in their handshake now.
-        established: of these, that became a connection.
+        established: of these, that became a connection, or a new link of one.
         refused: of these, whose handshake failed.
     """
 

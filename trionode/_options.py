@@ -221,13 +221,14 @@ class LiveConnections:
         on_rotation: when a manager publishes a generation.
         on_expiry: when a certificate that it was authenticated with, ours or the peer's, comes to its end. With
             `CLOSE` and `HAND_OVER`, it is ended at the latest when that certificate is.
-        expiry_lead: how long before that it begins, seconds.
-        within: every connection's turn comes within so many seconds of a generation, drawn at random, so that a
-            cluster does not do it all at once.
-        parallel: how many at a time, per node.
+        expiry_lead: how long before that it begins, seconds. A connection that is made, or was handed over, when less
+            than that is left has its turn when half of it has passed.
+        within: every connection's turn comes within so many seconds of a generation, or after `expiry_lead` began (half
+            of that at most), drawn at random, so that a cluster does not do it all at once.
+        parallel: how many turns at a time, per node.
         grace: how long what is under way may take to end where a connection is closed, seconds.
-        max_records: TLS records under one key, sent or received, after which it is handed over; at most 2**23. Twice as
-            many, and it is closed.
+        max_records: TLS records under one key, sent or received, after which it is handed over; at most 2**22. Twice as
+            many, and it is closed with `grace`, three times, and it is ended at once.
     """
 
     on_rotation: Renew = Renew.KEEP
@@ -252,7 +253,7 @@ class LiveConnections:
         for name in ("expiry_lead", "within", "grace"):
             _check_duration(name, getattr(self, name))
         _check_int("parallel", self.parallel, 1, 2**16)
-        _check_int("max_records", self.max_records, 1, 2**23)
+        _check_int("max_records", self.max_records, 1, 2**22)
 
 
 @final
