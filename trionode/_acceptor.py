@@ -129,8 +129,9 @@ class Acceptor:
 
     def _report(self, error: HandshakeError) -> None:
         """Log a refusal; a flood of them is summarised."""
-        if error.reason in ("silent", UnverifiedReason.DUPLICATE):
-            # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there.
+        if error.reason in ("silent", "superseded", UnverifiedReason.DUPLICATE):
+            # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there;
+            # a link was to join a connection that ended just then, or got a later one.
             _log.debug("handshake on %s: %s", self.address, error)
             return
         self._flood.warning("handshake refused on %s: %s", self.address, error)

@@ -216,8 +216,11 @@ class Core:
         return Refusal(code=UnverifiedReason.SHUTTING_DOWN, message=f"{self.name} is shutting down")
 
     def refused(self, side: Side, error: HandshakeError) -> None:
-        """Report a handshake that failed; a duplicate is no failure, the connection it duplicates is there."""
-        if error.reason == UnverifiedReason.DUPLICATE:
+        """Report a handshake that failed.
+
+        A duplicate is no failure, the connection it duplicates is there; nor is a link that nobody needs any more.
+        """
+        if error.reason in ("superseded", UnverifiedReason.DUPLICATE):
             return
         self.events.publish(HandshakeRefused(node=self.name, side=side, address=error.address, error=error))
         if error.reason == UnverifiedReason.NAME_IN_USE:

@@ -352,7 +352,11 @@ class Renewal:
             if cause is not RenewalCause.BY_HAND and self._cause(watched) is None:
                 return  # another hand-over was first
             watched.not_before = trio.current_time() + SPACING
-            link = await redial()
+            # Nobody needs it once the connection has ended.
+            with trio.CancelScope() as scope, connection.joining(scope):
+                link = await redial()
+            if scope.cancelled_caught:
+                connection.check_not_ended()
             try:
                 connection.commit(link)
             except BaseException:
