@@ -11,10 +11,11 @@ import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import pytest
 import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
@@ -29,11 +30,17 @@ from trionode import (
     NetworkMode,
     NetworkOptions,
     Node,
+    NodeName,
     NodeOptions,
     Route,
     _wire as wire,
     open_node,
 )
+from trionode._arbiter import Arbiter
+from trionode._connection import Connection, ConnectionSettings
+from trionode._handshake import Dial, Party, accept_link, dial_link
+from trionode._registry import Registry
+from trionode._services import Services
 from trionode._tls_stream import client_handshake, server_handshake
 from trionode.pki import CertificateAuthority
 
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trionode import CertManager, Peer, Service, TLSStream
+    from trionode._link import Link
 
 T = TypeVar("T")
 
@@ -105,6 +113,31 @@ class PairFactory(Protocol):
         beta: Mapping[str, Any] | None = None,
     ) -> AbstractAsyncContextManager[Pair]:
         """Open both; the mappings hold further arguments of the node factory."""
+
+
+class ScriptedFactory(Protocol):
+    """Opens a connection by itself, in memory, and a peer whose every frame a test writes."""
+
+    def __call__(
+        self,
+        *,
+        services: Mapping[str, Service] | None = None,
+        dialled: bool = False,
+        transport: Callable[[MemoryStream], trio.abc.Stream] | None = None,
+        max_channels: int = 16,
+        propagate_errors: bool = False,
+        **settings: Any,
+    ) -> AbstractAsyncContextManager[Scripted]:
+        """Open one.
+
+        Args:
+            services: what the connection's node offers.
+            dialled: whether the connection dialled, not the peer.
+            transport: what stands between the connection and its end of the streams.
+            max_channels: how many services run at once.
+            propagate_errors: whether a service that fails ends the block.
+            settings: further `ConnectionSettings`; heartbeats are off.
+        """
 
 
 class ScriptedPeer:
@@ -194,6 +227,39 @@ class ScriptedPeer:
 
 
 LIMITS = wire.Limits(max_message_size=65536, window=65536, max_channels=16)
+
+MemoryStream: TypeAlias = "trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]"
+
+
+@dataclass(kw_only=True)
+class Scripted:
+    """A connection by itself, and its peer.
+
+    Attributes:
+        connection: it runs until the block is left; nothing that it says is lost.
+        services: of the node that it would belong to; they may outlive it.
+        peer: whose every frame a test writes.
+        streams: the connection's end of what is between them, and the peer's.
+    """
+
+    connection: Connection
+    services: Services
+    peer: ScriptedPeer
+    streams: tuple[MemoryStream, MemoryStream]
+
+    async def say(self, *frames: bytes) -> None:
+        """Have the peer send frames, in one write."""
+        await self.peer.stream.send_all(b"".join(frames))
+
+    async def answered(self) -> list[tuple[int, int, bytes]]:
+        """Wait until connection and services have dealt with everything so far; gives what they said."""
+        await trio.testing.wait_all_tasks_blocked()
+        ping = b"answered"
+        await self.say(wire.header(wire.PING, 0, len(ping)), ping)
+        said = []
+        while (heard := await self.peer.frame()) != (wire.PONG, 0, ping):
+            said.append(heard)
+        return said
 
 
 class ScriptedListener:
@@ -350,6 +416,100 @@ def open_pair(node: NodeFactory, route_to: Callable[..., Route]) -> PairFactory:
             if a.acceptors:
                 b.add_route("alpha@localhost", route_to(a))
             yield Pair(alpha=a, beta=b)
+
+    return make
+
+
+async def _bounded(function: Callable[[], Awaitable[None]]) -> None:
+    with trio.fail_after(3600):
+        await function()
+
+
+def _run_on_a_clock_that_jumps(function: Callable[[], Awaitable[None]], **options: Any) -> None:
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(_bounded, function, **{**options, "clock": clock})
+
+
+@pytest.fixture
+def jumping_clock(request: pytest.FixtureRequest) -> None:
+    """Run a test, in which nothing real is waited for, on a clock that jumps; what hangs fails after an hour of it."""
+    request.node.add_marker(pytest.mark.trio(run=_run_on_a_clock_that_jumps), append=False)
+
+
+async def _never(_: Connection) -> None:
+    """Hand over: these connections have one link."""
+    raise AssertionError
+
+
+@pytest.fixture
+def scripted(manager: ManagerFactory) -> ScriptedFactory:
+    """A factory of connections by themselves: nothing in there waits for anything real, so clocks may jump."""
+    own, other = NodeName.parse("beta@localhost"), NodeName.parse("alpha@localhost")
+
+    @asynccontextmanager
+    async def make(
+        *,
+        services: Mapping[str, Service] | None = None,
+        dialled: bool = False,
+        transport: Callable[[MemoryStream], trio.abc.Stream] | None = None,
+        max_channels: int = 16,
+        propagate_errors: bool = False,
+        **settings: Any,
+    ) -> AsyncIterator[Scripted]:
+        near, far = trio.testing.memory_stream_pair()
+        limits = wire.Limits(max_message_size=2**20, window=65536, max_channels=max_channels)
+        party = Party(name=own, incarnation=2, limits=limits, arbiter=Arbiter(own, Registry()))
+        ours, theirs = manager(str(own)), manager(str(other))
+        links: list[Link] = []
+        peers: list[ScriptedPeer] = []
+
+        async def shake_hands() -> None:
+            stream = near if transport is None else transport(near)
+            if dialled:
+                plan = Dial(name=other, host="localhost", port=1, connect_timeout=60, handshake_timeout=60)
+                links.append(await dial_link(stream, ours.contexts, party, plan))
+            else:
+                links.append(await accept_link(stream, ours.contexts, party, bind_names=True, handshake_timeout=60))
+
+        async def introduce() -> None:
+            contexts = await theirs.contexts.receive()
+            if dialled:
+                peers.append(ScriptedPeer(await server_handshake(far, contexts, received=b"", alpn=(wire.ALPN,))))
+                await peers[0].greet(str(other))
+            else:
+                stream = await client_handshake(far, contexts, reference="localhost", alpn=(wire.ALPN,))
+                peers.append(ScriptedPeer(stream))
+                await peers[0].introduce(str(other))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shake_hands)
+            nursery.start_soon(introduce)
+        offered = Services(propagate_errors=propagate_errors, expose_errors=False)
+        for name, service in (services or {}).items():
+            offered.add(name, service)
+        async with trio.open_nursery() as service_nursery, trio.open_nursery() as nursery:
+            offered.open(service_nursery)
+            given: dict[str, Any] = {
+                "services": offered,
+                "limits": limits,
+                "max_pending_opens": 16,
+                "budget": 2**20,
+                "heartbeat_interval": float("inf"),
+                "heartbeat_tolerance": 1,
+                "unregister": lambda _: None,
+                "ended": lambda *_: None,
+                "finished": lambda _: None,
+                "moved": lambda *_: None,
+                "renew": lambda *_: None,
+                "reauthenticate": _never,
+                "max_records": 2**20,
+                "current_generation": lambda: 1,
+            }
+            connection = Connection(links[0], ConnectionSettings(**{**given, **settings}))
+            nursery.start_soon(connection.run)
+            yield Scripted(connection=connection, services=offered, peer=peers[0], streams=(near, far))
+            nursery.cancel_scope.cancel()
+            service_nursery.cancel_scope.cancel()
 
     return make
 

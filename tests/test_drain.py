@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from trionode import (
@@ -16,12 +17,13 @@ from trionode import (
     RemoteCode,
     RemoteError,
     Route,
+    _wire as wire,
 )
 
 if TYPE_CHECKING:
-    from conftest import NodeFactory, PairFactory
+    from conftest import NodeFactory, PairFactory, ScriptedFactory
 
-    from trionode import ServiceChannel
+    from trionode import Node, ServiceChannel
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 
@@ -81,6 +83,134 @@ async def test_a_cancelled_drain_cancels_what_is_left(open_pair: PairFactory) ->
                     await channel.receive()
             while pair.beta.statistics().services:
                 await trio.testing.wait_all_tasks_blocked()
+
+
+class Held:
+    """A service that takes one message, and stays until it is let go or cancelled."""
+
+    def __init__(self) -> None:
+        self.let_go = trio.Event()
+        self.said: list[str] = []
+
+    async def __call__(self, channel: ServiceChannel) -> None:
+        """Serve."""
+        job = (await channel.receive()).decode()
+        self.said.append(f"{job} begun")
+        try:
+            await self.let_go.wait()
+        except trio.Cancelled:
+            self.said.append(f"{job} cancelled")
+            raise
+        self.said.append(f"{job} finished")
+
+
+async def give_work(alpha: Node, beta: Node, *jobs: bytes) -> None:
+    """Have alpha send beta jobs, and disconnect: all of it cleanly."""
+    for job in jobs:
+        async with alpha.open_channel(BETA, "held") as channel:
+            await channel.send(job)
+    while ALPHA not in beta.connections:  # the dialer has it a little earlier
+        await trio.lowlevel.checkpoint()
+    theirs = beta.connections[ALPHA]
+    await alpha.connections[BETA].aclose()
+    await theirs.wait_closed()
+
+
+async def test_draining_waits_for_services_whose_caller_has_gone(open_pair: PairFactory) -> None:
+    """They were handed their work and outlive the connection: the drain is over when they are, also those in line."""
+    held = Held()
+    with trio.fail_after(10):
+        async with open_pair(beta={"services": {"held": held}, "max_channels": 1}) as pair:
+            await give_work(pair.alpha, pair.beta, b"one", b"two")
+            await trio.testing.wait_all_tasks_blocked()
+            assert held.said == ["one begun"]
+            assert (pair.beta.statistics().connections, pair.beta.statistics().services) == (0, 1)
+            drained = trio.Event()
+
+            async def drain() -> None:
+                await pair.beta.drain()
+                drained.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(drain)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not drained.is_set()
+                held.let_go.set()
+                await drained.wait()
+            assert held.said == ["one begun", "one finished", "two begun", "two finished"]
+            assert pair.beta.statistics().services == 0
+
+
+@pytest.mark.parametrize("grace", [60, 0.1])
+async def test_leaving_waits_within_the_grace_for_services_whose_caller_has_gone(
+    node: NodeFactory, grace: float
+) -> None:
+    """And cancels them when that is over."""
+    held = Held()
+    with trio.fail_after(10):
+        async with node("alpha@localhost") as alpha, trio.open_nursery() as nursery:
+            async with node("beta@localhost", services={"held": held}, shutdown_grace=grace) as beta:
+                host, port = beta.acceptors[0].address
+                alpha.add_route(BETA, Route(host=host, port=port))
+                await give_work(alpha, beta, b"job")
+                await trio.testing.wait_all_tasks_blocked()
+                if grace > 10:
+
+                    async def let_go() -> None:
+                        await trio.testing.wait_all_tasks_blocked()  # beta is left, and waits
+                        assert held.said == ["job begun"]
+                        held.let_go.set()
+
+                    nursery.start_soon(let_go)
+    assert held.said == ["job begun", "job finished" if grace > 10 else "job cancelled"]
+
+
+async def test_draining_twice_is_draining_once(open_pair: PairFactory) -> None:
+    """At the same time, or one after the other."""
+    with trio.fail_after(10):
+        async with open_pair(beta=SERVICES) as pair:
+            async with pair.alpha.open_channel(BETA, "echo") as channel, trio.open_nursery() as nursery:
+                await channel.send(b"x")
+                await channel.receive()
+                for _ in range(2):
+                    nursery.start_soon(pair.beta.drain)
+                await trio.testing.wait_all_tasks_blocked()
+                await channel.aclose()
+            await pair.beta.drain()
+            assert pair.beta.statistics().connections == 0
+
+
+async def test_opens_that_crossed_with_the_drain_are_refused(scripted: ScriptedFactory) -> None:
+    """A peer that did not know yet gets `shutting_down` for its channel, and keeps those that it has."""
+    with trio.fail_after(10):
+        async with scripted(services={"echo": echo}) as scene, trio.open_nursery() as nursery:
+            opened = [wire.control(wire.OPEN, channel, wire.Open(service="echo")) for channel in (1, 3)]
+            await scene.say(opened[0])
+            await scene.answered()
+            nursery.start_soon(scene.connection.drain)
+            assert await scene.peer.frame() == (wire.DRAIN, 0, b"")
+            await scene.say(opened[1], wire.header(wire.MESSAGE, 1, 1), b"x")
+            kind, channel, payload = await scene.peer.frame()
+            assert (kind, channel) == (wire.RESET, 3)
+            assert wire.decode(wire.End, payload).code == RemoteCode.SHUTTING_DOWN
+            assert await scene.peer.frame() == (wire.MESSAGE, 1, b"x")
+            await scene.say(wire.header(wire.CLOSE, 1, 0))
+            kind, _, payload = await scene.peer.frame(wire.GOODBYE)
+            assert wire.decode(wire.End, payload).code == EndReason.SHUTTING_DOWN
+            await scene.peer.stream.aclose()
+
+
+async def test_a_connection_that_drains_here_opens_nothing(scripted: ScriptedFactory) -> None:
+    """Not even while channels of the peer are open on it."""
+    with trio.fail_after(10):
+        async with scripted(services={"echo": echo}) as scene, trio.open_nursery() as nursery:
+            await scene.say(wire.control(wire.OPEN, 1, wire.Open(service="echo")))
+            await scene.answered()
+            nursery.start_soon(scene.connection.drain)
+            await scene.connection.wait_unusable()
+            with pytest.raises(trio.ClosedResourceError, match="alpha@localhost is draining"):
+                scene.connection.open_channel("echo")
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_successor_takes_address_and_name_while_the_old_node_drains(node: NodeFactory) -> None:

@@ -7,6 +7,7 @@ windows, budgets and cancelled messages.
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import deque
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -206,6 +207,36 @@ def test_the_budget_is_exceeded_by_one_message_at_most(limit: int, seed: int) ->
         budget.release(channel)
     assert not waiting
     assert (budget._total, budget._reserved, budget._over) == (0, {}, None)
+
+
+def test_tiny_fragments_cost_no_more_than_what_they_hold() -> None:
+    """A peer decides how it cuts a message up: memory goes by the bytes that credit counts, not by the pieces."""
+    total = 40_000
+    outbox = Outbox(_NO_LINK, worn=lambda: None, max_records=2**20)
+    channel = ServiceChannel(
+        identifier=1,
+        service="simulated",
+        outbox=outbox,
+        budget=MessageBudget(0),
+        window=2 * total,
+        credit=0,
+        receive_limit=total,
+        send_limit=0,
+        on_over=lambda _: None,
+    )
+    frames = [b"%c%c" % (number % 251, number // 251) for number in range(total // 2)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        channel.on_first(total.to_bytes(4, "big") + bytes(frames[0]))
+        for fragment in frames[1:-1]:
+            channel.on_more(bytes(bytearray(fragment)))  # as cut out of what was read: an object of its own
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * total
+    channel.on_more(frames[-1])
+    assert channel.receive_nowait() == b"".join(frames)
 
 
 # Channels that receive, from senders that keep the rules --------------------------------------------------------------

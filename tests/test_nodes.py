@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from trionode import (
@@ -38,10 +39,11 @@ from trionode import (
     Side,
     Stage,
     UnverifiedReason,
+    _wire as wire,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
 
@@ -360,6 +362,47 @@ async def test_connection_ends_on_both_sides(open_pair: PairFactory) -> None:
             assert not pair.alpha.connections
             assert not pair.beta.connections
             assert await pair.alpha.connect("beta@localhost") is not connection
+
+
+async def test_replaced_connections_of_one_peer_are_read_on_up_to_a_number(
+    node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
+) -> None:
+    """What a peer sent before it dialled anew is heard; but dialling again and again does not multiply its limits."""
+    held = 32  # as the README says
+    ran: list[ServiceChannel] = []
+
+    async def serve(channel: ServiceChannel) -> None:
+        ran.append(channel)
+        await trio.sleep_forever()
+
+    with trio.fail_after(10):
+        async with (
+            node("beta@localhost", services={"serve": serve}, shutdown_grace=0) as beta,
+            AsyncExitStack() as stack,
+        ):
+            certs = manager("alpha@localhost")
+            peers: list[ScriptedPeer] = []
+            for _ in range(held + 4):
+                peer = await scripted_dial(beta, certs)
+                stack.push_async_callback(trio.aclose_forcefully, peer.stream)
+                await peer.introduce("alpha@localhost")
+                peers.append(peer)
+                # So many are there, each in turn.
+                await peer.stream.send_all(wire.header(wire.PING, 0, 8) + bytes(8))
+                await peer.frame(wire.PONG)
+            assert len(beta.connections) == 1
+            codes: list[str] = []
+            for peer in peers[:3]:
+                _, _, payload = await peer.frame(wire.GOODBYE)
+                codes.append(wire.decode(wire.End, payload).code)
+            assert codes == [EndReason.REPLACED] * 3
+            for peer in peers:
+                with suppress(trio.BrokenResourceError):
+                    await peer.stream.send_all(wire.control(wire.OPEN, 1, wire.Open(service="serve")))
+            while len(ran) < held + 1:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert beta.statistics().services == len(ran) == held + 1
 
 
 async def test_closed_node_does_nothing(open_pair: PairFactory, manager: ManagerFactory) -> None:
