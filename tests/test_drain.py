@@ -141,6 +141,28 @@ async def test_draining_waits_for_services_whose_caller_has_gone(open_pair: Pair
             assert pair.beta.statistics().services == 0
 
 
+async def test_a_cancelled_drain_cancels_services_whose_caller_has_gone(open_pair: PairFactory) -> None:
+    """Those that run, and none begins in their place: what is left is cancelled, whatever it is left of."""
+    held = Held()
+    with trio.fail_after(10):
+        async with open_pair(beta={"services": {"held": held}, "max_channels": 1}) as pair:
+            await give_work(pair.alpha, pair.beta, b"one", b"two")
+            with trio.CancelScope() as scope:
+
+                async def give_up() -> None:
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert held.said == ["one begun"]
+                    scope.cancel()
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(give_up)
+                    await pair.beta.drain()
+            assert scope.cancelled_caught
+            await trio.testing.wait_all_tasks_blocked()
+            assert held.said == ["one begun", "one cancelled"]
+            assert pair.beta.statistics().services == 0
+
+
 @pytest.mark.parametrize("grace", [60, 0.1])
 async def test_leaving_waits_within_the_grace_for_services_whose_caller_has_gone(
     node: NodeFactory, grace: float

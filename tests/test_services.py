@@ -186,6 +186,16 @@ async def over(scene: Scripted, how: str) -> None:
     await settled()
 
 
+async def test_nothing_runs_for_a_caller_that_gave_up_in_the_same_breath(scripted: ScriptedFactory) -> None:
+    """An open and its reset that come together: the service does not even begin."""
+    held = Held()
+    async with scripted(services={"held": held}) as scene:
+        await scene.say(opened(1), reset(1))
+        assert await scene.answered() == []
+        assert scene.services.running == 0
+    assert held.began == []
+
+
 # What ends them ------------------------------------------------------------------------------------------------------
 
 ENDS: Final = pytest.mark.parametrize("end", ["goodbye", "lost", "closed here"])
@@ -406,6 +416,18 @@ async def test_waiting_until_none_runs_waits_for_those_that_begin_meanwhile(scri
         assert held.finished == [1, 3]
         assert scene.services.running == 0
         await scene.services.wait_idle()  # at once
+
+
+async def test_cancelling_all_of_them_starts_none_that_waited(scripted: ScriptedFactory) -> None:
+    """Those whose callers had closed would otherwise begin as those before them end."""
+    held = Held()
+    async with scripted(services={"held": held}, max_channels=1) as scene:
+        await scene.say(*[each for channel in (1, 3, 5) for each in (opened(channel), frame(wire.CLOSE, channel))])
+        await scene.answered()
+        await over(scene, "goodbye")
+        scene.services.cancel()
+        await scene.services.wait_idle()
+    assert held.began == held.cancelled == [1]
 
 
 # Callers -------------------------------------------------------------------------------------------------------------

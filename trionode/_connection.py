@@ -925,10 +925,6 @@ class Connection:
         while self._waiting_opens and len(self._served) < self._settings.limits.max_channels:
             identifier = next(iter(self._waiting_opens))
             service, channel = self._waiting_opens.pop(identifier)
-            assert channel.scope is not None
-            if channel.scope.deadline <= trio.current_time():
-                channel.reset(RemoteCode.CANCELLED, "the caller's deadline passed before the service could start")
-                continue
             self._served[identifier] = channel
             self._settings.services.start(service, channel, partial(self._served_out, identifier))
 

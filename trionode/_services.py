@@ -65,6 +65,7 @@ class Services:
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
         self._running: set[trio.CancelScope] = set()
+        self._cancelled = False
         self._idle = trio.lowlevel.ParkingLot()
         self._failures = FloodGate(_log, "services failed")
         self._propagate_errors = propagate_errors
@@ -130,6 +131,8 @@ class Services:
         assert scope is not None
         assert nursery is not None
         self._running.add(scope)
+        if self._cancelled:
+            scope.cancel()
 
         async def run() -> None:
             try:
@@ -151,7 +154,8 @@ class Services:
             await self._idle.park()
 
     def cancel(self) -> None:
-        """Cancel every service that runs."""
+        """Cancel every service that runs, and those that would begin as others end."""
+        self._cancelled = True
         for scope in self._running:
             scope.cancel()
 
@@ -160,6 +164,7 @@ class Services:
         current_channel.set(channel)
         try:
             with scope:
+                await trio.lowlevel.checkpoint_if_cancelled()  # nothing runs for a caller that has gone already
                 await service(channel)
         except Exception as exc:
             if self._failed(channel, exc) and self._propagate_errors:
