@@ -70,6 +70,21 @@ async def test_any_sign_of_life_will_do(scripted: ScriptedFactory, sign: bytes) 
         assert scene.connection.live
 
 
+@pytest.mark.parametrize(("interval", "tolerance"), [(5, 3), (5, 5), (2, 15)])
+async def test_a_peer_that_dies_after_an_answer_is_noticed_as_soon(
+    scripted: ScriptedFactory, interval: float, tolerance: float
+) -> None:
+    """Interval and tolerance count from the last sign of life, also where the tolerance is the longer of the two."""
+    async with scripted(heartbeat_interval=interval, heartbeat_tolerance=tolerance) as scene:
+        assert await scene.peer.frame() == PING
+        await trio.sleep(0.25)
+        await scene.say(PONG)
+        await settled()
+        heard = trio.current_time()
+        assert (await scene.connection.wait_closed()).reason is EndReason.LOST
+        assert trio.current_time() - heard == interval + tolerance
+
+
 async def test_a_peer_that_talks_is_not_pinged(scripted: ScriptedFactory) -> None:
     """Heartbeats are for silence only."""
     async with scripted(**BEAT) as scene:

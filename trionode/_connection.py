@@ -222,6 +222,7 @@ class Connection:
         self._waiting_opens: dict[int, tuple[Service, ServiceChannel]] = {}
         self._bytes_received = 0
         self._last_heard = trio.current_time()
+        self._heard = trio.lowlevel.ParkingLot()
         self._probes: dict[bytes, trio.Event] = {}
         self._identifier: bytes | None = None
         #: The number of the last attempt to join: ours to make, where we dialled, or seen and proved.
@@ -681,6 +682,8 @@ class Connection:
                 self._settings.renew(self, RenewalCause.WORN)
             pieces = await stream.receive_pieces()
             self._last_heard = trio.current_time()
+            if self._heard:
+                self._heard.unpark_all()
 
     # Hand-over
 
@@ -816,7 +819,8 @@ class Connection:
             if trio.current_time() < silent_since + interval:  # to the bit what was slept until
                 continue
             self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
-            await trio.sleep(tolerance)
+            with trio.move_on_after(tolerance):
+                await self._heard.park()
             await _let_the_reader_read()
             if self._last_heard == silent_since:
                 msg = (
