@@ -589,6 +589,7 @@ class FakeConnection:
     alive: bool = True
     recent: bool = False
     pinged: int = 0
+    insisted: int = 0
     meanwhile: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -601,9 +602,10 @@ class FakeConnection:
         return self.recent
 
     async def answers(self, within: float, *, insist: bool = False) -> bool:
-        """A ping."""
+        """A ping; to insist on its answer is asked of the same incarnation alone, which may have lost its end."""
         assert within == PROBE_TIMEOUT
         self.pinged += 1
+        self.insisted += insist
         await trio.lowlevel.checkpoint()
         if not self.alive:
             self.registry.remove(cast("Connection", self))
@@ -663,6 +665,7 @@ async def test_verdict_on_a_newcomer(
     with trio.fail_after(5):
         assert await verdict(Arbiter(ALPHA, registry), newcomer, dial=dial, replace=replace_) == expected
     assert existing.pinged == pings
+    assert existing.insisted == (pings if same and replace_ else 0)
 
 
 @pytest.mark.parametrize(

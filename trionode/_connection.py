@@ -14,8 +14,9 @@ parses nothing before the peer's SWITCH was read on the old one, so frames stay 
 together, each side's close_notify telling the other that its SWITCH has arrived. From the commit until then the
 connection is on both links, and a failure of either is its own; before the commit a failure is none of its business.
 
-Services run in the node's nursery, each in a cancel scope of its own. When the peer goes away the tasks that served it
-are cancelled, but for those whose channel it had closed cleanly: they have everything that it sent and may finish.
+Services run in the node's nursery, each in a cancel scope of its own. When the connection ends the tasks that served it
+are cancelled, but for those whose channel was closed cleanly by either side: nothing more is to come or to go on it, so
+they may finish. Where the peer had closed it while its service waited in line, the service still has its turn.
 """
 
 from __future__ import annotations

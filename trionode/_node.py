@@ -50,9 +50,10 @@ __all__ = ["Node", "NodeStatistics", "open_node", "serve_node"]
 def open_node(name: str | NodeName, options: NodeOptions) -> AbstractAsyncContextManager[Node]:
     """Open a node for the length of an `async with` block; everything it does happens inside.
 
-    When the block is entered the node listens. Leaving it cleanly stops accepting, gives open channels the time to
-    end, flushes what was accepted for sending and says goodbye, all within `options.shutdown_grace` seconds, then
-    cancels what is left. Leaving it by an exception or a cancellation ends everything at once.
+    When the block is entered the node listens. Leaving it cleanly stops accepting, gives open channels and
+    running services the time to end, flushes what was accepted for sending and says goodbye, all within
+    `options.shutdown_grace` seconds, then cancels what is left. Leaving it by an exception or a cancellation ends
+    everything at once.
 
     Args:
         name: `name@host`.
@@ -433,8 +434,9 @@ class Node:
         """End gracefully, at leisure: for a rolling deploy, before leaving the block.
 
         Stops listening and dialling at once, so that a successor may take the address and the name; tells every peer,
-        which then opens no more channels here; waits until open channels and running services have ended; closes the
-        connections. The deadline is the caller's scope; when that is cancelled, what is left is cancelled too.
+        which then opens no more channels here; waits until open channels and services have ended, those included that
+        outlived their connection; closes the connections. The deadline is the caller's scope; when that is cancelled,
+        what is left is cancelled too.
         Afterwards every verb raises `trio.ClosedResourceError`.
         """
         self._stop()

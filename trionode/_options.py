@@ -267,8 +267,8 @@ class NodeOptions:
         services: by name; more with `node.add_service`.
         authorize: called with every peer that passed everything else, on both sides; it can only narrow. Raise
             `Refused("…")` to refuse with a reason that the peer may read; any other exception refuses as well.
-        shutdown_grace: how long a clean end may take, seconds: open channels get the time to end, what was accepted for
-            sending is flushed, peers are told goodbye.
+        shutdown_grace: how long a clean end may take, seconds: open channels and running services get the time to end,
+            what was accepted for sending is flushed, peers are told goodbye.
         live_connections: what becomes of them when certificates rotate or end; by default they stay as they are.
         propagate_service_errors: let an exception of a service crash the node instead of being logged: for tests.
         expose_service_errors: let callers read the type and text of a service's exception; by default they only learn
