@@ -61,7 +61,7 @@ class KeyPair(HoldsPrivateKey):
     """A leaf certificate, its intermediates and its private key; immutable.
 
     Make one with `load`, `from_pem` or `self_signed`. The private key stays in memory and out of every `repr`; a key
-    pair cannot be pickled.
+    pair cannot be pickled. Key pairs are compared and hashed by their chains: the key follows from the leaf.
 
     Attributes:
         certificate: the leaf.
@@ -116,7 +116,7 @@ class KeyPair(HoldsPrivateKey):
         Raises:
             CertificateError: the files are unreadable or do not fit together; `reason` says how.
         """
-        secret = None if password is None else _Secret(password)
+        secret = None if password is None else Secret(password)
         del password
         return cls._parse(
             read_file(cert_file), read_file(key_file), secret, cert_where=str(cert_file), key_where=str(key_file)
@@ -129,16 +129,16 @@ class KeyPair(HoldsPrivateKey):
         Raises:
             CertificateError: the text is unusable or does not fit together; `reason` says how.
         """
-        certificates, key = _Secret(cert_pem), _Secret(key_pem)
-        secret = None if password is None else _Secret(password)
+        certificates, key = Secret(cert_pem), Secret(key_pem)
+        secret = None if password is None else Secret(password)
         del cert_pem, key_pem, password
         return cls._parse(certificates, key, secret, cert_where="the certificate text", key_where="the key text")
 
     @classmethod
     def _parse(
-        cls, cert_pem: _Secret, key_pem: _Secret, password: _Secret | None, *, cert_where: str, key_where: str
+        cls, cert_pem: Secret, key_pem: Secret, password: Secret | None, *, cert_where: str, key_where: str
     ) -> Self:
-        chain = _parse_certificates(cert_pem, cert_where)
+        chain = parse_certificates(cert_pem, cert_where)
         key = _parse_key(key_pem, password, key_where)
         self = cls.__new__(cls)
         self._fill(chain, key, where=f"{cert_where} and {key_where}" if cert_where != key_where else cert_where)
@@ -184,6 +184,12 @@ class KeyPair(HoldsPrivateKey):
         )
         return cls([certificate], key)
 
+    def __eq__(self, other: object) -> bool:
+        return self.chain == other.chain if isinstance(other, KeyPair) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.chain)
+
     def __repr__(self) -> str:
         # Total: a traceback may print one that could not be finished.
         return f"<KeyPair {describe(self.certificate)}>" if hasattr(self, "certificate") else "<KeyPair, unfinished>"
@@ -226,7 +232,7 @@ class CAPool(Immutable):
         Raises:
             CertificateError: a file is unreadable, or holds no certificate.
         """
-        return cls(certificate for file in files for certificate in _parse_certificates(read_file(file), str(file)))
+        return cls(certificate for file in files for certificate in parse_certificates(read_file(file), str(file)))
 
     @classmethod
     def from_pem(cls, data: bytes | str) -> Self:
@@ -235,7 +241,7 @@ class CAPool(Immutable):
         Raises:
             CertificateError: it is malformed, or holds no certificate.
         """
-        return cls(_parse_certificates(_Secret(data), "the CA text"))
+        return cls(parse_certificates(Secret(data), "the CA text"))
 
     @classmethod
     def system(cls) -> Self:
@@ -308,7 +314,7 @@ def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> boo
 
 
 @final
-class _Secret:
+class Secret:
     """Bytes that may be a key or a password: no frame holds them bare, for tracebacks that print local variables."""
 
     __slots__ = ("data",)
@@ -321,7 +327,7 @@ class _Secret:
         return f"<{len(self.data)} bytes, not shown>"
 
 
-def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM certificate or key file") -> _Secret:
+def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM certificate or key file") -> Secret:
     """A file's content, if it is not unreasonably large.
 
     Args:
@@ -334,7 +340,7 @@ def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM c
     """
     try:
         with Path(file).open("rb") as stream:
-            content = _Secret(stream.read(limit + 1))
+            content = Secret(stream.read(limit + 1))
     except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the path
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
         msg = f"cannot read {os.fspath(file)}: {why}. Check the path and its permissions"
@@ -345,7 +351,16 @@ def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM c
     return content
 
 
-def _parse_certificates(pem: _Secret, where: str) -> tuple[x509.Certificate, ...]:
+def parse_certificates(pem: Secret, where: str) -> tuple[x509.Certificate, ...]:
+    """All certificates of a PEM text, at least one.
+
+    Args:
+        pem: the text.
+        where: what to call it in messages.
+
+    Raises:
+        CertificateError: reason `no_certificate`, or `unreadable` where one is damaged or cut off.
+    """
     if _PEM_CERTIFICATE not in pem.data:
         hint = " It holds a private key: are the two files swapped?" if b"PRIVATE KEY-----" in pem.data else ""
         msg = f"no PEM certificate in {where}: a '{_PEM_CERTIFICATE.decode()}' block is needed.{hint}"
@@ -361,13 +376,13 @@ def _parse_certificates(pem: _Secret, where: str) -> tuple[x509.Certificate, ...
     return certificates
 
 
-def _parse_key(pem: _Secret, password: _Secret | None, where: str) -> object:
+def _parse_key(pem: Secret, password: Secret | None, where: str) -> object:
     # Parser errors are dropped, not chained: none of them says more than we do, and some quote their input.
     if b"PRIVATE KEY-----" not in pem.data:
         hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem.data else ""
         msg = f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed.{hint}"
         raise CertificateError(msg, reason=CertificateReason.NO_KEY)
-    block = _Secret(_key_block(pem.data))
+    block = Secret(_key_block(pem.data))
     if b"-----BEGIN OPENSSH" in block.data:
         msg = f"the private key in {where} is in OpenSSH's own format; convert it with ssh-keygen -p -m PKCS8 -f FILE"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
