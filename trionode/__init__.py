@@ -65,7 +65,9 @@ from ._events import (
     ResolverTrouble as ResolverTrouble,
     RotationRefused as RotationRefused,
     Side as Side,
+    SourceTrouble as SourceTrouble,
 )
+from ._follower import Follower as Follower, FollowerStatus as FollowerStatus, follow_source as follow_source
 from ._identity import NodeName as NodeName
 from ._keeper import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
 from ._live import StrandedPeer as StrandedPeer, StrandedPeers as StrandedPeers
@@ -91,6 +93,7 @@ from ._resolvers import (
 from ._revocation import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
 from ._routes import RouteHandle as RouteHandle
 from ._services import Allow as Allow, Service as Service, current_channel as current_channel
+from ._sources import Credentials as Credentials, FileSource as FileSource, Source as Source
 from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
 from ._tls_stream import TLSStream as TLSStream
 from ._transport import Listener as Listener, Transport as Transport

@@ -101,6 +101,7 @@ class CertManager:
         self._channel = ContextsChannel(TLSContexts.build(1, key_pair, policy))
         self._generation = AsyncValue(1)
         self._refusal: AsyncValue[tuple[int, RotationError | None]] = AsyncValue((0, None))
+        self._source_trouble: AsyncValue[Exception | None] = AsyncValue(None)
         self._links = LiveLinks()
         # The generation that brought the present trust: links of older ones were verified by another.
         self._trusted_since = 1
@@ -219,6 +220,31 @@ class CertManager:
             _, error = await self._refusal.wait_value(lambda refusal: refusal[0] >= count)
         assert isinstance(error, RotationError)
         return error
+
+    @property
+    def source_trouble(self) -> Exception | None:
+        """What keeps it from publishing what its source has; None where nothing does, or it follows none."""
+        trouble: Exception | None = self._source_trouble.value
+        return trouble
+
+    def report_source(self, trouble: Exception | None) -> None:
+        """Tell the nodes that use this manager how its source is; `follow_source` does it.
+
+        Args:
+            trouble: what is wrong now, or None if nothing is any more.
+        """
+        self._source_trouble.value = trouble
+
+    async def wait_source(self, seen: Exception | None) -> Exception | None:
+        """Wait until `source_trouble` is another than the one that was seen, and return it. Cancelling is harmless.
+
+        Raises:
+            RuntimeError: the manager is in use by another Trio run.
+        """
+        with self._claimed():
+            await trio.lowlevel.checkpoint()
+            trouble: Exception | None = await self._source_trouble.wait_value(lambda trouble: trouble is not seen)
+        return trouble
 
     async def wait_generation(self, generation: int) -> None:
         """Wait until this generation, or a later one, is published. Cancelling is harmless.

@@ -33,6 +33,7 @@ from ._events import (
     NameInUse,
     RotationRefused,
     Side,
+    SourceTrouble,
 )
 from ._expiry import watch_expiry
 from ._floodgate import FloodGate
@@ -164,6 +165,7 @@ class Core:
         self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
         self.spawn(partial(self._watch_refusals, manager, manager.refused_updates), f"watch refusals of {manager!r}")
         self.spawn(partial(watch_expiry, manager, self._report_expiry), f"watch expiry of {manager!r}")
+        self.spawn(partial(self._watch_source, manager), f"watch the source of {manager!r}")
 
     def _report_expiry(self, certificate: x509.Certificate, left: timedelta) -> None:
         text = f"will end in {describe_duration(left)}" if left > timedelta() else "has ended"
@@ -177,6 +179,13 @@ class Core:
             seen = manager.refused_updates
             _log.warning("a rotation was refused, generation %d stays: %s", manager.generation, error)
             self.events.publish(RotationRefused(node=self.name, generation=manager.generation, error=error))
+
+    async def _watch_source(self, manager: CertManager) -> None:
+        """Report how a manager's source is, from the first trouble on; the follower has logged it."""
+        trouble = None
+        while True:
+            trouble = await manager.wait_source(trouble)
+            self.events.publish(SourceTrouble(node=self.name, error=trouble))
 
     async def _watch(self, manager: CertManager, seen: int) -> None:
         """Report a manager's generations after the one seen."""

@@ -42,6 +42,7 @@ __all__ = [
     "ResolverTrouble",
     "RotationRefused",
     "Side",
+    "SourceTrouble",
 ]
 
 #: Events that a reader may be behind before it loses the oldest.
@@ -254,6 +255,18 @@ class RotationRefused(NodeEvent):
 
     generation: int
     error: CertificateError | TrustRotationError
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceTrouble(NodeEvent):
+    """What a manager's source has cannot be published, see `follow_source`; or can again. What was published stays.
+
+    Attributes:
+        error: what is wrong; None: nothing any more.
+    """
+
+    error: Exception | None
 
 
 @final

@@ -132,7 +132,7 @@ class CRLSet(Immutable):
             CertificateError: a file is unreadable, or holds no list or a damaged one; `reason` says which.
         """
         content = ((read_file(file, limit=MAX_CRL_BYTES, kind="CRL file"), str(file)) for file in files)
-        return cls(crl for secret, where in content for crl in _parse(secret.data, where))
+        return cls(crl for secret, where in content for crl in parse_crls(secret.data, where))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -149,7 +149,7 @@ class CRLSet(Immutable):
                 f"the CRL data is larger than {MAX_CRL_BYTES} bytes; split the list, or shorten it by shorter lifetimes"
             )
             raise CertificateError(msg, reason=CertificateReason.BAD_CRL)
-        return cls(_parse(bytes(data), "the CRL data"))
+        return cls(parse_crls(bytes(data), "the CRL data"))
 
     def listed(self, certificate: x509.Certificate) -> Revocation | None:
         """What the lists of a certificate's issuer say of it, by issuer's name and serial number, whoever signed them.
@@ -293,7 +293,16 @@ def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) ->
 # Parsing ------------------------------------------------------------------------------------------------------------
 
 
-def _parse(data: bytes, where: str) -> list[x509.CertificateRevocationList]:
+def parse_crls(data: bytes, where: str) -> list[x509.CertificateRevocationList]:
+    """All lists of a PEM text, or the one of a DER encoding.
+
+    Args:
+        data: the text or encoding.
+        where: what to call it in messages.
+
+    Raises:
+        CertificateError: reason `no_crl`, or `bad_crl` where one is damaged or cut off.
+    """
     blocks = data.count(_PEM_BEGIN)
     if not blocks:
         if b"-----BEGIN " in data:

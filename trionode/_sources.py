@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING, Final, Protocol, final, runtime_checkable
 
 import trio
 
-from ._credentials import CAPool, KeyPair, Secret, parse_certificates, read_file
+from ._credentials import MAX_FILE_BYTES, CAPool, KeyPair, Secret, parse_certificates, read_file
 from ._errors import CertificateError, CertificateReason
+from ._revocation import MAX_CRL_BYTES, CRLSet, parse_crls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +52,10 @@ __all__ = ["Credentials", "FileSource", "Source"]
 #: Seconds.
 HANG: Final = 10.0
 
+#: What a file may be at most, in bytes, and what it is meant to be.
+_PEM: Final = (MAX_FILE_BYTES, "PEM certificate or key file")
+_CRL: Final = (MAX_CRL_BYTES, "CRL file")
+
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +66,13 @@ class Credentials:
         key_pair: what to present.
         client_cas: the anchors for client certificates; None: not from this source.
         root_cas: the anchors for server certificates; None: not from this source.
+        crls: the revocation lists; None: not from this source.
     """
 
     key_pair: KeyPair
     client_cas: CAPool | None = None
     root_cas: CAPool | None = None
+    crls: CRLSet | None = None
 
 
 @runtime_checkable
@@ -131,7 +138,7 @@ class _Verdict:
 
 @final
 class FileSource:
-    """A certificate and key, and CA bundles if they rotate too, in PEM files; a `Source`.
+    """A certificate and key, and CA bundles and revocation lists if they rotate too, in files; a `Source`.
 
     Compared by content every `poll_interval` seconds. Any number of followers may share one.
     """
@@ -144,6 +151,7 @@ class FileSource:
         password: str | bytes | None = None,
         client_ca_files: Iterable[FilePath] = (),
         root_ca_files: Iterable[FilePath] = (),
+        crl_files: Iterable[FilePath] = (),
         poll_interval: float = 1.0,
         settle: float = 0.25,
         patience: float = 2.0,
@@ -156,12 +164,14 @@ class FileSource:
             password: of the key, if it is encrypted.
             client_ca_files: what makes the client-CA pool; none, if that is not from files.
             root_ca_files: what makes the root-CA pool; none, if that is not from files.
+            crl_files: what makes the set of revocation lists, see `CRLSet.load`; none, if that is not from files.
             poll_interval: how often to look. Seconds.
             settle: for how long the files have to stay as they are before they are believed. Seconds.
             patience: for how long they may be missing, damaged or not fit together before that is an error. Seconds.
 
         Raises:
-            ValueError: a time is negative, or `poll_interval` is zero.
+            ValueError: `poll_interval` or `settle` is not above zero, or `patience` is negative.
+            TypeError: files were not given as a sequence.
         """
         secret = None if password is None else Secret(password)
         del password
@@ -169,13 +179,13 @@ class FileSource:
         self._cert_file, self._key_file = Path(cert_file), Path(key_file)
         self._client_ca_files = _paths(client_ca_files, "client_ca_files")
         self._root_ca_files = _paths(root_ca_files, "root_ca_files")
-        if not (poll_interval > 0 and settle >= 0 and patience >= 0):
-            msg = "poll_interval is more than zero seconds, settle and patience are not less"
+        self._crl_files = _paths(crl_files, "crl_files")
+        if not (poll_interval > 0 and settle > 0 and patience >= 0):
+            msg = "poll_interval and settle are more than zero seconds, patience is not less"
             raise ValueError(msg)
         self._poll_interval, self._settle, self._patience = poll_interval, settle, patience
-        self._files = tuple(
-            dict.fromkeys((self._cert_file, self._key_file, *self._client_ca_files, *self._root_ca_files))
-        )
+        pem_files = (self._cert_file, self._key_file, *self._client_ca_files, *self._root_ca_files)
+        self._files = {**dict.fromkeys(self._crl_files, _CRL), **dict.fromkeys(pem_files, _PEM)}
         self._last: _Verdict | None = None
         # One per run: a thread that was left behind in an earlier run gives nothing back there.
         self._limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("limiter")
@@ -206,14 +216,18 @@ class FileSource:
         Raises:
             CertificateError: see `read()`; a file system that hangs blocks for ever.
         """
-        look, verdict = self._look(), self._last
-        if verdict is None or look.digest != verdict.digest:
-            verdict = self._last = self._settled(look)
-        return verdict.unwrap()
+        # No frame of this traceback may hold what was read: errors are kept, and would keep key bytes in memory.
+        return self._verdict().unwrap()
 
     async def wait_changed(self, _seen: Credentials | None, /) -> None:
         """Wait for `poll_interval` seconds: `read()` is what notices."""
         await trio.sleep(self._poll_interval)
+
+    def _verdict(self) -> _Verdict:
+        look, verdict = self._look(), self._last
+        if verdict is None or look.digest != verdict.digest:
+            verdict = self._last = self._settled(look)
+        return verdict
 
     def _settled(self, look: _Look) -> _Verdict:
         """Wait until the files are good and stay so for a moment, or have been bad for too long."""
@@ -233,9 +247,9 @@ class FileSource:
 
     def _look(self) -> _Look:
         contents: dict[Path, Secret | CertificateError] = {}
-        for file in self._files:
+        for file, (limit, kind) in self._files.items():
             try:
-                contents[file] = read_file(file)
+                contents[file] = read_file(file, limit=limit, kind=kind)
             except CertificateError as exc:
                 contents[file] = _without_frames(exc)
         return _Look(contents)
@@ -253,6 +267,7 @@ class FileSource:
                 ),
                 client_cas=_pool(look, self._client_ca_files),
                 root_cas=_pool(look, self._root_ca_files),
+                crls=_crls(look, self._crl_files),
             )
         except CertificateError as exc:
             outcome = _without_frames(exc)
@@ -269,6 +284,10 @@ class FileSource:
 
 def _pool(look: _Look, files: tuple[Path, ...]) -> CAPool | None:
     return CAPool(each for file in files for each in parse_certificates(look.of(file), str(file))) if files else None
+
+
+def _crls(look: _Look, files: tuple[Path, ...]) -> CRLSet | None:
+    return CRLSet(each for file in files for each in parse_crls(look.of(file).data, str(file))) if files else None
 
 
 def _paths(files: Iterable[FilePath], label: str) -> tuple[Path, ...]:
