@@ -223,7 +223,7 @@ class CertManager:
 
     @property
     def source_trouble(self) -> Exception | None:
-        """What keeps it from publishing what its source has; None where nothing does, or it follows none."""
+        """What its follower said last keeps it from publishing what its source has; None if nothing does."""
         trouble: Exception | None = self._source_trouble.value
         return trouble
 

@@ -104,6 +104,7 @@ class CertificateReason(StrEnum):
     NO_CLIENT_CAS = "no_client_cas"
     NO_CRL = "no_crl"
     BAD_CRL = "bad_crl"
+    FINDINGS = "findings"
 
 
 @final

@@ -26,6 +26,7 @@ import trio
 from trio_util import AsyncValue
 
 from ._cert_manager import UNCHANGED, CertAuthManager, CertManager
+from ._check import Severity
 from ._errors import CertificateError, CertificateReason, TrustRotationError
 from ._live import StrandedPeers
 from ._sources import Credentials
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator
 
     from ._cert_manager import Unchanged
-    from ._credentials import CAPool
+    from ._credentials import CAPool, KeyPair
     from ._revocation import CRLSet
     from ._sources import Source
 
@@ -79,11 +80,12 @@ class Follower:
         read_at: when the source could last be read, on Trio's clock; seconds.
     """
 
-    def __init__(self, manager: CertManager, source: Source, *, stranded: StrandedPeers) -> None:
+    def __init__(self, manager: CertManager, source: Source, *, stranded: StrandedPeers, check: bool) -> None:
         self.manager = manager
         self.source = source
         self.read_at: float = -float("inf")
         self._stranded = stranded
+        self._check = check
         self._seen: Credentials | None = None
         self._unpublished: Credentials | None = None
         self._status = AsyncValue(FollowerStatus())
@@ -128,12 +130,25 @@ class Follower:
             if not self.status.following:
                 raise self._ended()
             with self._reporting(asked=True):
-                await self.refresh(asked=True)
+                await self._refresh(asked=True)
         return self.manager.generation
 
-    # The tasks of `follow_source`, and what they do
+    async def run(self, reload_on: Collection[signal.Signals], *, task_status: trio.TaskStatus[Follower]) -> NoReturn:
+        """Follow until cancelled, see `follow_source`."""
+        # The signals are heeded before anything else is done: one that comes early must not end the process.
+        with trio.open_signal_receiver(*reload_on) if reload_on else nullcontext() as signals:
+            try:
+                await self._refresh()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._judge_again)
+                    if signals is not None:
+                        nursery.start_soon(self._heed, signals)
+                    task_status.started(self)
+                    await self._follow()
+            finally:
+                self._status.value = replace(self.status, following=False)
 
-    async def follow(self) -> NoReturn:
+    async def _follow(self) -> NoReturn:
         """Read and publish whenever the source may have changed."""
         while True:
             since = trio.current_time()
@@ -141,11 +156,11 @@ class Follower:
                 with self._reporting():
                     await self.source.wait_changed(self._seen)
                     async with self._lock:
-                        await self.refresh()
+                        await self._refresh()
             except Exception:  # noqa: BLE001 -- reported; it tries again
                 await trio.sleep_until(since + RETRY)
 
-    async def judge_again(self) -> NoReturn:
+    async def _judge_again(self) -> NoReturn:
         """Publish what was refused, once the reasons are gone."""
         while True:
             await self._status.wait_value(lambda status: status.pending is not None)
@@ -154,9 +169,10 @@ class Follower:
                 with suppress(Exception), self._reporting():
                     pending = self.status.pending
                     if pending is not None and self._may_pass(pending):
+                        self._unpublished = pending
                         self._publish(pending)
 
-    async def heed(self, signals: AsyncIterator[int]) -> None:
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
         """Reload on each signal."""
         async for number in signals:
             _log.info("signal %d: reading %r", number, self.source)
@@ -164,23 +180,19 @@ class Follower:
                 generation = await self.reload()
                 _log.info("signal %d: generation %d is what %r has", number, generation, self.source)
 
-    def end(self) -> None:
-        """Nothing follows any more."""
-        self._status.value = replace(self.status, following=False)
-
-    async def refresh(self, *, asked: bool = False) -> None:
+    async def _refresh(self, *, asked: bool = False) -> None:
         """Read, and publish what differs; what was refused and is pending only if somebody asked for it."""
         self._seen = self._unpublished = None
         found = await self.source.read()
         _expect_credentials(found, self.manager)
         self._seen, self.read_at = found, trio.current_time()
+        self._unpublished = found
         if asked or found != self.status.pending:
             self._publish(found)
 
     def _publish(self, found: Credentials) -> None:
         if not self.status.following:
             raise self._ended()
-        self._unpublished = found
         refusals: list[Exception] = []
         for publish in (self._publish_trust, self._publish_key_pair):
             try:
@@ -211,18 +223,25 @@ class Follower:
         _log.info("%r: generation %d has other trust", self.source, manager.generation)
 
     def _publish_key_pair(self, found: Credentials) -> None:
-        manager = self.manager
-        if found.key_pair != manager.key_pair:
-            generation = manager.update(found.key_pair)
-            _log.info("%r: generation %d has another key pair: %r", self.source, generation, found.key_pair)
+        key_pair = found.key_pair
+        if key_pair == self.manager.key_pair:
+            return
+        errors = self._findings(key_pair)
+        if errors:
+            msg = f"the key pair has errors that peers would find, so it was held back: {' '.join(errors)}"
+            raise CertificateError(msg, reason=CertificateReason.FINDINGS)
+        generation = self.manager.update(key_pair)
+        _log.info("%r: generation %d has another key pair: %r", self.source, generation, key_pair)
+
+    def _findings(self, key_pair: KeyPair) -> list[str]:
+        found = self.manager.check(key_pair) if self._check else ()
+        return [f"{finding}." for finding in found if finding.severity is Severity.ERROR]
 
     def _may_pass(self, pending: Credentials) -> bool:
         """Whether something that `pending` was refused for is over."""
-        error = self.status.error
-        refusals = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
-        return any(self._is_over(refusal, pending) for refusal in refusals)
+        return any(self._is_over(refusal, pending) for refusal in _each(self.status.error))
 
-    def _is_over(self, refusal: Exception | None, pending: Credentials) -> bool:
+    def _is_over(self, refusal: Exception, pending: Credentials) -> bool:
         manager = self.manager
         if isinstance(refusal, TrustRotationError) and isinstance(manager, CertAuthManager):
             client_cas, root_cas, crls = _changed_trust(manager, pending)
@@ -230,6 +249,8 @@ class Follower:
             return not any(peer.newly and not peer.revoked for peer in stranded)
         if not isinstance(refusal, CertificateError):
             return True
+        if refusal.reason is CertificateReason.FINDINGS:
+            return not self._findings(pending.key_pair)
         leaf = pending.key_pair.certificate
         dated = refusal.reason in {CertificateReason.EXPIRED, CertificateReason.NOT_YET_VALID}
         return dated and leaf.not_valid_before_utc <= manager.now() <= leaf.not_valid_after_utc
@@ -253,22 +274,23 @@ class Follower:
         if error is None and changed:
             _log.info("%r: all is well again, generation %d is what it has", self.source, generation)
         elif error is not None and (changed or asked):
-            shown = "; ".join(map(str, error.exceptions)) if isinstance(error, ExceptionGroup) else error
+            shown = "; ".join(map(str, _each(error)))
             what = "it cannot be read" if new.pending is None else f"{new.pending.key_pair!r} was not published"
             _log.warning("%r: %s, generation %d stays: %s", self.source, what, generation, shown)
         if changed:
             self._status.value = new
-            self.manager.report_source(error)
+        self.manager.report_source(self.status.error)
 
     def _ended(self) -> trio.ClosedResourceError:
         return trio.ClosedResourceError(f"{self!r} follows no more")
 
 
-async def follow_source(
+async def follow_source(  # noqa: ASYNC128 -- Follower.run calls it
     manager: CertManager,
     source: Source,
     *,
     stranded: StrandedPeers = StrandedPeers.REFUSE,
+    check: bool = False,
     reload_on: Collection[signal.Signals] = (),
     task_status: trio.TaskStatus[Follower] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -283,6 +305,7 @@ async def follow_source(
         source: where the credentials come from.
         stranded: what becomes of live peers that new pools or lists do not vouch for, see
             `CertAuthManager.rotate_trust`. `REFUSE` keeps the old ones until there are no such peers any more.
+        check: hold back key pairs in which `CertManager.check` finds errors, and not those alone that `update` refuses.
         reload_on: signals at which to read at once, `[signal.SIGHUP]` for one; they then no longer end the process.
             Only in the main thread.
         task_status: given the follower once it has read and published.
@@ -293,19 +316,7 @@ async def follow_source(
         TrustRotationError: the manager refused pools or lists at the first reading.
         TypeError: the source gives something else than `Credentials`, or trust for a plain `CertManager`.
     """
-    follower = Follower(manager, source, stranded=stranded)
-    # The signals are heeded before anything else is done: one that comes early must not end the process.
-    with trio.open_signal_receiver(*reload_on) if reload_on else nullcontext() as signals:
-        try:
-            await follower.refresh()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(follower.judge_again)
-                if signals is not None:
-                    nursery.start_soon(follower.heed, signals)
-                task_status.started(follower)
-                await follower.follow()
-        finally:
-            follower.end()
+    await Follower(manager, source, stranded=stranded, check=check).run(reload_on, task_status=task_status)
 
 
 def _changed_trust(
@@ -322,11 +333,18 @@ def _changed(old: T | None, new: T | None) -> T | Unchanged:
     return UNCHANGED if new is None or new == old else new
 
 
+def _each(error: Exception | None) -> tuple[Exception, ...]:
+    """The errors in a group, or the only one, or none."""
+    if isinstance(error, ExceptionGroup):
+        return tuple(error.exceptions)
+    return () if error is None else (error,)
+
+
 def _condition(status: FollowerStatus) -> tuple[object, ...]:
     """What makes two conditions the same: not the time in a refusal's text, nor whatever other libraries say."""
-    error, pending = status.error, status.pending
-    text = str(error) if isinstance(error, CertificateError) and pending is None else None
-    return type(error), text, pending
+    kinds = tuple((type(error), getattr(error, "reason", None)) for error in _each(status.error))
+    unreadable = isinstance(status.error, CertificateError) and status.pending is None
+    return kinds, str(status.error) if unreadable else None, status.pending
 
 
 def _expect_credentials(found: object, manager: CertManager) -> None:
