@@ -109,6 +109,7 @@ async def test_every_kind_of_event(
                 certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) + timedelta(hours=12)))  # of a month
                 with pytest.raises(CertificateError):
                     certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) - timedelta(hours=1)))
+                certs.report_source(OSError("the disk is gone"))
                 with pytest.raises(NoRouteError):
                     await alpha.connect(BETA)
                 alpha.add_route(BETA, route_to(beta))
