@@ -15,12 +15,12 @@ links (Kubernetes' `..data`, certbot's `live/`), with their directory, or on a f
 content is returned by `read()` at most `poll_interval + settle` seconds after the last write (2 `settle`, if that is
 more), plus the time that reading takes.
 
-Why there is no file-watching library under this. Measured, on Linux: a look at certificate, key and CA bundle costs
-0.1 ms, with its hop into a worker thread 0.8 ms from a cold start; once a second that is 3 seconds of CPU time an
-hour. The Rust watcher that fits Trio best told of a change after 60 ms, and took up to 5 s to be cancelled, told
-nothing of a watched file whose directory link was swapped, went deaf for good when the directory was replaced, and
-sees no other machine's writes on network file systems. Polling would have had to stay beneath it as the guarantee, to
-win less than a second on certificates that live for hours.
+Why there is no file-watching library under this. Measured, on Linux: a follower that looks at certificate, key and CA
+bundle once a second costs some 3 seconds of CPU time an hour. watchfiles 1.3, the watcher that fits Trio best, told of
+a change after 60 ms; as it comes it took up to 5 s to be cancelled, it told nothing of a watched file whose directory
+link was swapped, and went deaf for good when the directory was replaced; and inotify does not see what other machines
+write to a network file system. Polling would have had to stay beneath it as the guarantee, to win less than a second on
+certificates that live for hours.
 
 A file system may hang. So the files are read in a worker thread that can be left behind, one per source at most, and a
 reading that takes too long is an error like others.
