@@ -38,6 +38,7 @@ from trionode._credentials import (
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity import SubjectNames, fingerprint
 from trionode._policy import ClientAuth
+from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -589,9 +590,19 @@ ZOO: dict[str, tuple[Callable[[], bytes], Callable[[], bytes], str | None, Certi
 }
 
 
+def test_key_pairs_are_compared_by_content() -> None:
+    """The same chain is the same key pair, whichever object; a shorter one is another, and so is anything else."""
+    one = CertificateAuthority.create(intermediate=True).issue("localhost")
+    same, shorter = KeyPair(one.chain, one.private_key), KeyPair(one.chain[:1], one.private_key)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert len({one, same, shorter, KeyPair.self_signed()}) == 3
+    assert one != one.chain
+
+
 def test_the_zoo_has_every_reason_that_parsing_can_give() -> None:
     """No reason of a `CertificateError` that parsing can give goes untested."""
-    by_use = {Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.WRONG_EKU, Reason.NO_CLIENT_CAS}
+    by_use = {Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.WRONG_EKU, Reason.NO_CLIENT_CAS, Reason.FINDINGS}
     of_crls = {Reason.NO_CRL, Reason.BAD_CRL}
     assert {entry[3] for entry in ZOO.values()} == set(CertificateReason) - by_use - of_crls
 
