@@ -1307,7 +1307,7 @@ VIOLATIONS: Final[dict[str, tuple[list[bytes], str]]] = {
     "a goodbye of junk": ([frame(wire.GOODBYE, 0, b"\x92\x01\x02")], "malformed End"),
     # Control
     "an unknown kind": ([frame(wire.RENEW + 1, 0)], "kind 0x11"),
-    "a hand-over without a link": ([frame(wire.SWITCH, 0)], "never made a link"),
+    "a hand-over without a link": ([frame(wire.SWITCH, 0)], "no link that we agreed to"),
     "a frame after the last": ([frame(wire.SWITCH, 0), frame(wire.PING, 0, bytes(8))], "after SWITCH"),
     "asking oneself for a hand-over": ([frame(wire.RENEW, 0)], "dialled itself"),
     "kind nought": ([frame(0, 0)], "kind 0x00"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,11 @@ from trionode import (
     NoRouteError,
     PeerRejectedError,
     PeerUnverifiedError,
+    RemoteError,
     Renew,
     Route,
     Side,
+    StrandedPeers,
     UnverifiedReason,
     _wire as wire,
 )
@@ -311,10 +313,41 @@ async def test_reason_expired(
             assert "has ended" in str(error)
 
 
+async def test_reason_worn(open_pair: PairFactory) -> None:
+    """A connection whose keys have protected as much as they may, and that cannot be handed over, says so."""
+    few = LiveConnections(max_records=20)
+    with trio.fail_after(10):
+        async with open_pair(beta={"live_connections": few}) as pair, pair.beta.events() as events:
+            connection = await pair.alpha.connect(BETA)
+            pair.beta.acceptors[0].close()
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    with suppress(RemoteError):  # of a service that there is not, on a connection that drains
+                        await connection.call("nobody", b"")
+            reason, error = await down(events)
+            assert reason is EndReason.WORN
+            assert "protected as much as they may" in str(error)
+
+
+async def test_reason_unverified(
+    open_pair: PairFactory, manager: ManagerFactory, rogue_ca: CertificateAuthority
+) -> None:
+    """A connection whose peer is not trusted any more says so."""
+    certs = manager(str(BETA))
+    with trio.fail_after(10):
+        async with open_pair(beta={"certs": certs}) as pair, pair.beta.events() as events:
+            await pair.alpha.connect(BETA)
+            await event_of(events, ConnectionUp)
+            certs.rotate_trust(client_cas=rogue_ca.pool, stranded=StrandedPeers.CLOSE)
+            reason, error = await down(events)
+            assert reason is EndReason.UNVERIFIED
+            assert isinstance(error, PeerUnverifiedError)
+
+
 def test_every_reason_is_tested() -> None:
     """The tests above are all the reasons that there are."""
     tested = {name.removeprefix("test_reason_") for name in globals() if name.startswith("test_reason_")}
-    assert tested == {reason.value for reason in EndReason} - {"closed_by_peer", "unverified"}
+    assert tested == {reason.value for reason in EndReason} - {"closed_by_peer"}
 
 
 # Readers --------------------------------------------------------------------------------------------------------------
