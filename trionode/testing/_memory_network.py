@@ -1,0 +1,509 @@
+"""A network in memory: hosts, listeners and connections without sockets, on Trio's clock, with faults on demand.
+
+Theory. A host is an address, and names that resolve to it. Between each two there is a way in each direction, with a
+latency and perhaps blocked (`Way`); connections are made here and live in `_memory_stream`. Everything that takes time
+takes it by Trio's clock, and every number that is drawn comes from the seed, separately for each connection and
+direction, so that one does not depend on what others do meanwhile. There are no tasks: what happens, happens in the
+task that looks.
+
+What nodes put on top is the real thing: TLS, certificates, hello, heartbeats. With a `trio.testing.MockClock` that
+jumps, and a certificate clock that follows it (`trio_clock`), hours of it take milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import os
+import random
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trionode._errors import ListenError
+from trionode._identity import canonical_host, host_address, unbracketed
+
+from ._faults import Script
+from ._memory_stream import Direction, MemoryStream, Way, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from trionode._errors import Address
+    from trionode._transport import Listener
+
+__all__ = ["MemoryConnection", "MemoryHost", "MemoryNetwork"]
+
+_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 -- nothing real listens there
+_LOOPBACK: Final = "127.0.0.1"
+#: Where ports come from that nobody chose (RFC 6335 section 6).
+_FIRST_FREE_PORT: Final = 49152
+
+
+@final
+class MemoryConnection:
+    """One connection of a `MemoryNetwork`, as who scripts it sees it.
+
+    Attributes:
+        dialler: the dialler's (host, port).
+        acceptor: the acceptor's (host, port).
+        number: how many were dialled from that host to that host before.
+    """
+
+    def __init__(self, dialler: Address, acceptor: Address, number: int) -> None:
+        self.dialler: Address = dialler
+        self.acceptor: Address = acceptor
+        self.number: int = number
+        self._wire: Wire | None = None
+
+    def __repr__(self) -> str:
+        return f"<MemoryConnection {self.number} from {self.dialler} to {self.acceptor}>"
+
+    @property
+    def sent_there(self) -> int:
+        """Bytes that the dialler has sent, whatever became of them."""
+        return 0 if self._wire is None else self._wire.there.sent
+
+    @property
+    def sent_back(self) -> int:
+        """Bytes that the acceptor has sent, whatever became of them."""
+        return 0 if self._wire is None else self._wire.back.sent
+
+    def _made(self, wire: Wire) -> None:
+        self._wire = wire
+
+
+@final
+class _MemoryListener:
+    """One port where connections come in."""
+
+    def __init__(self, address: Address, closed: Callable[[], object]) -> None:
+        self.address: Address = address
+        self._closed: Callable[[], object] | None = closed
+        self._entering: deque[MemoryStream] = deque()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def enter(self, stream: MemoryStream) -> None:
+        """A connection comes in; where the listener has closed meanwhile, it is reset."""
+        if self._closed is None:
+            stream.close(abort=True)
+            return
+        self._entering.append(stream)
+        self._changed.unpark()
+
+    async def accept(self) -> MemoryStream:
+        await trio.lowlevel.checkpoint()
+        while self._closed is not None:
+            if self._entering:
+                return self._entering.popleft()
+            await self._changed.park()
+        msg = f"the listener on {self.address[0]} port {self.address[1]} was closed"
+        raise trio.ClosedResourceError(msg)
+
+    def close(self) -> None:
+        if self._closed is not None:
+            self._closed()
+            self._closed = None
+            while self._entering:
+                self._entering.popleft().close(abort=True)
+            self._changed.unpark_all()
+
+
+@final
+class MemoryHost:
+    """One machine on a `MemoryNetwork`: a `Transport` for the nodes that run there; made by `MemoryNetwork.host`.
+
+    Attributes:
+        address: its address, IPv6 without brackets.
+        names: the names that resolve to it, and its address.
+    """
+
+    def __init__(self, address: str, connect: Callable[[MemoryHost, str, int], Awaitable[MemoryStream]]) -> None:
+        self.address: str = address
+        self.names: frozenset[str] = frozenset((address,))
+        self._connect = connect
+        self._listeners: dict[Address, _MemoryListener] = {}
+        self._next_port = _FIRST_FREE_PORT
+
+    def __repr__(self) -> str:
+        return f"<MemoryHost {', '.join([self.address, *sorted(self.names - {self.address})])}>"
+
+    async def listen(
+        self, host: str | None, port: int, *, port_range: int = 1, only_local: bool = False
+    ) -> Sequence[Listener]:
+        """See `Transport.listen`.
+
+        Raises:
+            ListenError: no port of the range is free, or the host is another than this.
+        """
+        await trio.lowlevel.checkpoint()
+        shown = host or "*"
+        address = self._own_address(host)
+        if address is None:
+            hint = "this machine's" if only_local else "one that this machine could listen on"
+            msg = (
+                f"cannot listen: no address of {shown} is {hint} ({self!r}). Give the node the transport "
+                f"network.host({shown!r}), or set host= in AcceptorOptions"
+            )
+            raise ListenError(msg, address=(shown, port), tried=[(shown, port)])
+        ports = [self._free_port()] if port == 0 else range(port, min(port + port_range, 65536))
+        for candidate in ports:
+            if not self._is_taken(address, candidate):
+                return [self._listen(address, candidate)]
+        cause = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        msg = f"cannot listen on {shown}, tried port {', '.join(map(str, ports))}: {cause.strerror}"
+        raise ListenError(msg, address=(shown, port), tried=[(shown, each) for each in ports]) from cause
+
+    async def connect(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        """See `Transport.connect`.
+
+        Raises:
+            OSError: the name does not resolve (`socket.gaierror`), no host has the address (EHOSTUNREACH), or nobody
+                listens there (ECONNREFUSED). Where packets get lost it waits, until they do not or it is cancelled.
+        """
+        await trio.lowlevel.checkpoint()
+        return await self._connect(self, host, port)
+
+    # For the network
+
+    def listener(self, address: str, port: int) -> _MemoryListener | None:
+        """Who listens there, if anybody does."""
+        return self._listeners.get((address, port)) or self._listeners.get((_EVERYWHERE, port))
+
+    def client_port(self) -> int:
+        """A port for a connection that sets out from here."""
+        return self._free_port()
+
+    @property
+    def listening(self) -> Sequence[Address]:
+        """Where something listens on this host."""
+        return tuple(self._listeners)
+
+    def _own_address(self, host: str | None) -> str | None:
+        """What a listener on `host` is bound to; None if that is another machine."""
+        if host is None:
+            return _EVERYWHERE
+        address = host_address(host)
+        if address is not None and address.is_unspecified:
+            return _EVERYWHERE
+        if is_loopback(host):
+            return _LOOPBACK
+        return self.address if unbracketed(host) in self.names else None
+
+    def _is_taken(self, address: str, port: int) -> bool:
+        return any(
+            taken == port and (_EVERYWHERE in (address, where) or address == where) for where, taken in self._listeners
+        )
+
+    def _listen(self, address: str, port: int) -> _MemoryListener:
+        key = (address, port)
+        listener = self._listeners[key] = _MemoryListener(key, lambda: self._listeners.pop(key))
+        return listener
+
+    def _free_port(self) -> int:
+        taken = {port for _, port in self._listeners}
+        while True:
+            port = self._next_port
+            self._next_port = port + 1 if port < 65535 else _FIRST_FREE_PORT
+            if port not in taken:
+                return port
+
+
+@final
+class MemoryNetwork:
+    """Hosts that reach each other without sockets, and everything that can go wrong between them.
+
+    Give a node `NetworkOptions(transport=network.host("10.0.0.1", "a.example"))` to let it run on that host. The
+    network itself is the transport of one more machine, `localhost`, which is all that nodes need that share one.
+
+    Where it is made does not matter; it is used from one Trio run. Times are seconds on Trio's clock.
+
+    Attributes:
+        script: asked about each connection that is made, unless one was queued by `script_next`: what is to go wrong
+            with it. None, or an answer of None: nothing.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        latency: float = 0.0,
+        jitter: float = 0.0,
+        buffer: int = 64 * 1024,
+        reset_discards: bool = False,
+    ) -> None:
+        """Make an empty one.
+
+        Args:
+            seed: where everything comes from that is drawn: the same seed, the same times.
+            latency: one way, between any two hosts and within one, seconds.
+            jitter: at most so much more, seconds.
+            buffer: what one direction of a connection holds, bytes that were sent and not received.
+            reset_discards: whether a reset takes with it what had arrived and was not received yet, as on some systems;
+                on Linux it can still be received.
+
+        Raises:
+            ValueError: a number makes no sense.
+        """
+        _check_seconds("latency", latency)
+        _check_seconds("jitter", jitter)
+        if buffer < 1:
+            msg = f"buffer must be a positive number of bytes, not {buffer!r}"
+            raise ValueError(msg)
+        self.script: Callable[[MemoryConnection], Script | None] | None = None
+        self._seed = seed
+        self._latency = latency
+        self._jitter = jitter
+        self._buffer = buffer
+        self._reset_discards = reset_discards
+        self._hosts: dict[str, MemoryHost] = {}
+        self._ways: dict[tuple[MemoryHost, MemoryHost], Way] = {}
+        self._queued: dict[tuple[MemoryHost, MemoryHost], deque[Script]] = {}
+        self._dialled: dict[tuple[MemoryHost, MemoryHost], int] = {}
+        self._live: dict[Wire, tuple[MemoryHost, MemoryHost]] = {}
+        self._healed = trio.lowlevel.ParkingLot()
+        self._alone = MemoryHost(_LOOPBACK, self._connect)
+        self._alone.names = frozenset((_LOOPBACK, "localhost"))
+
+    def __repr__(self) -> str:
+        hosts = len(set(self._hosts.values()))
+        return f"<MemoryNetwork seed {self._seed}, {hosts} hosts, {len(self._live)} connections>"
+
+    # Hosts
+
+    def host(self, *names: str) -> MemoryHost:
+        """The host of an address or a name, made if there is none. `localhost` is the network's own.
+
+        Args:
+            names: its address and any names that are to resolve to it, in any order. Without an address it gets the
+                next free one of 10.0.0.0/16.
+
+        Raises:
+            ValueError: none was given, one is no host, or they are those of different hosts.
+        """
+        keys = [unbracketed(canonical_host(name)) for name in names]
+        if not keys:
+            msg = "a host needs an address or a name"
+            raise ValueError(msg)
+        if any(is_loopback(key) for key in keys):
+            if len(keys) > 1:
+                msg = f"{', '.join(names)}: localhost is every host's own name for itself, and no name among others"
+                raise ValueError(msg)
+            return self._alone
+        addresses = [key for key in keys if host_address(key) is not None]
+        known = {self._hosts[key] for key in keys if key in self._hosts}
+        if len({*addresses, *(host.address for host in known)}) > 1:
+            msg = f"{', '.join(names)} are not one host"
+            raise ValueError(msg)
+        host = known.pop() if known else self._new_host(*addresses[:1])
+        host.names = host.names.union(keys)
+        self._hosts.update(dict.fromkeys([*keys, host.address], host))
+        return host
+
+    def _new_host(self, *chosen: str) -> MemoryHost:
+        numbers = (f"10.0.{number // 256}.{number % 256}" for number in range(1, 65536))
+        address = next(each for each in itertools.chain(chosen, numbers) if each not in self._hosts)
+        return MemoryHost(address, self._connect)
+
+    async def listen(
+        self, host: str | None, port: int, *, port_range: int = 1, only_local: bool = False
+    ) -> Sequence[Listener]:
+        """See `Transport.listen`; on `localhost`."""
+        return await self._alone.listen(host, port, port_range=port_range, only_local=only_local)
+
+    async def connect(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        """See `Transport.connect`; from `localhost`."""
+        return await self._alone.connect(host, port)
+
+    # What there is
+
+    @property
+    def open_streams(self) -> Sequence[trio.abc.HalfCloseableStream]:
+        """Ends of connections that nobody has closed, those that wait to be accepted included."""
+        return [end for wire in self._live for end in (wire.dialler, wire.acceptor) if not end.is_closed]
+
+    @property
+    def listening(self) -> Sequence[Address]:
+        """Every (host, port) where something listens."""
+        hosts = dict.fromkeys([self._alone, *self._hosts.values()])
+        return [address for host in hosts for address in host.listening]
+
+    # Faults
+
+    def latency(self, seconds: float, *, jitter: float = 0.0, between: tuple[str, str] | None = None) -> None:
+        """Set how long everything takes from now on that is sent.
+
+        Args:
+            seconds: one way.
+            jitter: at most so much more, drawn for each segment; nothing overtakes.
+            between: two hosts, by name or address, for both ways between them; None for all.
+
+        Raises:
+            ValueError: a number makes no sense.
+            LookupError: there is no such host.
+        """
+        _check_seconds("latency", seconds)
+        _check_seconds("jitter", jitter)
+        if between is None:
+            self._latency, self._jitter = seconds, jitter
+            ways = list(self._ways.values())
+        else:
+            one, other = map(self._known, between)
+            ways = [self._way(one, other), self._way(other, one)]
+        for way in ways:
+            way.latency, way.jitter = seconds, jitter
+
+    def partition(self, one: Iterable[str], other: Iterable[str], *, one_way: bool = False) -> None:
+        """Lose everything that is sent between two groups of hosts, until `heal`. Nobody is told.
+
+        New connections hang, those that there are go silent. Partitions add up.
+
+        Args:
+            one: hosts, by name or address.
+            other: likewise.
+            one_way: lose only what `one` sends to `other`; the other way is open.
+
+        Raises:
+            LookupError: there is no such host.
+        """
+        ones, others = [self._known(name) for name in one], [self._known(name) for name in other]
+        pairs = [(source, target) for source in ones for target in others]
+        if not one_way:
+            pairs += [(target, source) for source, target in pairs]
+        self._catch_up()
+        for source, target in pairs:
+            self._way(source, target).blocked = True
+
+    def heal(self) -> None:
+        """End all partitions. What was held up is sent again and arrives, but for resets."""
+        self._catch_up()
+        blocked = {pair for pair, way in self._ways.items() if way.blocked}
+        for pair in blocked:
+            self._ways[pair].blocked = False
+        for wire, (source, target) in list(self._live.items()):
+            for direction, pair in ((wire.there, (source, target)), (wire.back, (target, source))):
+                if pair in blocked:
+                    direction.resend()
+        self._catch_up()
+        self._healed.unpark_all()
+
+    def reset(self, one: Iterable[str], other: Iterable[str]) -> None:
+        """Reset every connection between two groups of hosts, as a firewall does that lost its memory.
+
+        Args:
+            one: hosts, by name or address.
+            other: likewise.
+
+        Raises:
+            LookupError: there is no such host.
+        """
+        ones, others = {self._known(name) for name in one}, {self._known(name) for name in other}
+        for wire, (source, target) in list(self._live.items()):
+            if (source in ones and target in others) or (source in others and target in ones):
+                wire.reset()
+
+    def script_next(self, dialler: str, acceptor: str, *scripts: Script) -> None:
+        """Say what goes wrong with the next connections from one host to another, one script for each.
+
+        Args:
+            dialler: a host, by name or address.
+            acceptor: likewise.
+            scripts: in order; they queue behind those that are there. Asked before `script` is.
+
+        Raises:
+            LookupError: there is no such host.
+        """
+        pair = (self._known(dialler), self._known(acceptor))
+        self._queued.setdefault(pair, deque()).extend(scripts)
+
+    # Inside
+
+    def _known(self, name: str) -> MemoryHost:
+        key = unbracketed(canonical_host(name))
+        host = self._alone if is_loopback(key) else self._hosts.get(key)
+        if host is None:
+            msg = f"there is no host {name!r} on this network; make it with network.host({name!r})"
+            raise LookupError(msg)
+        return host
+
+    def _way(self, source: MemoryHost, target: MemoryHost) -> Way:
+        way = self._ways.get((source, target))
+        if way is None:
+            way = self._ways[source, target] = Way(self._latency, self._jitter)
+        return way
+
+    def _catch_up(self) -> None:
+        for wire in list(self._live):
+            wire.catch_up()
+
+    def _rng(self, connection: MemoryConnection, what: str) -> random.Random:
+        ends = f"{connection.dialler[0]} {connection.acceptor[0]} {connection.number}"
+        return random.Random(f"{self._seed} {ends} {what}")  # noqa: S311 -- seeded on purpose
+
+    async def _connect(self, source: MemoryHost, host: str, port: int) -> MemoryStream:
+        if is_loopback(host):
+            target, address = source, _LOOPBACK
+        else:
+            target = self._resolve(host)
+            address = target.address
+        number = self._dialled.get((source, target), 0)
+        self._dialled[source, target] = number + 1
+        origin = _LOOPBACK if address == _LOOPBACK else source.address
+        connection = MemoryConnection((origin, source.client_port()), (address, port), number)
+        rng = self._rng(connection, "connect")
+        await self._travel(source, target, rng)
+        listener = target.listener(address, port)
+        await self._travel(target, source, rng)
+        if listener is None:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        # In one step: nothing is left behind by who is cancelled on the way.
+        wire = self._wire(connection, source, target)
+        listener.enter(wire.acceptor)
+        return wire.dialler
+
+    def _resolve(self, host: str) -> MemoryHost:
+        target = self._hosts.get(unbracketed(host))
+        if target is not None:
+            return target
+        if host_address(host) is not None:
+            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def _travel(self, source: MemoryHost, target: MemoryHost, rng: random.Random) -> None:
+        """Be a packet that is sent again until it arrives."""
+        way = self._way(source, target)
+        await trio.sleep(way.draw(rng))
+        while way.blocked:
+            await self._healed.park()
+            await trio.sleep(way.draw(rng))
+
+    def _wire(self, connection: MemoryConnection, source: MemoryHost, target: MemoryHost) -> Wire:
+        queued = self._queued.get((source, target))
+        script = queued.popleft() if queued else self.script and self.script(connection)
+        script = script or Script()
+        there, back = self._way(source, target), self._way(target, source)
+        wire = Wire(
+            Direction(there, script.there, self._rng(connection, "there"), self._buffer),
+            Direction(back, script.back, self._rng(connection, "back"), self._buffer),
+            (connection.dialler, connection.acceptor),
+            reset_discards=self._reset_discards,
+            over=lambda: self._live.pop(wire),
+        )
+        self._live[wire] = (source, target)
+        connection._made(wire)  # noqa: SLF001 -- whoever has it sees the counters move
+        return wire
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a canonical host is every machine's name for itself."""
+    address = host_address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        msg = f"{name} must be a finite number of seconds from 0 up, not {value!r}"
+        raise ValueError(msg)
