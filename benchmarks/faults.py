@@ -37,7 +37,7 @@ from trionode.testing import Faults, MemoryNetwork, Script
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from trionode import Connection, EventStream, Node, ServiceChannel
+    from trionode import Connection, EventStream, Listener, Node, NodeEvent, ServiceChannel, Transport
     from trionode.testing import MemoryConnection
 
 EXPLANATION: Final = """\
@@ -58,7 +58,7 @@ options that repeat it. The exit status is 0 without problems, 1 with.
 EXAMPLES: Final = """\
 examples:
   python benchmarks/faults.py                   every 61st byte and both sides of every TLS record: a minute or so
-  python benchmarks/faults.py --all             every byte: some 80 000 exchanges, half an hour and more
+  python benchmarks/faults.py --all             every byte: some 63 000 exchanges, half an hour or so
   python benchmarks/faults.py --fault reset_after --direction there --offset 1234   one exchange, in full
 """
 
@@ -142,6 +142,7 @@ class Exchange:
         self.result = Result()
         self.network = MemoryNetwork()
         self.network.script = self._script
+        self.transport: Transport = self.network
         self.scripted: MemoryConnection | None = None
         self.step = "start"
         self.got: list[bytes] = []
@@ -196,7 +197,7 @@ class Exchange:
             heartbeat_tolerance=HEARTBEAT,
         )
         hidden = NetworkOptions(
-            **{**vars(network), "acceptors": (), "mode": NetworkMode.HIDDEN},
+            **{**vars(network), "acceptors": (), "mode": NetworkMode.HIDDEN, "transport": self.transport},
         )
         beta_options = NodeOptions(
             cert_manager=self.managers[BETA], network=network, services={"ledger": self.ledger, "once": self.once}
@@ -337,11 +338,10 @@ class Exchange:
     async def _check_events(self, events: EventStream) -> None:
         with trio.move_on_after(0.001):
             async for event in events:
-                if isinstance(event, HandshakeRefused) and not isinstance(event.error, HandshakeError):
-                    self.problem(f"an undocumented refusal: {event!r}")
-                documented = (trio.BrokenResourceError, RemoteProtocolError, type(None))
-                if isinstance(event, ConnectionDown) and not isinstance(event.error, documented):
-                    self.problem(f"an undocumented end: {event!r}")
+                error: object = event.error if isinstance(event, HandshakeRefused | ConnectionDown) else None
+                lost = (trio.BrokenResourceError, RemoteProtocolError)
+                if error is not None and not isinstance(error, HandshakeError if _refused(event) else lost):
+                    self.problem(f"an undocumented error in {event!r}")
 
     def _check_left(self, node: Node) -> None:
         statistics = node.statistics()
@@ -354,6 +354,67 @@ class Exchange:
         if contexts.generation != manager.generation:
             self.problem(f"{manager!r} publishes generation {contexts.generation}")
         manager.set_client_auth(manager.client_auth)  # raises while it is in use
+
+
+def _refused(event: NodeEvent) -> bool:
+    return isinstance(event, HandshakeRefused)
+
+
+class Tap:
+    """A transport that keeps a copy of what its dialler sends and receives on its first connection."""
+
+    def __init__(self, network: MemoryNetwork) -> None:
+        self.copies = {"there": bytearray(), "back": bytearray()}
+        self._network = network
+
+    async def listen(self, host: str | None, port: int, *, port_range: int, only_local: bool) -> Sequence[Listener]:
+        """As the network does."""
+        return await self._network.listen(host, port, port_range=port_range, only_local=only_local)
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        """As the network does."""
+        stream = await self._network.connect(host, port)
+        return stream if self.copies["there"] else Tapped(stream, self.copies["there"], self.copies["back"])
+
+
+class Tapped(trio.abc.HalfCloseableStream):
+    """A stream that keeps copies."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, there: bytearray, back: bytearray) -> None:
+        self._stream = stream
+        self._there = there
+        self._back = back
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send, and keep."""
+        self._there += data
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Send the end."""
+        await self._stream.send_eof()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive, and keep."""
+        data = await self._stream.receive_some(max_bytes)
+        self._back += data
+        return data
+
+    async def aclose(self) -> None:
+        """Close."""
+        await self._stream.aclose()
+
+
+def records(data: bytes | bytearray) -> list[int]:
+    """Where the TLS records in these bytes begin, and where the last ends (RFC 8446 section 5.1)."""
+    found = [0]
+    while found[-1] < len(data):
+        found.append(found[-1] + 5 + int.from_bytes(data[found[-1] + 3 : found[-1] + 5], "big"))
+    return found
 
 
 class World:
@@ -371,14 +432,16 @@ class World:
             )
             for name in (ALPHA, BETA)
         }
-        self.reference = self.exchange(None)
+        tapped = Exchange(self.managers, None)
+        tapped.transport = tap = Tap(tapped.network)
+        self.reference = self._live(tapped)
+        self._records = {direction: records(copy) for direction, copy in tap.copies.items()}
         if self.reference.outcome != "success" or self.reference.problems:
             msg = f"an exchange without a fault went wrong: {self.reference}"
             raise AssertionError(msg)
 
-    def exchange(self, script: Script | None) -> Result:
-        """Live through one."""
-        exchange = Exchange(self.managers, script)
+    @staticmethod
+    def _live(exchange: Exchange) -> Result:
         try:
             trio.run(exchange.run, clock=trio.testing.MockClock(autojump_threshold=0))
         except Exception as exc:  # noqa: BLE001 -- whatever comes out, it is a problem
@@ -388,16 +451,22 @@ class World:
     def with_fault(self, fault: str, direction: str, offset: int) -> Result:
         """Live through one with this fault."""
         given: dict[str, Any] = {fault: (offset,) if fault == "corrupt" else offset}
-        result = self.exchange(Script(**{direction: Faults(**given)}))
+        result = self._live(Exchange(self.managers, Script(**{direction: Faults(**given)})))
         # What alpha needed for its success has arrived at beta, or at alpha; a cut before that must show.
-        if result.outcome == "success" and offset < self.reference.done[direction] and fault != "corrupt":
-            result.problems.append(f"success, although byte {offset} of {self.reference.done[direction]} never arrived")
+        if result.outcome == "success" and offset < result.done[direction] and fault != "corrupt":
+            result.problems.append(f"success, although byte {offset} of {result.done[direction]} never arrived")
         return result
 
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of an undisturbed exchange, by direction."""
         return self.reference.sent
+
+    def edges(self, direction: str) -> list[int]:
+        """The bytes where something changes: around the ends of every TLS record, its header and its contents."""
+        size = self.sizes[direction]
+        found = {start + near for start in self._records[direction] for near in (-1, 0, 1, 3, 4, 5)}
+        return sorted(offset for offset in found if 0 <= offset <= size)
 
 
 def sweep(
@@ -468,7 +537,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for direction in options.direction or DIRECTIONS:
             size = world.sizes[direction]
             tally = Tally(fault, direction, size, in_full=bool(options.offset))
-            offsets = options.offset or range(0, size + 1, 1 if options.all else options.every)
+            step = 1 if options.all else options.every
+            offsets = options.offset or sorted({*range(0, size + 1, step), *world.edges(direction)})
             for offset, result in sweep(world, fault, direction, offsets, tally.tell):
                 failed = True
                 for problem in result.problems:

@@ -50,7 +50,7 @@ class Way:
 
     Attributes:
         latency: seconds.
-        jitter: at most so much more, seconds; drawn anew for each segment.
+        jitter: at most so much more, seconds.
         blocked: whether everything is lost on it.
     """
 
@@ -59,8 +59,8 @@ class Way:
     blocked: bool = False
 
     def draw(self, rng: random.Random) -> float:
-        """How long the next segment takes, seconds."""
-        return self.latency + (rng.uniform(0, self.jitter) if self.jitter else 0.0)
+        """How long what is sent now takes, seconds."""
+        return self.latency + self.jitter * rng.random()
 
 
 class _Kind(Enum):
@@ -94,6 +94,8 @@ class Direction:
         self._pending = 0  # bytes on the way, or lost and never acknowledged
         self._free_at = -math.inf  # when a direction with a rate has room for more
         self._last_due = -math.inf
+        self._drawn_at = -math.inf
+        self._delay = 0.0
         self._swallows = False  # nothing more gets in, and the sender is not told
         self._stalled = False
         ends = ((faults.reset_after, _Kind.RST), (faults.eof_after, _Kind.FIN), (faults.stall_after, None))
@@ -172,7 +174,10 @@ class Direction:
             return
         now = trio.current_time() if since is None else since
         self._free_at = max(now, self._free_at) + len(data) / self._faults.rate
-        due = self._free_at + self._faults.delay + self.way.draw(self._rng)
+        if now != self._drawn_at:
+            # One draw for all that is sent at one instant: in how many pieces that is, is the scheduler's chance.
+            self._drawn_at, self._delay = now, self.way.draw(self._rng)
+        due = self._free_at + self._faults.delay + self._delay
         self._last_due = max(self._last_due, due)  # nothing overtakes
         self._on_the_way.append(_Segment(self._last_due, kind, data))
 
