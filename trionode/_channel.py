@@ -113,8 +113,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         send_limit: int,
         on_over: Callable[[ServiceChannel], None],
     ) -> None:
-        self.service = service
-        self.identifier = identifier
+        self.service: str = service
+        self.identifier: int = identifier
         #: The scope of the service task, at the service's end.
         self.scope: trio.CancelScope | None = None
         #: Whether the peer closed its end cleanly: its service then goes on, whatever happens to the connection.
