@@ -85,8 +85,8 @@ class Direction:
     """
 
     def __init__(self, way: Way, faults: Faults, rng: random.Random, buffer: int) -> None:
-        self.sent = 0
-        self.way = way
+        self.sent: int = 0
+        self.way: Way = way
         self._faults = faults
         self._rng = rng
         self._buffer = buffer
@@ -227,11 +227,11 @@ class Wire:
             over: called when both ends have been closed.
         """
         ours, theirs = addresses
-        self.there = there
-        self.back = back
-        self.reset_discards = reset_discards
-        self.dialler = MemoryStream(self, there, back, address=ours, peer_address=theirs)
-        self.acceptor = MemoryStream(self, back, there, address=theirs, peer_address=ours)
+        self.there: Direction = there
+        self.back: Direction = back
+        self.reset_discards: bool = reset_discards
+        self.dialler: MemoryStream = MemoryStream(self, there, back, address=ours, peer_address=theirs)
+        self.acceptor: MemoryStream = MemoryStream(self, back, there, address=theirs, peer_address=ours)
         self._over = over
         self._changed = trio.lowlevel.ParkingLot()
         if there.fail_if_due() or back.fail_if_due():
@@ -288,9 +288,9 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def __init__(
         self, wire: Wire, outgoing: Direction, incoming: Direction, *, address: Address, peer_address: Address
     ) -> None:
-        self.address = address
-        self.peer_address = peer_address
-        self.is_closed = False
+        self.address: Address = address
+        self.peer_address: Address = peer_address
+        self.is_closed: bool = False
         self._wire = wire
         self._outgoing = outgoing
         self._incoming = incoming
