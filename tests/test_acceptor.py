@@ -18,6 +18,7 @@ import trio.testing
 
 from trionode import HandshakeError, HandshakeTimeoutError, NodeName, TLSContexts, _wire as wire
 from trionode._acceptor import Acceptor
+from trionode._admission import Admission
 from trionode._arbiter import Arbiter
 from trionode._handshake import Dial, Party, accept_link, dial_link
 from trionode._listeners import TCPListener, accept_forever, open_listeners
@@ -98,6 +99,7 @@ class Accepting:
             **{
                 "bind_names": True,
                 "handshake_timeout": 10.0,
+                "admission": Admission(),
                 "established": self.established,
                 "refused": self.refused,
                 **options,
@@ -388,6 +390,7 @@ async def test_closing_the_door_leaves_those_inside(generations: Callable[[int],
             party(BETA),
             bind_names=True,
             handshake_timeout=10,
+            admission=Admission(),
             established=accepting.established,
             refused=accepting.refused,
         )

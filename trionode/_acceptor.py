@@ -2,8 +2,8 @@
 
 Theory. Accept loops live in the acceptor's own `run`, handshakes in a nursery that outlives it, so closing the door
 does not throw out those who are inside. Each connection gets its task at once, and takes its contexts when its first
-bytes are there: a silent or dripping client delays nobody. An acceptor knows a receive channel of contexts and what to
-do with a link; it never sees a manager.
+bytes are there: a silent or dripping client delays nobody, and when there are too many, such go first (`_admission`).
+An acceptor knows a receive channel of contexts and what to do with a link; it never sees a manager.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ._tls_stream import address_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ._admission import Admission
     from ._contexts import TLSContexts
     from ._link import Link
     from ._transport import Listener
@@ -48,12 +49,14 @@ class AcceptorStatistics:
         handshaking: of these, in their handshake now.
         established: of these, that became a connection, or a new link of one.
         refused: of these, whose handshake failed.
+        shed: of these, because there were too many (`max_handshakes`).
     """
 
     accepted: int
     handshaking: int
     established: int
     refused: int
+    shed: int
 
 
 @final
@@ -68,6 +71,7 @@ class Acceptor:
         *,
         bind_names: bool,
         handshake_timeout: float,
+        admission: Admission,
         established: Callable[[Link], Awaitable[None]],
         refused: Refused,
     ) -> None:
@@ -77,12 +81,14 @@ class Acceptor:
         self._party = party
         self._bind_names = bind_names
         self._handshake_timeout = handshake_timeout
+        self._admission = admission
         self._on_established = established
         self._on_refused = refused
         self._accepted = 0
         self._handshaking = 0
         self._established = 0
         self._refused = 0
+        self._shed = 0
         self._flood = FloodGate(_log, f"handshakes refused on {self.address}")
 
     def __repr__(self) -> str:
@@ -105,6 +111,7 @@ class Acceptor:
             handshaking=self._handshaking,
             established=self._established,
             refused=self._refused,
+            shed=self._shed,
         )
 
     async def run(self, handler_nursery: trio.Nursery) -> None:
@@ -140,15 +147,18 @@ class Acceptor:
         """One connection: the handshake, then whatever `established` does with the link; owns the transport."""
         self._handshaking += 1
         try:
-            link = await accept_link(
-                transport,
-                self._contexts_channel,
-                self._party,
-                bind_names=self._bind_names,
-                handshake_timeout=self._handshake_timeout,
-            )
+            with self._admission.admitted(address_of(transport)) as ticket:
+                link = await accept_link(
+                    transport,
+                    self._contexts_channel,
+                    self._party,
+                    bind_names=self._bind_names,
+                    handshake_timeout=self._handshake_timeout,
+                    ticket=ticket,
+                )
         except HandshakeError as exc:
             self._refused += 1
+            self._shed += exc.reason == "shed"
             self._report(exc)
             self._on_refused(exc)
             return

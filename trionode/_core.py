@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from ._admission import Admission
 from ._arbiter import Arbiter
 from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason
 from ._errors import HandshakeError, NetworkDisabledError, UnverifiedReason
@@ -75,6 +76,7 @@ class Core:
         events: what it reports.
         running: every connection that has not finished, and the manager that its link is from.
         renewal: moves or closes them when certificates rotate or end.
+        admission: the handshakes that its acceptors have under way.
         uses: what is undone when the node has closed.
         nursery: the node's nursery while it is open for new business, else None.
     """
@@ -98,6 +100,7 @@ class Core:
             moved=lambda connection: self.events.publish(HandedOver(node=name, connection=connection)),
             failed=self._report_failed_hand_over,
         )
+        self.admission = Admission(limit=network.max_handshakes, per_address=network.max_handshakes_per_address)
         self.uses = ExitStack()
         self.nursery: trio.Nursery | None = None
         self._arbiter = Arbiter(name, self.registry)

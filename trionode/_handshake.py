@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar, final
 import trio
 
 from . import _wire as wire
+from ._admission import Progress, Ticket
 from ._arbiter import Conflict
 from ._cookie import acceptor_proof, dialer_proof
 from ._errors import (
@@ -141,6 +142,11 @@ class _Progress:
     generation: int | None = None
     presented: x509.Certificate | None = None
     joins: Connection | None = None
+    ticket: Ticket | None = None
+
+    def __post_init__(self) -> None:
+        if self.ticket is not None:
+            self.ticket.begin(self.scope)
 
     @property
     def where(self) -> str:
@@ -149,6 +155,11 @@ class _Progress:
     def decided(self) -> None:
         """We refuse: telling the peer has a bound of its own, and the deadline must not turn it into a timeout."""
         self.scope.deadline = math.inf
+
+    def reached(self, progress: Progress) -> None:
+        """For who judges which handshakes have to go."""
+        if self.ticket is not None:
+            self.ticket.progress = progress
 
     def took(self, contexts: TLSContexts) -> None:
         self.generation = contexts.generation
@@ -203,6 +214,13 @@ class _Progress:
         return error
 
     def timed_out(self, seconds: float) -> HandshakeError:
+        if self.ticket is not None and self.ticket.shed:
+            too_many = trio.BrokenResourceError("too many handshakes at once")
+            text = (
+                "was one unfinished handshake too many (max_handshakes, max_handshakes_per_address): of those that had "
+                f"come least far it was the oldest (stage {self.stage.value!r})"
+            )
+            return self.broken("shed", text, too_many)
         if self.joins is not None:
             ended = trio.BrokenResourceError("the connection ended, or a later link joined it")
             return self.broken("superseded", "was about to join a connection here, but that is gone", ended)
@@ -225,6 +243,7 @@ async def accept_tls(
     *,
     alpn: tuple[str, ...],
     handshake_timeout: float,
+    ticket: Ticket | None = None,
 ) -> TLSStream:
     """The server side of a TLS handshake alone, for streams without nodes; owns the transport.
 
@@ -232,7 +251,7 @@ async def accept_tls(
         HandshakeError: it failed; the transport is closed.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        progress = _Progress(address_of(transport), scope)
+        progress = _Progress(address_of(transport), scope, ticket=ticket)
         return (await _accept_tls(transport, contexts_channel, alpn, progress))[0]
     raise progress.timed_out(handshake_timeout)
 
@@ -244,6 +263,7 @@ async def accept_link(
     *,
     bind_names: bool,
     handshake_timeout: float,
+    ticket: Ticket | None = None,
 ) -> Link:
     """The accepting side of a node's handshake; owns the transport.
 
@@ -254,9 +274,10 @@ async def accept_link(
         HandshakeError: it broke off, or spoke something else.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        progress = _Progress(address_of(transport), scope)
+        progress = _Progress(address_of(transport), scope, ticket=ticket)
         stream, contexts = await _accept_tls(transport, contexts_channel, (wire.ALPN,), progress)
         progress.stage = Stage.HELLO
+        progress.reached(Progress.HELLO)
         hello = _accept_hello(stream, contexts, party, progress, bind_names=bind_names)
         return await _closing_on_failure(stream, hello, progress)
     raise progress.timed_out(handshake_timeout)
@@ -272,6 +293,7 @@ async def _accept_tls(
         first = await transport.receive_some(_FIRST_READ)
         if not first:
             raise progress.broken("silent", "connected and left without a byte", trio.BrokenResourceError("no bytes"))
+        progress.reached(Progress.TLS)
         contexts = await contexts_channel.receive()
     except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(transport)

@@ -393,6 +393,7 @@ class Node:
             core.party(limits, as_cookie(plan.cookie or network.cookie)),
             bind_names=network.bind_names if plan.bind_names is None else plan.bind_names,
             handshake_timeout=plan.handshake_timeout or network.handshake_timeout,
+            admission=core.admission,
             established=established,
             refused=partial(core.refused, Side.ACCEPT),
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias, final
 
+from ._admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS
 from ._cert_manager import CertManager
 from ._cookie import as_cookie
 from ._identity import NodeName, canonical_host
@@ -146,6 +147,9 @@ class NetworkOptions:
         heartbeat_interval: a connection that was silent for this long is pinged, seconds; infinite for never.
         heartbeat_tolerance: how long the answer to that may take, seconds. A dead peer is noticed at most
             `heartbeat_interval + heartbeat_tolerance` after its last sign of life.
+        max_handshakes: handshakes that acceptors may have under way at once. Of more, the oldest of those that have
+            come least far are ended: first who has said nothing, then who has not finished TLS, then the hello.
+        max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
         max_unverified: inbound connections of unverified peers at once.
         handshake_timeout: for contexts, TLS and hello, seconds; accepting it runs from the accept.
         connect_timeout: for DNS and TCP, seconds.
@@ -165,6 +169,8 @@ class NetworkOptions:
     max_pending_opens: int = 256
     channel_window: int = 160 * 1024
     receive_budget: int = 64 * _MIB
+    max_handshakes: int = MAX_HANDSHAKES
+    max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS
     max_unverified: int = 1024
     heartbeat_interval: float = 15
     heartbeat_tolerance: float = 15
@@ -192,6 +198,8 @@ class NetworkOptions:
         _check_seconds("heartbeat_tolerance", self.heartbeat_tolerance)
         _check_int("channel_window", self.channel_window, 4096, 2**30)
         _check_int("receive_budget", self.receive_budget, 0, 2**40)
+        _check_int("max_handshakes", self.max_handshakes, 1, 2**20)
+        _check_int("max_handshakes_per_address", self.max_handshakes_per_address, 1, 2**20)
         _check_int("max_unverified", self.max_unverified, 0, 2**20)
         _check_seconds("handshake_timeout", self.handshake_timeout)
         _check_seconds("connect_timeout", self.connect_timeout)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
+from ._admission import Admission
 from ._connector import connect
 from ._errors import HandshakeError
 from ._floodgate import FloodGate
 from ._handshake import accept_tls, dial_tls
 from ._identity import canonical_host
 from ._listeners import TCPListener, accept_forever, open_listeners
+from ._tls_stream import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +42,8 @@ async def serve_tls(
 
     Runs until cancelled. Each connection has a task of its own from the accept on; its stream is closed when the
     handler returns. A failed handshake is logged and ends only that connection; an exception in a handler propagates,
-    as with `trio.serve_tcp`.
+    as with `trio.serve_tcp`. At most 512 handshakes are under way at once, 128 of one address; of more, the oldest of
+    those that have come least far are ended.
 
     Args:
         handler: called with each stream whose handshake is done.
@@ -60,14 +63,20 @@ async def serve_tls(
     _check_port(port, lowest=0)
     protocols = _protocols(alpn)
     flood = FloodGate(_log, f"handshakes refused on port {port}")
+    admission = Admission()
     with cert_manager.use(as_server=True):
         listeners = await open_listeners(host, port)
 
         async def handle(transport: trio.abc.Stream) -> None:
             try:
-                stream = await accept_tls(
-                    transport, cert_manager.contexts, alpn=protocols, handshake_timeout=handshake_timeout
-                )
+                with admission.admitted(address_of(transport)) as ticket:
+                    stream = await accept_tls(
+                        transport,
+                        cert_manager.contexts,
+                        alpn=protocols,
+                        handshake_timeout=handshake_timeout,
+                        ticket=ticket,
+                    )
             except HandshakeError as exc:
                 if exc.reason == "silent":
                     _log.debug("handshake: %s", exc)
