@@ -109,6 +109,7 @@ async def test_every_kind_of_event(
             async with node(str(ALPHA), certs, resolver=Failing()) as alpha:
                 events = await stack.enter_async_context(alpha.events())
                 certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) + timedelta(hours=12)))  # of a month
+                certs.rotate_trust(crls=ca.revocation_list(lifetime=timedelta(days=31)))
                 with pytest.raises(CertificateError):
                     certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) - timedelta(hours=1)))
                 certs.report_source(OSError("the disk is gone"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from cryptography import x509
 
 from trionode import (
     CertAuthManager,
@@ -26,9 +27,8 @@ from trionode.pki import CertificateAuthority
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cryptography import x509
-
     from trionode import EventStream
+    from trionode._expiry import Ending
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -50,8 +50,9 @@ async def watched(manager: CertManager, span: timedelta) -> list[tuple[str, time
     """What is reported within a time: serial numbers and time left."""
     seen: list[tuple[str, timedelta]] = []
 
-    def report(certificate: x509.Certificate, left: timedelta) -> None:
-        seen.append((certificate.subject.rfc4514_string(), left))
+    def report(ending: Ending, left: timedelta) -> None:
+        name = ending.subject if isinstance(ending, x509.Certificate) else ending.issuer
+        seen.append((name.rfc4514_string(), left))
 
     with trio.move_on_after(span / timedelta(seconds=1)):
         await watch_expiry(manager, report)
@@ -114,6 +115,19 @@ async def test_pools_are_watched_too(authority: CertificateAuthority, autojump_c
     manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool, clock=trio_clock())
     seen = await watched(manager, 4 * DAY)
     assert [subject for subject, _ in seen] == [ca.certificate.subject.rfc4514_string()] * 4
+
+
+async def test_revocation_lists_are_watched_too(
+    authority: CertificateAuthority, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A list that ends takes everybody with it whose issuer it was from."""
+    pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 300 * DAY)
+    crls = CertificateAuthority(authority.certificate, authority._key, clock=lambda: START).revocation_list(
+        lifetime=3 * DAY
+    )
+    manager = CertAuthManager(pair, root_cas=authority.pool, crls=crls, clock=trio_clock())
+    seen = await watched(manager, 4 * DAY)
+    assert [subject for subject, _ in seen] == [authority.certificate.subject.rfc4514_string()] * 4
 
 
 async def test_a_node_says_so(

@@ -1013,3 +1013,38 @@ def test_relative_paths_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_ca_pool(authority().pool, "ca.pem")
     assert KeyPair.load("c.pem", "k.pem").fingerprint == pair.fingerprint
     assert CAPool.load("ca.pem") == authority().pool
+
+
+# Revocation ----------------------------------------------------------------------------------------------------------
+
+
+def test_revocation_list_is_what_openssl_makes_of_it(tmp_path: Path) -> None:
+    """The `openssl` command reads it, and verifies its signature against the CA."""
+    authority = CertificateAuthority.create()
+    gone, kept = authority.issue("alpha@localhost"), authority.issue("beta@localhost")
+    [crl] = authority.revocation_list(gone, reason=x509.ReasonFlags.key_compromise)
+    assert crl.get_revoked_certificate_by_serial_number(gone.certificate.serial_number) is not None
+    assert crl.get_revoked_certificate_by_serial_number(kept.certificate.serial_number) is None
+    (tmp_path / "ca.pem").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "crl.pem").write_bytes(crl.public_bytes(serialization.Encoding.PEM))
+    shown = subprocess.run(
+        ["openssl", "crl", "-in", "crl.pem", "-CAfile", "ca.pem", "-noout", "-text"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "verify OK" in shown.stderr
+    assert "Key Compromise" in shown.stdout
+    assert f"{gone.certificate.serial_number:X}" in shown.stdout
+
+
+def test_revocation_list_may_be_empty_but_not_over() -> None:
+    """A list of nobody is a list; one without a lifetime would refuse everybody."""
+    authority = CertificateAuthority.create(intermediate=True)
+    [crl] = authority.revocation_list()
+    assert authority.intermediate is not None
+    assert crl.issuer == authority.intermediate.subject
+    assert len(crl) == 0
+    with pytest.raises(ValueError, match="lifetime"):
+        authority.revocation_list(lifetime=timedelta(0))

@@ -63,6 +63,7 @@ from ._events import (
     NameInUse as NameInUse,
     NodeEvent as NodeEvent,
     ResolverTrouble as ResolverTrouble,
+    RevocationListExpiring as RevocationListExpiring,
     RotationRefused as RotationRefused,
     Side as Side,
     SourceTrouble as SourceTrouble,

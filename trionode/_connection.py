@@ -225,6 +225,7 @@ class Connection:
         self._last_heard = trio.current_time()
         self._heard = trio.lowlevel.ParkingLot()
         self._probes: dict[bytes, trio.Event] = {}
+        self._distrusted: PeerUnverifiedError | None = None
         self._identifier: bytes | None = None
         #: The number of the last attempt to join: ours to make, where we dialled, or seen and proved.
         self.last_attempt = 0
@@ -538,6 +539,16 @@ class Connection:
     def distrust(self, error: PeerUnverifiedError) -> None:
         """As `end()`: its peer is no longer trusted."""
         self._end(EndReason.UNVERIFIED, error)
+        self._distrusted = error
+
+    def check_trusted(self) -> None:
+        """Check that its peer was not found to be untrusted after all.
+
+        Raises:
+            PeerUnverifiedError: trust was rotated while its handshake was under way, or later.
+        """
+        if self._distrusted is not None:
+            raise self._distrusted
 
     async def retire(self) -> None:
         """A newcomer took its place: go on for a bounded time, until the peer's goodbye or end, then close."""

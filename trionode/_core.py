@@ -17,11 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
+from cryptography import x509
 
 from ._admission import Admission
 from ._arbiter import Arbiter
 from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason
-from ._errors import HandshakeError, NetworkDisabledError, UnverifiedReason
+from ._errors import HandshakeError, NetworkDisabledError, UnverifiedReason, printable
 from ._events import (
     CertificateExpiring,
     ConnectionDown,
@@ -32,6 +33,7 @@ from ._events import (
     HandOverFailed,
     HandshakeRefused,
     NameInUse,
+    RevocationListExpiring,
     RotationRefused,
     Side,
     SourceTrouble,
@@ -49,10 +51,9 @@ from ._wire import Limits, Refusal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cryptography import x509
-
     from ._cert_manager import CertManager
     from ._connection import RenewalCause
+    from ._expiry import Ending
     from ._link import Link
     from ._loosening import Loosening
 
@@ -170,10 +171,15 @@ class Core:
         self.spawn(partial(watch_expiry, manager, self._report_expiry), f"watch expiry of {manager!r}")
         self.spawn(partial(self._watch_source, manager), f"watch the source of {manager!r}")
 
-    def _report_expiry(self, certificate: x509.Certificate, left: timedelta) -> None:
+    def _report_expiry(self, ending: Ending, left: timedelta) -> None:
         text = f"will end in {describe_duration(left)}" if left > timedelta() else "has ended"
-        _log.warning("a certificate of ours %s; rotate it: %s", text, describe(certificate))
-        self.events.publish(CertificateExpiring(node=self.name, certificate=certificate, left=left))
+        if isinstance(ending, x509.Certificate):
+            _log.warning("a certificate of ours %s; rotate it: %s", text, describe(ending))
+            self.events.publish(CertificateExpiring(node=self.name, certificate=ending, left=left))
+        else:
+            issuer = printable(ending.issuer.rfc4514_string())
+            _log.warning("the revocation list of %s %s; then its peers are refused: get a new one", issuer, text)
+            self.events.publish(RevocationListExpiring(node=self.name, crl=ending, left=left))
 
     async def _watch_refusals(self, manager: CertManager, seen: int) -> None:
         """Report a manager's refused updates after those seen."""

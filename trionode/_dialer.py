@@ -103,7 +103,9 @@ class Dialer:
             CertificateError: a route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
         """
-        return await self._dials.join((name, route), f"dial {name}", lambda: self._attempt(name, route))
+        connection = await self._dials.join((name, route), f"dial {name}", lambda: self._attempt(name, route))
+        connection.check_trusted()
+        return connection
 
     async def _attempt(self, name: NodeName, route: Route | None) -> tuple[Connection, bool]:
         """The connection, and whether this task is the one to run it."""

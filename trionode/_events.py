@@ -40,6 +40,7 @@ __all__ = [
     "NameInUse",
     "NodeEvent",
     "ResolverTrouble",
+    "RevocationListExpiring",
     "RotationRefused",
     "Side",
     "SourceTrouble",
@@ -186,7 +187,7 @@ class GenerationPublished(NodeEvent):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CertificateExpiring(NodeEvent):
-    """A certificate that the node presents or trusts has a third, or a tenth, of its lifetime left, an hour, or none.
+    """A certificate that the node presents or trusts has a third of its lifetime left, a tenth, an hour, or nothing.
 
     Attributes:
         certificate: the certificate.
@@ -194,6 +195,20 @@ class CertificateExpiring(NodeEvent):
     """
 
     certificate: x509.Certificate
+    left: timedelta
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RevocationListExpiring(NodeEvent):
+    """A certificate revocation list has a third of its time left, a tenth, an hour, or nothing.
+
+    Attributes:
+        crl: the list.
+        left: the time until its nextUpdate; negative after it, when peers of its issuer are refused.
+    """
+
+    crl: x509.CertificateRevocationList
     left: timedelta
 
 

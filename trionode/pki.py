@@ -20,7 +20,7 @@ as they were, and is then moved *key first, certificate last*. A reader that tak
 certificate finds the key in place when it changes. What can still be read in between, an old certificate with a new
 key, is refused as `key_mismatch`; read again.
 
-This is no CA for production: its key lies in a file, it keeps no record of what it issued, and it cannot revoke.
+This is no CA for production: its key lies in a file, and it keeps no record of what it issued or revoked.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from ._credentials import BACKDATE, BOTH_PURPOSES, LEAF_KEY_USAGE, CAPool, KeyPa
 from ._errors import CertificateError, CertificateReason
 from ._identity import URI_SCHEME, NodeName, canonical_host, describe, describe_dates, describe_subject, fingerprint
 from ._immutable import HoldsPrivateKey
+from ._revocation import CRLSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -265,6 +266,43 @@ class CertificateAuthority(HoldsPrivateKey):
             builder = builder.add_extension(purposes, critical=False)
         leaf = builder.sign(self._key, _digest(self._key))
         return KeyPair([leaf] if self.intermediate is None else [leaf, self.intermediate], key)
+
+    def revocation_list(
+        self,
+        *revoked: KeyPair | x509.Certificate,
+        lifetime: timedelta = timedelta(days=7),
+        reason: x509.ReasonFlags = x509.ReasonFlags.unspecified,
+    ) -> CRLSet:
+        """Sign a list of certificates that are to be refused from now on (RFC 5280 section 5).
+
+        This CA keeps no record: each list is made anew, and holds what is given and nothing else. One that issues
+        through an intermediate signs with that; the root's key is gone, so managers then need
+        `CRLPolicy(leaf_only=True)`.
+
+        Args:
+            revoked: what this CA has issued; none gives an empty list, by which nobody is refused.
+            lifetime: until a new list is due, from now on; managers refuse this CA's peers after that.
+            reason: why (RFC 5280 section 5.3.1).
+
+        Raises:
+            ValueError: the lifetime is not positive.
+        """
+        now = _now(self._clock)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._issuer.subject)
+            .last_update(now - BACKDATE)
+            .next_update(_end(now, lifetime))
+            .add_extension(_authority_key_identifier(self._issuer), critical=False)
+            .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
+        )
+        for each in revoked:
+            certificate = each.certificate if isinstance(each, KeyPair) else each
+            entry = x509.RevokedCertificateBuilder(certificate.serial_number, now)
+            if reason is not x509.ReasonFlags.unspecified:  # which RFC 5280 wants left out
+                entry = entry.add_extension(x509.CRLReason(reason), critical=False)
+            builder = builder.add_revoked_certificate(entry.build())
+        return CRLSet([builder.sign(self._key, _digest(self._key))])
 
     def save(self, directory: FilePath, *, password: str | bytes | None = None) -> None:
         """Write the CA into a directory: `ca.pem`, `ca.key` and, if it has one, `intermediate.pem`.
