@@ -89,12 +89,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
         tls_version: `TLSv1.3`.
         cipher: the cipher suite's name.
         alpn: the application protocol that was agreed on (RFC 7301), or None.
-    <<<<<<< HEAD
-        peer_address: the peer's (host, port), or None where the transport is not a socket.
-        bytes_taken: ciphertext that the transport has taken so far.
-    =======
         peer_address: the peer's (host, port), or None where the transport does not know it.
-    >>>>>>> 379d232 (A seam below nodes: whatever listens, connects and carries bytes may take TCP's place)
+        bytes_taken: ciphertext that the transport has taken so far.
     """
 
     def __init__(
