@@ -440,8 +440,9 @@ class Connection:
         finally:
             self._end(EndReason.SHUTTING_DOWN)
             try:
-                for link in self._links():
-                    await link.stream.aclose()  # noqa: ASYNC102 -- shielded and bounded inside
+                with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave the second open
+                    for link in self._links():
+                        await link.stream.aclose()
             finally:
                 self._settings.finished(self)
                 self._closed.set()
