@@ -301,8 +301,8 @@ class Renewal:
         elif cause is RenewalCause.EXPIRING and options.on_expiry is Renew.CLOSE:
             await self._close(connection, EndReason.EXPIRED)
         elif watched.redial is None:
-            self._ask(watched)
             watched.not_before = trio.current_time() + ASK_AGAIN
+            self._ask(watched)
         else:
             try:
                 await self.reauthenticate(connection, cause)
