@@ -170,4 +170,6 @@ class Acceptor:
         finally:
             self._handshaking -= 1
         self._established += 1
-        await self._on_established(link)
+        established = self._on_established(link)
+        del link  # not kept: the connection may leave it, and live long
+        await established

@@ -382,7 +382,9 @@ class Node:
             elif core.nursery is None:  # it came through while we were leaving
                 await link.stream.aclose()
             else:
-                await core.adopt(link, manager, limits).run()
+                connection = core.adopt(link, manager, limits)
+                del link  # as in the acceptor
+                await connection.run()
 
         host = None if plan.host == "*" else plan.host or self.name.host
         transport = TCP if network.transport is None else network.transport

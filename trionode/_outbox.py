@@ -98,6 +98,7 @@ class Outbox:
             if self._link.stream.send_at_once(self._pending):
                 self.bytes_written += len(self._pending)
                 self._pending = bytearray()
+                self._heed_wear(self._link)
         except trio.BrokenResourceError:
             pass  # the writer meets it again, and knows what to do
 
@@ -150,15 +151,21 @@ class Outbox:
                 self._queue.append((self._link, self._pending, None))
                 self._pending = bytearray()
                 self.room.unpark_all()
-            link, buffer, written = self._queue.popleft()
-            self._sending = True
-            await link.stream.send_all(buffer)
-            self._sending = False
-            self.bytes_written += len(buffer)
-            if written is not None:
-                written.set()
-            elif link.stream.records_sent >= self._max_records:
-                self._worn()
+            await self._send(*self._queue.popleft())
+
+    async def _send(self, link: Link, buffer: bytearray, written: trio.Event | None) -> None:
+        self._sending = True
+        await link.stream.send_all(buffer)
+        self._sending = False
+        self.bytes_written += len(buffer)
+        if written is not None:
+            written.set()
+        else:
+            self._heed_wear(link)
+
+    def _heed_wear(self, link: Link) -> None:
+        if link.stream.records_sent >= self._max_records:
+            self._worn()
 
     async def _settle(self) -> None:
         size, quiet = len(self._pending), 0
