@@ -56,11 +56,11 @@ class Proxy:
         self.passed.clear()
         self._limits.clear()
 
-    async def run(self, *, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
-        """Serve until cancelled."""
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Serve, in a nursery."""
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.port = listener.socket.getsockname()[1]
-        await trio.serve_listeners(self._forward, [listener], task_status=task_status)
+        nursery.start_soon(trio.serve_listeners, self._forward, [listener])
 
     async def _forward(self, dialer: trio.SocketStream) -> None:
         passed = {"from": 0, "to": 0}
@@ -183,7 +183,7 @@ def bench(node: NodeFactory) -> Callable[..., Any]:
             trio.open_nursery() as nursery,
         ):
             proxy = Proxy(beta.acceptors[0].address[1])
-            await nursery.start(proxy.run)
+            await proxy.start(nursery)
             yield Bench(alpha, beta, proxy, nursery)
             with trio.move_on_after(5):
                 for connection in [*alpha.connections.values()]:
