@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from trionode import (
+    CertAuthManager,
     ClientAuth,
     ConnectionUp,
     EndReason,
@@ -30,7 +31,7 @@ from trionode._outbox import HIGH_WATER, Outbox
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import ManagerFactory, NodeFactory, PairFactory
+    from conftest import AuthorityFactory, ManagerFactory, NodeFactory, PairFactory
 
     from trionode import Connection, EventStream, Route, ServiceChannel, TLSStream
     from trionode.pki import CertificateAuthority
@@ -449,3 +450,46 @@ async def test_a_certificates_whole_life(
         alpha._core.renewal.rotated(certs)  # have the clock looked at; else it would be within a minute
         with trio.fail_after(10):
             assert (await connection.wait_closed()).reason is EndReason.EXPIRED
+
+
+async def test_a_successor_that_was_revoked(open_pair: PairFactory, authority: AuthorityFactory) -> None:
+    """Revocation is looked at again: a list that the first certificate is not on refuses the second."""
+    cluster = authority("a CA for hand-overs")
+    good, revoked = cluster.issue("alpha@localhost"), cluster.issue("alpha@localhost")
+    cluster.revoke(revoked)
+    lists = {"alpha@localhost": None, "beta@localhost": cluster.crl()}
+    alpha, beta = (
+        CertAuthManager(
+            good if name.startswith("alpha") else cluster.issue(name),
+            client_cas=cluster.pool,
+            client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
+            root_cas=cluster.pool,
+            crls=crls,
+        )
+        for name, crls in lists.items()
+    )
+    async with open_pair(alpha={"certs": alpha}, beta={"certs": beta, "services": {"echo": echo}}) as pair:
+        connection = await pair.alpha.connect("beta@localhost")
+        alpha.update(revoked)
+        with pytest.raises(PeerRejectedError) as refused:
+            await connection.reauthenticate()
+        assert refused.value.code == "certificate_revoked"
+        assert await connection.call("echo", b"well") == b"well"
+        alpha.update(good)
+        await connection.reauthenticate()
+        assert connection.generation == 3
+
+
+async def test_small_writes_wear_keys_too(open_pair: PairFactory) -> None:
+    """What is written at once, without the writer, counts like everything else."""
+    async with open_pair(beta={"services": {"echo": echo}}) as pair:
+        connection = await pair.alpha.connect("beta@localhost")
+        await connection.call("echo", b"")
+        noticed: list[int] = []
+        outbox = Outbox(connection.link, worn=lambda: noticed.append(1), max_records=1)
+        outbox.append(b"")
+        outbox.flush()
+        assert noticed == [], "nothing was written"
+        outbox.append(bytes.fromhex("0b000008 00000000 0000000000000000"))  # a PING
+        outbox.flush()
+        assert noticed == [1]
