@@ -469,8 +469,6 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._abandoned = True
         self._cancel_service()
         self._over = True
-        if self._send_end is None:
-            self._send_end = trio.ClosedResourceError("the connection was closed here")
         if not self._closed:
             self._end_locally()
 
@@ -592,8 +590,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             raise RemoteProtocolError(msg)
         if kind == wire.CLOSE:
             self.peer_closed = self._over = True
-            if self._send_end is None:
-                self._send_end = trio.BrokenResourceError(f"{self.peer.name} closed its end of {self.service!r}")
+            self._send_end = trio.BrokenResourceError(f"{self.peer.name} closed its end of {self.service!r}")
             self._wake_senders()
         self._end_receiving(trio.EndOfChannel())
 
@@ -672,8 +669,3 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 def _as_bytes(value: bytes) -> bytes:
     """Checked before a header is queued: what turned out not to be bytes after it would garble the whole connection."""
     return value if type(value) is bytes else bytes(memoryview(value))
-
-
-def _encodable(text: str) -> str:
-    """Without lone surrogates (undecodable file names in error messages have them), which UTF-8 does not have."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")[:1000]

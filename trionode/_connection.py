@@ -529,8 +529,7 @@ class Connection:
         if answered.is_set() or (self._bytes_received != received and not insist):
             return True
         self._end(EndReason.LOST, trio.BrokenResourceError(f"{self.peer.name} did not answer a ping in {within:g} s"))
-        if self._nursery is not None:
-            self._cancel()
+        self._cancel()
         return False
 
     def end(self, reason: EndReason) -> None:
