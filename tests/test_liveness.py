@@ -239,16 +239,19 @@ async def test_a_peer_was_heard_recently_or_not(scripted: ScriptedFactory) -> No
 
 
 class SlowStream(trio.abc.Stream):
-    """A way that takes a step of what is written now and then, never two at once."""
+    """A way that takes a step of what is written now and then, never two at once, until it breaks."""
 
     def __init__(self, stream: MemoryStream) -> None:
         self._stream = stream
         #: Seconds for so many bytes.
         self.pace = 0.0
         self.step = 64 * 1024
+        self.broken = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send, slowly."""
+        if self.broken:
+            raise trio.BrokenResourceError
         with memoryview(data) as view:
             for start in range(0, len(view), self.step):
                 await trio.sleep(self.pace)
@@ -375,3 +378,71 @@ async def test_what_comes_after_the_end_is_not_dispatched(scripted: ScriptedFact
         assert (await scene.connection.wait_closed()).reason is EndReason.CLOSED_BY_PEER
         await settled()
     assert ran == []
+
+
+async def test_where_sending_breaks_what_comes_in_may_say_why(scripted: ScriptedFactory) -> None:
+    """A goodbye that is on its way has the verdict."""
+    ways: list[SlowStream] = []
+    async with scripted(transport=slow(ways)) as scene:
+        ways[0].broken = True
+        await scene.say(wire.header(wire.PING, 0, 8) + bytes(8))  # the answer breaks
+        await trio.sleep(CLOSE_GRACE / 2)
+        assert scene.connection.live
+        await scene.say(wire.control(wire.GOODBYE, 0, wire.End(code="closed", message="")))
+        assert (await scene.connection.wait_closed()).reason is EndReason.CLOSED_BY_PEER
+
+
+async def test_where_sending_breaks_and_nothing_comes_in_the_connection_is_lost(scripted: ScriptedFactory) -> None:
+    """After a second."""
+    ways: list[SlowStream] = []
+    async with scripted(transport=slow(ways)) as scene:
+        ways[0].broken = True
+        began = trio.current_time()
+        await scene.say(wire.header(wire.PING, 0, 8) + bytes(8))
+        assert (await scene.connection.wait_closed()).reason is EndReason.LOST
+        assert trio.current_time() - began == CLOSE_GRACE
+
+
+async def test_a_peer_that_reads_nothing_is_given_up_by_who_goes_on_opening(
+    scripted: ScriptedFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening is synchronous and queues: at a ceiling the connection is ended, and who opens is told why."""
+    monkeypatch.setattr("trionode._outbox.CEILING", 10_000)
+    ways: list[SlowStream] = []
+    async with scripted(dialled=True, transport=slow(ways)) as scene:
+        ways[0].pace = math.inf
+        await settled()
+
+        def go_on() -> None:
+            while True:
+                scene.connection.open_channel("serve").close()
+
+        with pytest.raises(trio.BrokenResourceError) as info:
+            go_on()
+        assert "alpha@localhost does not read" in str(info.value.__cause__)
+        assert (await scene.connection.wait_closed()).reason is EndReason.LOST
+
+
+async def test_a_crash_inside_ends_one_connection_and_is_logged(
+    scripted: ScriptedFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug of ours does not end the node."""
+
+    def crash(*_: object) -> None:
+        msg = "a bug"
+        raise RuntimeError(msg)
+
+    async with scripted(renew=crash, max_records=1) as scene:
+        await scene.say(wire.header(wire.PING, 0, 8) + bytes(8))
+        assert (await scene.connection.wait_closed()).reason is EndReason.LOST
+    assert [record.getMessage() for record in caplog.records] == ["the connection to alpha@localhost crashed"]
+
+
+async def test_a_close_before_anything_ran_closes(scripted: ScriptedFactory) -> None:
+    """Cancelled or not: who closes a connection that was made just now leaves nothing behind."""
+    async with scripted() as scene:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await scene.connection.aclose()
+        assert scope.cancelled_caught
+        assert (await scene.connection.wait_closed()).reason is EndReason.CLOSED

@@ -196,6 +196,19 @@ async def test_nothing_runs_for_a_caller_that_gave_up_in_the_same_breath(scripte
     assert held.began == []
 
 
+async def test_who_a_channel_is_to_shows(scripted: ScriptedFactory) -> None:
+    """In its `repr`, for logs."""
+    shown: list[str] = []
+
+    async def serve(channel: ServiceChannel) -> None:
+        shown.append(repr(channel))
+
+    async with scripted(services={"serve": serve}) as scene:
+        await scene.say(opened(1, "serve"))
+        await scene.answered()
+    assert shown == ["<ServiceChannel 1 to 'serve', peer alpha@localhost>"]
+
+
 # What ends them ------------------------------------------------------------------------------------------------------
 
 ENDS: Final = pytest.mark.parametrize("end", ["goodbye", "lost", "closed here"])
@@ -279,6 +292,20 @@ async def test_a_service_that_reset_its_channel_and_goes_on_is_cancelled_by_its_
         await scene.say(reset(1))
         await scene.services.wait_idle()
     assert held.cancelled == [1]
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+async def test_a_group_without_errors_propagates_as_it_is(scripted: ScriptedFactory, *, propagate: bool) -> None:
+    """`SystemExit` in a nursery of a service is none of its failures."""
+
+    async def serve(channel: ServiceChannel) -> None:
+        async with trio.open_nursery():
+            raise SystemExit(3)
+
+    with pytest.RaisesGroup(SystemExit, flatten_subgroups=True):
+        async with scripted(services={"serve": serve}, propagate_errors=propagate) as scene:
+            await scene.say(opened(1, "serve"))
+            await trio.sleep_forever()
 
 
 # What is no failure of theirs ----------------------------------------------------------------------------------------

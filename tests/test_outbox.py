@@ -1,0 +1,218 @@
+"""The one writer: order, few writes, and what happens to bytes when the link changes, breaks or is left."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+import trio
+import trio.testing
+
+from trionode import _outbox as outbox
+from trionode._outbox import Outbox
+
+if TYPE_CHECKING:
+    from trionode._link import Link
+
+settled = trio.testing.wait_all_tasks_blocked
+
+
+class Stream:
+    """As much of a TLS stream as the writer uses; notes what it is given."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.at_once: list[bytes] = []
+        self.records_sent = 0
+        self.unsent = False
+        #: What `send_at_once` answers.
+        self.roomy = True
+        self.broken = False
+        #: Held up while it is not set.
+        self.open = trio.Event()
+        self.open.set()
+
+    async def send_all(self, data: bytearray) -> None:
+        """Send; what was left over goes first."""
+        if self.broken:
+            raise trio.BrokenResourceError
+        await self.open.wait()
+        self.writes.append(bytes(data))
+        self.unsent = False
+        self.records_sent += 1
+
+    def send_at_once(self, data: bytearray) -> bool:
+        """Send, if there is room."""
+        if self.broken:
+            raise trio.BrokenResourceError
+        if self.roomy:
+            self.at_once.append(bytes(data))
+        return self.roomy
+
+
+def link_of(stream: Stream) -> Link:
+    """A link with nothing else in it."""
+    return cast("Link", SimpleNamespace(stream=stream))
+
+
+class Scene:
+    """An outbox, its writer and its stream."""
+
+    def __init__(self, nursery: trio.Nursery, *, max_records: int = 1000) -> None:
+        self.stream = Stream()
+        self.worn = 0
+        self.outbox = Outbox(link_of(self.stream), worn=self._wear, max_records=max_records)
+        self.written = False
+        nursery.start_soon(self._write)
+
+    def _wear(self) -> None:
+        self.worn += 1
+
+    async def _write(self) -> None:
+        await self.outbox.write()
+        self.written = True
+
+
+async def test_what_is_appended_in_one_go_is_one_write_in_order(nursery: trio.Nursery) -> None:
+    """However many append, and of whatever kind the pieces are."""
+    scene = Scene(nursery)
+    for piece in (b"a", bytearray(b"b"), memoryview(b"c")):
+        scene.outbox.append(piece, b".")
+    await settled()
+    assert scene.stream.writes == [b"a.b.c."]
+    assert scene.outbox.bytes_written == 6
+
+
+async def test_closing_writes_what_is_there_and_takes_no_more(nursery: trio.Nursery) -> None:
+    """Then the writer ends; an outbox that is idle ends at once."""
+    scene = Scene(nursery)
+    scene.outbox.append(b"last words")
+    scene.outbox.close()
+    scene.outbox.append(b"too late")
+    await settled()
+    assert (scene.stream.writes, scene.written) == ([b"last words"], True)
+    idle = Scene(nursery)
+    await settled()
+    idle.outbox.close()
+    await settled()
+    assert (idle.stream.writes, idle.written) == ([], True)
+
+
+async def test_discarding_forgets_what_was_not_written(nursery: trio.Nursery) -> None:
+    """Also what waits for an older link."""
+    scene = Scene(nursery)
+    new = Stream()
+    scene.outbox.append(b"nobody reads this")
+    scene.outbox.switch(link_of(new), last=b"last", first=b"first")
+    scene.outbox.discard()
+    scene.outbox.close()
+    await settled()
+    assert scene.stream.writes == new.writes == []
+    assert scene.written
+
+
+async def test_a_switch_parts_what_came_before_from_what_comes_after(nursery: trio.Nursery) -> None:
+    """In one step, whatever the old link is doing; and says when that has everything."""
+    scene = Scene(nursery)
+    new = Stream()
+    scene.stream.open = trio.Event()
+    scene.outbox.append(b"under way")
+    await settled()
+    scene.outbox.append(b"before")
+    written = scene.outbox.switch(link_of(new), last=b" last", first=b"first ")
+    scene.outbox.append(b"after")
+    assert scene.outbox.link.stream is cast("object", new)
+    await settled()
+    assert not written.is_set()
+    assert new.writes == []
+    scene.stream.open.set()
+    await settled()
+    assert written.is_set()
+    assert scene.stream.writes == [b"under way", b"before last"]
+    assert new.writes == [b"first after"]
+
+
+async def test_flushing_writes_at_once_where_that_is_possible(nursery: trio.Nursery) -> None:
+    """And leaves nothing to the writer, which was woken already."""
+    scene = Scene(nursery)
+    await settled()
+    scene.outbox.append(b"now")
+    scene.outbox.flush()
+    assert scene.stream.at_once == [b"now"]
+    scene.outbox.flush()  # nothing is pending
+    await settled()
+    assert scene.stream.at_once == [b"now"]
+    assert scene.stream.writes == []
+    assert scene.outbox.bytes_written == 3
+
+
+async def test_what_a_flush_left_over_is_written_without_more_to_write(nursery: trio.Nursery) -> None:
+    """The stream holds it, ahead of what comes next."""
+    scene = Scene(nursery)
+    await settled()
+    scene.outbox.append(b"now")
+    scene.outbox.flush()
+    scene.stream.unsent = True
+    await settled()
+    assert scene.stream.writes == [b""]
+    assert not scene.stream.unsent
+
+
+@pytest.mark.parametrize("why", ["no room", "broken", "sending", "closing", "switched"])
+async def test_flushing_where_it_is_not_possible_leaves_it_to_the_writer(nursery: trio.Nursery, why: str) -> None:
+    """Nothing is lost, doubled or reordered; a link that is broken is for the writer to find."""
+    scene = Scene(nursery)
+    scene.stream.roomy = why != "no room"
+    await settled()
+    if why == "sending":
+        scene.stream.open = trio.Event()
+        scene.outbox.append(b"first ")
+        await settled()
+    scene.outbox.append(b"now")
+    if why == "closing":
+        scene.outbox.close()
+    elif why == "switched":
+        scene.outbox.switch(link_of(scene.stream), last=b"", first=b" then")
+    scene.stream.broken = why == "broken"
+    scene.outbox.flush()
+    assert scene.stream.at_once == []
+    scene.stream.broken = False
+    scene.stream.open.set()
+    await settled()
+    assert b"".join(scene.stream.writes) in (b"now", b"first now", b"now then")
+    assert b"now" in b"".join(scene.stream.writes)
+
+
+async def test_the_writer_finds_a_broken_link() -> None:
+    """And raises; what was appended is nobody's any more."""
+    with pytest.RaisesGroup(trio.BrokenResourceError):
+        async with trio.open_nursery() as nursery:
+            scene = Scene(nursery)
+            scene.stream.broken = True
+            scene.outbox.append(b"x")
+
+
+async def test_wear_is_told_after_each_write_from_the_limit_on(nursery: trio.Nursery) -> None:
+    """Whoever is told decides what that means."""
+    scene = Scene(nursery, max_records=2)
+    told = []
+    for _ in range(3):
+        scene.outbox.append(b"x")
+        await settled()
+        told.append(scene.worn)
+    assert told == [0, 1, 2]
+
+
+async def test_marks(nursery: trio.Nursery) -> None:
+    """Senders wait from the high water mark on, and are woken as the writer takes it; a flood of answers overflows."""
+    scene = Scene(nursery)
+
+    def marks(size: int) -> tuple[bool, bool]:
+        scene.outbox.append(bytes(size))
+        return scene.outbox.full, scene.outbox.overflowing
+
+    assert [marks(outbox.HIGH_WATER - 1), marks(1)] == [(False, False), (True, False)]
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(scene.outbox.room.park)
+    assert [marks(0), marks(outbox.CEILING), marks(1)] == [(False, False), (True, False), (True, True)]
