@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +30,7 @@ _LIMITS: Final = ("#9ca3af", "#d1d5db")
 
 def unavailable() -> str | None:
     """Why no chart can be drawn here, in words; None if one can."""
-    return None if importlib.util.find_spec("matplotlib") else "matplotlib is not installed (pip install -e '.[bench]')"
+    return None if find_spec("matplotlib") else "matplotlib is not installed (pip install -e '.[bench]')"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Two recordings side by side: what changed between two commits, and what is only the machine.
 
 Absolute numbers of two runs differ by the mood of the machine. So each number is compared as a ratio to the naive peer
-of its own run, and a change counts where it is larger than the spread of both.
+of its own run. Every number is an interval here, from quartile to quartile, and so is what is made of them: a change
+counts where the interval leaves 1 outside.
 """
 
 from __future__ import annotations
@@ -31,75 +32,64 @@ class Change:
         contestant: its title.
         absolute: how many times better the new run was.
         relative: the same of ratios to the naive peer; None for the naive peer, and where it was not measured.
-        noise: the width of both spreads, as a part.
     """
 
     scenario: str
     placement: str
     contestant: str
-    absolute: float
-    relative: float | None
-    noise: float
+    absolute: Spread
+    relative: Spread | None
 
     @property
     def word(self) -> str:
         """What to make of it."""
-        change = self.absolute if self.relative is None else self.relative
-        if self.relative is None or abs(change - 1) <= self.noise:
+        if self.relative is None or self.relative.low <= 1 <= self.relative.high:
             return ""
-        return "better" if change > 1 else "worse"
+        return "better" if self.relative.low > 1 else "worse"
 
 
 def changes(old: Recording, new: Recording) -> Iterator[Change]:
-    """For each contestant that both have."""
-    for key in old.results.keys() & new.results.keys():
+    """For each contestant that both have, in the order of the new run."""
+    for key, after in new.results.items():
+        if key not in old.results:
+            continue
         scenario, placement, contestant = key
-        before, after = old.results[key], new.results[key]
-        absolute = _advantage(before, after)
+        absolute = _advantage(old.results[key], after)
         baseline = (scenario, placement, after["baseline"])
         relative = None
-        noise = _spread(before).noise + _spread(after).noise
         if baseline != key and baseline in old.results and baseline in new.results:
-            relative = absolute / _advantage(old.results[baseline], new.results[baseline])
-            noise += _spread(old.results[baseline]).noise + _spread(new.results[baseline]).noise
-        # Quartiles are half the width at each side, of each of the medians that go in.
+            relative = _quotient(absolute, _advantage(old.results[baseline], new.results[baseline]))
         yield Change(
-            scenario=scenario,
-            placement=placement,
-            contestant=contestant,
-            absolute=absolute,
-            relative=relative,
-            noise=noise / 2,
+            scenario=scenario, placement=placement, contestant=contestant, absolute=absolute, relative=relative
         )
 
 
-def _spread(line: Mapping[str, Any]) -> Spread:
-    return Spread(low=line["low"], median=line["median"], high=line["high"])
+def _advantage(before: Mapping[str, Any], after: Mapping[str, Any]) -> Spread:
+    was, is_now = (Spread(low=line["low"], median=line["median"], high=line["high"]) for line in (before, after))
+    return _quotient(is_now, was) if after["better"] == "higher" else _quotient(was, is_now)
 
 
-def _advantage(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
-    ratio = float(after["median"] / before["median"])
-    return ratio if after["better"] == "higher" else 1 / ratio
+def _quotient(one: Spread, other: Spread) -> Spread:
+    return Spread(low=one.low / other.high, median=one.median / other.median, high=one.high / other.low)
 
 
 def changes_table(old: Recording, new: Recording) -> Table:
-    """All of them, grouped as the scenarios are."""
+    """All of them."""
     table = Table(title=f"{old.run['commit']} → {new.run['commit']}: times better than before", title_justify="left")
     for heading in ("scenario", "placement", "contestant"):
         table.add_column(heading)
-    for heading in ("absolute", "against the naive peer", "noise"):
+    for heading in ("absolute", "against the naive peer", "interval"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    order = list(new.results)
-    ranked = sorted(changes(old, new), key=lambda each: order.index((each.scenario, each.placement, each.contestant)))
-    for each in ranked:
+    for each in changes(old, new):
+        relative = each.relative
         table.add_row(
             each.scenario,
             each.placement,
             escape(each.contestant),
-            f"{each.absolute:.2f}",
-            "" if each.relative is None else f"{each.relative:.2f}",
-            f"± {each.noise:.0%}",
+            f"{each.absolute.median:.2f}",
+            "" if relative is None else f"{relative.median:.2f}",
+            "" if relative is None else f"{relative.low:.2f} - {relative.high:.2f}",
             each.word,
         )
     return table

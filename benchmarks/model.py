@@ -11,9 +11,11 @@ A target "at least 8" speaks of it as it is, a target "at most 1.6 times as cost
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Sample:
         work: how many operations it is about.
         wall: seconds that they took.
         cpu: seconds of CPU time that they took, of both ends and all threads.
+        others: how many cores everything else on the machine kept busy meanwhile.
         notes: what else came out, by name.
     """
 
@@ -52,21 +55,23 @@ class Sample:
     work: int
     wall: float
     cpu: float
+    others: float = 0.0
     notes: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stopwatch:
-    """Measures wall time and CPU time of a block: of this process and of the other end's, if that is another."""
+    """Measures a block: wall time; CPU time of this process, and the other end's if that is another; the rest's."""
 
     def __init__(self, *others: int) -> None:
         # Of another process: clock_getcpuclockid(3), which Python does not have, for the whole process (2).
         self._clocks = [time.CLOCK_PROCESS_CPUTIME_ID, *((~pid << 3) | 2 for pid in others)]
-        self.wall = self.cpu = 0.0
+        self.wall = self.cpu = self.machine = 0.0
 
     def _cpu_time(self) -> float:
         return sum(time.clock_gettime(clock) for clock in self._clocks)
 
     def __enter__(self) -> Self:
+        self.machine = -busy()
         self.cpu = -self._cpu_time()
         self.wall = -time.perf_counter()
         return self
@@ -74,6 +79,7 @@ class Stopwatch:
     def __exit__(self, *_: object) -> None:
         self.wall += time.perf_counter()
         self.cpu += self._cpu_time()
+        self.machine += busy()
 
     def rate(self, work: int, per_operation: float = 1.0) -> Sample:
         """A sample of so many operations a second, each worth so much of the unit."""
@@ -81,7 +87,18 @@ class Stopwatch:
 
     def sample(self, value: float, work: int, **notes: float) -> Sample:
         """A sample with a value of its own."""
-        return Sample(value=value, work=work, wall=self.wall, cpu=self.cpu, notes=notes)
+        others = max(0.0, self.machine - self.cpu) / self.wall
+        return Sample(value=value, work=work, wall=self.wall, cpu=self.cpu, others=others, notes=notes)
+
+
+def busy() -> float:
+    """Seconds that all cores of the machine together were busy so far, where Linux says so, to a hundredth."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _waiting, *interrupts_and_stolen = map(int, line.split()[1:9])
+    return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True)

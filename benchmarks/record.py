@@ -62,7 +62,10 @@ class Recorder:
                 spread = Spread.of(result.values)
                 line |= {"median": spread.median, "low": spread.low, "high": spread.high, "count": result.count}
                 line |= {"values": result.values}
-                line |= {name: [getattr(sample, name) for sample in result.samples] for name in ("work", "wall", "cpu")}
+                line |= {
+                    name: [getattr(sample, name) for sample in result.samples]
+                    for name in ("work", "wall", "cpu", "others")
+                }
                 line |= {"notes": [dict(sample.notes) for sample in result.samples]}
             self._write({**line, "problem": result.problem})
         for each in judged(played):
@@ -91,7 +94,11 @@ class Recording:
         Raises:
             ValueError: that is something else.
         """
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except ValueError as exc:
+            msg = f"{file} was not written by --json: {exc}"
+            raise ValueError(msg) from exc
         if not lines or not isinstance(lines[0], dict) or lines[0].get("record") != "run":
             msg = f"{file} was not written by --json: its first line says nothing of a run"
             raise ValueError(msg)
