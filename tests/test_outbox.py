@@ -212,7 +212,8 @@ async def test_marks(nursery: trio.Nursery) -> None:
         scene.outbox.append(bytes(size))
         return scene.outbox.full, scene.outbox.overflowing
 
-    assert [marks(outbox.HIGH_WATER - 1), marks(1)] == [(False, False), (True, False)]
     async with trio.open_nursery() as waiting:
         waiting.start_soon(scene.outbox.room.park)
+        await settled()
+        assert [marks(outbox.HIGH_WATER - 1), marks(1)] == [(False, False), (True, False)]
     assert [marks(0), marks(outbox.CEILING), marks(1)] == [(False, False), (True, False), (True, True)]
