@@ -1,4 +1,4 @@
-"""The commands that show what many nodes do at once: benchmarks/mesh.py and benchmarks/crossing.py, small."""
+"""The commands that show what many nodes do at once: benchmarks/mesh.py, crossing.py and flood.py, small."""
 
 from __future__ import annotations
 
@@ -50,6 +50,26 @@ def test_mesh_converges_to_one_connection_per_pair() -> None:
     assert 15 <= result["dials"] <= 45
     assert result["established"] >= 15
     assert 0 < result["seconds"] < 30
+
+
+def test_everybody_honest_gets_through_a_flood() -> None:
+    """Silence, drips and garbage, from more clients than honest ones: no honest connect fails."""
+    finished = run("flood", "--quick", "--json")
+    assert finished.returncode == 0, finished.stderr
+    result = result_of(finished)
+    assert result["ok"] is True
+    assert (result["failed"], result["problems"]) == (0, [])
+    assert result["honest"] > 2
+    assert result["accepted"] >= result["crowd"] == 60
+
+
+def test_flood_for_people() -> None:
+    """A table without --json, progress apart from it, and a --help that says what is judged."""
+    finished = run("flood", "--quick")
+    assert finished.returncode == 0, finished.stderr
+    assert "ratio" in finished.stdout
+    assert "flood: 60 arrive" in finished.stderr
+    assert "at most twice" in run("flood", "--help").stdout
 
 
 def test_two_nodes_that_dial_each_other_have_one_connection_each_time() -> None:
