@@ -43,7 +43,7 @@ The exit status is 0 when everything ran, 1 when something failed, and with --st
 
 EXAMPLES: Final = """\
 examples:
-  python -m benchmarks                                     everything, about half an hour
+  python -m benchmarks                                     everything, about 25 minutes
   python -m benchmarks --only connect,call                 two scenarios
   python -m benchmarks --json out.jsonl --chart out.svg    and keep the figures
   python -m benchmarks --quick --only messages-100         to see that it works; the numbers mean nothing
