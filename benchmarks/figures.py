@@ -42,6 +42,7 @@ class Verdict(StrEnum):
     MET = "met"
     MISSED = "missed"
     CLOSE = "too close to call"  # the spread of the ratio holds the target
+    NOISY = "too noisy to call"  # a percentile, on a machine that was busy with something else
     UNKNOWN = "unknown"  # one of the two was not measured
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from benchmarks.figures import Spread, Verdict, advantages, judge
+from benchmarks.model import CROWDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,7 +39,8 @@ def judged(played: Round) -> Iterator[Judged]:
         ours, theirs = played.result(target.of), played.result(target.against)
         ratios = [] if ours is None or theirs is None else advantages(played.scenario, ours.values, theirs.values)
         spread = Spread.of([target.shown(ratio) for ratio in ratios]) if ratios else None
-        yield Judged(target=target, ratio=spread, verdict=judge(target, ratios))
+        noisy = ratios and played.scenario.tail and played.others > CROWDED
+        yield Judged(target=target, ratio=spread, verdict=Verdict.NOISY if noisy else judge(target, ratios))
 
 
 class Recorder:

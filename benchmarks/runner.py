@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,11 @@ class Round:
     scenario: Scenario
     placement: Placement
     results: Sequence[Result]
+
+    @property
+    def others(self) -> float:
+        """How many cores other programs kept busy meanwhile: the median of all samples."""
+        return statistics.median([sample.others for result in self.results for sample in result.samples] or [0.0])
 
     def result(self, title: str) -> Result | None:
         """Of one contestant, if it was measured."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.figures import Spread, Verdict
+from benchmarks.model import CROWDED
 from benchmarks.record import baseline_advantage, judged
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
     from benchmarks.runner import Round
 
-_STYLES = {Verdict.MET: "green", Verdict.MISSED: "red", Verdict.CLOSE: "yellow", Verdict.UNKNOWN: "dim"}
-
-#: Other programs that keep more cores busy than this are worth a warning: no machine is quite idle.
-_CROWDED: Final = 0.2
+_STYLES = {
+    Verdict.MET: "green",
+    Verdict.MISSED: "red",
+    Verdict.CLOSE: "yellow",
+    Verdict.NOISY: "yellow",
+    Verdict.UNKNOWN: "dim",
+}
 
 
 def number(value: float) -> str:
@@ -57,9 +61,8 @@ def results_table(played: Round) -> Table:
             number(cpu),
             "" if advantage is None else number(advantage.median),
         )
-    others = Spread.of([sample.others for result in played.results for sample in result.samples] or [0.0])
-    if others.median >= _CROWDED:
-        table.caption = f"[bold red]NOISY[/]: other programs kept {others.median:.1f} cores busy meanwhile"
+    if played.others > CROWDED:
+        table.caption = f"[bold red]NOISY[/]: other programs kept {played.others:.1f} cores busy meanwhile"
     return table
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -545,6 +546,28 @@ def test_two_runs_are_compared_by_their_ratios(
     assert found[OURS].word == word
     assert found[NAIVE].word == ""
     assert found[NAIVE].relative is None
+
+
+@pytest.mark.parametrize(
+    ("tail", "others", "verdict"),
+    [
+        (True, 1.0, Verdict.NOISY),  # the 99th percentile of what is compared with is somebody else's time slice
+        (True, 0.1, Verdict.MET),
+        (False, 1.0, Verdict.MET),  # rates survive, as ratios
+    ],
+)
+def test_a_percentile_on_a_busy_machine_has_no_verdict(tail: bool, others: float, verdict: Verdict) -> None:
+    """Not even a good one: noise in the other number makes a target look met."""
+    scenario = replace(a_scenario(targets=[Target(of=OURS, against=NAIVE, at_least=2)]), tail=tail)
+    made = [replace(sample, others=others) for sample in samples(4.0, 4.0)]
+    slow = [replace(sample, value=1.0) for sample in made]
+    played = Round(
+        scenario=scenario,
+        placement=Placement.ONE,
+        results=[Result(title=OURS, samples=made), Result(title=NAIVE, samples=slow)],
+    )
+    assert [each.verdict for each in judged(played)] == [verdict]
+    assert ("NOISY" in printed(results_table(played))) is (others > 0.2)
 
 
 def test_a_comparison_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,6 +128,7 @@ SCENARIOS: Final = (
             for suffix in (IDLE, BUSY)
         ],
         baseline=NAIVE + IDLE,
+        tail=True,
         targets=[Target(of=OURS + BUSY, against=OURS + IDLE, at_most=5)],
         placements=[Placement.ONE, Placement.TWO],
         start=2000,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import subprocess
 import sys
+import time
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.arena import GRPC, NAIVE, OURS, contestant
 from benchmarks.figures import percentile
-from benchmarks.model import Better, Contestant, Placement, Sample, Scenario, Target
+from benchmarks.model import Better, Contestant, Placement, Sample, Scenario, Target, busy
 
 if TYPE_CHECKING:
     from benchmarks.arena import Arena
@@ -55,12 +57,20 @@ def import_time(job: Job, *, modules: str) -> Sample:
     clocks = "time.perf_counter(), time.process_time()"
     program = f"import time; begin = {clocks}; import {modules}; print(*begin, {clocks})"
     walls, cpus = [], []
+    begin, others = time.perf_counter(), -_of_others()
     for _ in range(job.count):
         done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, check=True)
         wall, cpu, wall_after, cpu_after = map(float, done.stdout.split())
         walls.append(wall_after - wall)
         cpus.append(cpu_after - cpu)
-    return Sample(value=percentile(walls, 0.5) * 1e3, work=job.count, wall=sum(walls), cpu=sum(cpus))
+    others = max(0.0, others + _of_others()) / (time.perf_counter() - begin)
+    return Sample(value=percentile(walls, 0.5) * 1e3, work=job.count, wall=sum(walls), cpu=sum(cpus), others=others)
+
+
+def _of_others() -> float:
+    """Seconds that cores were busy with something else than us and the interpreters that we started."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return busy() - time.process_time() - children.ru_utime - children.ru_stime
 
 
 BARE: Final = "trio, OpenSSL, cryptography"

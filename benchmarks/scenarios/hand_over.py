@@ -166,6 +166,7 @@ SCENARIOS: Final = (
             contestant(OURS, connects, suffix=CONNECT),
             _with_hand_over(contestant(OURS, added_latency, suffix=ADDED)),
         ],
+        tail=True,
         baseline=OURS + CONNECT,
         targets=[Target(of=OURS + ADDED, against=OURS + CONNECT, at_most=1)],
         start=100,
