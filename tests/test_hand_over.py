@@ -24,6 +24,8 @@ from trionode import (
     NetworkMode,
     NodeName,
     PeerRejectedError,
+    PeerUnverifiedError,
+    Refused,
     Renew,
 )
 from trionode._outbox import HIGH_WATER, Outbox
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from conftest import AuthorityFactory, ManagerFactory, NodeFactory, PairFactory
 
-    from trionode import Connection, EventStream, Route, ServiceChannel, TLSStream
+    from trionode import Connection, EventStream, Peer, Route, ServiceChannel, TLSStream
     from trionode.pki import CertificateAuthority
 
 E = TypeVar("E")
@@ -493,3 +495,33 @@ async def test_small_writes_wear_keys_too(open_pair: PairFactory) -> None:
         outbox.append(bytes.fromhex("0b000008 00000000 0000000000000000"))  # a PING
         outbox.flush()
         assert noticed == [1]
+
+
+async def test_the_dialer_checks_the_name_again(open_pair: PairFactory, manager: ManagerFactory) -> None:
+    """An acceptor whose new certificate does not cover its name is refused; the connection goes on as it was."""
+    certs = manager("beta@localhost")
+    async with open_pair(beta={"certs": certs, "services": {"echo": echo}}) as pair:
+        connection = await pair.alpha.connect("beta@localhost")
+        certs.update(manager("beta@elsewhere.example").key_pair)
+        with pytest.raises(PeerUnverifiedError) as refused:
+            await connection.reauthenticate()
+        assert refused.value.reason == "name_mismatch"
+        assert await connection.call("echo", b"well") == b"well"
+
+
+async def test_the_dialer_authorizes_again(open_pair: PairFactory) -> None:
+    """`authorize` is asked on the dialling side, too, each time."""
+    asked: list[Peer] = []
+
+    def authorize(peer: Peer) -> None:
+        asked.append(peer)
+        if len(asked) == 2:
+            raise Refused("once is enough")
+
+    async with open_pair(alpha={"authorize": authorize}, beta={"services": {"echo": echo}}) as pair:
+        connection = await pair.alpha.connect("beta@localhost")
+        with pytest.raises(PeerUnverifiedError, match="once is enough"):
+            await connection.reauthenticate()
+        assert await connection.call("echo", b"well") == b"well"
+        await connection.reauthenticate()
+        assert len(asked) == 3

@@ -25,6 +25,7 @@ from trionode import (
     _connection,
     _wire as wire,
 )
+from trionode._cookie import dialer_proof
 from trionode._join import Ends, connection_id, join_proof
 from trionode._tls_stream import TLSStream
 
@@ -367,6 +368,31 @@ async def test_the_certificate_is_verified_again(
             await w.dialer.ask(second, w.dialer.join(second))
         assert (await w.event(HandshakeRefused)).error.reason == "unknown_ca"
         await w.dialer.check_unharmed()
+
+
+async def test_the_cookie_is_asked_for_again(
+    node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
+) -> None:
+    """A right proof of the connection does not stand in for one of the cookie, which is good for one session, too."""
+    cookie = b"a shared secret of some length"
+    async with node("beta@localhost", cookie=cookie, shutdown_grace=0) as beta:
+        dialer = Dialer(beta, manager("alpha@localhost"), scripted_dial)
+
+        def shown(peer: ScriptedPeer) -> bytes:
+            return dialer_proof(cookie, session(peer), dialer=ALPHA, acceptor=BETA, incarnation=1, dialling=True)
+
+        dialer.first = await dialer.dial()
+        await dialer.first.introduce(str(ALPHA), proof=shown(dialer.first))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for wrong in (b"", bytes(32), shown(dialer.first)):
+            second = await dialer.dial()
+            answer = await dialer.ask(second, dialer.join(second), proof=wrong)
+            assert answer.refusal is not None
+            assert answer.refusal.code == "cookie"
+            await dialer.check_unharmed()
+        second = await dialer.dial()
+        assert (await dialer.ask(second, dialer.join(second), proof=shown(second))).refusal is None
+        await hang_up(dialer.peers)
 
 
 async def test_the_latest_of_several_joins(world: Callable[..., Any]) -> None:
