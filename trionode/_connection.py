@@ -237,7 +237,6 @@ class Connection:
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
-        self._ending = trio.Event()
         self._end_grace = CLOSE_GRACE
         self._closed = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -430,14 +429,17 @@ class Connection:
                 self._nursery = nursery
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read, self._link)
-                nursery.start_soon(self._bound_the_end)
                 if self._settings.heartbeat_interval < float("inf"):
                     nursery.start_soon(self._heed_heartbeat)
+                if self._ended is not None:  # before it began
+                    nursery.start_soon(self._bound_the_end)
         except* Exception as crash:  # noqa: BLE001 -- logged in full
             # A bug of ours, not a peer's doing; still, one connection must not end the node.
             _log.exception("the connection to %s crashed", self.peer.name)
+            self._nursery = None
             self._end(EndReason.LOST, crash)
         finally:
+            self._nursery = None
             self._end(EndReason.SHUTTING_DOWN)
             try:
                 with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave the second open
@@ -467,8 +469,7 @@ class Connection:
         try:
             await self._closed.wait()
         finally:
-            if self._nursery is not None:
-                self._nursery.cancel_scope.cancel()
+            self._cancel()
             with trio.CancelScope(shield=True):  # bounded: everything under run() is cancelled now
                 await self._closed.wait()
 
@@ -601,11 +602,11 @@ class Connection:
             message = "" if error is None else wire.text(str(error))
             self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
         self._outbox.close()
-        self._ending.set()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._bound_the_end)
 
     async def _bound_the_end(self) -> None:
-        """Once the connection has begun to end: give the peer up when no byte moved for the grace."""
-        await self._ending.wait()
+        """The connection has begun to end: give the peer up when no byte moved for the grace."""
         taken = -1
         while taken != self._bytes_taken():
             taken = self._bytes_taken()
@@ -622,8 +623,8 @@ class Connection:
         return self._ended is not None and self._ended.reason in _NOBODY_LISTENS
 
     def _cancel(self) -> None:
-        assert self._nursery is not None
-        self._nursery.cancel_scope.cancel()
+        if self._nursery is not None:  # else it is not run yet, or no more
+            self._nursery.cancel_scope.cancel()
 
     def _worn(self) -> None:
         self._settings.renew(self, RenewalCause.WORN)
