@@ -157,7 +157,7 @@ class World:
         self.renewal = Renewal(
             options,
             patience=20,
-            moved=self.moved.append,
+            moved=lambda connection, cause: self.moved.append(connection),
             failed=lambda connection, cause, error: self.failed.append((trio.current_time(), cause)),
         )
 

@@ -6,6 +6,7 @@ from ._cert_manager import (
     CertAuthManager as CertAuthManager,
     CertManager as CertManager,
     LiveLink as LiveLink,
+    ManagerStatistics as ManagerStatistics,
     Unchanged as Unchanged,
 )
 from ._channel import ServiceChannel as ServiceChannel
@@ -72,7 +73,13 @@ from ._follower import Follower as Follower, FollowerStatus as FollowerStatus, f
 from ._identity import NodeName as NodeName
 from ._keeper import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
 from ._live import StrandedPeer as StrandedPeer, StrandedPeers as StrandedPeers
-from ._node import Node as Node, NodeStatistics as NodeStatistics, open_node as open_node, serve_node as serve_node
+from ._node import (
+    ManagerUse as ManagerUse,
+    Node as Node,
+    NodeStatistics as NodeStatistics,
+    open_node as open_node,
+    serve_node as serve_node,
+)
 from ._options import (
     AcceptorOptions as AcceptorOptions,
     LiveConnections as LiveConnections,
@@ -96,6 +103,13 @@ from ._routes import RouteHandle as RouteHandle
 from ._services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._sources import Credentials as Credentials, FileSource as FileSource, Source as Source
 from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
+from ._tally import (
+    HandshakeCount as HandshakeCount,
+    HandshakeOutcome as HandshakeOutcome,
+    HandshakeTimes as HandshakeTimes,
+    TimeHistogram as TimeHistogram,
+)
 from ._tls_stream import TLSStream as TLSStream
 from ._transport import Listener as Listener, Transport as Transport
 from ._typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service
+from ._validity import CredentialRole as CredentialRole, Validity as Validity

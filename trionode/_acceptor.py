@@ -9,6 +9,7 @@ An acceptor knows a receive channel of contexts and what to do with a link; it n
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, final
 
@@ -22,6 +23,7 @@ from ._tls_stream import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from ._admission import Admission
     from ._contexts import TLSContexts
@@ -37,6 +39,14 @@ class Refused(Protocol):
     """What an acceptor tells of a handshake that failed."""
 
     def __call__(self, error: HandshakeError, /) -> None: ...
+
+
+class Timed(Protocol):
+    """Counts and times the handshake inside a `with` block, which takes its contexts from what that gives."""
+
+    def __call__(
+        self, channel: trio.abc.ReceiveChannel[TLSContexts], /
+    ) -> AbstractContextManager[trio.abc.ReceiveChannel[TLSContexts]]: ...
 
 
 @final
@@ -74,6 +84,7 @@ class Acceptor:
         admission: Admission,
         established: Callable[[Link], Awaitable[None]],
         refused: Refused,
+        timed: Timed = nullcontext,
     ) -> None:
         self._listeners = tuple(listeners)
         self._addresses = tuple(listener.address for listener in listeners)
@@ -84,6 +95,7 @@ class Acceptor:
         self._admission = admission
         self._on_established = established
         self._on_refused = refused
+        self._timed = timed
         self._accepted = 0
         self._handshaking = 0
         self._established = 0
@@ -147,10 +159,13 @@ class Acceptor:
         """One connection: the handshake, then whatever `established` does with the link; owns the transport."""
         self._handshaking += 1
         try:
-            with self._admission.admitted(address_of(transport)) as ticket:
+            with (
+                self._admission.admitted(address_of(transport)) as ticket,
+                self._timed(self._contexts_channel) as contexts_channel,
+            ):
                 link = await accept_link(
                     transport,
-                    self._contexts_channel,
+                    contexts_channel,
                     self._party,
                     bind_names=self._bind_names,
                     handshake_timeout=self._handshake_timeout,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from threading import RLock
 from typing import TYPE_CHECKING, Final, Self, TypeAlias, final
@@ -42,6 +42,7 @@ from ._identity import NodeName, canonical_host
 from ._live import Bench, LiveLink, LiveLinks, StrandedPeer, StrandedPeers, stranded_peer
 from ._policy import ClientAuth, TLSPolicy
 from ._revocation import STRICT, CRLPolicy, CRLSet
+from ._validity import Validity, validities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,11 +54,13 @@ if TYPE_CHECKING:
 #: Why an update or a rotation of trust was refused.
 RotationError: TypeAlias = CertificateError | TrustRotationError
 
-__all__ = ["UNCHANGED", "CertAuthManager", "CertManager", "LiveLink", "Unchanged"]
+__all__ = ["UNCHANGED", "CertAuthManager", "CertManager", "LiveLink", "ManagerStatistics", "Unchanged"]
 
 _log = logging.getLogger("trionode.certificates")
 _security_log = logging.getLogger("trionode.security")
 
+#: In place of a `CertificateReason`: a rotation of trust was refused for the sake of live peers.
+STRANDED: Final = "stranded"
 #: Peers that a refused rotation names in its text; its `peers` has them all.
 _NAMED: Final = 10
 
@@ -74,6 +77,27 @@ class Unchanged(Enum):
 
 #: In place of a pool or list: the one that is published stays.
 UNCHANGED: Final = Unchanged.UNCHANGED
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManagerStatistics:
+    """A snapshot of a cert manager.
+
+    Attributes:
+        generation: what is published; so many less one were published since construction.
+        live_generations: as `CertManager.live_generations`, of all nodes that use it.
+        refused: updates and rotations of trust that were refused so far, by `CertificateReason`, or `stranded` where
+            they would have stranded live peers; every reason is there.
+        source_trouble: as `CertManager.source_trouble`.
+        validities: from when until when what it presents and trusts is good.
+    """
+
+    generation: int
+    live_generations: Mapping[int, int]
+    refused: Mapping[str, int]
+    source_trouble: Exception | None
+    validities: tuple[Validity, ...]
 
 
 class CertManager:
@@ -102,6 +126,8 @@ class CertManager:
         self._generation = AsyncValue(1)
         self._refusal: AsyncValue[tuple[int, RotationError | None]] = AsyncValue((0, None))
         self._source_trouble: AsyncValue[Exception | None] = AsyncValue(None)
+        self._refused = dict.fromkeys([*CertificateReason, STRANDED], 0)
+        self._validities: tuple[TLSContexts, tuple[Validity, ...]] | None = None
         self._links = LiveLinks()
         # The generation that brought the present trust: links of older ones were verified by another.
         self._trusted_since = 1
@@ -201,6 +227,7 @@ class CertManager:
         self._generation.value = contexts.generation
 
     def _refuse(self, error: RotationError) -> None:
+        self._refused[error.reason if isinstance(error, CertificateError) else STRANDED] += 1
         self._refusal.value = (self._refusal.value[0] + 1, error)
 
     @property
@@ -259,6 +286,19 @@ class CertManager:
             await trio.lowlevel.checkpoint()
             if self.generation < generation:
                 await self._generation.wait_value(lambda current: current >= generation)
+
+    def statistics(self) -> ManagerStatistics:
+        """A snapshot; in the manager's own thread, if it is in use."""
+        contexts = self._channel.current
+        if self._validities is None or self._validities[0] is not contexts:
+            self._validities = contexts, tuple(validities(contexts.key_pair, self._policy))
+        return ManagerStatistics(
+            generation=contexts.generation,
+            live_generations=self.live_generations,
+            refused=dict(self._refused),
+            source_trouble=self.source_trouble,
+            validities=self._validities[1],
+        )
 
     # Live links
 

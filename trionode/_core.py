@@ -46,6 +46,7 @@ from ._options import NetworkMode, NodeOptions
 from ._registry import Registry
 from ._renewal import Renewal
 from ._services import Services
+from ._tally import Tally
 from ._wire import Limits, Refusal
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Core:
         registry: its connections by name.
         services: by name.
         events: what it reports.
+        tally: what it counts.
         running: every connection that has not finished, and the manager that its link is from.
         renewal: moves or closes them when certificates rotate or end.
         admission: the handshakes that its acceptors have under way.
@@ -93,12 +95,13 @@ class Core:
         for service_name, service in options.services.items():
             self.services.add(service_name, service)
         self.events = EventHub()
+        self.tally = Tally()
         self.running: dict[Connection, CertManager] = {}
         network = options.network
         self.renewal = Renewal(
             options.live_connections,
             patience=network.connect_timeout + network.handshake_timeout,
-            moved=lambda connection: self.events.publish(HandedOver(node=name, connection=connection)),
+            moved=self._report_hand_over,
             failed=self._report_failed_hand_over,
         )
         self.admission = Admission(limit=network.max_handshakes, per_address=network.max_handshakes_per_address)
@@ -164,6 +167,13 @@ class Core:
         self._managers[manager] = as_server or bool(known)
         if known is None and self.nursery is not None:
             self._start_watching(manager)
+
+    @property
+    def managers(self) -> dict[str, CertManager]:
+        """Those in use: `own` is the node's, the others are numbered in the order in which they were first used."""
+        others = [manager for manager in self._managers if manager is not self.options.cert_manager]
+        own = {"own": self.options.cert_manager} if self.options.cert_manager in self._managers else {}
+        return own | {str(number): manager for number, manager in enumerate(others, 1)}
 
     def _start_watching(self, manager: CertManager) -> None:
         self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
@@ -317,6 +327,7 @@ class Core:
             if not retiring:
                 del self._retiring[connection.peer.name]
         del self.running[connection]
+        self.tally.retire(connection.statistics())
         self.renewal.forget(connection)
 
     def _moved(self, connection: Connection, _: Link) -> None:
@@ -325,11 +336,17 @@ class Core:
         _log.info("connection handed over: %r", connection)
         self.renewal.moved(connection)
 
+    def _report_hand_over(self, connection: Connection, cause: RenewalCause) -> None:
+        self.tally.hand_overs[cause] += 1
+        self.events.publish(HandedOver(node=self.name, connection=connection))
+
     def _report_failed_hand_over(self, connection: Connection, cause: RenewalCause, error: Exception) -> None:
+        self.tally.hand_overs_failed[cause] += 1
         self._hand_over_flood.warning("the hand-over of %r failed, it goes on as it was: %s", connection, error)
         self.events.publish(HandOverFailed(node=self.name, connection=connection, cause=cause, error=error))
 
     def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
+        self.tally.ends[end.reason] += 1
         self.events.publish(
             ConnectionDown(
                 node=self.name, peer=connection.peer, connection=connection, reason=end.reason, error=end.error

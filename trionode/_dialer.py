@@ -175,8 +175,10 @@ class Dialer:
     ) -> Link:
         core = self._core
         reach = None if will_do is None else partial(self._unless_overtaken, plan.name, will_do)
+        timed = core.tally.handshake(Side.DIAL, manager.contexts, abandoned=_OvertakenError)
         try:
-            return await dial(plan, manager.contexts, core.party(core.limits()), reach=reach)
+            with timed as contexts_channel:
+                return await dial(plan, contexts_channel, core.party(core.limits()), reach=reach)
         except HandshakeError as exc:
             core.refused(Side.DIAL, exc)
             raise

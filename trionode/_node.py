@@ -12,6 +12,7 @@ stay), `_acceptor`, `_connection`.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from ._cert_manager import CertManager, ManagerStatistics
     from ._channel import ServiceChannel
-    from ._connection import Connection
+    from ._connection import Connection, RenewalCause
     from ._link import Link
     from ._routes import RouteHandle
     from ._services import Allow, Service
+    from ._tally import HandshakeCount, HandshakeTimes, TimeHistogram
 
-__all__ = ["Node", "NodeStatistics", "open_node", "serve_node"]
+__all__ = ["ManagerUse", "Node", "NodeStatistics", "open_node", "serve_node"]
 
 
 def open_node(name: str | NodeName, options: NodeOptions) -> AbstractAsyncContextManager[Node]:
@@ -86,20 +89,62 @@ async def serve_node(
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NodeStatistics:
-    """A snapshot of a node.
+class ManagerUse:
+    """A manager that a node uses, and the node's connections by it.
 
     Attributes:
+        label: `own` for the manager in `NodeOptions`; others have numbers, in the order in which they were first used.
+        manager: its own snapshot.
+        connections: how many of the node's connections there are of each of its generations that has any.
+        superseded: of these, those of older generations than what it publishes.
+    """
+
+    label: str
+    manager: ManagerStatistics
+    connections: Mapping[int, int]
+    superseded: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeStatistics:
+    """A snapshot of a node; "so far" is since it was opened.
+
+    Attributes:
+        open: whether it takes and makes connections; not before its block, nor once it drains or is left.
         connections: open now, verified or not.
         channels: open on them.
         services: service tasks that run.
         acceptors: one entry for each.
+        managers: one entry for each that it uses.
+        channels_opened: so far, by either side.
+        bytes_sent: so far, on all connections, before encryption.
+        bytes_received: so far, on all connections, after decryption.
+        pending_handshakes: under way, by side, those of clients that have not said a word included.
+        handshakes: those that are over.
+        handshake_times: how long they took.
+        connect_times: how long dials took to resolve and to connect, where they did.
+        hand_overs: connections that moved to a new link so far, by cause: `asked` where it was the peer that wanted it.
+        hand_overs_failed: hand-overs that failed before their commit, by cause.
+        ends: connections that have ended so far, by reason.
     """
 
+    open: bool
     connections: int
     channels: int
     services: int
     acceptors: tuple[AcceptorStatistics, ...]
+    managers: tuple[ManagerUse, ...]
+    channels_opened: int
+    bytes_sent: int
+    bytes_received: int
+    pending_handshakes: Mapping[Side, int]
+    handshakes: tuple[HandshakeCount, ...]
+    handshake_times: tuple[HandshakeTimes, ...]
+    connect_times: TimeHistogram
+    hand_overs: Mapping[RenewalCause, int]
+    hand_overs_failed: Mapping[RenewalCause, int]
+    ends: Mapping[EndReason, int]
 
 
 @final
@@ -142,14 +187,33 @@ class Node:
         return dict(self._connectors)
 
     def statistics(self) -> NodeStatistics:
-        """A snapshot of what it does."""
-        connections = [connection.statistics() for connection in self._core.running]
+        """A snapshot of what it did and does, taken in one step; in the node's own thread."""
+        core, tally = self._core, self._core.tally
+        connections = [connection.statistics() for connection in core.running]
         return NodeStatistics(
+            open=core.nursery is not None,
             connections=len(connections),
             channels=sum(each.channels for each in connections),
-            services=self._core.services.running,
+            services=core.services.running,
             acceptors=tuple(acceptor.statistics() for acceptor in self.acceptors),
+            managers=tuple(self._use_of(manager, label) for label, manager in core.managers.items()),
+            channels_opened=tally.channels_opened + sum(each.channels_opened for each in connections),
+            bytes_sent=tally.bytes_sent + sum(each.bytes_sent for each in connections),
+            bytes_received=tally.bytes_received + sum(each.bytes_received for each in connections),
+            pending_handshakes=dict(tally.pending),
+            handshakes=tally.handshakes(),
+            handshake_times=tally.handshake_times(),
+            connect_times=tally.connect_times(),
+            hand_overs=dict(tally.hand_overs),
+            hand_overs_failed=dict(tally.hand_overs_failed),
+            ends=dict(tally.ends),
         )
+
+    def _use_of(self, manager: CertManager, label: str) -> ManagerUse:
+        statistics = manager.statistics()
+        generations = Counter(each.generation for each, its in self._core.running.items() if its is manager)
+        older = sum(count for generation, count in generations.items() if generation < statistics.generation)
+        return ManagerUse(label=label, manager=statistics, connections=dict(generations), superseded=older)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[EventStream]:
@@ -398,6 +462,7 @@ class Node:
             admission=core.admission,
             established=established,
             refused=partial(core.refused, Side.ACCEPT),
+            timed=partial(core.tally.handshake, Side.ACCEPT),
         )
 
     def _register(self) -> None:

@@ -86,6 +86,7 @@ class _Watched:
         failures: in a row.
         busy: whether its turn is under way or queued.
         lock: one hand-over at a time.
+        moving: why it is being handed over, or the peer was asked to; None: if it moves, the peer wants it.
     """
 
     number: int
@@ -101,6 +102,7 @@ class _Watched:
     failures: int = 0
     busy: bool = False
     lock: trio.Lock = field(default_factory=trio.Lock)
+    moving: RenewalCause | None = None
 
 
 @final
@@ -112,7 +114,7 @@ class Renewal:
         options: LiveConnections,
         *,
         patience: float,
-        moved: Callable[[Connection], None],
+        moved: Callable[[Connection, RenewalCause], None],
         failed: Callable[[Connection, RenewalCause, Exception], None],
     ) -> None:
         """Make one; nothing happens by itself before `run()`.
@@ -120,7 +122,7 @@ class Renewal:
         Args:
             options: what is to become of live connections.
             patience: how long a peer that is asked by hand may take, seconds.
-            moved: told of each hand-over that has settled, whoever dialled.
+            moved: told of each hand-over that has settled, whoever dialled, and why; `ASKED` where the peer wanted it.
             failed: told of each that failed before its commit.
         """
         self._options = options
@@ -161,7 +163,8 @@ class Renewal:
         watched.asked = False
         if watched.redial is None:
             watched.not_before = -math.inf  # that was patience with the peer, and it has done it
-        self._on_moved(connection)
+        cause, watched.moving = watched.moving or RenewalCause.ASKED, None
+        self._on_moved(connection, cause)
         self._new_link(watched)
 
     def renew(self, connection: Connection, cause: RenewalCause) -> None:
@@ -301,6 +304,7 @@ class Renewal:
         elif cause is RenewalCause.EXPIRING and options.on_expiry is Renew.CLOSE:
             await self._close(connection, EndReason.EXPIRED)
         elif watched.redial is None:
+            watched.moving = cause
             watched.not_before = trio.current_time() + ASK_AGAIN
             self._ask(watched)
         else:
@@ -337,6 +341,7 @@ class Renewal:
         watched = self._watched[connection]
         try:
             if watched.redial is None:
+                watched.moving = cause
                 await self._have_it_moved(watched)
             else:
                 await self._move(watched, watched.redial, cause)
@@ -362,6 +367,7 @@ class Renewal:
             except BaseException:
                 await trio.aclose_forcefully(link.stream)
                 raise
+            watched.moving = cause
         await connection.wait_settled()
 
     async def _have_it_moved(self, watched: _Watched) -> None:

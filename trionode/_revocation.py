@@ -173,6 +173,11 @@ class CRLSet(Immutable):
         """The newest list that carries the name of a certificate's issuer, or None."""
         return next(iter(_newest(self._named(certificate.issuer))), None)
 
+    def counting(self) -> Iterator[x509.CertificateRevocationList]:
+        """The lists that count: of several of one issuer the newest, of each scope."""
+        for issuer in dict.fromkeys(crl.issuer for crl in self.lists):
+            yield from _newest(self._named(issuer))
+
     def _named(self, issuer: x509.Name) -> list[x509.CertificateRevocationList]:
         return [crl for crl in self.lists if crl.issuer == issuer]
 
@@ -239,6 +244,11 @@ def describe_crl(crl: x509.CertificateRevocationList) -> str:
         f"the CRL of {_shown(crl.issuer)} (of {crl.last_update_utc:%Y-%m-%d %H:%M:%S}, next update "
         f"{next_update(crl):%Y-%m-%d %H:%M:%S} UTC)"
     )
+
+
+def crl_issuer(crl: x509.CertificateRevocationList) -> str:
+    """Who issued a list (RFC 4514), cut and escaped."""
+    return _shown(crl.issuer)
 
 
 def next_update(crl: x509.CertificateRevocationList) -> datetime:
