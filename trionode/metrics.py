@@ -1,0 +1,327 @@
+"""Metrics for Prometheus, and for whatever reads its format; needs the extra `metrics`.
+
+Theory. Nothing is measured here: a node counts anyway (`Node.statistics`), and `NodeCollector` turns that into metric
+families when somebody asks. A scrape usually comes in on another thread, while a node's numbers change in Trio's; so
+the snapshot is taken *in* Trio's thread, in one step between two tasks, and what crosses to the other thread is a value
+that nobody changes any more. No locks, and nothing for a node to do between two scrapes. A Trio run that is stuck, or
+over, does not answer: after `PATIENCE` seconds the scrape goes on without it, and says so by `trionode_up`.
+
+Labels are bounded: enumerations, the names of this program's own nodes, the subjects of its own certificates. Nothing
+that a peer sends becomes one.
+
+The library is `prometheus_client`: it may be asked at scrape time (a collector), so that nodes need not know of it; it
+is one package without dependencies, threads or context of its own; and every monitoring system reads what it writes,
+OpenTelemetry's collector included. OpenTelemetry's own SDK is several packages, and its instruments that are asked when
+needed know no histograms: handshakes would have to report to it one by one.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final, NoReturn, final
+
+import trio
+
+from ._connection import EndReason, RenewalCause
+from ._errors import ListenError
+from ._events import Side
+from ._tally import HandshakeOutcome, TimeHistogram
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Metric, start_http_server
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError as _exc:
+    if _exc.name != "prometheus_client":
+        raise
+    _msg = "trionode.metrics needs prometheus_client; install it with: pip install 'trionode[metrics]'"
+    raise ModuleNotFoundError(_msg, name=_exc.name) from None
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from ._node import ManagerUse, Node, NodeStatistics
+    from ._validity import Validity
+
+__all__ = ["NodeCollector", "serve_metrics"]
+
+#: How long a scrape waits for the thread of its nodes. Seconds; Prometheus itself waits for 10 by default.
+PATIENCE: Final = 2.0
+
+
+@final
+class NodeCollector(Collector):
+    """Collects the metrics of nodes, for a registry of `prometheus_client`: `REGISTRY.register(NodeCollector(node))`.
+
+    A registry takes one such collector; give it every node of the process. It may be asked from any thread. When a node
+    has been closed its last numbers stay, and its `trionode_up` is 0; when its Trio run has ended that is all there is.
+    """
+
+    def __init__(self, *nodes: Node) -> None:
+        """Make one, in the Trio run of its nodes.
+
+        Args:
+            nodes: open nodes, each under a name of its own.
+
+        Raises:
+            ValueError: two have the same name.
+            RuntimeError: this is no Trio thread.
+        """
+        self._nodes = {str(node.name): node for node in nodes}
+        if len(self._nodes) < len(nodes):
+            msg = "two nodes have the same name, and their metrics could not be told apart"
+            raise ValueError(msg)
+        self._token = trio.lowlevel.current_trio_token()
+
+    def describe(self) -> Iterator[Metric]:
+        """Every family, without samples: for the registry, which wants to know the names."""
+        return iter(_Page())
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family; in another thread than the nodes' it blocks until that has answered, 2 seconds at most."""
+        page = _Page()
+        snapshots = self._snapshots()
+        for name in self._nodes:
+            page.add(name, snapshots.get(name))
+        return iter(page)
+
+    def _snapshots(self) -> dict[str, NodeStatistics]:
+        """Of all nodes at one moment; of none where their thread does not answer."""
+        if self._at_home():
+            return self._take()
+        answers: SimpleQueue[dict[str, NodeStatistics] | Exception] = SimpleQueue()
+
+        def answer() -> None:
+            try:
+                answers.put(self._take())
+            except Exception as exc:  # noqa: BLE001 -- raised below; here it would end the Trio run
+                answers.put(exc)
+
+        try:
+            self._token.run_sync_soon(answer)
+            taken = answers.get(timeout=PATIENCE)
+        except (trio.RunFinishedError, Empty):
+            return {}
+        if isinstance(taken, Exception):
+            raise taken
+        return taken
+
+    def _take(self) -> dict[str, NodeStatistics]:
+        return {name: node.statistics() for name, node in self._nodes.items()}
+
+    def _at_home(self) -> bool:
+        try:
+            return trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:  # no Trio thread
+            return False
+
+
+async def serve_metrics(
+    nodes: Iterable[Node],
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    registry: CollectorRegistry = REGISTRY,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve the metrics of nodes over HTTP until cancelled, for `nursery.start`, which returns the port.
+
+    The server is that of `prometheus_client`, in threads of its own: plain HTTP, no authentication, so think before you
+    give another `host`. It stops within half a second when this is cancelled.
+
+    Args:
+        nodes: of this Trio run.
+        port: where to listen; 0 for any.
+        host: on which address.
+        registry: what is served: by default all that the process has registered, memory and CPU time included. The
+            nodes are registered there meanwhile.
+        task_status: `started()` gets the port.
+
+    Raises:
+        ListenError: it cannot listen there.
+        ValueError: two nodes have the same name, or the registry has such a collector already.
+    """
+    collector = NodeCollector(*nodes)
+    registry.register(collector)
+    try:
+        try:
+            # In a thread because it resolves the host; it is not left behind when this is cancelled.
+            server, thread = await trio.to_thread.run_sync(partial(start_http_server, port, host, registry))
+        except OSError as exc:
+            msg = f"cannot serve metrics on {host} port {port}: {exc}. Is something else listening there?"
+            raise ListenError(msg, address=(host, port), tried=[(host, port)]) from exc
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        try:
+            task_status.started(server.server_port)
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):  # bounded: the server looks twice a second whether it is to stop
+                await trio.to_thread.run_sync(stop)
+    finally:
+        registry.unregister(collector)
+    raise AssertionError("sleep_forever ends by cancellation only")  # pragma: no cover
+
+
+@final
+class _Page:
+    """The families of one scrape, to be filled node by node.
+
+    What may be counted is there from the start, as zero: what springs into being as 1 never increased, for Prometheus.
+    Only reasons of handshakes are too many for that.
+    """
+
+    def __init__(self) -> None:
+        node = ["node"]
+        side = ["node", "side"]
+        manager = ["node", "manager"]
+        self._up = GaugeMetricFamily("trionode_up", "Whether the node is open and its event loop answers.", labels=node)
+        self._connections = GaugeMetricFamily(
+            "trionode_connections",
+            "Open connections by the generation of the manager that their handshake took.",
+            labels=[*manager, "generation"],
+        )
+        self._superseded = GaugeMetricFamily(
+            "trionode_connections_superseded",
+            "Open connections of older generations than what their manager publishes.",
+            labels=manager,
+        )
+        self._ended = CounterMetricFamily(
+            "trionode_connections_ended", "Connections that have ended, by reason.", labels=[*node, "reason"]
+        )
+        self._channels = GaugeMetricFamily("trionode_channels", "Open channels.", labels=node)
+        self._channels_opened = CounterMetricFamily(
+            "trionode_channels_opened", "Channels opened so far, by either side.", labels=node
+        )
+        self._services = GaugeMetricFamily("trionode_services", "Service tasks that run.", labels=node)
+        self._sent = CounterMetricFamily("trionode_sent_bytes", "Bytes sent, before encryption.", labels=node)
+        self._received = CounterMetricFamily(
+            "trionode_received_bytes", "Bytes received, after decryption.", labels=node
+        )
+        self._pending = GaugeMetricFamily(
+            "trionode_handshakes_pending", "Handshakes under way, silent clients included.", labels=side
+        )
+        self._handshakes = CounterMetricFamily(
+            "trionode_handshakes", "Handshakes that are over, by outcome.", labels=[*side, "outcome"]
+        )
+        self._failures = CounterMetricFamily(
+            "trionode_handshake_failures",
+            "Handshakes that did not lead to a link and have a reason; reasons appear when they are first met.",
+            labels=[*side, "outcome", "reason"],
+        )
+        self._handshake_times = HistogramMetricFamily(
+            "trionode_handshake_seconds",
+            "From the first byte (accepting) or the TCP connect (dialling) to the verdict.",
+            labels=[*side, "outcome"],
+        )
+        self._connect_times = HistogramMetricFamily(
+            "trionode_connect_seconds", "Of dials, resolving and TCP connect where they succeeded.", labels=node
+        )
+        self._hand_overs = CounterMetricFamily(
+            "trionode_hand_overs",
+            "Hand-overs of live connections, by outcome and cause.",
+            labels=[*node, "outcome", "cause"],
+        )
+        self._generation = GaugeMetricFamily("trionode_generation", "The generation that is published.", labels=manager)
+        self._published = CounterMetricFamily(
+            "trionode_rotations_published", "Generations published after the first.", labels=manager
+        )
+        self._refused = CounterMetricFamily(
+            "trionode_rotations_refused",
+            "Updates and rotations of trust that were refused.",
+            labels=[*manager, "reason"],
+        )
+        self._trouble = GaugeMetricFamily(
+            "trionode_source_trouble",
+            "Whether the manager follows a source (files, for one) that has something it cannot publish.",
+            labels=manager,
+        )
+        self._not_before = GaugeMetricFamily(
+            "trionode_certificate_not_before_seconds",
+            "When a certificate, or a CRL by its thisUpdate, begins to be good: Unix time.",
+            labels=[*manager, "role", "subject"],
+        )
+        self._not_after = GaugeMetricFamily(
+            "trionode_certificate_not_after_seconds",
+            "When a certificate, or a CRL by its nextUpdate, ends: Unix time; of several of one subject the first.",
+            labels=[*manager, "role", "subject"],
+        )
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(vars(self).values())
+
+    def add(self, node: str, statistics: NodeStatistics | None) -> None:
+        """Enter a node; of one that does not answer there is nothing but that."""
+        self._up.add_metric([node], statistics is not None and statistics.open)
+        if statistics is None:
+            return
+        self._channels.add_metric([node], statistics.channels)
+        self._channels_opened.add_metric([node], statistics.channels_opened)
+        self._services.add_metric([node], statistics.services)
+        self._sent.add_metric([node], statistics.bytes_sent)
+        self._received.add_metric([node], statistics.bytes_received)
+        for reason in EndReason:
+            self._ended.add_metric([node, reason], statistics.ends.get(reason, 0))
+        for cause in RenewalCause:
+            self._hand_overs.add_metric([node, "settled", cause], statistics.hand_overs.get(cause, 0))
+            self._hand_overs.add_metric([node, "failed", cause], statistics.hand_overs_failed.get(cause, 0))
+        self._add_handshakes(node, statistics)
+        for use in statistics.managers:
+            self._add_manager(node, use)
+
+    def _add_handshakes(self, node: str, statistics: NodeStatistics) -> None:
+        totals = {(side, outcome): 0 for side in Side for outcome in HandshakeOutcome}
+        for each in statistics.handshakes:
+            totals[each.side, each.outcome] += each.count
+            if each.reason:
+                self._failures.add_metric([node, each.side, each.outcome, each.reason], each.count)
+        for (side, outcome), count in totals.items():
+            self._handshakes.add_metric([node, side, outcome], count)
+        for side, count in statistics.pending_handshakes.items():
+            self._pending.add_metric([node, side], count)
+        for timed in statistics.handshake_times:
+            labels = [node, timed.side, timed.outcome]
+            self._handshake_times.add_metric(labels, _cumulated(timed.times), timed.times.seconds)
+        times = statistics.connect_times
+        self._connect_times.add_metric([node], _cumulated(times), times.seconds)
+
+    def _add_manager(self, node: str, use: ManagerUse) -> None:
+        labels = [node, use.label]
+        manager = use.manager
+        self._generation.add_metric(labels, manager.generation)
+        self._published.add_metric(labels, manager.generation - 1)
+        self._superseded.add_metric(labels, use.superseded)
+        self._trouble.add_metric(labels, manager.source_trouble is not None)
+        for generation, count in ({manager.generation: 0} | dict(use.connections)).items():
+            self._connections.add_metric([*labels, str(generation)], count)
+        for reason, count in manager.refused.items():
+            self._refused.add_metric([*labels, reason], count)
+        for each in _first_to_end(manager.validities):
+            certificate = [*labels, each.role, each.subject]
+            self._not_before.add_metric(certificate, each.not_before.timestamp())
+            self._not_after.add_metric(certificate, each.not_after.timestamp())
+
+
+def _first_to_end(validities: Iterable[Validity]) -> Iterable[Validity]:
+    """Of several of one role and subject (a CA and its successor, for one) that which ends first."""
+
+    def end(validity: Validity) -> datetime:
+        return validity.not_after
+
+    return {(each.role, each.subject): each for each in sorted(validities, key=end, reverse=True)}.values()
+
+
+def _cumulated(times: TimeHistogram) -> list[tuple[str, float]]:
+    """A histogram's buckets as Prometheus has them: each counts the shorter ones, too."""
+    buckets: list[tuple[str, float]] = []
+    so_far = 0
+    for bound, count in zip((*times.bounds, float("inf")), times.counts, strict=True):
+        so_far += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), so_far))
+    return buckets
