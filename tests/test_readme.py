@@ -87,7 +87,7 @@ def test_there_is_no_other_shell_block() -> None:
 
 def test_every_python_block_is_a_program_with_its_output() -> None:
     """No fragment that nobody runs."""
-    assert len(PROGRAMS) == sum(kind == "python" for kind, _ in _BLOCK.findall(README)) == 5
+    assert len(PROGRAMS) == sum(kind == "python" for kind, _ in _BLOCK.findall(README)) == 6
 
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS, ids=[f"program{n}" for n in range(1, len(PROGRAMS) + 1)])
