@@ -15,6 +15,8 @@ from trionode._outbox import Outbox
 if TYPE_CHECKING:
     from trionode._link import Link
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 settled = trio.testing.wait_all_tasks_blocked
 
 
