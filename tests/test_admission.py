@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -157,12 +158,9 @@ async def test_streams_without_nodes_have_places_too(manager: ManagerFactory, mo
     async def greet(stream: TLSStream) -> None:
         await stream.send_all(b"hello")
 
-    async def run(task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
-        await serve_tls(greet, 0, host="127.0.0.1", cert_manager=certs, task_status=task_status)
-
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            [listener] = await nursery.start(run)
+            [listener] = await nursery.start(partial(serve_tls, greet, 0, host="127.0.0.1", cert_manager=certs))
             port = listener.socket.getsockname()[1]
             silent = [await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port)) for _ in range(5)]
             async with await open_tls_stream("127.0.0.1", port, cert_manager=certs, server_name="localhost") as stream:

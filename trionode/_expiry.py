@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 Ending: TypeAlias = x509.Certificate | x509.CertificateRevocationList
 
-#: The clock is looked at at least so often: clocks are set, machines sleep, tests drive theirs. Seconds.
+#: The clock is looked at again after a tenth of the time that is left to the next stage, but not more often than this:
+#: clocks are set, machines sleep, tests drive theirs. Seconds.
 LOOK_AT_CLOCK: Final = 60.0
+#: And not less often than this. Seconds.
+LOOK_AT_LEAST: Final = 3600.0
 
 _LAST_HOUR: Final = timedelta(hours=1)
 
@@ -60,7 +63,7 @@ async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta
     reported: dict[str, _Stage] = {}
     while True:
         now, generation = manager.now(), manager.generation
-        wait = LOOK_AT_CLOCK
+        left = 10 * LOOK_AT_LEAST
         present: dict[str, _Stage] = {}
         for key, ending, start, end in _endings(manager):
             stage = _Stage.FINE
@@ -68,13 +71,13 @@ async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta
                 if begins <= now:
                     stage = each
                 else:
-                    wait = min(wait, (begins - now) / timedelta(seconds=1))
+                    left = min(left, (begins - now) / timedelta(seconds=1))
                     break
             present[key] = max(stage, reported.get(key, _Stage.FINE))
             if stage > reported.get(key, _Stage.FINE):
                 report(ending, end - now)
         reported = present
-        with trio.move_on_after(wait):
+        with trio.move_on_after(min(left, max(left / 10, LOOK_AT_CLOCK))):
             await manager.wait_generation(generation + 1)
 
 
