@@ -1093,3 +1093,25 @@ async def test_second_node_of_a_name_after_the_first_has_left(same_name: Callabl
             await two.connect(ALPHA)
             await wait_for(lambda: BETA in alpha.connections)
             assert alpha.connections[BETA].peer.incarnation == two.incarnation
+
+
+async def test_a_dial_that_hangs_yields_to_a_connection_that_comes_in(
+    node: NodeFactory, route_to: Callable[..., Route], resolve: Callable[..., None]
+) -> None:
+    """One direction is blocked: whoever waits there gets the connection that came through the other way, at once."""
+    resolve("blocked.test", None)
+    with trio.fail_after(5):
+        async with node("alpha@localhost") as alpha, node("beta@localhost") as beta, trio.open_nursery() as nursery:
+            alpha.add_route("beta@localhost", Route(host="blocked.test"))
+            got: list[Connection] = []
+
+            async def connect() -> None:
+                got.append(await alpha.connect("beta@localhost"))
+
+            nursery.start_soon(connect)
+            await trio.testing.wait_all_tasks_blocked()
+            await beta.connect("alpha@localhost", route_to(alpha))
+            while not got:
+                await trio.lowlevel.checkpoint()
+            assert got == [alpha.connections["beta@localhost"]]
+            assert not got[0].link.dialled

@@ -186,30 +186,14 @@ class Dialer:
     async def _unless_overtaken(
         self, name: NodeName, will_do: Callable[[Connection], bool], connecting: Connecting
     ) -> trio.abc.Stream:
-        """Connect; what goes wrong comes out bare.
+        """Connect.
 
         Raises:
             _OvertakenError: a connection that will do came in meanwhile.
         """
-        stream: trio.abc.Stream | None = None
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                await self._core.registry.wait(name, will_do)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            try:
-                stream = await connecting()
-            except Exception as exc:  # noqa: BLE001 -- raised below, outside the nursery
-                failure = exc
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        if stream is None:
-            raise _OvertakenError
-        return stream
+        with trio.CancelScope() as scope, self._core.registry.cancelling(scope, name, will_do):
+            return await connecting()
+        raise _OvertakenError
 
     def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
         insecure = self._is_insecure(route)

@@ -11,6 +11,7 @@ A name may have several dialable connections (one dialled by each side, say); th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -31,6 +32,7 @@ class Registry:
         self._dialable: dict[NodeName, list[Connection]] = {}
         self._unverified: list[Connection] = []
         self._changed = trio.lowlevel.ParkingLot()
+        self._cancelling: dict[NodeName, dict[trio.CancelScope, Callable[[Connection], bool]]] = {}
 
     @property
     def unverified(self) -> Sequence[Connection]:
@@ -49,6 +51,9 @@ class Registry:
         first = 0 if connection.link.mutual or connection.link.dialled else sum(old.link.mutual for old in others)
         siblings[:] = [*others[:first], connection, *others[first:]]
         self._changed.unpark_all()
+        for scope, fits in self._cancelling.get(connection.peer.name, {}).items():
+            if fits(connection):
+                scope.cancel()
         return replaced
 
     def remove(self, connection: Connection) -> None:
@@ -79,6 +84,18 @@ class Registry:
         while (connection := self.find(name, fits)) is None:
             await self._changed.park()
         return connection
+
+    @contextmanager
+    def cancelling(self, scope: trio.CancelScope, name: NodeName, fits: Callable[[Connection], bool]) -> Iterator[None]:
+        """For the length of the block, have a scope cancelled once a connection to a name comes up that fits."""
+        scopes = self._cancelling.setdefault(name, {})
+        scopes[scope] = fits
+        try:
+            yield
+        finally:
+            del scopes[scope]
+            if not scopes:
+                del self._cancelling[name]
 
     def names(self) -> Iterator[NodeName]:
         """The names that have a dialable connection."""
