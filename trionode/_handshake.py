@@ -770,7 +770,7 @@ class _Conversation:
         progress = self._progress
         try:
             while (message := self._reader.next(kind)) is None:
-                data = await self._stream.receive_some()
+                data = await self._stream.receive_some(wire.MAX_HELLO)
                 if not data:
                     raise progress.broken(
                         "closed",

@@ -56,6 +56,11 @@ LINGER_BYTES: Final = 256 * 1024
 #: How long a close_notify may take that the transport does not accept at once. Seconds.
 FAREWELL: Final = 0.01
 
+#: What a peer may send until the handshake is done: it is not authenticated yet. Bytes, several times what a long chain
+#: of certificates takes; OpenSSL alone would collect twice that.
+MAX_FLIGHTS: Final = 64 * 1024
+
+_FLIGHT_READ: Final = 16 * 1024
 _SEND_CHUNK: Final = 48 * 1024
 #: What is handed to the transport at once: `bytes_taken` grows in such steps.
 _STEP: Final = 64 * 1024
@@ -481,6 +486,7 @@ async def _exchange_flights(
     transport: trio.abc.Stream, session: TLSSession, *, flush_last_flight: bool, insist: bool
 ) -> None:
     send_failure: trio.BrokenResourceError | None = None
+    received = 0
     while True:
         done = session.handshake()
         if done and insist and session.alpn is None:
@@ -498,8 +504,12 @@ async def _exchange_flights(
             if send_failure is not None:
                 raise send_failure
             return
-        data = await transport.receive_some()
+        if received >= MAX_FLIGHTS:
+            failure = Misbehaved("excessive message size")
+            raise failure
+        data = await transport.receive_some(_FLIGHT_READ)
         if data:
+            received += len(data)
             session.feed(data)
         elif send_failure is not None:
             raise send_failure
@@ -614,5 +624,6 @@ _MISBEHAVIOUR: Final = {
     "unsupported protocol": "It offers only TLS versions before 1.3",
     "wrong version number": "That was no TLS at all: is it a plain-text port?",
     "http request": "That was plain HTTP, on a TLS port",
+    "excessive message size": "It sent more than a TLS handshake takes",
     "certificate cannot be parsed": "Its certificate does not follow RFC 5280; have it issued anew",
 }
