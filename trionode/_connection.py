@@ -810,6 +810,9 @@ class Connection:
                 raise trio.BrokenResourceError(msg)
             await self._moving.park()  # its third message is still on its way on the new link
         move = self._move
+        if move.old is not old:
+            msg = "the peer sent SWITCH on the link that it has just switched to"
+            raise RemoteProtocolError(msg)
         move.heard.set()
         await move.written.wait()
         await old.stream.send_eof()
