@@ -34,6 +34,7 @@ import trio
 from . import _wire as wire
 from ._channel import ServiceChannel
 from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, printable
+from ._floodgate import FloodGate
 from ._flow import MessageBudget
 from ._join import connection_id
 from ._outbox import Outbox
@@ -136,6 +137,11 @@ class ConnectionStatistics:
     bytes_received: int
 
 
+def protocol_flood() -> FloodGate:
+    """A gate for the log lines of peers that break the protocol: they may come back and do it again."""
+    return FloodGate(_log, "connections broke the protocol")
+
+
 class RenewalCause(StrEnum):
     """Why a connection is to be handed over, or closed in place of that."""
 
@@ -182,6 +188,7 @@ class ConnectionSettings:
         reauthenticate: hands it over, or has the peer do it.
         max_records: TLS records under one key after which `renew` is called.
         current_generation: of the manager whose contexts the link took.
+        flood: where peers that break the protocol are logged; a node's connections share it.
     """
 
     services: Services
@@ -198,6 +205,7 @@ class ConnectionSettings:
     reauthenticate: Callable[[Connection], Awaitable[None]]
     max_records: int
     current_generation: Callable[[], int]
+    flood: FloodGate = field(default_factory=protocol_flood, repr=False)
 
 
 @final
@@ -655,7 +663,7 @@ class Connection:
             if link.finished and await self._leave(link):
                 return
         except RemoteProtocolError as exc:
-            _log.warning("%s broke the protocol: %s", self.peer.name, exc)
+            self._settings.flood.warning("%s broke the protocol: %s", self.peer.name, exc)
             self._end(EndReason.PROTOCOL_ERROR, exc)
             with suppress(trio.BrokenResourceError):
                 while await link.stream.receive_some():

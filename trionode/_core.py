@@ -21,7 +21,7 @@ from cryptography import x509
 
 from ._admission import Admission
 from ._arbiter import Arbiter
-from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason
+from ._connection import Connection, ConnectionEnd, ConnectionSettings, EndReason, protocol_flood
 from ._errors import HandshakeError, NetworkDisabledError, UnverifiedReason, printable
 from ._events import (
     CertificateExpiring,
@@ -113,6 +113,7 @@ class Core:
         self._attached: dict[Connection, Link] = {}
         self._warned: set[Loosening] = set()
         self._hand_over_flood = FloodGate(_log, "hand-overs failed")
+        self._protocol_flood = protocol_flood()
         self._context = contextvars.copy_context()
 
     # Life
@@ -288,6 +289,7 @@ class Core:
             reauthenticate=self.renewal.reauthenticate,
             max_records=self.options.live_connections.max_records,
             current_generation=lambda: manager.generation,
+            flood=self._protocol_flood,
         )
         connection = Connection(link, settings)
         self.running[connection] = manager
