@@ -233,6 +233,11 @@ class SubjectNames:
 
 def _dns_pattern(value: str) -> DNSPattern:
     """A DNS SAN in canonical form; a wildcard is allowed as the whole left-most label only (RFC 9525 section 6.3)."""
+    # The name constraints of a CA above were compared with what stands here, to the letter: a spelling that only we
+    # take for a name (`banK.example` with a Kelvin sign, a trailing dot) would slip past an excluded one.
+    if not value.isascii() or value.endswith("."):
+        msg = "a DNS name in a certificate is ASCII, without a trailing dot (RFC 5280 sections 4.2.1.6 and 7.2)"
+        raise ValueError(msg)
     head, dot, tail = value.partition(".")
     if head == "*" and dot:
         return DNSPattern.from_bytes(f"*.{canonical_host(tail)}".encode())
@@ -244,8 +249,8 @@ def _dns_pattern(value: str) -> DNSPattern:
 
 
 def _node_of_uri(rest: str) -> NodeName:
-    if not rest.startswith("//"):
-        msg = "a node's URI is trionode://name@host"
+    if not rest.startswith("//") or not rest.isascii():
+        msg = "a node's URI is trionode://name@host, in ASCII"
         raise ValueError(msg)
     return NodeName.parse(rest[2:])
 
