@@ -591,26 +591,28 @@ def secrets_of(key_pair: KeyPair) -> list[str]:
 
 
 async def crash_with_secrets(cert: Path, key: Path, cas: CAPool) -> None:
-    """A node that has a key, a password and a cookie crashes in the midst of everything."""
+    """A node that has a key, a password and a cookie crashes, and every object that holds one is a local variable."""
 
     async def fail(channel: ServiceChannel) -> None:
         await channel.receive()
         msg = "a crash"
         raise RuntimeError(msg)
 
-    def manager() -> CertAuthManager:
-        mode = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT
-        key_pair = KeyPair.load(cert, key, password=PASSWORD)
-        return CertAuthManager(key_pair, client_cas=cas, client_auth=mode, root_cas=cas)
-
-    def options() -> NodeOptions:
-        network = NetworkOptions(acceptors=[AcceptorOptions(host="127.0.0.1", port=0)], cookie=COOKIE)
-        services = {"fail": fail}
-        return NodeOptions(cert_manager=manager(), network=network, services=services, propagate_service_errors=True)
-
-    async with open_node("beta@localhost", options()) as beta, open_node("alpha@localhost", options()) as alpha:
-        route = Route(host="127.0.0.1", port=beta.acceptors[0].address[1])
-        await alpha.call("beta@localhost", "fail", b"", route=route)
+    key_pair = KeyPair.load(cert, key, password=PASSWORD)
+    mode = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT
+    manager = CertAuthManager(key_pair, client_cas=cas, client_auth=mode, root_cas=cas)
+    contexts = await manager.contexts.receive()
+    network = NetworkOptions(
+        acceptors=[AcceptorOptions(host="127.0.0.1", port=0, cookie=COOKIE)],
+        routes={"beta@localhost": Route(cookie=COOKIE)},
+        cookie=COOKIE,
+    )
+    options = NodeOptions(cert_manager=manager, network=network, services={"fail": fail}, propagate_service_errors=True)
+    async with open_node("beta@localhost", options) as beta, open_node("alpha@localhost", options) as alpha:
+        route = Route(host="127.0.0.1", port=beta.acceptors[0].address[1], cookie=COOKIE)
+        connection = await alpha.connect("beta@localhost", route)
+        assert connection.generation == contexts.generation
+        await connection.call("fail", b"")
 
 
 def shown_by(error: BaseException, tmp_path: Path) -> dict[str, str]:
