@@ -28,6 +28,7 @@ from trionode._errors import (
     UnverifiedReason,
 )
 from trionode._handshake import accept_tls, dial_tls
+from trionode._openssl import RECORD_SIZE
 from trionode._policy import ClientAuth, TLSPolicy
 from trionode._tls_stream import FAREWELL, LINGER, TLSStream, client_handshake, server_handshake
 from trionode.pki import CertificateAuthority
@@ -1074,3 +1075,73 @@ async def test_a_transport_that_breaks_breaks_the_stream(party: Party) -> None:
     await client.aclose()
     assert wire.closed
     await server.aclose()
+
+
+# At once --------------------------------------------------------------------------------------------------------------
+
+
+async def fill(stream: TLSStream) -> int:
+    """Send at once until the socket takes no more; how many bytes that were."""
+    sent = 0
+    while stream.send_at_once(bytes(RECORD_SIZE)):
+        sent += RECORD_SIZE
+        await trio.lowlevel.checkpoint()
+    return sent
+
+
+@pytest.mark.parametrize("then", ["send_all", "nothing more", "send_eof", "aclose"])
+async def test_what_goes_at_once_goes_in_order(party: Party, then: str) -> None:
+    """What the socket does not take goes ahead of whatever is sent next, so that not a byte is lost or out of order."""
+    with trio.fail_after(10):
+        client, server = await tls_pair(party, sockets())
+        async with client, server, trio.open_nursery() as nursery:
+            sent = await fill(client)
+            assert not client.send_at_once(b"later")
+
+            async def go_on() -> None:
+                if then == "send_all":
+                    await client.send_all(b"end")
+                elif then == "nothing more":
+                    await client.send_all(b"")
+                elif then == "send_eof":
+                    await client.send_eof()
+
+            nursery.start_soon(go_on)
+            if then == "aclose":
+                await client.aclose()  # it does not wait, and what is cut off is not taken for an end
+                with pytest.raises(trio.BrokenResourceError):
+                    await receive_to_end(server)
+                return
+            received = await receive_exactly(server, sent + (3 if then == "send_all" else 0))
+            assert received == bytes(sent) + (b"end" if then == "send_all" else b"")
+            if then == "send_eof":
+                assert await server.receive_some() == b""
+
+
+async def test_what_cannot_go_at_once(party: Party) -> None:
+    """Other transports, a stream that is sending, closed or broken, more than a record: then nothing is done."""
+    with trio.fail_after(10):
+        client, server = await tls_pair(party, memory())
+        assert not client.send_at_once(b"x")
+        await trio.aclose_forcefully(client)
+        await trio.aclose_forcefully(server)
+        client, server = await tls_pair(party, sockets())
+        async with client, server:
+            assert not client.send_at_once(bytes(RECORD_SIZE + 1))
+            assert client.send_at_once(b"x")
+            assert await server.receive_some() == b"x"
+            await trio.aclose_forcefully(server)
+            with pytest.raises(trio.BrokenResourceError):
+                await fill(client)
+            assert not client.send_at_once(b"x")
+
+
+async def test_bytes_taken_are_those_of_the_transport(party: Party) -> None:
+    """It grows while a slow reader reads, and by what was encrypted in all."""
+    with trio.fail_after(10):
+        client, server = await tls_pair(party, sockets())
+        async with client, server, trio.open_nursery() as nursery:
+            before = client.bytes_taken
+            nursery.start_soon(client.send_all, bytes(1_000_000))
+            await receive_exactly(server, 1_000_000)
+        assert client.bytes_taken - before > 1_000_000

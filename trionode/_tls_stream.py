@@ -270,10 +270,13 @@ class TLSStream(trio.abc.HalfCloseableStream):
             self._send_broken = True
             self._raise_broken(exc)
 
+    def _ciphertext(self) -> bytes:
+        """What the transport is to get next, in order."""
+        unsent, self._unsent = self._unsent, b""
+        return unsent + self._session.outgoing()
+
     async def _send_ciphertext(self) -> None:
-        ciphertext = self._session.outgoing()
-        if self._unsent:
-            ciphertext, self._unsent = self._unsent + ciphertext, b""
+        ciphertext = self._ciphertext()
         try:
             if len(ciphertext) <= _STEP:
                 await self.transport_stream.send_all(ciphertext)
@@ -345,8 +348,10 @@ class TLSStream(trio.abc.HalfCloseableStream):
         return pieces
 
     async def _flush_alert(self) -> None:
-        alert = self._session.outgoing()
-        if alert and not self._sending and not self._send_broken and not self._closed:
+        if self._sending or self._send_broken or self._closed:
+            return
+        alert = self._ciphertext()
+        if alert:
             self._send_broken = True
             with trio.move_on_after(FAREWELL):
                 await _quietly(self.transport_stream.send_all(alert))
@@ -366,7 +371,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         try:
             if not (self._sending or self._send_broken):
                 self._session.finish()
-                farewell = self._session.outgoing()
+                farewell = self._ciphertext()
                 if farewell:
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
                         await _quietly(self.transport_stream.send_all(farewell))
