@@ -459,7 +459,7 @@ class DispatchTarget(Target):
         return frame(kind, channel, payload)
 
     def _other(self, rng: Random, whole: bytes) -> bytes:
-        kind, channel, payload, _ = next(split(whole))
+        kind, channel, payload, _ = next(split(whole), (-1, 0, b"", b""))
         if kind < 0:
             return mutate_bytes(rng, whole)
         match rng.randrange(5):

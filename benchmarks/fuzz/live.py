@@ -546,9 +546,7 @@ class AsJoin(LiveTarget):
         async with trio.open_nursery() as nursery:
             first = await life.dial(nursery)
             answer = await life.introduce(first)
-            if answer is None or answer.refusal is not None:
-                await first.leave()
-                return
+            assert answer is not None
             await first.say(frame(wire.OPEN, 1, b"\x82\xa7service\xa4echo\xa7timeout\xc0"))
             second = await life.dial(nursery)
             request = self._join(first, second, answer)
