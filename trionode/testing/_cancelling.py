@@ -1,0 +1,152 @@
+"""Cancel an operation at each of its checkpoints in turn, so that what a cancellation leaves behind can be looked at.
+
+Theory. Every place where a task waits is a place where it may be cancelled, and each is a way out of a function that
+tests rarely take. Trio says when a task stops and when it goes on (`trio.abc.Instrument`), so the places can be
+counted: an operation is run again and again, cancelled at the first, at the second and so on, until it is through
+uncancelled. At each place there are two moments. *Waiting*: it has just begun to wait. *Waking*: what it waited for has
+happened, and it has not gone on yet; whoever loses something then (a message received, a stream opened) loses it for
+good.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from itertools import count
+from typing import TYPE_CHECKING, Final, Self, final
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+__all__ = ["Attempt", "Moment", "cancel_at_every_checkpoint"]
+
+#: An operation that waits more often than this probably never ends.
+_MOST_CHECKPOINTS: Final = 10_000
+
+
+class Moment(StrEnum):
+    """When an attempt is cancelled.
+
+    `BEFORE`: before it began. `WAITING`: as soon as it waits. `WAKING`: when it is about to go on.
+    """
+
+    BEFORE = "before"
+    WAITING = "waiting"
+    WAKING = "waking"
+
+
+@final
+class Attempt(trio.abc.Instrument):
+    """One run of an operation, in a `with` block that takes the cancellation in.
+
+    Attributes:
+        moment: when it is cancelled.
+        checkpoint: at which of its checkpoints, from 1; 0 for `BEFORE`.
+        cancelled: whether the block was left by the cancellation.
+    """
+
+    def __init__(self, moment: Moment, checkpoint: int, *, any_task: bool) -> None:
+        self.moment: Moment = moment
+        self.checkpoint: int = checkpoint
+        self.cancelled: bool = False
+        self._scope = trio.CancelScope()
+        self._task: trio.lowlevel.Task | None = None
+        self._any_task = any_task
+        self._count = 0
+
+    def __repr__(self) -> str:
+        return f"<Attempt cancelled at checkpoint {self.checkpoint}, {self.moment}>"
+
+    @property
+    def used(self) -> bool:
+        """Whether its block was entered."""
+        return self._task is not None
+
+    @property
+    def came(self) -> bool:
+        """Whether the block got as far as where it was to be cancelled."""
+        return self._scope.cancel_called
+
+    def __enter__(self) -> Self:
+        """Begin.
+
+        Raises:
+            RuntimeError: it was used before.
+        """
+        if self._task is not None:
+            msg = "an attempt is used once; iterate for the next one"
+            raise RuntimeError(msg)
+        self._task = trio.lowlevel.current_task()
+        self._scope.__enter__()
+        if self.moment is Moment.BEFORE:
+            self._scope.cancel()
+        else:
+            trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """End; what is raised says where it was cancelled."""
+        if self.moment is not Moment.BEFORE:
+            trio.lowlevel.remove_instrument(self)
+        if error is not None and not isinstance(error, trio.Cancelled):
+            error.add_note(repr(self))
+        swallowed = bool(self._scope.__exit__(kind, error, traceback))
+        self.cancelled = self._scope.cancelled_caught
+        return swallowed
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Trio's: a task has stopped."""
+        if self.moment is Moment.WAITING:
+            self._step(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Trio's: a task is about to go on."""
+        if self.moment is Moment.WAKING:
+            self._step(task)
+
+    def _step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task or self._any_task:
+            self._count += 1
+            if self._count == self.checkpoint:
+                self._scope.cancel()
+
+
+def cancel_at_every_checkpoint(*, any_task: bool = False) -> Iterator[Attempt]:
+    """Attempts at an operation, each cancelled one checkpoint later than the one before; the last goes through.
+
+    What comes before and after the `with` block in the loop is not cancelled, and is where a test prepares, and looks
+    at what is left::
+
+        for attempt in cancel_at_every_checkpoint():
+            async with node.open_channel("beta@localhost", "echo") as channel:
+                with attempt:
+                    await channel.send(b"message")
+                await channel.send(b"usable")
+
+    An operation that finishes in spite of the cancellation is an attempt like others: see `Attempt.cancelled`. What the
+    block raises besides comes out, with a note that says where it was cancelled.
+
+    Args:
+        any_task: count what every task of the run does, and not only the one that enters the block: for operations that
+            wait once, while others do the work (`node.connect` shares a dial, which is a task of its own). The whole
+            run then has to be quiet, or there is no end.
+
+    Raises:
+        RuntimeError: the loop's body did not use the attempt, or the operation seems to have no end.
+    """
+    for moment in Moment:
+        for checkpoint in count(0 if moment is Moment.BEFORE else 1):
+            attempt = Attempt(moment, checkpoint, any_task=any_task)
+            yield attempt
+            if not attempt.used:
+                msg = f"{attempt!r} was not entered: use it in a with statement"
+                raise RuntimeError(msg)
+            if checkpoint >= _MOST_CHECKPOINTS:
+                msg = f"an operation with more than {checkpoint} checkpoints seems to have no end"
+                raise RuntimeError(msg)
+            if not attempt.came or moment is Moment.BEFORE:
+                break
