@@ -23,7 +23,7 @@ import trio
 from benchmarks.machine import environment
 from benchmarks.soaking import chart
 from benchmarks.soaking.ledger import judge, read
-from benchmarks.soaking.process import Setup, command_of
+from benchmarks.soaking.process import TIMEOUT, Setup, command_of
 from benchmarks.soaking.wire import Wire
 from trionode import Renew, StrandedPeers
 from trionode.pki import CertificateAuthority
@@ -457,15 +457,22 @@ class Soak:
             self._mark("rotate")
 
     async def _change_trust(self, stranded: str) -> None:
-        """Trust another CA beside the old one, everywhere; use it, everywhere; retire the old one, everywhere."""
+        """Trust another CA beside the old one, everywhere; use it, everywhere; retire the old one, everywhere.
+
+        Between these, what is under way comes to its end: a handshake finishes on the contexts that it took, so one
+        that began before a step must not meet a peer that has made the next. (Connections are none of it: those that
+        are stranded go on or are closed, as is drawn.)
+        """
         if self._changing_trust.locked():
             return
         async with self._changing_trust:
             old, new = self._issuer, self._new_authority()
             self._trusted = [old, new]
             await self._everywhere("trust", {"trusted": self._trusted, "stranded": StrandedPeers.REFUSE.value})
+            await trio.sleep(self._options.settling)
             self._issuer = new
             await self._everywhere("rotate", {"issuer": new})
+            await trio.sleep(self._options.settling)
             self._trusted = [new]
             await self._everywhere("trust", {"trusted": self._trusted, "stranded": stranded})
             self._mark("trust")
@@ -661,6 +668,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     # Seconds between two faults, and how long they last: briefly, or longer than heartbeats bear.
     options.pause = 0.15 if options.quick else 1.0
     options.longest_pause = 0.01 if options.quick else 0.1
+    # How long a handshake may take; where faults are short it does not take as long as it may.
+    options.settling = 0.8 if options.quick else 2 * TIMEOUT + 1
     options.lengths = [(0.0, 0.3)] if options.quick else [(0.0, 1.0), (3.0, 8.0)]
     if options.quick and options.rate == parser.get_default("rate"):
         options.rate = 10.0

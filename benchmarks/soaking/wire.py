@@ -70,7 +70,8 @@ class Wire:
                 if not clean:
                     with suppress(OSError):
                         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-                await trio.aclose_forcefully(stream)
+                with trio.CancelScope(shield=True):  # it never waits; cancelled, it would leave the other one open
+                    await trio.aclose_forcefully(stream)
 
     async def _pump_both(self, near: trio.SocketStream, far: trio.SocketStream) -> bool:
         """Until both have ended; True if each did so in peace."""
