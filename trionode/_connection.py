@@ -444,7 +444,6 @@ class Connection:
         except* Exception as crash:  # noqa: BLE001 -- logged in full
             # A bug of ours, not a peer's doing; still, one connection must not end the node.
             _log.exception("the connection to %s crashed", self.peer.name)
-            self._nursery = None
             self._end(EndReason.LOST, crash)
         finally:
             self._nursery = None
@@ -610,7 +609,7 @@ class Connection:
             message = "" if error is None else wire.text(str(error))
             self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
         self._outbox.close()
-        if self._nursery is not None:
+        if self._nursery is not None and self._nursery.child_tasks:  # else it is over, or as good as
             self._nursery.start_soon(self._bound_the_end)
 
     async def _bound_the_end(self) -> None:
