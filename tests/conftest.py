@@ -5,6 +5,7 @@ Nothing here is automatic; a test file that needs something else of the same nam
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import subprocess
@@ -42,6 +43,7 @@ from trionode._handshake import Dial, Party, accept_link, dial_link
 from trionode._registry import Registry
 from trionode._services import Services
 from trionode._tls_stream import client_handshake, server_handshake
+from trionode.cli import main
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -686,6 +688,51 @@ def openssl(*arguments: str | Path) -> bytes:
     done = subprocess.run(["openssl", *arguments], capture_output=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the command line did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The JSON on stdout."""
+        assert self.err == "", self.err
+        return json.loads(self.out)
+
+    def is_one_line(self, *words: str, status: int) -> None:
+        """Check that it ended with one clear line that has these words in it, and with this status; no traceback."""
+        assert (self.status, self.out) == (status, ""), self
+        assert self.err.startswith("trionode: ")
+        assert self.err.count("\n") == 1, self.err
+        for word in words:
+            assert word in self.err, self.err
+
+
+@pytest.fixture
+def trionode_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Said]:
+    """The command line in this process, in a directory of its own; a CA is soon made there."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("TRIONODE_PKI", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        status = main([str(each) for each in arguments])
+        captured = capsys.readouterr()
+        return Said(status, captured.out, captured.err)
+
+    return run
 
 
 class AuthorityFactory(Protocol):

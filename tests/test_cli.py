@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from trionode import cli
-from trionode.cli import main
+from trionode.cli import main, program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,8 +71,8 @@ def test_version_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(cli, "version", missing)
-    assert cli._version() == "(not installed)"
+    monkeypatch.setattr(program, "version", missing)
+    assert program._version() == "(not installed)"
 
 
 def test_it_runs_as_a_module() -> None:
@@ -134,7 +133,7 @@ def test_trouble_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys
         msg = "no can do"
         raise click.ClickException(msg)
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr("trionode.cli.demo.run", fail)
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == "trionode: no can do\n"
 
@@ -146,7 +145,7 @@ def test_a_crash_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         msg = "unforeseen"
         raise ExceptionGroup(msg, [ValueError(msg)])
 
-    monkeypatch.setattr(cli, "run_demo", crash)
+    monkeypatch.setattr("trionode.cli.demo.run_demo", crash)
     with pytest.RaisesGroup(ValueError, match="unforeseen"):
         main(["demo", "--json"])
 

@@ -189,7 +189,7 @@ def test_kept_files_are_named(
         await trio.lowlevel.checkpoint()
         return Facts()
 
-    monkeypatch.setattr("trionode.cli.run_demo", nothing)
+    monkeypatch.setattr("trionode.cli.demo.run_demo", nothing)
     assert main(["demo", "--directory", str(tmp_path / "kept")]) == 1
     assert f"kept in {tmp_path / 'kept'}: keys too" in capsys.readouterr().out.replace("\n", " ")
 

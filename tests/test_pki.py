@@ -140,7 +140,7 @@ def foreign_ca(
 
 def test_everything_public_is_listed() -> None:
     """`__all__` names what the module offers, and nothing else is without an underscore of its own making."""
-    assert pki.__all__ == ["CertificateAuthority", "KeyType", "write_ca_pool", "write_key_pair"]
+    assert pki.__all__ == ["CertificateAuthority", "KeyType", "write_ca_pool", "write_crl_set", "write_key_pair"]
     own = {name for name, value in vars(pki).items() if getattr(value, "__module__", "") == pki.__name__}
     assert {name for name in own if not name.startswith("_")} == set(pki.__all__)
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ._credentials import FilePath, PrivateKey
     from ._policy import Clock
 
-__all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_key_pair"]
+__all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_crl_set", "write_key_pair"]
 
 _CA_FILE: Final = "ca.pem"
 _INTERMEDIATE_FILE: Final = "intermediate.pem"
@@ -272,22 +272,27 @@ class CertificateAuthority(HoldsPrivateKey):
         *revoked: KeyPair | x509.Certificate,
         lifetime: timedelta = timedelta(days=7),
         reason: x509.ReasonFlags = x509.ReasonFlags.unspecified,
+        previous: CRLSet | None = None,
     ) -> CRLSet:
         """Sign a list of certificates that are to be refused from now on (RFC 5280 section 5).
 
-        This CA keeps no record: each list is made anew, and holds what is given and nothing else. One that issues
-        through an intermediate signs with that; the root's key is gone, so managers then need
-        `CRLPolicy(leaf_only=True)`.
+        This CA keeps no record: each list is made anew, and holds what is given, what is on the list before it, where
+        that is given, and nothing else. One that issues through an intermediate signs with that; the root's key is gone,
+        so managers then need `CRLPolicy(leaf_only=True)`.
 
         Args:
             revoked: what this CA has issued; none gives an empty list, by which nobody is refused.
             lifetime: until a new list is due, from now on; managers refuse this CA's peers after that.
             reason: why (RFC 5280 section 5.3.1).
+            previous: the list that this one replaces; what this CA revoked there stays revoked, since then and for the
+                reason given there.
 
         Raises:
             ValueError: the lifetime is not positive.
         """
         now = _now(self._clock)
+        lists = [crl for crl in previous or () if crl.issuer == self._issuer.subject]
+        entries = {entry.serial_number: entry for crl in lists for entry in crl}
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._issuer.subject)
@@ -301,7 +306,9 @@ class CertificateAuthority(HoldsPrivateKey):
             entry = x509.RevokedCertificateBuilder(certificate.serial_number, now)
             if reason is not x509.ReasonFlags.unspecified:  # which RFC 5280 wants left out
                 entry = entry.add_extension(x509.CRLReason(reason), critical=False)
-            builder = builder.add_revoked_certificate(entry.build())
+            entries.setdefault(certificate.serial_number, entry.build())
+        for revocation in entries.values():
+            builder = builder.add_revoked_certificate(revocation)
         return CRLSet([builder.sign(self._key, _digest(self._key))])
 
     def save(self, directory: FilePath, *, password: str | bytes | None = None) -> None:
@@ -399,6 +406,20 @@ def write_ca_pool(pool: CAPool, file: FilePath) -> None:
         OSError: the file cannot be written; nothing was changed.
     """
     _replace([(_target(file), _pem(pool), _PUBLIC)])
+
+
+def write_crl_set(crls: CRLSet, file: FilePath) -> None:
+    """Write revocation lists as `CRLSet.load` reads them, as PEM. Replaces the file atomically; blocks.
+
+    Args:
+        crls: what to write.
+        file: the target; mode 0644 less the umask.
+
+    Raises:
+        OSError: the file cannot be written; nothing was changed.
+    """
+    pem = b"".join(crl.public_bytes(serialization.Encoding.PEM) for crl in crls)
+    _replace([(_target(file), pem, _PUBLIC)])
 
 
 def _replace(files: Iterable[tuple[Path, bytes, int]]) -> None:

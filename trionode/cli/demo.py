@@ -1,101 +1,33 @@
-"""The command line, `trionode`: shows; the work is done elsewhere.
-
-This module is a program: nothing imports it but its entry point and `__main__`. So where click and rich are missing
-(the extra `cli`), importing it ends the program with the one line that says what to install.
-
-Exit status: 0 where everything held, 1 where something did not, 2 where the command line made no sense, 130 after
-Ctrl-C.
-"""
+"""`trionode demo`: tells a story that is made elsewhere (`trionode.demo`)."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, final
 
+import click
 import msgspec
-import trio
+from rich.table import Table
+from rich.text import Text
 
-from .demo.checks import Facts, judge_all
-from .demo.said import SHOWN_DIGITS, short
-from .demo.story import run_demo
+from trionode.demo.checks import Facts, judge_all
+from trionode.demo.said import SHOWN_DIGITS, short
+from trionode.demo.story import run_demo
 
-try:
-    import click
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-except ModuleNotFoundError as _exc:
-    _missing = (_exc.name or "").partition(".")[0]
-    if _missing not in ("click", "rich"):
-        raise
-    sys.exit(f"trionode: the command line needs {_missing}; install it with: pip install 'trionode[cli]'")
+from .exits import ExitStatus, run
+from .shown import FAILED, HELD, console, put
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .demo.checks import Check
-    from .demo.said import Certificate
-    from .demo.story import Reporter
+    from rich.console import Console, RenderableType
 
-PROGRAM: Final = "trionode"
-_HELD: Final = "✓"
-_FAILED: Final = "✗"
-
-#: Columns, where there is no terminal to ask: wide enough for a check and its evidence in one line each.
-_PIPE_WIDTH: Final = 130
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Args:
-        arguments: by default those of the process.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows a question mark instead of ending the program.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    try:
-        return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
-    except click.UsageError as exc:
-        where = PROGRAM if exc.ctx is None else exc.ctx.command_path
-        click.echo(f"{PROGRAM}: {exc.format_message()} (see '{where} --help')", err=True)
-        return 2
-    except click.ClickException as exc:
-        click.echo(f"{PROGRAM}: {exc.format_message()}", err=True)
-        return exc.exit_code
-    except BrokenPipeError:  # `trionode demo | head`: whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it flushes
-        return 1
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(f"{PROGRAM}: interrupted; nothing is left running", err=True)
-        return 130
-
-
-def _version() -> str:
-    try:
-        return version(PROGRAM)
-    except PackageNotFoundError:  # run from a checkout
-        return "(not installed)"
-
-
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version(), prog_name=PROGRAM, message="%(prog)s %(version)s")
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """Mutual TLS between Python programs on Trio, with certificates that rotate while everything keeps running.
-
-    The library is imported as `trionode`; this command shows what it does. Start with `trionode demo`.
-    """
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+    from trionode.demo.checks import Check
+    from trionode.demo.said import Certificate
 
 
 def _empty_directory(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -114,7 +46,7 @@ def _empty_directory(_context: click.Context, _parameter: click.Parameter, value
     return value.resolve()
 
 
-@cli.command(short_help="Two nodes, a rotation under traffic, and those who are not let in.")
+@click.command(short_help="Two nodes, a rotation under traffic, and those who are not let in.")
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
@@ -147,24 +79,17 @@ def demo(directory: Path | None, *, as_json: bool) -> int:
 
     Exit status: 0 if every check held, 1 if one did not, 2 if the command line made no sense.
     """
-    teller = None if as_json else Teller(_console())
+    teller = None if as_json else Teller(console())
     began = time.monotonic()
     with _place(directory) as place:
-        facts = _run(place, teller or Silent())
+        facts = run(run_demo, place, teller or Silent())
     seconds = time.monotonic() - began
     checks = judge_all(facts)
     if teller is None:
         click.echo(json.dumps(_document(facts, checks, seconds), indent=2))
     else:
         teller.summary(facts, checks, seconds, kept=directory)
-    return 0 if facts.trouble is None and all(check.held for check in checks) else 1
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
-    return console
+    return ExitStatus.OK if facts.trouble is None and all(check.held for check in checks) else ExitStatus.FOUND
 
 
 @contextmanager
@@ -174,16 +99,6 @@ def _place(directory: Path | None) -> Iterator[Path]:
     else:
         with TemporaryDirectory(prefix="trionode-demo-") as temporary:
             yield Path(temporary)
-
-
-def _run(place: Path, reporter: Reporter) -> Facts:
-    try:
-        return trio.run(run_demo, place, reporter)
-    except BaseExceptionGroup as group:  # a nursery was open: what ended it comes wrapped
-        for kind in (KeyboardInterrupt, BrokenPipeError):
-            if group.subgroup(kind) is not None:
-                raise kind from None
-        raise
 
 
 def _document(facts: Facts, checks: Sequence[Check], seconds: float) -> dict[str, object]:
@@ -273,11 +188,8 @@ class Teller:
         self._print(grid)
 
     def _print(self, what: RenderableType) -> None:
-        # Rich pads lines to the full width; into a pipe that would be so many blanks.
-        with self._console.capture() as capture:
-            self._console.print(what)
-        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        put(self._console, what)
 
 
 def _mark(check: Check) -> Text:
-    return Text(_HELD, style="green") if check.held else Text(_FAILED, style="bold red")
+    return Text(HELD, style="green") if check.held else Text(FAILED, style="bold red")

@@ -1,0 +1,119 @@
+"""How the command line ends: exit statuses, and one clear line for whatever went wrong.
+
+Theory. A wrong input of any kind, here or at the peer, is an exception whose text says what is wrong and what to do.
+Commands let it rise; `judge` says which exit status it stands for, and the entry point prints the line. What is not
+known here is a defect of ours, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final, TypeVar, final
+
+import click
+import trio
+
+from trionode._errors import (
+    CertificateError,
+    HandshakeError,
+    HandshakeTimeoutError,
+    ListenError,
+    NoRouteError,
+    PeerRejectedError,
+    PeerUnverifiedError,
+    RemoteError,
+    TrionodeError,
+)
+from trionode._resolvers import ResolverError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+
+@final
+class ExitStatus(IntEnum):
+    """What the program ends with; the same for every command."""
+
+    OK = 0
+    FOUND = 1
+    USAGE = 2
+    FILES = 3
+    NETWORK = 4
+    REFUSED = 5
+    REMOTE = 6
+    INTERRUPTED = 130
+
+
+#: For `--help` and the README.
+MEANINGS: Final = {
+    ExitStatus.OK: "all is well",
+    ExitStatus.FOUND: "it was looked at, and something is wrong: a finding, or a check that failed",
+    ExitStatus.USAGE: "the command line or the configuration file makes no sense",
+    ExitStatus.FILES: "a file is missing, in the way or not usable, or its password is wrong",
+    ExitStatus.NETWORK: "nobody was reached, the connection was lost, or a port is in use",
+    ExitStatus.REFUSED: "one side refused the other: certificate, name, cookie",
+    ExitStatus.REMOTE: "the service over there did not do it",
+    ExitStatus.INTERRUPTED: "Ctrl-C",
+}
+
+
+class Trouble(click.ClickException):
+    """Something that is wrong outside of this program; the text has the remedy."""
+
+    def __init__(self, message: str, status: ExitStatus) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def judge(error: BaseException) -> ExitStatus | None:
+    """The exit status that an error stands for; None for one that nobody foresaw."""
+    match error:
+        case CertificateError():
+            return ExitStatus.FILES
+        case PeerUnverifiedError() | PeerRejectedError():
+            return ExitStatus.REFUSED
+        case HandshakeTimeoutError() | HandshakeError() | ListenError() | ResolverError() | trio.BrokenResourceError():
+            return ExitStatus.NETWORK
+        case NoRouteError(causes=BaseExceptionGroup() as causes):
+            # Where somebody answered and one side refused, that says more than who did not.
+            kinds = {judge(each) for each in causes.exceptions}
+            return ExitStatus.REFUSED if ExitStatus.REFUSED in kinds else ExitStatus.NETWORK
+        case NoRouteError():
+            return ExitStatus.NETWORK
+        case RemoteError():
+            return ExitStatus.REMOTE
+        case TrionodeError():
+            return ExitStatus.USAGE
+        case _:
+            return None
+
+
+def sentence(error: BaseException) -> str:
+    """What to print of an error: its own words, and those of what it came from, where they say more."""
+    text = str(error)
+    if isinstance(error, trio.BrokenResourceError) and error.__cause__ is not None:
+        text = f"{text}: {error.__cause__}" if text else str(error.__cause__)
+    return " ".join(text.split())
+
+
+def run(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """`trio.run`; an error that was wrapped on its way through nurseries comes out bare, where it is the only one."""
+    try:
+        return trio.run(function, *arguments)
+    except BaseExceptionGroup as group:
+        leaves = _leaves(group)
+        for kind in (KeyboardInterrupt, BrokenPipeError):
+            if any(isinstance(leaf, kind) for leaf in leaves):
+                raise kind from None
+        if len(leaves) == 1 and judge(leaves[0]) is not None:
+            raise leaves[0] from None
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for each in group.exceptions:
+        found += _leaves(each) if isinstance(each, BaseExceptionGroup) else [each]
+    return found

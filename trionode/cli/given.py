@@ -1,0 +1,371 @@
+"""What is given on a command line: names, durations, addresses, and where the credentials are.
+
+Credentials come from a directory that `trionode pki` made (`--pki`, by default `./pki`), by the node's name; or from
+files that are named one by one (`--cert`, `--key`, `--ca` …), and then from these alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, final
+
+import click
+
+from trionode import (
+    CAPool,
+    CertAuthManager,
+    CertificateError,
+    CertificateReason,
+    ClientAuth,
+    CRLSet,
+    FileSource,
+    KeyPair,
+    NodeName,
+)
+from trionode._credentials import Secret, read_file
+from trionode._identity import canonical_host
+
+from .exits import ExitStatus, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.shell_completion import CompletionItem
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PKI: Final = Path("pki")
+CA_FILE: Final = "ca.pem"
+CA_KEY_FILE: Final = "ca.key"
+CRL_FILE: Final = "ca.crl"
+
+CLIENT_AUTH: Final = {mode.name.lower().removesuffix("_client_cert").replace("_", "-"): mode for mode in ClientAuth}
+
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+# Values -------------------------------------------------------------------------------------------------------------
+
+
+def node_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> NodeName | None:
+    """A callback: `name@host`."""
+    if value is None:
+        return None
+    try:
+        return NodeName.parse(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
+def node_or_host(text: str) -> NodeName | str:
+    """A node name, or a host.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    try:
+        return NodeName.parse(text) if "@" in text else canonical_host(text)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
+def duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:
+    """A callback: `90d`, `12h`, `1.5m`."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value.strip())
+    if found is None:
+        msg = f"{value!r} is no duration; write a number and a unit: 90d, 12h, 30m, 45s"
+        raise click.BadParameter(msg)
+    try:
+        span = timedelta(**{_UNITS[found[2]]: float(found[1])})
+    except OverflowError:
+        span = timedelta.max
+    if not span:
+        msg = f"{value!r} is no time at all"
+        raise click.BadParameter(msg)
+    return span
+
+
+def host_and_port(text: str, default: int | None = None) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT`, `[IPV6]:PORT`; without a port, the default.
+
+    Raises:
+        click.BadParameter: it is neither, or has no port where it needs one.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or "]" in port or (":" in host.strip("[]") and not host.startswith("[")):
+        host, port = text, ""
+    if not port and default is None:
+        msg = f"{text!r} has no port; write HOST:PORT, or [IPV6]:PORT"
+        raise click.BadParameter(msg)
+    try:
+        number = int(port) if port else default
+    except ValueError:
+        number = None
+    if number is None or not 0 <= number <= 65535:
+        msg = f"{port!r} is no port, which is a number up to 65535"
+        raise click.BadParameter(msg)
+    try:
+        return canonical_host(host), number
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
+def read_password(file: Path | None) -> Secret | None:
+    """The password in a file: its first line.
+
+    Raises:
+        CertificateError: the file cannot be read.
+        Trouble: it is empty.
+    """
+    if file is None:
+        return None
+    first = Secret(read_file(file, limit=4096, kind="password file").data.partition(b"\n")[0].rstrip(b"\r"))
+    if not first.data:
+        msg = f"{file} holds no password; write it into the first line"
+        raise Trouble(msg, ExitStatus.FILES)
+    return first
+
+
+# Files of a `pki` directory -----------------------------------------------------------------------------------------
+
+
+def cert_file(directory: Path, name: object) -> Path:
+    """Where `trionode pki` puts a certificate."""
+    return directory / f"{name}.pem"
+
+
+def key_file(directory: Path, name: object) -> Path:
+    """Where `trionode pki` puts a key."""
+    return directory / f"{name}-key.pem"
+
+
+def complete_node(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For the shell: nodes that the directory has a certificate of."""
+    from click.shell_completion import CompletionItem
+
+    directory = context.params.get("directory") or PKI
+    try:
+        files = sorted(Path(directory).glob("*-key.pem"))
+    except OSError:
+        return []
+    names = [file.name.removesuffix("-key.pem") for file in files]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+# Credentials --------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Files:
+    """Which files credentials are in."""
+
+    cert: Path
+    key: Path
+    password: Path | None = None
+    client_cas: tuple[Path, ...] = ()
+    root_cas: tuple[Path, ...] = ()
+    crls: tuple[Path, ...] = ()
+
+    def key_pair(self) -> KeyPair:
+        """Read the key pair.
+
+        Raises:
+            CertificateError: it is unusable.
+        """
+        secret = read_password(self.password)
+        return KeyPair.load(self.cert, self.key, password=None if secret is None else secret.data)
+
+    def source(self, *, poll_interval: float = 1.0) -> FileSource:
+        """The files as something to follow."""
+        secret = read_password(self.password)
+        return FileSource(
+            self.cert,
+            self.key,
+            password=None if secret is None else secret.data,
+            client_ca_files=self.client_cas,
+            root_ca_files=self.root_cas,
+            crl_files=self.crls,
+            poll_interval=poll_interval,
+        )
+
+    def manager(self, *, server_name: str | None = None) -> CertAuthManager:
+        """A manager for mutual TLS, for a node that dials.
+
+        Raises:
+            CertificateError: something is unusable.
+        """
+        client_cas, root_cas = pool(self.client_cas), pool(self.root_cas)
+        return CertAuthManager(
+            self.key_pair(),
+            client_cas=client_cas,
+            client_auth=ClientAuth.NO_CLIENT_CERT if client_cas is None else ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
+            root_cas=root_cas,
+            server_name=server_name,
+            crls=revocations(self.crls),
+        )
+
+
+def pool(files: tuple[Path, ...]) -> CAPool | None:
+    """A pool of files, or None of none.
+
+    Raises:
+        CertificateError: one is unusable.
+    """
+    return CAPool.load(*files) if files else None
+
+
+def revocations(files: tuple[Path, ...]) -> CRLSet | None:
+    """A set of revocation lists, or None of none.
+
+    Raises:
+        CertificateError: one is unusable.
+    """
+    return CRLSet.load(*files) if files else None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """What was said about credentials."""
+
+    directory: Path
+    cert: Path | None
+    key: Path | None
+    password: Path | None
+    cas: tuple[Path, ...]
+    client_cas: tuple[Path, ...]
+    root_cas: tuple[Path, ...]
+    crls: tuple[Path, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether the certificate's file was named."""
+        return self.cert is not None or self.key is not None
+
+    def files(self, name: NodeName | str | None) -> Files:
+        """Which files are meant: those that were named, or those of a node in the directory.
+
+        Args:
+            name: whose, where they are from the directory; None if nobody said.
+
+        Raises:
+            click.UsageError: half of a pair was named, or nobody said whose.
+            Trouble: the directory does not have them.
+        """
+        client_cas, root_cas = (*self.cas, *self.client_cas), (*self.cas, *self.root_cas)
+        if self.named:
+            if self.cert is None:
+                msg = "--key was given without --cert; give both (they may be the same file)"
+                raise click.UsageError(msg)
+            return Files(
+                cert=self.cert,
+                key=self.key or self.cert,
+                password=self.password,
+                client_cas=client_cas,
+                root_cas=root_cas,
+                crls=self.crls,
+            )
+        if name is None:
+            msg = "whose certificate? Give --cert and --key, or a node's name to take them from the --pki directory"
+            raise click.UsageError(msg)
+        cert, key, ca, crl = (
+            cert_file(self.directory, name),
+            key_file(self.directory, name),
+            self.directory / CA_FILE,
+            self.directory / CRL_FILE,
+        )
+        for file in (cert, key):
+            if not file.exists():
+                msg = (
+                    f"{file} is not there: give --cert and --key, or make them with: "
+                    f"trionode pki issue{_pki_option(self.directory)} {name}"
+                )
+                raise Trouble(msg, ExitStatus.FILES)
+        return Files(
+            cert=cert,
+            key=key,
+            password=self.password,
+            client_cas=client_cas or (ca,),
+            root_cas=root_cas or (ca,),
+            crls=self.crls or ((crl,) if crl.exists() else ()),
+        )
+
+
+def _pki_option(directory: Path) -> str:
+    return "" if directory == PKI else f" --pki {directory}"
+
+
+def pki_option(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: `--pki`, as `directory`."""
+    return click.option(
+        "--pki",
+        "directory",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=PKI,
+        show_default=True,
+        envvar="TRIONODE_PKI",
+        help="Directory of `trionode pki`: ca.pem, and NAME.pem and NAME-key.pem of each node. [env: TRIONODE_PKI]",
+    )(function)
+
+
+_FILE: Final = click.Path(dir_okay=True, path_type=Path)
+
+
+def credential_options(function: Callable[..., R]) -> Callable[..., R]:
+    """A decorator: where the credentials are, as one `Given` in the parameter `given`."""
+
+    @pki_option
+    @click.option("--cert", type=_FILE, help="Certificate, PEM: leaf first, then intermediates.")
+    @click.option("--key", type=_FILE, help="Its private key, PEM. Default: in the --cert file.")
+    @click.option("--password-file", type=_FILE, help="First line: the password of the key.")
+    @click.option("--ca", "cas", type=_FILE, multiple=True, help="CAs for both directions, PEM; repeatable.")
+    @click.option("--client-ca", "client_cas", type=_FILE, multiple=True, help="CAs for clients alone; repeatable.")
+    @click.option("--root-ca", "root_cas", type=_FILE, multiple=True, help="CAs for servers alone; repeatable.")
+    @click.option("--crl", "crls", type=_FILE, multiple=True, help="Certificate revocation lists; repeatable.")
+    @functools.wraps(function)
+    def wrapped(
+        *arguments: object,
+        directory: Path,
+        cert: Path | None,
+        key: Path | None,
+        password_file: Path | None,
+        cas: tuple[Path, ...],
+        client_cas: tuple[Path, ...],
+        root_cas: tuple[Path, ...],
+        crls: tuple[Path, ...],
+        **others: object,
+    ) -> R:
+        given = Given(
+            directory=directory,
+            cert=cert,
+            key=key,
+            password=password_file,
+            cas=cas,
+            client_cas=client_cas,
+            root_cas=root_cas,
+            crls=crls,
+        )
+        return function(*arguments, given=given, **others)
+
+    return wrapped
+
+
+def json_option(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: `--json`, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for scripts, and nothing else.")(
+        function
+    )
+
+
+def unreadable(error: OSError, what: str) -> CertificateError:
+    """An `OSError` as the error that the rest of the program knows."""
+    msg = f"cannot {what}: {error.strerror or error}. See to path, space and permissions"
+    return CertificateError(msg, reason=CertificateReason.UNREADABLE)

@@ -1,0 +1,88 @@
+"""The entry point: all commands, and how every one of them ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from .check import check
+from .demo import demo
+from .exits import MEANINGS, ExitStatus, Trouble, judge, sentence
+from .pki import pki
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM: Final = "trionode"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows a question mark instead of ending the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+    except click.UsageError as exc:
+        where = PROGRAM if exc.ctx is None else exc.ctx.command_path
+        return _end(f"{exc.format_message()} (see '{where} --help')", ExitStatus.USAGE)
+    except click.ClickException as exc:
+        return _end(exc.format_message(), exc.status if isinstance(exc, Trouble) else exc.exit_code)
+    except BrokenPipeError:  # `trionode demo | head`: whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it flushes
+        return ExitStatus.FOUND
+    except (click.Abort, KeyboardInterrupt):
+        return _end("interrupted; nothing is left running", ExitStatus.INTERRUPTED)
+    except Exception as exc:
+        status = judge(exc)
+        if status is None:
+            raise
+        return _end(sentence(exc), status)
+
+
+def _end(line: str, status: int) -> int:
+    click.echo(f"{PROGRAM}: {line}", err=True)
+    return status
+
+
+def _version() -> str:
+    try:
+        return version(PROGRAM)
+    except PackageNotFoundError:  # run from a checkout
+        return "(not installed)"
+
+
+def _epilog() -> str:
+    """The exit statuses, for the end of `--help`; the backspace keeps click from wrapping them into one paragraph."""
+    lines = [f"  {status:<5}{meaning}" for status, meaning in MEANINGS.items()]
+    return "\n".join(["\b", "Exit status, of every command:", *lines])
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_epilog(),
+)
+@click.version_option(_version(), prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Mutual TLS between Python programs on Trio, with certificates that rotate while everything keeps running.
+
+    The library is imported as `trionode`; this command makes development certificates, looks for what is wrong, and
+    runs, calls and watches nodes. Start with `trionode demo`, or with `trionode pki init`.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (demo, pki, check):
+    cli.add_command(_command)

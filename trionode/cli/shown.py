@@ -1,0 +1,265 @@
+"""What the commands show: certificates as an operator reads them, tables, and the same as plain values for `--json`.
+
+Colours and boxes are for terminals: into a pipe, or with NO_COLOR set, there is plain text without padding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from trionode import Finding, Severity
+from trionode._errors import printable
+from trionode._identity import (
+    SubjectNames,
+    describe_duration,
+    describe_issuer,
+    describe_names,
+    describe_subject,
+    fingerprint,
+    host_address,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+E = TypeVar("E", bound=x509.ExtensionType)
+
+HELD: Final = "✓"
+FAILED: Final = "✗"
+NOTED: Final = "!"
+SKIPPED: Final = "·"
+
+#: Columns, where there is no terminal to ask: wide enough for a check and its evidence in one line each.
+_PIPE_WIDTH: Final = 130
+
+#: Less than this part of its lifetime left: time to renew, as the findings have it.
+_SOON: Final = 10
+
+_PURPOSES: Final = {
+    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "anyExtendedKeyUsage",
+}
+
+
+def console() -> Console:
+    """Where things are shown: the terminal as it is, or a pipe, which is wide and has no colours."""
+    found = Console(highlight=False)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = _PIPE_WIDTH
+    return found
+
+
+def put(out: Console, what: RenderableType) -> None:
+    """Show something, without the blanks that rich pads lines with."""
+    with out.capture() as capture:
+        out.print(what)
+    # Whether there are colours was decided above, by whoever knows NO_COLOR and FORCE_COLOR.
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=out.is_terminal)
+
+
+def put_json(document: object) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def grid(rows: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> Table:
+    """Labels, and what is to be said beside each."""
+    table = Table.grid(padding=(0, 2, 0, indent))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(label, value)
+    return table
+
+
+# Findings -----------------------------------------------------------------------------------------------------------
+
+
+def put_findings(out: Console, findings: Sequence[Finding]) -> None:
+    """Each finding with its remedy."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        style, mark = ("bold red", FAILED) if finding.severity is Severity.ERROR else ("yellow", NOTED)
+        table.add_row(Text(f"{mark} {finding.code}", style=style), Text(finding.message))
+        table.add_row("", Text(f"→ {finding.remedy}", style="green"))
+    if findings:
+        put(out, table)
+
+
+def finding_values(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """Findings, for JSON."""
+    return [
+        {"code": each.code, "severity": each.severity, "message": each.message, "remedy": each.remedy}
+        for each in findings
+    ]
+
+
+# Certificates -------------------------------------------------------------------------------------------------------
+
+
+def certificate_state(certificate: x509.Certificate, now: datetime) -> str:
+    """`valid`, `expires_soon` (a tenth of its lifetime is left), `expired` or `not_yet_valid`."""
+    return validity_state(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
+
+
+def validity_state(start: datetime, end: datetime, now: datetime) -> str:
+    """As `certificate_state`, for two dates."""
+    if now > end:
+        return "expired"
+    if now < start:
+        return "not_yet_valid"
+    return "expires_soon" if end - now < (end - start) / _SOON else "valid"
+
+
+def time_left(start: datetime, end: datetime, now: datetime) -> Text:
+    """How long something is still good, in a colour that says whether that is long."""
+    state = validity_state(start, end, now)
+    match state:
+        case "expired":
+            return Text(f"EXPIRED {describe_duration(now - end)} ago", style="bold red")
+        case "not_yet_valid":
+            return Text(f"NOT YET VALID, begins in {describe_duration(start - now)}", style="bold red")
+        case _:
+            return Text(f"{describe_duration(end - now)} left", style="yellow" if state == "expires_soon" else "green")
+
+
+def certificate_grid(certificate: x509.Certificate, now: datetime) -> Table:
+    """A certificate as an operator reads it."""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    dates = Text(f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, ")
+    rows: list[tuple[str, str | Text]] = [
+        ("subject", describe_subject(certificate)),
+        ("names", describe_names(certificate)),
+    ]
+    if not is_ca(certificate):
+        rows.append(("speaks for", speaks_for(certificate)))
+    rows += [
+        ("valid", dates + time_left(start, end, now)),
+        ("purposes", purposes_shown(certificate)),
+        ("issuer", "itself" if is_self_issued(certificate) else describe_issuer(certificate)),
+        ("key", f"{key_kind(certificate)}, signed with {signature_kind(certificate)}"),
+        ("serial", f"{certificate.serial_number:x}"),
+        ("SHA-256", fingerprint(certificate)),
+    ]
+    return grid(rows)
+
+
+def certificate_values(certificate: x509.Certificate, now: datetime) -> dict[str, object]:
+    """A certificate, for JSON."""
+    names = SubjectNames.of(certificate)
+    return {
+        "subject": describe_subject(certificate),
+        "issuer": describe_issuer(certificate),
+        "serial": f"{certificate.serial_number:x}",
+        "sha256": fingerprint(certificate),
+        "not_before": certificate.not_valid_before_utc.isoformat(),
+        "not_after": certificate.not_valid_after_utc.isoformat(),
+        "seconds_left": round((certificate.not_valid_after_utc - now) / timedelta(seconds=1)),
+        "state": certificate_state(certificate, now),
+        "ca": is_ca(certificate),
+        "self_issued": is_self_issued(certificate),
+        "hosts": hosts_of(names),
+        "nodes": sorted(str(node) for node in names.nodes),
+        "restricted_to_nodes": names.restricted,
+        "unusable_names": list(names.unusable),
+        "purposes": purposes(certificate),
+        "key": key_kind(certificate),
+    }
+
+
+def now_utc() -> datetime:
+    """The machine's clock."""
+    return datetime.now(UTC)
+
+
+def is_ca(certificate: x509.Certificate) -> bool:
+    """Whether its basic constraints say that it is a CA's."""
+    constraints = _extension(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
+
+
+def is_self_issued(certificate: x509.Certificate) -> bool:
+    """Whether it names itself as its issuer."""
+    return certificate.issuer == certificate.subject
+
+
+def hosts_of(names: SubjectNames) -> list[str]:
+    """The hosts that a certificate covers."""
+    return [pattern.pattern.decode() for pattern in names.dns] + [str(each.pattern) for each in names.addresses]
+
+
+def speaks_for(certificate: x509.Certificate) -> str:
+    """Which node names a certificate covers."""
+    names = SubjectNames.of(certificate)
+    hosts = hosts_of(names)
+    if not hosts:
+        return "no node: it names no host"
+    if names.restricted:
+        covered = [str(node) for node in sorted(names.nodes) if names.cover_node(node)]
+        return f"the node{'s' if len(covered) > 1 else ''} {', '.join(covered)}" if covered else "no node"
+    shown = (f"[{host}]" if getattr(host_address(host), "version", 4) == 6 else host for host in hosts)
+    return "every node on these hosts: " + ", ".join(f"*@{host}" for host in shown)
+
+
+def purposes(certificate: x509.Certificate) -> list[str] | None:
+    """The extended key usages by their short names; None where the certificate does not restrict them."""
+    usage = _extension(certificate, x509.ExtendedKeyUsage)
+    return None if usage is None else [_PURPOSES.get(each, each.dotted_string) for each in usage]
+
+
+def purposes_shown(certificate: x509.Certificate) -> str:
+    """Extended key usages in a sentence: what a node cannot be with them is said."""
+    found = purposes(certificate)
+    if is_ca(certificate):
+        return "signs certificates (CA)" + ("" if found is None else f"; {', '.join(found)}")
+    if found is None:
+        return "any (no extended key usage)"
+    missing = [each for each in ("serverAuth", "clientAuth") if each not in found]
+    lacking = f" (not {', not '.join(missing)}: a node needs both)" if missing else " (a node needs both)"
+    return ", ".join(found) + lacking
+
+
+def key_kind(certificate: x509.Certificate) -> str:
+    """What kind of key it is for."""
+    try:
+        key = certificate.public_key()
+    except ValueError:
+        return "unreadable key"
+    match key:
+        case ec.EllipticCurvePublicKey():
+            return f"EC {key.curve.name}"
+        case rsa.RSAPublicKey():
+            return f"RSA {key.key_size}"
+        case ed25519.Ed25519PublicKey():
+            return "Ed25519"
+        case ed448.Ed448PublicKey():
+            return "Ed448"
+        case _:
+            return type(key).__name__
+
+
+def signature_kind(certificate: x509.Certificate) -> str:
+    """How it is signed."""
+    name: str = getattr(certificate.signature_algorithm_oid, "_name", "") or "?"
+    return printable(name, 40)
+
+
+def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return None
