@@ -321,7 +321,7 @@ class Secret:
 
     def __init__(self, data: bytes | str) -> None:
         # "surrogatepass": an encoding error would carry the text, perhaps a key, in its attributes.
-        self.data = data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
+        self.data: bytes = data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
 
     def __repr__(self) -> str:
         return f"<{len(self.data)} bytes, not shown>"
