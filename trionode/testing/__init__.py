@@ -1,4 +1,7 @@
-"""What helps to test programs and channels built on trionode; imports no test framework."""
+"""What helps to test programs and channels built on trionode; imports no test framework.
+
+The fixtures of the same names are in the pytest plugin, `pytest_trionode`.
+"""
 
 from ._cancelling import (
     Attempt as Attempt,
@@ -6,10 +9,26 @@ from ._cancelling import (
     cancel_at_every_checkpoint as cancel_at_every_checkpoint,
 )
 from ._channels import ChannelMaker as ChannelMaker, check_two_way_channel as check_two_way_channel
-from ._clock import trio_clock as trio_clock
+from ._clock import certificate_clock as certificate_clock, trio_clock as trio_clock
 from ._faults import Faults as Faults, Script as Script
 from ._memory_network import (
     MemoryConnection as MemoryConnection,
     MemoryHost as MemoryHost,
     MemoryNetwork as MemoryNetwork,
+)
+from ._moments import (
+    ExpectedRefusal as ExpectedRefusal,
+    RotationInHandshake as RotationInHandshake,
+    expect_refusal as expect_refusal,
+    expect_refusal_at as expect_refusal_at,
+    rotate_during_handshake as rotate_during_handshake,
+    wait_for_generation as wait_for_generation,
+)
+from ._nodes import NodeFactory as NodeFactory, node_factory as node_factory
+from ._zoo import (
+    CertificateZoo as CertificateZoo,
+    PEMPair as PEMPair,
+    certificate_zoo as certificate_zoo,
+    cluster_ca as cluster_ca,
+    present_anyway as present_anyway,
 )

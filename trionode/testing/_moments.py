@@ -1,0 +1,269 @@
+"""What a test of certificates waits for, brings about at the right moment, or insists on.
+
+Theory. A handshake takes its contexts once, by `receive()` of its manager's channel, and finishes on what it took. The
+moment right after that is the one where rotating could go wrong, so that is where `rotate_during_handshake` does it:
+not by timing, but by standing in for that one `receive()`.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, TypeAlias, final
+
+import trio
+
+from trionode._connection import Connection
+from trionode._errors import (
+    HandshakeError,
+    NoRouteError,
+    PeerRejectedError,
+    PeerUnverifiedError,
+    RejectionCode,
+    UnverifiedReason,
+)
+from trionode._events import HandshakeRefused
+from trionode._node import Node
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from trionode._cert_manager import CertManager
+    from trionode._contexts import TLSContexts
+    from trionode._credentials import KeyPair
+
+__all__ = [
+    "ExpectedRefusal",
+    "RotationInHandshake",
+    "expect_refusal",
+    "expect_refusal_at",
+    "rotate_during_handshake",
+    "wait_for_generation",
+]
+
+Reason: TypeAlias = UnverifiedReason | RejectionCode
+
+
+# Generations --------------------------------------------------------------------------------------------------------
+
+
+async def wait_for_generation(where: CertManager | Node | Connection, generation: int) -> None:
+    """Wait until a generation, or a later one, is there. Cancelling is harmless.
+
+    There is no deadline in here: call it within one.
+
+    Args:
+        where: a manager publishes it; a node stands for its own manager; a connection is handed over to it, by
+            `LiveConnections` or `reauthenticate()`, and has our side's generation.
+        generation: the number.
+
+    Raises:
+        trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended without.
+        RuntimeError: the manager is in use by another Trio run.
+    """
+    if isinstance(where, Connection):
+        await trio.lowlevel.checkpoint()
+        while where.generation < generation:
+            await where.wait_moved(where.link)
+    else:
+        await _manager_of(where).wait_generation(generation)
+
+
+@final
+class RotationInHandshake:
+    """What `rotate_during_handshake` did.
+
+    Attributes:
+        taken: the generation that the handshake took before, and finishes on; None before there was one.
+        published: the generation that was published then; likewise.
+    """
+
+    def __init__(self) -> None:
+        self.taken: int | None = None
+        self.published: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<RotationInHandshake, taken: {self.taken}, published: {self.published}>"
+
+
+@contextmanager
+def rotate_during_handshake(where: CertManager | Node, key_pair: KeyPair) -> Iterator[RotationInHandshake]:
+    """Rotate in the middle of the next handshake: after it took its contexts, before it uses them.
+
+    Within the `with` block the first handshake of this manager has that happen to it, dialling or accepting; those
+    that come later take what is published by then.
+
+    Args:
+        where: the manager that is to rotate; a node stands for its own.
+        key_pair: what to rotate to, with `update()`.
+
+    Raises:
+        AssertionError: the block was left, without an exception, and there had been no handshake.
+        CertificateError: the manager refuses the key pair; comes out of the handshake.
+    """
+    manager = _manager_of(where)
+    channel = manager.contexts
+    receive = channel.receive
+    done = RotationInHandshake()
+
+    async def take() -> TLSContexts:
+        contexts = await receive()
+        if done.taken is None:
+            done.taken = contexts.generation
+            done.published = manager.update(key_pair)
+        return contexts
+
+    channel.receive = take  # type: ignore[method-assign]
+    try:
+        yield done
+    finally:
+        del channel.receive
+    if done.taken is None:
+        msg = f"no handshake took its contexts from {manager!r}, so there was none to rotate in the middle of"
+        raise AssertionError(msg)
+
+
+# Refusals -----------------------------------------------------------------------------------------------------------
+
+
+@final
+class ExpectedRefusal:
+    """A refusal that a test insists on.
+
+    Attributes:
+        error: what came of it: a `PeerUnverifiedError` or a `PeerRejectedError`. There once the block is left.
+    """
+
+    def __init__(self) -> None:
+        self._error: PeerUnverifiedError | PeerRejectedError | None = None
+
+    def __repr__(self) -> str:
+        return f"<ExpectedRefusal, error: {self._error!r}>"
+
+    @property
+    def error(self) -> PeerUnverifiedError | PeerRejectedError:
+        """What came of it.
+
+        Raises:
+            AssertionError: the block has not been left yet.
+        """
+        assert self._error is not None, "leave the block first: nobody has been refused so far"
+        return self._error
+
+    def _fill(self, error: PeerUnverifiedError | PeerRejectedError) -> None:
+        self._error = error
+
+
+@contextmanager
+def expect_refusal(reason: Reason | str) -> Iterator[ExpectedRefusal]:
+    """Insist that what happens in the `with` block is refused, and why.
+
+    It looks through a `trio.BrokenResourceError` of a `TLSStream`, at its cause, and through a `NoRouteError`, where
+    every route must have been refused for this. What is no refusal at all comes out as it is.
+
+    Args:
+        reason: an `UnverifiedReason` if we are to refuse the peer, a `RejectionCode` if the peer is to refuse us. As
+            a plain word, either.
+
+    Raises:
+        AssertionError: nobody was refused, or for something else; the text has the whole story.
+        ValueError: the word is neither.
+    """
+    wanted = _wanted(reason)
+    refusal = ExpectedRefusal()
+    try:
+        yield refusal
+    except (HandshakeError, NoRouteError, trio.BrokenResourceError) as exc:
+        found = _refusals(exc)
+        if not found:
+            raise
+        for error in found:
+            if not _is(error, wanted):
+                msg = f"{_words(wanted)} was expected, but {_account(error)}"
+                raise AssertionError(msg) from exc
+        refusal._fill(found[0])  # noqa: SLF001 -- ours
+    else:
+        msg = f"{_words(wanted)} was expected, but nobody refused anybody"
+        raise AssertionError(msg)
+
+
+@asynccontextmanager
+async def expect_refusal_at(node: Node, reason: Reason | str, *, within: float = 5) -> AsyncIterator[ExpectedRefusal]:
+    """Insist that a node reports a refused handshake, and why: who accepts raises nothing, but tells by an event.
+
+    Args:
+        node: the one to listen to.
+        reason: an `UnverifiedReason` if it is to refuse its peer, a `RejectionCode` if its peer is to refuse it. As a
+            plain word, either.
+        within: how long the event may take after the `async with` block, seconds.
+
+    Raises:
+        AssertionError: the block was left, without an exception, and there was no such event; the text has those that
+            there were.
+        ValueError: the word is neither.
+    """
+    wanted = _wanted(reason)
+    refusal = ExpectedRefusal()
+    others: list[str] = []
+    async with node.events() as events:
+        yield refusal
+        with trio.move_on_after(within):
+            async for event in events:
+                if not isinstance(event, HandshakeRefused):
+                    continue
+                if _is(event.error, wanted):
+                    assert isinstance(event.error, PeerUnverifiedError | PeerRejectedError)
+                    refusal._fill(event.error)  # noqa: SLF001 -- ours
+                    return
+                others.append(_account(event.error))
+    story = "; ".join(others) or "no handshake failed"
+    msg = f"{_words(wanted)} was expected at {node.name} within {within:g} s, but {story}"
+    raise AssertionError(msg)
+
+
+def _manager_of(where: CertManager | Node) -> CertManager:
+    return where.options.cert_manager if isinstance(where, Node) else where
+
+
+def _wanted(reason: Reason | str) -> tuple[Reason, ...]:
+    """Every reason that is meant."""
+    if isinstance(reason, UnverifiedReason | RejectionCode):
+        return (reason,)
+    found: list[Reason] = [each for each in (*UnverifiedReason, *RejectionCode) if each == reason]
+    if not found:
+        msg = f"{reason!r} is neither an UnverifiedReason ({', '.join(UnverifiedReason)}) nor a RejectionCode"
+        msg += f" ({', '.join(RejectionCode)})"
+        raise ValueError(msg)
+    return tuple(found)
+
+
+def _refusals(exc: BaseException | None) -> list[PeerUnverifiedError | PeerRejectedError]:
+    """The refusals that an error is or stands for; none where any part of it is none."""
+    if isinstance(exc, PeerUnverifiedError | PeerRejectedError):
+        return [exc]
+    if isinstance(exc, trio.BrokenResourceError):
+        return _refusals(exc.__cause__)
+    if isinstance(exc, NoRouteError) and exc.causes is not None:
+        found = [_refusals(each) for each in exc.causes.exceptions]
+        return [error for each in found for error in each] if all(found) else []
+    return []
+
+
+def _is(error: HandshakeError, wanted: tuple[Reason, ...]) -> bool:
+    # Both are strings, and some words are in both: the type says who refused.
+    return any(type(each) is type(error.reason) and each == error.reason for each in wanted)
+
+
+def _words(wanted: tuple[Reason, ...]) -> str:
+    who = {UnverifiedReason: "that we refuse the peer", RejectionCode: "that the peer refuses us"}
+    return f"{' or '.join(who[type(each)] for each in wanted)} ({wanted[0]})"
+
+
+def _account(error: HandshakeError) -> str:
+    match error:
+        case PeerUnverifiedError():
+            what = "we refused the peer"
+        case PeerRejectedError():
+            what = "the peer refused us"
+        case _:
+            what = "the handshake failed"
+    return f"{what} ({error.reason}): {error}"

@@ -1,0 +1,209 @@
+"""Nodes for tests: names, managers, listeners and routes wired in one line, in memory or on loopback.
+
+Theory. A `NodeFactory` is what the nodes of one test have in common: a CA, which issues each its certificate and which
+each trusts, a network, and who is open. A node that opens listens on a port of its own choice and gets routes to all
+that are open, and they to it; one that is opened again under the same name replaces its route, so that connectors find
+it. Routes to nodes that are gone stay, and lead to nobody: no test asks a name server.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from trionode._cert_manager import CertAuthManager
+from trionode._identity import NodeName
+from trionode._node import Node, open_node
+from trionode._options import AcceptorOptions, LiveConnections, NetworkMode, NetworkOptions, NodeOptions, Route
+from trionode._policy import ClientAuth
+
+from ._memory_network import MemoryNetwork
+from ._zoo import cluster_ca
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from trionode._cert_manager import CertManager
+    from trionode._credentials import KeyPair
+    from trionode._peer import Peer
+    from trionode._policy import Clock
+    from trionode._revocation import CRLSet
+    from trionode._routes import RouteHandle
+    from trionode._services import Service
+    from trionode.pki import CertificateAuthority
+
+__all__ = ["NodeFactory", "node_factory"]
+
+_LOOPBACK = "127.0.0.1"
+
+
+@final
+class NodeFactory:
+    """Opens the nodes of one test, which trust one CA and have routes to each other; made by `node_factory`.
+
+    Attributes:
+        ca: issues every node's certificate.
+        network: what the nodes are on, or None where that is TCP on loopback.
+    """
+
+    def __init__(self, ca: CertificateAuthority, network: MemoryNetwork | None, clock: Clock | None) -> None:
+        self.ca: CertificateAuthority = ca
+        self.network: MemoryNetwork | None = network
+        self._clock = clock
+        self._open: list[Node] = []
+        self._routes: dict[tuple[Node, NodeName], RouteHandle] = {}
+
+    def __repr__(self) -> str:
+        return f"<NodeFactory on {self.network or 'TCP'}, open: {', '.join(str(node.name) for node in self._open)}>"
+
+    def manager(
+        self, name: str | NodeName, *, key_pair: KeyPair | None = None, crls: CRLSet | None = None
+    ) -> CertAuthManager:
+        """A manager for mutual TLS: it trusts the CA in both directions, and insists on clients' certificates.
+
+        Args:
+            name: the node name to issue a certificate for, as for opening it.
+            key_pair: what to present instead.
+            crls: revocation lists; by default nothing is revoked.
+        """
+        return CertAuthManager(
+            key_pair or self.ca.issue(_node_name(name)),
+            client_cas=self.ca.pool,
+            client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
+            root_cas=self.ca.pool,
+            crls=crls,
+            clock=self._clock,
+        )
+
+    @asynccontextmanager
+    async def __call__(
+        self,
+        name: str | NodeName,
+        *,
+        certs: CertManager | None = None,
+        services: Mapping[str, Service] | None = None,
+        authorize: Callable[[Peer], None] | None = None,
+        network: NetworkOptions | None = None,
+        live_connections: LiveConnections | None = None,
+        propagate_service_errors: bool = False,
+    ) -> AsyncIterator[Node]:
+        """Open a node for the length of an `async with` block, with routes to and from all others that are open.
+
+        Args:
+            name: a node name; `alpha` is short for `alpha@alpha.test`.
+            certs: its manager; by default a fresh one, see `manager`.
+            services: see `NodeOptions`, also for what follows.
+            authorize: asked about every peer.
+            network: further options; acceptors and transport are filled in where there are none.
+            live_connections: what becomes of them when certificates rotate or end.
+            propagate_service_errors: let an exception of a service crash the node, and so fail the test.
+
+        Raises:
+            ValueError: the name is none.
+            BaseExceptionGroup, CertificateError, ListenError and the rest: as `open_node`.
+        """
+        own = _node_name(name)
+        options = NodeOptions(
+            cert_manager=certs or self.manager(own),
+            network=self._complete(own, network or NetworkOptions()),
+            services=services or {},
+            authorize=authorize,
+            live_connections=live_connections or LiveConnections(),
+            propagate_service_errors=propagate_service_errors,
+        )
+        async with open_node(own, options) as node:
+            for other in self._open:
+                self._lead(node, other)
+                self._lead(other, node)
+            self._open.append(node)
+            try:
+                yield node
+            finally:
+                self._open.remove(node)
+                for key in [key for key in self._routes if key[0] is node]:
+                    del self._routes[key]
+
+    @asynccontextmanager
+    async def cluster(
+        self,
+        *names: str | NodeName,
+        services: Mapping[str, Service] | None = None,
+        network: NetworkOptions | None = None,
+        live_connections: LiveConnections | None = None,
+        propagate_service_errors: bool = False,
+    ) -> AsyncIterator[tuple[Node, ...]]:
+        """Open several nodes that differ in their names alone, in order; the last is left first.
+
+        Args:
+            names: of the nodes.
+            services: offered by each of them. This and the rest as for one node.
+            network: likewise.
+            live_connections: likewise.
+            propagate_service_errors: likewise.
+        """
+        async with AsyncExitStack() as stack:
+            nodes: list[Node] = []
+            for name in names:
+                opening: AbstractAsyncContextManager[Node] = self(
+                    name,
+                    services=services,
+                    network=network,
+                    live_connections=live_connections,
+                    propagate_service_errors=propagate_service_errors,
+                )
+                nodes.append(await stack.enter_async_context(opening))
+            yield tuple(nodes)
+
+    def _complete(self, name: NodeName, network: NetworkOptions) -> NetworkOptions:
+        if network.transport is None and self.network is not None:
+            network = replace(network, transport=self.network.host(name.host))
+        if network.mode is NetworkMode.ENABLED and not network.acceptors:
+            host = _LOOPBACK if network.transport is None else None
+            network = replace(network, acceptors=[AcceptorOptions(host=host, port=0)])
+        return network
+
+    def _lead(self, source: Node, target: Node) -> None:
+        """Give one node the route to another."""
+        if not target.acceptors or source.name == target.name:
+            return
+        host, port = target.acceptors[0].address
+        key = (source, target.name)
+        former = self._routes.pop(key, None)
+        if former is not None:
+            former.remove()
+        with suppress(trio.ClosedResourceError):  # it drains
+            self._routes[key] = source.add_route(target.name, Route(host=host, port=port))
+
+
+def node_factory(
+    ca: CertificateAuthority | None = None,
+    *,
+    network: MemoryNetwork | None = None,
+    tcp: bool = False,
+    clock: Clock | None = None,
+) -> NodeFactory:
+    """A factory of nodes that trust one CA, and know the way to each other.
+
+    Args:
+        ca: issues their certificates; by default a fresh one that has the same clock.
+        network: what they are on, each on a host of its own; by default a fresh one.
+        tcp: whether they are on loopback, with sockets, instead.
+        clock: source of "now" (aware) for their managers; by default the machine's clock.
+
+    Raises:
+        ValueError: both a network in memory and TCP were asked for.
+    """
+    if tcp and network is not None:
+        msg = "nodes are either on a MemoryNetwork or on TCP; drop one of the two"
+        raise ValueError(msg)
+    return NodeFactory(ca or cluster_ca(clock=clock), None if tcp else network or MemoryNetwork(), clock)
+
+
+def _node_name(name: str | NodeName) -> NodeName:
+    if isinstance(name, str) and "@" not in name:
+        name = f"{name}@{name.lower()}.test"
+    return NodeName.parse(name)

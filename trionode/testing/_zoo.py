@@ -1,0 +1,193 @@
+"""A cluster's CA for tests, and a zoo: certificates that it might have issued, each with one defect.
+
+Theory. Every animal is the model, a good certificate for the same name, with one thing changed, so that what refuses it
+refuses it for that. Most are ordinary `KeyPair`s; but a program that holds one does not get far, because a manager
+refuses in `update()` and at its first use what is expired, not yet valid or of the wrong purpose. So that peers get to
+judge it, `present_anyway` publishes a key pair without asking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from trionode._contexts import TLSContexts
+from trionode._credentials import BACKDATE, KeyPair
+from trionode._identity import NodeName
+from trionode._node import Node
+from trionode.pki import CertificateAuthority
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
+
+    from trionode._cert_manager import CertManager
+    from trionode._policy import Clock
+    from trionode._revocation import CRLSet
+
+__all__ = ["CertificateZoo", "PEMPair", "certificate_zoo", "cluster_ca", "present_anyway"]
+
+_DAY: Final = timedelta(days=1)
+#: RFC 6761 section 6.2: a name that never resolves.
+_ELSEWHERE: Final = "elsewhere.test"
+
+
+@final
+class PEMPair(NamedTuple):
+    """A certificate chain and its private key, as PEM text; for what no `KeyPair` can be made of."""
+
+    cert_pem: bytes
+    key_pem: bytes
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"<PEMPair, {len(self.cert_pem)} bytes of certificates, key not shown>"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CertificateZoo:
+    """Certificates for one name, each with one defect; made by `certificate_zoo`.
+
+    Who refuses what, and why. The holder: what its own manager raises, a `CertificateError`; the dialer and the
+    acceptor: the `UnverifiedReason` of whoever the certificate is presented to (see `present_anyway`), by a server and
+    by a client, with mutual TLS. The last column is the `RejectionCode` that the one who presented it is told.
+
+    | animal | holder | dialer | acceptor | is told |
+    | -- | -- | -- | -- | -- |
+    | `good` | | | | |
+    | `expired` | `expired` | `expired` | `expired` | `certificate_expired` |
+    | `not_yet_valid` | `not_yet_valid` | `not_yet_valid` | `not_yet_valid` | `bad_certificate` |
+    | `wrong_ca` | | `unknown_ca` | `unknown_ca` | `unknown_ca` |
+    | `wrong_name` | | `name_mismatch` | `claimed_name` | `internal_error` by a dialer, else `claimed_name` |
+    | `no_san` | | `name_mismatch` | `claimed_name` | likewise |
+    | `wrong_eku` | `wrong_eku` | `wrong_eku` | `wrong_eku` | `unsupported_certificate` |
+    | `revoked`, by `crls` | | `revoked` | `revoked` | `certificate_revoked` |
+    | `weak_key` | `unsupported_key` | `bad_chain` | `bad_chain` | TODO |
+
+    Attributes:
+        name: the node name that they are for.
+        good: the model: nothing is wrong with it.
+        expired: it ended a day ago.
+        not_yet_valid: it begins in a day.
+        wrong_ca: of a CA that nobody knows.
+        wrong_name: for a node of the same name on another host.
+        no_san: it has the name in its Common Name alone.
+        wrong_eku: its one purpose is to sign code.
+        revoked: its serial number is on `crls`; it is only refused by whoever has them.
+        weak_key: RSA with 1024 bits. `KeyPair` refuses it, so it is PEM.
+        crls: the cluster CA's revocation list, for managers.
+    """
+
+    name: NodeName
+    good: KeyPair
+    expired: KeyPair
+    not_yet_valid: KeyPair
+    wrong_ca: KeyPair
+    wrong_name: KeyPair
+    no_san: KeyPair
+    wrong_eku: KeyPair
+    revoked: KeyPair
+    weak_key: PEMPair
+    crls: CRLSet
+
+
+def cluster_ca(*, clock: Clock | None = None) -> CertificateAuthority:
+    """A fresh CA for the nodes of a test.
+
+    Args:
+        clock: source of "now" (aware), for the CA and for what it issues; by default the machine's clock.
+    """
+    return CertificateAuthority.create(common_name="test cluster CA", clock=clock)
+
+
+def certificate_zoo(ca: CertificateAuthority, name: str | NodeName) -> CertificateZoo:
+    """Issue one certificate with each defect; takes some tens of milliseconds.
+
+    Args:
+        ca: issues all but one; dates are relative to its clock.
+        name: the node name that they are for.
+
+    Raises:
+        ValueError: the name is none.
+    """
+    node = NodeName.parse(name)
+    good, revoked = ca.issue(node), ca.issue(node)
+    now = good.certificate.not_valid_before_utc + BACKDATE
+    return CertificateZoo(
+        name=node,
+        good=good,
+        expired=ca.issue(node, not_before=now - 2 * _DAY, not_after=now - _DAY),
+        not_yet_valid=ca.issue(node, not_before=now + _DAY, not_after=now + 2 * _DAY),
+        wrong_ca=CertificateAuthority.create(common_name="CA of somebody else", clock=lambda: now).issue(node),
+        wrong_name=ca.issue(NodeName(node.name, _ELSEWHERE)),
+        no_san=_without_names(ca, good),
+        wrong_eku=ca.issue(node, extended_key_usage=[ExtendedKeyUsageOID.CODE_SIGNING]),
+        revoked=revoked,
+        weak_key=_with_a_weak_key(ca, good),
+        crls=ca.revocation_list(revoked),
+    )
+
+
+def present_anyway(manager: CertManager | Node, key_pair: KeyPair) -> int:
+    """Publish a key pair as the next generation, as `update()` does, whatever is wrong with it.
+
+    So that a test sees what peers make of it. In the manager's own thread.
+
+    Args:
+        manager: a node stands for its own manager.
+        key_pair: an animal of the zoo.
+
+    Returns:
+        The new generation.
+
+    Raises:
+        CertificateError: OpenSSL does not accept it.
+    """
+    certs = manager.options.cert_manager if isinstance(manager, Node) else manager
+    # What is skipped is what the public way is for.
+    contexts = TLSContexts.build(certs.generation + 1, key_pair, certs._policy)  # noqa: SLF001
+    certs._publish(contexts)  # noqa: SLF001
+    return contexts.generation
+
+
+def _without_names(ca: CertificateAuthority, model: KeyPair) -> KeyPair:
+    leaf = _copy(ca, model, model.private_key.public_key(), without=x509.SubjectAlternativeName)
+    return KeyPair([leaf, *model.chain[1:]], model.private_key)
+
+
+def _with_a_weak_key(ca: CertificateAuthority, model: KeyPair) -> PEMPair:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 -- that is the point
+    chain = [_copy(ca, model, key.public_key()), *model.chain[1:]]
+    return PEMPair(
+        b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain),
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )
+
+
+def _copy(
+    ca: CertificateAuthority, model: KeyPair, key: CertificatePublicKeyTypes, *, without: type[x509.ExtensionType] | None = None
+) -> x509.Certificate:
+    """The model's leaf, signed anew by who signed it, for another key or without one of its extensions."""
+    leaf = model.certificate
+    builder = x509.CertificateBuilder(
+        issuer_name=leaf.issuer,
+        subject_name=leaf.subject,
+        public_key=key,
+        serial_number=x509.random_serial_number(),
+        not_valid_before=leaf.not_valid_before_utc,
+        not_valid_after=leaf.not_valid_after_utc,
+    )
+    for extension in leaf.extensions:
+        value = extension.value
+        if isinstance(value, x509.SubjectKeyIdentifier):
+            value = x509.SubjectKeyIdentifier.from_public_key(key)
+        if without is None or not isinstance(value, without):
+            builder = builder.add_extension(value, critical=extension.critical)
+    signer: CertificateIssuerPrivateKeyTypes = ca._key  # noqa: SLF001 -- the CA issues nothing of the kind itself
+    return builder.sign(signer, leaf.signature_hash_algorithm)  # type: ignore[arg-type]  # what signed it once
