@@ -36,6 +36,10 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: A program, and what it prints.
 PROGRAMS = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
+#: Those that are tests; and what pytest prints of them.
+SUITES = [each for each in PROGRAMS if each[0].startswith("# test_")]
+SCRIPTS = [each for each in PROGRAMS if each not in SUITES]
+
 COMMANDS = {
     "demo-command": "python3 -m venv .venv && .venv/bin/pip install -q -e '.[cli]' && .venv/bin/trionode demo",
     "test-command": "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest",
@@ -87,10 +91,10 @@ def test_there_is_no_other_shell_block() -> None:
 
 def test_every_python_block_is_a_program_with_its_output() -> None:
     """No fragment that nobody runs."""
-    assert len(PROGRAMS) == sum(kind == "python" for kind, _ in _BLOCK.findall(README)) == 6
+    assert len(PROGRAMS) == sum(kind == "python" for kind, _ in _BLOCK.findall(README)) == 7
 
 
-@pytest.mark.parametrize(("program", "output"), PROGRAMS, ids=[f"program{n}" for n in range(1, len(PROGRAMS) + 1)])
+@pytest.mark.parametrize(("program", "output"), SCRIPTS, ids=[f"program{n}" for n in range(1, len(SCRIPTS) + 1)])
 def test_a_program_prints_what_the_readme_says(program: str, output: str, tmp_path: Path) -> None:
     """Each program runs by itself, among the certificate files that one of them reads, and warns of nothing."""
     ca = CertificateAuthority.create()
@@ -110,6 +114,23 @@ def test_a_program_prints_what_the_readme_says(program: str, output: str, tmp_pa
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+
+
+def test_the_suite_passes_as_the_readme_says(tmp_path: Path) -> None:
+    """By itself, with pytest-trio and our plugin, and warns of nothing."""
+    [(suite, output)] = SUITES
+    (tmp_path / "test_greeter.py").write_text(suite, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "pytest_trionode"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (re.sub(r" in [\d.]+s$", "", done.stdout, flags=re.MULTILINE), done.stderr) == (output, "")
 
 
 @pytest.mark.parametrize("program", [program for program, _ in PROGRAMS])

@@ -24,7 +24,10 @@ from trionode._node import Node
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
+    from cryptography.hazmat.primitives.asymmetric.types import (
+        CertificateIssuerPrivateKeyTypes,
+        CertificatePublicKeyTypes,
+    )
 
     from trionode._cert_manager import CertManager
     from trionode._policy import Clock
@@ -68,7 +71,7 @@ class CertificateZoo:
     | `no_san` | | `name_mismatch` | `claimed_name` | likewise |
     | `wrong_eku` | `wrong_eku` | `wrong_eku` | `wrong_eku` | `unsupported_certificate` |
     | `revoked`, by `crls` | | `revoked` | `revoked` | `certificate_revoked` |
-    | `weak_key` | `unsupported_key` | `bad_chain` | `bad_chain` | TODO |
+    | `weak_key` | `unsupported_key` | `bad_chain` | `bad_chain` | |
 
     Attributes:
         name: the node name that they are for.
@@ -80,7 +83,8 @@ class CertificateZoo:
         no_san: it has the name in its Common Name alone.
         wrong_eku: its one purpose is to sign code.
         revoked: its serial number is on `crls`; it is only refused by whoever has them.
-        weak_key: RSA with 1024 bits. `KeyPair` refuses it, so it is PEM.
+        weak_key: RSA with 1024 bits. `KeyPair` refuses it, so it is PEM, for peers that are not trionode; theirs is to
+            be as little particular about it: with Python's `ssl`, `context.set_ciphers("DEFAULT:@SECLEVEL=0")`.
         crls: the cluster CA's revocation list, for managers.
     """
 
@@ -171,7 +175,11 @@ def _with_a_weak_key(ca: CertificateAuthority, model: KeyPair) -> PEMPair:
 
 
 def _copy(
-    ca: CertificateAuthority, model: KeyPair, key: CertificatePublicKeyTypes, *, without: type[x509.ExtensionType] | None = None
+    ca: CertificateAuthority,
+    model: KeyPair,
+    key: CertificatePublicKeyTypes,
+    *,
+    without: type[x509.ExtensionType] | None = None,
 ) -> x509.Certificate:
     """The model's leaf, signed anew by who signed it, for another key or without one of its extensions."""
     leaf = model.certificate
