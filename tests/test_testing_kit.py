@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import ssl
 import subprocess
 import sys
 import tomllib
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -512,6 +513,11 @@ async def test_a_refusal_that_does_not_come(zoo: CertificateZoo, autojump_clock:
         with pytest.raises(KeyError):
             async with expect_refusal_at(beta, U.EXPIRED):
                 raise KeyError
+    async with AsyncExitStack() as stack:
+        gamma = await stack.enter_async_context(nodes("gamma"))
+        with pytest.raises(AssertionError, match="no handshake failed"):
+            async with expect_refusal_at(gamma, U.EXPIRED, within=math.inf):
+                await stack.aclose()
 
 
 def nodes_transport(node: Node) -> trionode.Transport:

@@ -7,7 +7,7 @@ not by timing, but by standing in for that one `receive()`.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trionode._cert_manager import CertManager
     from trionode._contexts import TLSContexts
     from trionode._credentials import KeyPair
+    from trionode._events import EventStream
 
 __all__ = [
     "ExpectedRefusal",
@@ -116,7 +117,7 @@ def rotate_during_handshake(where: CertManager | Node, key_pair: KeyPair) -> Ite
     try:
         yield done
     finally:
-        del channel.receive
+        channel.receive = receive  # type: ignore[method-assign]
     if done.taken is None:
         msg = f"no handshake took its contexts from {manager!r}, so there was none to rotate in the middle of"
         raise AssertionError(msg)
@@ -206,18 +207,25 @@ async def expect_refusal_at(node: Node, reason: Reason | str, *, within: float =
     others: list[str] = []
     async with node.events() as events:
         yield refusal
-        with trio.move_on_after(within):
-            async for event in events:
-                if not isinstance(event, HandshakeRefused):
-                    continue
-                if _is(event.error, wanted):
-                    assert isinstance(event.error, PeerUnverifiedError | PeerRejectedError)
-                    refusal._fill(event.error)  # noqa: SLF001 -- ours
-                    return
-                others.append(_account(event.error))
+        with trio.move_on_after(within), suppress(trio.EndOfChannel):  # the node was closed
+            refusal._fill(await _next_refusal(events, wanted, others))  # noqa: SLF001 -- ours
+            return
     story = "; ".join(others) or "no handshake failed"
     msg = f"{_words(wanted)} was expected at {node.name} within {within:g} s, but {story}"
     raise AssertionError(msg)
+
+
+async def _next_refusal(
+    events: EventStream, wanted: tuple[Reason, ...], others: list[str]
+) -> PeerUnverifiedError | PeerRejectedError:
+    """The first that is wanted; the handshakes that failed otherwise are told in `others`."""
+    while True:
+        event = await events.receive()
+        if isinstance(event, HandshakeRefused):
+            error = event.error
+            if isinstance(error, PeerUnverifiedError | PeerRejectedError) and _is(error, wanted):
+                return error
+            others.append(_account(error))
 
 
 def _manager_of(where: CertManager | Node) -> CertManager:
