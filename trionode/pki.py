@@ -276,9 +276,9 @@ class CertificateAuthority(HoldsPrivateKey):
     ) -> CRLSet:
         """Sign a list of certificates that are to be refused from now on (RFC 5280 section 5).
 
-        This CA keeps no record: each list is made anew, and holds what is given, what is on the list before it, where
-        that is given, and nothing else. One that issues through an intermediate signs with that; the root's key is gone,
-        so managers then need `CRLPolicy(leaf_only=True)`.
+        This CA keeps no record: each list is made anew, and holds what is given, what is on the list before it,
+        where that is given, and nothing else. One that issues through an intermediate signs with that; the
+        root's key is gone, so managers then need `CRLPolicy(leaf_only=True)`.
 
         Args:
             revoked: what this CA has issued; none gives an empty list, by which nobody is refused.
