@@ -441,12 +441,17 @@ class Connection:
                     nursery.start_soon(self._heed_heartbeat)
                 if self._ended is not None:  # before it began
                     nursery.start_soon(self._bound_the_end)
+                try:
+                    await trio.sleep_forever()  # whatever ends it cancels
+                finally:
+                    # The nursery closes with its last task, and others may run before this one does again: nobody may
+                    # start anything there from here on.
+                    self._nursery = None
         except* Exception as crash:  # noqa: BLE001 -- logged in full
             # A bug of ours, not a peer's doing; still, one connection must not end the node.
             _log.exception("the connection to %s crashed", self.peer.name)
             self._end(EndReason.LOST, crash)
         finally:
-            self._nursery = None
             self._end(EndReason.SHUTTING_DOWN)
             try:
                 with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave the second open
@@ -755,7 +760,9 @@ class Connection:
         if self._move is not None or link.follows is not self._link:
             msg = "the connection has moved to another link meanwhile"
             raise trio.BrokenResourceError(msg)
-        assert self._nursery is not None
+        if self._nursery is None:
+            msg = f"the connection to {self.peer.name} is being cancelled"
+            raise trio.BrokenResourceError(msg)
         link.follows = None  # or every link would keep all before it
         _ = self.identifier
         old, self._link = self._link, link
