@@ -498,6 +498,31 @@ async def test_events(world: World) -> None:
             assert got == ["ConnectionDown", "ConnectionUp"]
 
 
+@pytest.mark.parametrize("clean", [True, False])
+async def test_a_verb_at_every_step_of_a_nodes_end(manager: ManagerFactory, clean: bool) -> None:
+    """Whoever still uses it gets `ClosedResourceError`, and keeps it neither alive nor from ending."""
+    options = gamma_options(manager)
+
+    async def use(node: Node, ended: trio.Event) -> None:
+        while not ended.is_set():
+            with suppress(trio.ClosedResourceError):
+                node.keep_connected(BETA).stop()
+            await trio.lowlevel.checkpoint()
+
+    for _ in range(20):  # Trio shuffles who goes first
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                ended = trio.Event()
+                with trio.CancelScope() as scope:
+                    async with open_node(GAMMA, options) as gamma:
+                        nursery.start_soon(use, gamma, ended)
+                        await trio.lowlevel.checkpoint()
+                        if not clean:
+                            scope.cancel()
+                            await trio.sleep_forever()
+                ended.set()
+
+
 # Managers -------------------------------------------------------------------------------------------------------------
 
 

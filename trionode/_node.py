@@ -395,6 +395,8 @@ class Node:
                     except BaseException as exc:  # noqa: ASYNC103, BLE001 -- raised again below, outside the nursery
                         # Kept out of the nursery, which would wrap it, and split it where it is a group.
                         body = exc
+                        # It closes with its last task, before this one goes on: nobody may start one from here on.
+                        self._core.nursery = None
                     else:
                         await self._leave()
                     nursery.cancel_scope.cancel()
