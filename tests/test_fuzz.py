@@ -18,10 +18,11 @@ import trio.testing
 
 from benchmarks.fuzz import command
 from benchmarks.fuzz.campaign import Campaign, Target, Violation
-from benchmarks.fuzz.dispatch import MOVE_HERE, NEW_LINK, DispatchTarget, frame
+from benchmarks.fuzz.dispatch import MOVE_HERE, NEW_LINK, Case, DispatchTarget, FakeStream, frame
 from benchmarks.fuzz.live import AsFrames
 from trionode import Connection, HandshakeError, RemoteProtocolError, _tls_stream as tls, _wire as wire
 from trionode._handshake import _FIRST_READ
+from trionode._services import Services
 from trionode._tls_stream import MAX_FLIGHTS, client_handshake, server_handshake
 
 if TYPE_CHECKING:
@@ -77,6 +78,17 @@ def test_a_second_switch_before_the_first_hand_over_has_settled() -> None:
     data = frame(MOVE_HERE) + frame(wire.SWITCH) + frame(NEW_LINK) + frame(wire.SWITCH)
     assert "protocol_error" in DispatchTarget(dialled=True).run(data)
     assert "protocol_error" in DispatchTarget(dialled=False).run(data)
+
+
+async def test_nothing_is_committed_to_a_connection_that_does_not_run() -> None:
+    """Not yet, or, where it was cancelled, no more: the link stays its maker's to close."""
+    case = Case(dialled=True)
+    services = Services(propagate_errors=False, expose_errors=False)
+    connection = Connection(case._link(case._first), case._settings(services))
+    before = connection.link
+    with pytest.raises(trio.BrokenResourceError, match="being cancelled"):
+        connection.commit(case._link(FakeStream(b"2" * 16), follows=before))
+    assert connection.link is before
 
 
 # The checks can fail --------------------------------------------------------------------------------------------------
