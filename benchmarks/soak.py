@@ -95,7 +95,7 @@ SHORTEST_TREND: Final = 60.0
 #: What handshakes may fail with, when processes die and ways are cut. Anything about certificates, names or protocols
 #: is none of it. `join` is a hand-over of a connection that ended meanwhile.
 MAY_FAIL: Final = {"HandshakeError", "HandshakeTimeoutError"}
-MAY_REFUSE: Final = {"shutting_down", "name_in_use", "join", "duplicate"}
+MAY_REFUSE: Final = {"shutting_down", "join", "duplicate"}
 
 
 class GoneError(Exception):
@@ -362,13 +362,18 @@ class Soak:
             watching.start_soon(self._tell_progress)
             for member in self._members:
                 watching.start_soon(self._collect, member)
-            async with trio.open_nursery() as happening:
-                with trio.move_on_after(self._options.seconds):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._talk, happening)
-                        nursery.start_soon(self._disturb, happening)
-                progress("soak: healing")
-            self.result.seconds = round(self._now, 1)
+            async with trio.open_nursery() as talking:
+                async with trio.open_nursery() as happening:
+                    with trio.move_on_after(self._options.seconds):
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(self._talk, talking)
+                            nursery.start_soon(self._disturb, happening)
+                    progress("soak: healing")
+                    happening.cancel_scope.deadline = trio.current_time() + 3 * PATIENCE
+                if happening.cancel_scope.cancelled_caught:
+                    self._problem(f"something that was begun has not come to its end within {3 * PATIENCE:g} s")
+                self.result.seconds = round(self._now, 1)
+                talking.cancel_scope.cancel()  # who waited for answers; the talks themselves go on
             watching.cancel_scope.cancel()
 
     async def _finish(self, member: Member) -> None:
@@ -522,10 +527,12 @@ class Soak:
         wires = one.wires[other.name], other.wires[one.name]
         for wire in wires:
             (wire.sever if how == "sever" else wire.stall)()
-        await trio.sleep(length)
-        for wire in wires:
-            wire.heal()
-        self._parted.discard(pair)
+        try:
+            await trio.sleep(length)
+        finally:
+            for wire in wires:
+                wire.heal()
+            self._parted.discard(pair)
 
     # Watching
 
@@ -669,7 +676,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.pause = 0.15 if options.quick else 1.0
     options.longest_pause = 0.01 if options.quick else 0.1
     # How long a handshake may take; where faults are short it does not take as long as it may.
-    options.settling = 0.8 if options.quick else 2 * TIMEOUT + 1
+    options.settling = 1.2 if options.quick else 2 * TIMEOUT + 1
     options.lengths = [(0.0, 0.3)] if options.quick else [(0.0, 1.0), (3.0, 8.0)]
     if options.quick and options.rate == parser.get_default("rate"):
         options.rate = 10.0
