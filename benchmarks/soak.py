@@ -659,7 +659,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="how long; by default 300, with --quick 3")
+    parser.add_argument("--seconds", type=float, metavar="S", help="how long; by default 300, with --quick 2")
     parser.add_argument("--nodes", type=int, metavar="N", help="how many; by default 5, with --quick 3")
     parser.add_argument("--seed", type=int, metavar="N", help="of everything random; by default another each time")
     parser.add_argument(
@@ -669,14 +669,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one line of JSON, with every sample, instead of the text")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart; its suffix says of which kind")
     options = parser.parse_args(arguments)
-    options.seconds = options.seconds if options.seconds is not None else 3.0 if options.quick else 300.0
+    options.seconds = options.seconds if options.seconds is not None else 2.0 if options.quick else 300.0
     options.nodes = options.nodes if options.nodes is not None else 3 if options.quick else 5
     options.seed = options.seed if options.seed is not None else time.time_ns() % 2**32
     # Seconds between two faults, and how long they last: briefly, or longer than heartbeats bear.
     options.pause = 0.15 if options.quick else 1.0
     options.longest_pause = 0.01 if options.quick else 0.1
     # How long a handshake may take; where faults are short it does not take as long as it may.
-    options.settling = 1.2 if options.quick else 2 * TIMEOUT + 1
+    options.settling = 1.0 if options.quick else 2 * TIMEOUT + 1
     options.lengths = [(0.0, 0.3)] if options.quick else [(0.0, 1.0), (3.0, 8.0)]
     if options.quick and options.rate == parser.get_default("rate"):
         options.rate = 10.0
