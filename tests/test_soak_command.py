@@ -147,6 +147,8 @@ def test_a_loss_that_was_told_is_no_problem(notes: list[Note], lost: dict[str, i
         ([talker(), served(reordered=1)], "1 reordered", 0),
         ([talker(), served(corrupt=1)], "1 corrupt", 0),
         ([talker(end=End.TRUNCATED), served()], "as if it had been complete", 0),
+        ([talker(end=End.REMOTE), served(received=9, end=End.TRUNCATED)], "1 of 10 were lost without a word", 1),
+        ([talker(end=End.TRUNCATED, received=3), served(end=End.BROKEN)], "2 of 5 were lost without a word", 2),
         ([talker(), served(), served()], "ran twice", 0),
         ([talker(), served(), served(killed=True)], "ran twice", 0),
         ([served()], "nobody began it", 0),

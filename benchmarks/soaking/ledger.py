@@ -213,11 +213,12 @@ def judge(notes: Iterable[Note]) -> Account:
         tally = account.talks if opener.role is Role.TALKER else account.calls
         tally[how(opener)] += 1
         service = served.pop(number, None)
-        _judge_way(opener, opener, 0 if service is None else service.received, account)
+        cut = End.TRUNCATED in (opener.end, None if service is None else service.end)
+        _judge_way(opener, None if cut else opener, 0 if service is None else service.received, account)
         if service is not None:
             # A caller is the one who knows whether its reply came; who talks is told by the other end.
             told = service if opener.role is Role.TALKER else opener
-            _judge_way(service, told, opener.received, account)
+            _judge_way(service, None if cut else told, opener.received, account)
     account.problems += [f"exchange {number} was served, and nobody began it" for number in served]
     return account
 
@@ -236,15 +237,15 @@ def _judge_end(note: Note, account: Account) -> None:
         account.problems.append(f"{where}: it never ended; {note.sent} sent, {note.received} received")
 
 
-def _judge_way(sender: Note, told: Note, received: int, account: Account) -> None:
-    """One direction of one exchange."""
+def _judge_way(sender: Note, told: Note | None, received: int, account: Account) -> None:
+    """One direction of one exchange; `told` is the end that would have been told of a loss, if any was."""
     account.sent += sender.sent
     account.delivered += received
     lost = sender.sent - received
     if lost < 0:
         account.problems.append(f"exchange {sender.number}: {sender.sent} were sent, {received} received")
     elif lost:
-        if told.end is End.COMPLETE or (told.end is End.NONE and not told.killed):
+        if told is None or told.end is End.COMPLETE or (told.end is End.NONE and not told.killed):
             account.lost_silently += lost
             account.problems.append(f"exchange {sender.number}: {lost} of {sender.sent} were lost without a word")
         else:
