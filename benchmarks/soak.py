@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,14 +23,14 @@ import trio
 
 from benchmarks.machine import environment
 from benchmarks.soaking import chart
-from benchmarks.soaking.ledger import judge, read
-from benchmarks.soaking.process import TIMEOUT, Setup, command_of
+from benchmarks.soaking.ledger import End, how, judge, read
+from benchmarks.soaking.process import HEARTBEAT, TIMEOUT, Setup, command_of
 from benchmarks.soaking.wire import Wire
 from trionode import Renew, StrandedPeers
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 EXPLANATION: Final = """\
 Runs nodes, each in a process of its own, with mutual TLS over loopback. Every way from one node to another leads
@@ -45,13 +46,13 @@ through a forwarder in this process, which can cut and stall it. By chance, from
   stops       SIGSTOP, and SIGCONT after a while
   partitions  between two nodes: connections are reset and refused, or nothing arrives any more and nobody is told
 
-In the end everything is healed and falls silent, every connection is closed, and the books are balanced. The exit
-status is 0 if
+In the end everything is healed, and everybody talks to everybody while connections are handed over: now nothing may
+fail. Then every connection is closed, and the books are balanced. The exit status is 0 if
 
   - every message that was sent was delivered, or its sender was told that the channel is broken (or was killed itself)
   - none came twice, none out of order, none changed; no call ran twice; no channel ended as if it were complete, and
     was not; nothing hangs
-  - nobody was refused for a certificate: rotations never cost a handshake
+  - nobody was refused for a certificate, and nobody broke the protocol: rotations never cost a handshake
   - idle again, each process has as many descriptors and tasks as at first, and the first one's memory does not grow
 
 and 1 if not. Nothing needs privileges; memory and descriptors are read from /proc.
@@ -83,6 +84,9 @@ DECK: Final = (
     "sever",
     "stall",
 )
+
+#: Why connections may not end, whatever happens around them: nobody here breaks a rule or exceeds a limit.
+MAY_NOT_END: Final = {"protocol_error", "limit", "worn", "expired"}
 
 #: How long anything may take that ends the run. Seconds.
 PATIENCE: Final = 30.0
@@ -285,6 +289,7 @@ class Soak:
         self._chance = random.Random(options.seed)  # noqa: S311 -- seeded randomness is wanted
         self._members = [Member(index) for index in range(options.nodes)]
         self._numbers = 0
+        self._well_from = 0
         self._authorities = 0
         self._trusted: list[str] = []
         self._issuer = self._new_authority()
@@ -320,6 +325,8 @@ class Soak:
             try:
                 await self._begin()
                 await self._go_on()
+                await self._settle_everywhere("fall silent")
+                await self._be_well()
                 await self._come_to_rest()
             finally:
                 with trio.CancelScope(shield=True):
@@ -380,13 +387,32 @@ class Soak:
         if not await member.aclose():
             self._problem(f"{member.name} ended with {member.process.returncode if member.process else None}")
 
+    async def _be_well(self) -> None:
+        """Nothing is wrong any more, and those who had not noticed that something was have done so: all succeeds."""
+        progress("soak: everybody talks to everybody, and nothing may fail")
+        await trio.sleep(self._options.recovery)
+        self._well_from = self._numbers + 1
+        with trio.move_on_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for one, other in permutations(self._members, 2):
+                    for do in "talk", "call":
+                        self._numbers += 1
+                        plan = {"number": self._numbers, "peer": other.name, "there": 40, "back": 40, "pause": 0.01}
+                        nursery.start_soon(self._have, one, do, plan)
+                await trio.sleep(0.1)
+                for one, other in combinations(self._members, 2):
+                    nursery.start_soon(self._have, one, "hand over", {"peer": other.name})
+
     async def _come_to_rest(self) -> None:
         """Everybody falls silent first, then everybody closes: no channel breaks for it."""
-        progress("soak: waiting until everything has been said")
+        progress("soak: closing")
         for do in "fall silent", "rest", "report":
-            async with trio.open_nursery() as nursery:
-                for member in self._members:
-                    nursery.start_soon(self._settle, member, do)
+            await self._settle_everywhere(do)
+
+    async def _settle_everywhere(self, do: str) -> None:
+        async with trio.open_nursery() as nursery:
+            for member in self._members:
+                nursery.start_soon(self._settle, member, do)
 
     async def _settle(self, member: Member, do: str) -> None:
         try:
@@ -571,12 +597,12 @@ class Soak:
 
     def _balance(self) -> None:
         result = self.result
-        notes = (
+        notes = [
             note
             for member in self._members
             for file, killed in member.ledgers.items()
             for note in read(file, killed=killed)
-        )
+        ]
         account = judge(notes)
         result.sent, result.delivered = account.sent, account.delivered
         result.lost_reported, result.lost_silently = dict(account.lost), account.lost_silently
@@ -587,20 +613,27 @@ class Soak:
         result.memory, trouble = trend([sample for sample in result.samples if sample.node == 0])
         counts = [sample.descriptors for sample in result.samples] or [0]
         result.descriptors = {"median": int(statistics.median(counts)), "most": max(counts)}
-        result.problems += [*account.problems, *unexpected(self._tallies.get("handshakes", {})), *trouble]
+        result.problems += [*account.problems, *unexpected(self._tallies), *trouble]
+        result.problems += [
+            f"all was well again, and exchange {note.number} ended {how(note)} ({note.role.name.lower()})"
+            for note in notes
+            if note.number >= self._well_from and note.end is not End.COMPLETE
+        ]
         if not (account.talks["complete"] and account.calls["complete"]):
             result.problems.append("nothing was completed; give it more time")
         result.ok = not result.problems
         result.environment = environment()
 
 
-def unexpected(handshakes: dict[str, int]) -> Iterator[str]:
-    """Outcomes of handshakes that no fault here is a reason for."""
-    for outcome, count in handshakes.items():
+def unexpected(tallies: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """Outcomes of handshakes, and ends of connections, that no fault here is a reason for."""
+    for outcome, count in tallies.get("handshakes", {}).items():
         _, kind, *rest = outcome.split(" ", 3)
-        if kind == "succeeded" or kind in MAY_FAIL or rest[-1] in MAY_REFUSE:
-            continue
-        yield f"{count} handshakes ended with {outcome}"
+        if kind != "succeeded" and kind not in MAY_FAIL and rest[-1] not in MAY_REFUSE:
+            yield f"{count} handshakes ended with {outcome}"
+    for reason, count in tallies.get("ends", {}).items():
+        if reason in MAY_NOT_END:
+            yield f"{count} connections ended with {reason}"
 
 
 def trend(samples: Sequence[Sample]) -> tuple[dict[str, float | str], list[str]]:
@@ -677,6 +710,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.longest_pause = 0.01 if options.quick else 0.1
     # How long a handshake may take; where faults are short it does not take as long as it may.
     options.settling = 1.0 if options.quick else 2 * TIMEOUT + 1
+    # How long it may take until a connection that has died unheard is known to be dead, on both sides.
+    options.recovery = 0.5 if options.quick else 2 * HEARTBEAT + TIMEOUT
     options.lengths = [(0.0, 0.3)] if options.quick else [(0.0, 1.0), (3.0, 8.0)]
     if options.quick and options.rate == parser.get_default("rate"):
         options.rate = 10.0

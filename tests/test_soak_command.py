@@ -438,7 +438,14 @@ def test_memory_that_grows_is_a_problem(figures: list[float], verdict: str) -> N
 )
 def test_handshakes_that_no_fault_explains_are_a_problem(outcome: str, expected: bool) -> None:
     """Certificates are never the reason."""
-    assert bool(list(soak.unexpected({outcome: 3}))) is not expected
+    assert bool(list(soak.unexpected({"handshakes": {outcome: 3}}))) is not expected
+
+
+def test_connections_that_no_fault_ends_are_a_problem() -> None:
+    """A broken rule is one, a lost connection is none."""
+    assert list(soak.unexpected({"ends": {"lost": 3, "protocol_error": 1}})) == [
+        "1 connections ended with protocol_error"
+    ]
 
 
 @pytest.fixture
