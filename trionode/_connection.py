@@ -614,7 +614,7 @@ class Connection:
             message = "" if error is None else wire.text(str(error))
             self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
         self._outbox.close()
-        if self._nursery is not None and self._nursery.child_tasks:  # else it is over, or as good as
+        if self._nursery is not None:  # else it is over, or as good as
             self._nursery.start_soon(self._bound_the_end)
 
     async def _bound_the_end(self) -> None:
