@@ -122,7 +122,7 @@ def test_the_suite_passes_as_the_readme_says(tmp_path: Path) -> None:
     (tmp_path / "test_greeter.py").write_text(suite, encoding="utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "pytest_trionode"],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "trionode.pytest_plugin"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,

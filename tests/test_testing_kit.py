@@ -592,7 +592,18 @@ def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
 def run_suite(folder: Path, suite: str, *arguments: str) -> str:
     """Run pytest with the plugin on a file; what it prints."""
     (folder / "test_suite.py").write_text(suite, encoding="utf-8")
-    command = ("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "pytest_trionode", *arguments)
+    command = (
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "trionode.pytest_plugin",
+        *arguments,
+    )
     done = run(folder, *command)
     assert done.stderr == ""
     return done.stdout
@@ -619,28 +630,25 @@ def test_a_fixture_of_ones_own_wins(tmp_path: Path) -> None:
     assert "1 passed" in run_suite(tmp_path, suite)
 
 
-def test_a_suite_that_has_nothing_to_do_with_it_loads_nothing(tmp_path: Path) -> None:
-    """Neither trionode nor what it stands on, nor a failure of theirs."""
+def test_a_suite_that_has_nothing_to_do_with_it_does_not_load_the_kit(tmp_path: Path) -> None:
+    """It is there, and nothing of it is."""
     suite = (
         "import sys\ndef test():\n"
-        "    assert 'pytest_trionode' in sys.modules\n"
-        "    assert not {'trionode', 'trio', 'OpenSSL', 'cryptography'} & set(sys.modules)\n"
+        "    assert 'trionode.pytest_plugin' in sys.modules\n"
+        "    assert not [name for name in sys.modules if name.startswith('trionode.testing')]\n"
     )
     assert "1 passed" in run_suite(tmp_path, suite, "-p", "no:trio", "-p", "no:hypothesispytest", "-p", "no:anyio")
 
 
 def test_the_entry_point_is_the_plugin() -> None:
-    """Of one name, so that it can be named on the command line as well; and it is packed."""
+    """Of one name, so that it can be named on the command line as well."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["entry-points"]["pytest11"] == {"pytest_trionode": "pytest_trionode"}
-    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert set(wheel["only-include"]) == {"trionode", "pytest_trionode.py"}
-    assert (ROOT / "pytest_trionode.py").is_file()
+    assert project["project"]["entry-points"]["pytest11"] == {"trionode.pytest_plugin": "trionode.pytest_plugin"}
 
 
 def test_every_fixture_is_a_plain_function_too() -> None:
     """Of the same name."""
-    import pytest_trionode
+    from trionode import pytest_plugin
 
-    missing = [name for name in pytest_trionode.__all__ if not hasattr(trionode.testing, name)]
+    missing = [name for name in pytest_plugin.__all__ if not hasattr(trionode.testing, name)]
     assert missing == ["memory_network"]  # which is a class: MemoryNetwork

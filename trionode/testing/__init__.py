@@ -1,6 +1,6 @@
 """What helps to test programs and channels built on trionode; imports no test framework.
 
-The fixtures of the same names are in the pytest plugin, `pytest_trionode`.
+The fixtures of the same names are in the pytest plugin, `trionode.pytest_plugin`.
 """
 
 from ._cancelling import (

@@ -1,9 +1,8 @@
 """The pytest plugin: the tools of `trionode.testing` as fixtures, and nothing else.
 
 It is found by its entry point wherever trionode is installed, so also by suites that have nothing to do with trionode.
-Therefore it stands beside the package and not in it: to import it is to import pytest; trionode, Trio and cryptography
-are imported when a fixture is first used. There are no hooks, nothing is automatic, and a fixture of the same name in
-a conftest or a test file takes the place of the one here.
+There it is harmless: no hooks, nothing automatic, and the test kit itself is imported when a fixture is first used. A
+fixture of the same name in a conftest or a test file takes the place of the one here.
 
 Trio is not needed to make any of this, only to use it: run async tests with pytest-trio, or call `trio.run` yourself.
 """
