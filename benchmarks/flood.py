@@ -101,8 +101,7 @@ async def trouble(number: int, port: int) -> None:
                         nursery.start_soon(drip, stream, nursery.cancel_scope)
                         await until_thrown_out(stream)
                         nursery.cancel_scope.cancel()
-                    continue
-                if number % 3 == 2:
+                elif number % 3 == 2:
                     await stream.send_all(draw.randbytes(draw.randrange(1, 2000)))
                 await until_thrown_out(stream)
         await trio.sleep(draw.uniform(0, AWAY))

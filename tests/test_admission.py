@@ -129,8 +129,11 @@ async def shed(events: EventStream) -> HandshakeError:
     raise AssertionError("the node ended")
 
 
-async def test_honest_peers_get_through_silence(node: NodeFactory, route_to: Callable[..., Route]) -> None:
-    """Many more silent clients than places, again and again: honest dials succeed, and who went is told of."""
+@pytest.mark.parametrize("drops", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["silence", "drops"])
+async def test_honest_peers_get_through_silence(
+    node: NodeFactory, route_to: Callable[..., Route], drops: bytes
+) -> None:
+    """Many more silent or dripping clients than places: honest dials succeed, and each that went is told of."""
     async with (
         node("beta@localhost", max_handshakes=8, max_handshakes_per_address=4) as beta,
         node("alpha@localhost") as alpha,
@@ -141,6 +144,8 @@ async def test_honest_peers_get_through_silence(node: NodeFactory, route_to: Cal
             for number in range(60):
                 stream = await trio.open_tcp_stream(*beta.acceptors[0].address)
                 await stack.enter_async_context(stream)
+                if drops:
+                    await stream.send_all(drops)
                 if number % 20 == 0:
                     connection = await alpha.connect("beta@localhost", route_to(beta))
                     await connection.aclose()

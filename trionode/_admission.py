@@ -3,8 +3,9 @@
 Theory. Before a handshake is done nobody knows who is there, and each costs a descriptor, a task and, once bytes came,
 TLS state. So their number is capped, as a whole and for each source address; the deadline alone would let a flood hold
 everything for its length. At a cap it is not the newcomer that is turned away, which would let whoever came first keep
-everybody out, but the oldest of those that have come least far: first who has said nothing, then who has not finished
-TLS, then who has not finished the hello. An honest handshake is past its first stage within one round trip.
+everybody out, but the oldest of those that have come least far: first who has not sent a ClientHello, silent, dripping
+or talking nonsense; then who has not finished TLS; then who has not finished the hello. An honest handshake is past its
+first stage with its first bytes.
 
 An address is a source; of an IPv6 address the network (/64), since one host has as many of those as it likes.
 """

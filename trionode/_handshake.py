@@ -293,7 +293,6 @@ async def _accept_tls(
         first = await transport.receive_some(_FIRST_READ)
         if not first:
             raise progress.broken("silent", "connected and left without a byte", trio.BrokenResourceError("no bytes"))
-        progress.reached(Progress.TLS)
         contexts = await contexts_channel.receive()
     except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(transport)
@@ -302,7 +301,14 @@ async def _accept_tls(
         await trio.aclose_forcefully(transport)
         raise
     progress.took(contexts)
-    stream = await server_handshake(transport, contexts, received=first, alpn=alpn, decided=progress.decided)
+    stream = await server_handshake(
+        transport,
+        contexts,
+        received=first,
+        alpn=alpn,
+        decided=progress.decided,
+        greeted=lambda: progress.reached(Progress.TLS),
+    )
     return stream, contexts
 
 

@@ -148,7 +148,7 @@ class NetworkOptions:
         heartbeat_tolerance: how long the answer to that may take, seconds. A dead peer is noticed at most
             `heartbeat_interval + heartbeat_tolerance` after its last sign of life.
         max_handshakes: handshakes that acceptors may have under way at once. Of more, the oldest of those that have
-            come least far are ended: first who has said nothing, then who has not finished TLS, then the hello.
+            come least far are ended: first who has sent no ClientHello, then who has not finished TLS, then the hello.
         max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
         max_unverified: inbound connections of unverified peers at once.
         handshake_timeout: for contexts, TLS and hello, seconds; accepting it runs from the accept.

@@ -389,6 +389,7 @@ async def server_handshake(
     received: Buffer = b"",
     alpn: Sequence[str] = (),
     decided: Callable[[], None] = lambda: None,
+    greeted: Callable[[], None] = lambda: None,
 ) -> TLSStream:
     """Run the server side of a handshake; owns the transport and closes it on failure or cancellation.
 
@@ -398,6 +399,7 @@ async def server_handshake(
         received: bytes that were already read from the transport.
         alpn: protocols in order of preference; a client that offers only others is refused.
         decided: called when we refuse, before the time is taken to deliver the alert.
+        greeted: called when the client has sent a whole ClientHello that we can answer.
 
     Raises:
         PeerUnverifiedError: we refused the client.
@@ -407,7 +409,7 @@ async def server_handshake(
     session = contexts.server.session(alpn=[protocol.encode("ascii") for protocol in alpn])
     session.feed(received)
     presented = contexts.key_pair.certificate
-    await _handshake(transport, session, contexts, presented, decided, flush_last_flight=False)
+    await _handshake(transport, session, contexts, presented, decided, greeted, flush_last_flight=False)
     return TLSStream(transport, session, contexts, presented)
 
 
@@ -460,6 +462,7 @@ async def _handshake(
     contexts: TLSContexts,
     presented: x509.Certificate,
     decided: Callable[[], None],
+    greeted: Callable[[], None] = lambda: None,
     *,
     flush_last_flight: bool = True,
     insist_on_alpn: bool = False,
@@ -467,7 +470,9 @@ async def _handshake(
     address = address_of(transport)
     try:
         try:
-            await _exchange_flights(transport, session, flush_last_flight=flush_last_flight, insist=insist_on_alpn)
+            await _exchange_flights(
+                transport, session, greeted, flush_last_flight=flush_last_flight, insist=insist_on_alpn
+            )
         except TLSFailure:
             decided()
             await _linger(transport, session)  # noqa: ASYNC120 -- bounded, and a cancellation matters more
@@ -488,7 +493,12 @@ async def _handshake(
 
 
 async def _exchange_flights(
-    transport: trio.abc.Stream, session: TLSSession, *, flush_last_flight: bool, insist: bool
+    transport: trio.abc.Stream,
+    session: TLSSession,
+    greeted: Callable[[], None],
+    *,
+    flush_last_flight: bool,
+    insist: bool,
 ) -> None:
     send_failure: trio.BrokenResourceError | None = None
     received = 0
@@ -501,6 +511,7 @@ async def _exchange_flights(
         if not done or flush_last_flight:
             outgoing = session.outgoing()
             if outgoing and send_failure is None:
+                greeted()
                 try:
                     await transport.send_all(outgoing)
                 except trio.BrokenResourceError as exc:
