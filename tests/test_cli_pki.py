@@ -134,7 +134,7 @@ def test_passwords(trionode_command: Command, tmp_path: Path) -> None:
     trionode_command(*issue).is_one_line("ca.key is encrypted", "give its password", status=3)
     trionode_command(*issue, "--password-file", "wrong").is_one_line("password", "ca.key", status=3)
     trionode_command(*issue, "--password-file", "none").is_one_line("cannot read none", "Check the path", status=3)
-    trionode_command(*issue, "--password-file", "empty").is_one_line("holds no password", "first line", status=3)
+    trionode_command(*issue, "--password-file", "empty").is_one_line("empty is empty", "first line", status=3)
     assert trionode_command(*issue, "--password-file", "right").status == 0
     trionode_command("check", "alpha@localhost").is_one_line("is encrypted; give its password", status=3)
     trionode_command("check", "alpha@localhost", "--password-file", "wrong").is_one_line("password", status=3)

@@ -40,7 +40,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
 from ._credentials import allows
-from ._errors import CertificateError, CertificateReason, RejectionCode, UnverifiedReason
+from ._errors import CertificateError, CertificateReason, RejectionCode, UnverifiedReason, printable
 from ._identity import (
     NodeName,
     SubjectNames,
@@ -52,6 +52,7 @@ from ._identity import (
     fingerprint,
     host_address,
 )
+from ._policy import TLSPolicy
 from ._revocation import describe_crl
 
 if TYPE_CHECKING:
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from ._credentials import CAPool, KeyPair
-    from ._policy import TLSPolicy
     from ._revocation import IssuedLists, Revocation
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -426,6 +426,18 @@ def _context(key_pair: KeyPair, policy: TLSPolicy, anchors: CAPool | None, verif
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     # Idle connections give their record buffers back (about 34 KiB each).
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    _present(context, key_pair)
+    if anchors is not None:
+        store = context.get_cert_store()
+        assert store is not None
+        _fill(store, anchors)
+        _add_crls(store, policy)
+    context.set_verify_depth(_MAX_CHAIN_DEPTH)
+    context.set_verify(verify_mode, _examine)
+    return context
+
+
+def _present(context: SSL.Context, key_pair: KeyPair) -> None:
     try:
         context.use_certificate(key_pair.certificate)
         for certificate in key_pair.chain[1:]:
@@ -435,14 +447,6 @@ def _context(key_pair: KeyPair, policy: TLSPolicy, anchors: CAPool | None, verif
     except SSL.Error as exc:
         msg = f"OpenSSL does not accept our key pair: {_reason(exc)}: {describe(key_pair.certificate)}"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
-    if anchors is not None:
-        store = context.get_cert_store()
-        assert store is not None
-        _fill(store, anchors)
-        _add_crls(store, policy)
-    context.set_verify_depth(_MAX_CHAIN_DEPTH)
-    context.set_verify(verify_mode, _examine)
-    return context
 
 
 @final
@@ -489,6 +493,15 @@ class TrustCheck:
             code, depth, _ = exc.errors
             return self._examination.path_refusal(chain[0], exc.certificate.to_cryptography(), code, depth)
         return self._revocation(path)
+
+    def path(self, chain: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+        """The way from a chain's leaf to an anchor; empty where there is none that holds."""
+        leaf, *intermediates = (crypto.X509.from_cryptography(certificate) for certificate in chain)
+        try:
+            verified = crypto.X509StoreContext(self._store, leaf, intermediates).get_verified_chain()
+        except crypto.X509StoreContextError:
+            return ()
+        return tuple(certificate.to_cryptography() for certificate in verified)
 
     def _revocation(self, path: list[x509.Certificate]) -> Refusal | None:
         policy, examination, leaf = self._policy, self._examination, path[0]
@@ -627,15 +640,40 @@ class ClientSide:
             reference=reference,
             node=node,
         )
-        connection = SSL.Connection(self._trusting if insecure_skip_verify else self._verifying)
-        connection.set_app_data(examination)
-        if host_address(reference) is None:
-            connection.set_tlsext_host_name(reference.encode())
-        if alpn:
-            connection.set_alpn_protos(list(alpn))
-        connection.set_connect_state()
-        connection.set_info_callback(_note_certificate_request)
-        return TLSSession(connection, examination, self._build)
+        context = self._trusting if insecure_skip_verify else self._verifying
+        return _client_session(context, examination, reference, alpn, self._build)
+
+
+def inspecting_session(*, server_name: str, alpn: Sequence[bytes] = ()) -> TLSSession:
+    """The client end of a connection that only looks: it verifies nothing, presents nothing, and knows TLS 1.2, too.
+
+    Args:
+        server_name: what to ask for (SNI), a canonical host; an address is not asked for.
+        alpn: protocols to offer (RFC 7301).
+    """
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_verify(SSL.VERIFY_NONE, _examine)
+    examination = _Examination(policy=TLSPolicy(), accepting=False, verifies=False)
+    return _client_session(context, examination, server_name, alpn, lambda: context)
+
+
+def _client_session(
+    context: SSL.Context,
+    examination: _Examination,
+    server_name: str,
+    alpn: Sequence[bytes],
+    rebuild: Callable[[], SSL.Context],
+) -> TLSSession:
+    connection = SSL.Connection(context)
+    connection.set_app_data(examination)
+    if host_address(server_name) is None:
+        connection.set_tlsext_host_name(server_name.encode())
+    if alpn:
+        connection.set_alpn_protos(list(alpn))
+    connection.set_connect_state()
+    connection.set_info_callback(_note_certificate_request)
+    return TLSSession(connection, examination, rebuild)
 
 
 # One connection -----------------------------------------------------------------------------------------------------
@@ -803,6 +841,24 @@ class TLSSession:
         """Whether the peer has seen our certificate: a server's always, a client's if it was asked for."""
         return self._examination.accepting or self._examination.certificate_requested
 
+    @property
+    def shown_chain(self) -> tuple[x509.Certificate, ...]:
+        """What a server has presented so far, also where the handshake failed; empty where it cannot be parsed."""
+        try:
+            return tuple(self._connection.get_peer_cert_chain(as_cryptography=True) or ())
+        except Exception:  # noqa: BLE001 -- what comes is anybody's, and so is how it fails
+            return ()
+
+    @property
+    def certificate_requested(self) -> bool:
+        """Whether the server has asked for our certificate."""
+        return self._examination.certificate_requested
+
+    @property
+    def requested_cas(self) -> dict[bytes, str]:
+        """The CAs whose certificates the server says it accepts (RFC 8446 section 4.2.4), DER to text; often none."""
+        return {name.der(): _name_shown(name) for name in self._connection.get_client_ca_list()}
+
     # Plaintext
 
     def encrypt(self, data: Buffer) -> None:
@@ -912,6 +968,12 @@ class TLSSession:
         if " alert " in f" {reason}":
             return AlertReceived(reason)
         return Misbehaved(reason)
+
+
+def _name_shown(name: crypto.X509Name) -> str:
+    """A distinguished name from the wire, as RFC 4514 writes it."""
+    parts = (f"{key.decode()}={value.decode(errors='replace')}" for key, value in reversed(name.get_components()))
+    return printable(",".join(parts), 120)
 
 
 def _reason(exc: SSL.Error | crypto.Error) -> str:

@@ -26,8 +26,10 @@ from trionode import (
     KeyPair,
     NodeName,
 )
+from trionode._cookie import as_cookie
 from trionode._credentials import Secret, read_file
 from trionode._identity import canonical_host
+from trionode._options import DEFAULT_PORT
 
 from .exits import ExitStatus, Trouble
 
@@ -45,6 +47,9 @@ CA_KEY_FILE: Final = "ca.key"
 CRL_FILE: Final = "ca.crl"
 
 CLIENT_AUTH: Final = {mode.name.lower().removesuffix("_client_cert").replace("_", "-"): mode for mode in ClientAuth}
+
+#: Not checked here: whoever reads it says what is wrong, in the same words everywhere.
+FILE: Final = click.Path(path_type=Path)
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -117,6 +122,56 @@ def host_and_port(text: str, default: int | None = None) -> tuple[str, int]:
         raise click.BadParameter(str(exc)) from None
 
 
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Whom to reach, and where.
+
+    Attributes:
+        node: the node's name, or None where only a host was given.
+        host: where to connect to; canonical.
+        port: ditto.
+    """
+
+    node: NodeName | None
+    host: str
+    port: int
+
+
+def target_of(text: str, address: str | None) -> Place:
+    """`NODE`, `NODE:PORT`, `HOST` or `HOST:PORT`; where to connect to may be said apart.
+
+    Raises:
+        click.BadParameter: it is none of these.
+    """
+    name, at, where = text.rpartition("@")
+    host, port = host_and_port(where, DEFAULT_PORT)
+    try:
+        node = NodeName(name, host) if at else None
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+    if address is not None:
+        host, port = host_and_port(address, port)
+    return Place(node=node, host=host, port=port)
+
+
+def read_cookie(file: Path | None) -> bytes | None:
+    """The cookie in a file: its first line.
+
+    Raises:
+        CertificateError: the file cannot be read.
+        Trouble: it is too short.
+    """
+    secret = None if file is None else read_password(file)
+    if secret is None:
+        return None
+    try:
+        return as_cookie(secret.data)
+    except ValueError as exc:
+        msg = f"{file} holds no cookie: {exc}"
+        raise Trouble(msg, ExitStatus.FILES) from None
+
+
 def read_password(file: Path | None) -> Secret | None:
     """The password in a file: its first line.
 
@@ -128,7 +183,7 @@ def read_password(file: Path | None) -> Secret | None:
         return None
     first = Secret(read_file(file, limit=4096, kind="password file").data.partition(b"\n")[0].rstrip(b"\r"))
     if not first.data:
-        msg = f"{file} holds no password; write it into the first line"
+        msg = f"{file} is empty; its first line is what counts"
         raise Trouble(msg, ExitStatus.FILES)
     return first
 
@@ -316,20 +371,17 @@ def pki_option(function: Callable[P, R]) -> Callable[P, R]:
     )(function)
 
 
-_FILE: Final = click.Path(dir_okay=True, path_type=Path)
-
-
 def credential_options(function: Callable[..., R]) -> Callable[..., R]:
     """A decorator: where the credentials are, as one `Given` in the parameter `given`."""
 
     @pki_option
-    @click.option("--cert", type=_FILE, help="Certificate, PEM: leaf first, then intermediates.")
-    @click.option("--key", type=_FILE, help="Its private key, PEM. Default: in the --cert file.")
-    @click.option("--password-file", type=_FILE, help="First line: the password of the key.")
-    @click.option("--ca", "cas", type=_FILE, multiple=True, help="CAs for both directions, PEM; repeatable.")
-    @click.option("--client-ca", "client_cas", type=_FILE, multiple=True, help="CAs for clients alone; repeatable.")
-    @click.option("--root-ca", "root_cas", type=_FILE, multiple=True, help="CAs for servers alone; repeatable.")
-    @click.option("--crl", "crls", type=_FILE, multiple=True, help="Certificate revocation lists; repeatable.")
+    @click.option("--cert", type=FILE, help="Certificate, PEM: leaf first, then intermediates.")
+    @click.option("--key", type=FILE, help="Its private key, PEM. Default: in the --cert file.")
+    @click.option("--password-file", type=FILE, help="First line: the password of the key.")
+    @click.option("--ca", "cas", type=FILE, multiple=True, help="CAs for both directions, PEM; repeatable.")
+    @click.option("--client-ca", "client_cas", type=FILE, multiple=True, help="CAs for clients alone; repeatable.")
+    @click.option("--root-ca", "root_cas", type=FILE, multiple=True, help="CAs for servers alone; repeatable.")
+    @click.option("--crl", "crls", type=FILE, multiple=True, help="Certificate revocation lists; repeatable.")
     @functools.wraps(function)
     def wrapped(
         *arguments: object,
@@ -356,6 +408,18 @@ def credential_options(function: Callable[..., R]) -> Callable[..., R]:
         return function(*arguments, given=given, **others)
 
     return wrapped
+
+
+def address_option(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: `--address`, as `address`."""
+    return click.option(
+        "--address", metavar="HOST[:PORT]", help="Where to connect to. Default: the host of the name, port 15000."
+    )(function)
+
+
+def cookie_option(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: `--cookie-file`, as `cookie_file`."""
+    return click.option("--cookie-file", type=FILE, help="First line: the cookie that both sides share.")(function)
 
 
 def json_option(function: Callable[P, R]) -> Callable[P, R]:

@@ -28,6 +28,7 @@ from .given import (
     CA_FILE,
     CA_KEY_FILE,
     CRL_FILE,
+    FILE,
     cert_file,
     complete_node,
     duration,
@@ -66,8 +67,6 @@ _REASONS: Final = {
     "cessation-of-operation": x509.ReasonFlags.cessation_of_operation,
 }
 
-_PASSWORD_FILE: Final = click.Path(dir_okay=True, path_type=Path)
-
 
 @click.group(short_help="A CA for development, and certificates for nodes, in a directory.")
 def pki() -> None:
@@ -89,7 +88,7 @@ def pki() -> None:
 @pki_option
 @click.option("--common-name", default="trionode development CA", show_default=True, help="Of the CA, for people.")
 @click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="90d, 12h, 30m …")
-@click.option("--password-file", type=_PASSWORD_FILE, help="Encrypt ca.key with the first line of this file.")
+@click.option("--password-file", type=FILE, help="Encrypt ca.key with the first line of this file.")
 @click.option("--force", is_flag=True, help="Replace the CA that is there: what it issued is then worth nothing.")
 @json_option
 def init(
@@ -127,8 +126,8 @@ def init(
 @click.option("--lifetime", callback=duration, default="90d", show_default=True, help="90d, 12h, 30m …")
 @click.option("--key-type", type=click.Choice([each.value for each in KeyType]), default="p256", show_default=True)
 @click.option("--out", metavar="STEM", help="File name before .pem and -key.pem. Default: the first NAME.")
-@click.option("--password-file", type=_PASSWORD_FILE, help="First line: the password of ca.key.")
-@click.option("--key-password-file", type=_PASSWORD_FILE, help="Encrypt the new key with the first line of this file.")
+@click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
+@click.option("--key-password-file", type=FILE, help="Encrypt the new key with the first line of this file.")
 @click.option("--force", is_flag=True, help="Replace the files that are there: rotate.")
 @json_option
 def issue(
@@ -215,7 +214,7 @@ def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
 @pki_option
 @click.option("--reason", type=click.Choice(list(_REASONS)), default="unspecified", show_default=True)
 @click.option("--lifetime", callback=duration, help="Until the next list is due: 30d … Default: as long as the CA.")
-@click.option("--password-file", type=_PASSWORD_FILE, help="First line: the password of ca.key.")
+@click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
 @json_option
 def revoke(
     names: tuple[str, ...],

@@ -12,6 +12,7 @@ import click
 from .check import check
 from .demo import demo
 from .exits import MEANINGS, ExitStatus, Trouble, judge, sentence
+from .explain import explain
 from .pki import pki
 
 if TYPE_CHECKING:
@@ -84,5 +85,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, pki, check):
+for _command in (demo, pki, check, explain):
     cli.add_command(_command)

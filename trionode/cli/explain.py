@@ -1,0 +1,215 @@
+"""`trionode explain`: where a connection fails, and why; `inquiry` asks, this shows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from trionode import CAPool
+from trionode._credentials import parse_certificates, read_file
+from trionode._identity import canonical_host, describe_subject
+
+from .exits import ExitStatus, run
+from .given import (
+    CA_FILE,
+    FILE,
+    address_option,
+    complete_node,
+    cookie_option,
+    credential_options,
+    json_option,
+    node_name,
+    pool,
+    read_cookie,
+    revocations,
+    target_of,
+)
+from .inquiry import Expected, Inquiry, Ours, Step, Target
+from .shown import FAILED, HELD, SKIPPED, certificate_grid, certificate_values, console, now_utc, put, put_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from trionode import NodeName
+
+    from .given import Given
+
+_MARKS: Final = {"ok": (HELD, "green"), "failed": (FAILED, "bold red"), "skipped": (SKIPPED, "dim")}
+
+#: Columns of the marks and names of the steps.
+_WIDTH: Final = 19
+
+
+@click.command(short_help="Where a connection fails, and why.")
+@click.argument("target", metavar="NODE|HOST[:PORT]", shell_complete=complete_node)
+@address_option
+@credential_options
+@click.option("--as", "our_name", metavar="NODE", callback=node_name, help="Our own node name; see --pki.")
+@click.option("--server-name", metavar="HOST", help="What the server's certificate has to cover. Default: the host.")
+@click.option("--expect-cert", type=FILE, help="The server's certificate as it is on its disk: is it served?")
+@click.option("--expect-client-ca", type=FILE, help="The server's client CAs as they are on its disk: are they in use?")
+@cookie_option
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Of each step, s."
+)
+@json_option
+def explain(
+    target: str,
+    address: str | None,
+    given: Given,
+    our_name: NodeName | None,
+    server_name: str | None,
+    expect_cert: Path | None,
+    expect_client_ca: Path | None,
+    cookie_file: Path | None,
+    timeout: float,
+    *,
+    as_json: bool,
+) -> int:
+    r"""Where a connection fails, and why: step by step, with both certificates and the remedy.
+
+    Resolve, TCP, TLS, verify the server, be verified by it, clocks, hello. Any TLS server will do, as far as TLS goes;
+    a NODE (name@host, port 15000 unless it says :PORT) is greeted, too. Nothing is trusted, and our certificate is
+    shown only to a server that verifies. The server sees up to four connections, and may log that it refused some.
+
+    With --as (a node of the --pki directory) or --cert and --key, a certificate is presented. Servers are judged by
+    --ca or --root-ca; else by the CA of the --pki directory, for nodes; else by the system's CAs.
+
+    \b
+    Examples:
+      trionode explain example.org:443
+      trionode explain beta@host-b.example --as alpha@host-a.example
+      trionode explain beta@localhost --as alpha@localhost --address 127.0.0.1:15001
+      trionode explain beta@localhost --expect-cert pki/beta@localhost.pem     did it rotate?
+      trionode explain beta@localhost --expect-client-ca pki/ca.pem            did its CAs?
+
+    Exit status: 0 if nothing is wrong, 1 if something is, 3 if a file cannot be used, 2 if the command line makes no
+    sense.
+    """
+    asked = target_of(target, address)
+    try:
+        reference = canonical_host(server_name or (asked.node.host if asked.node else asked.host))
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--server-name") from None
+    ours = _ours(given, our_name, is_node=asked.node is not None, cookie=read_cookie(cookie_file))
+    expected = Expected(
+        certificate=None if expect_cert is None else parse_certificates(read_file(expect_cert), str(expect_cert))[0],
+        client_cas=None if expect_client_ca is None else CAPool.load(expect_client_ca),
+    )
+    out = console()
+    inquiry = Inquiry(
+        Target(node=asked.node, host=asked.host, port=asked.port, server_name=reference),
+        ours,
+        expected,
+        timeout=timeout,
+        tell=(lambda _: None) if as_json else partial(_show_step, out),
+    )
+    run(inquiry.run)
+    if as_json:
+        put_json(_document(inquiry))
+    else:
+        _summary(out, inquiry)
+    return ExitStatus.FOUND if inquiry.diagnoses else ExitStatus.OK
+
+
+def _ours(given: Given, name: NodeName | None, *, is_node: bool, cookie: bytes | None) -> Ours:
+    if given.named or name is not None:
+        files = given.files(name)
+        return Ours(
+            name=name,
+            key_pair=files.key_pair(),
+            root_cas=pool(files.root_cas),
+            crls=revocations(files.crls),
+            cookie=cookie,
+            trust=", ".join(map(str, files.root_cas)) or "the system's CAs",
+        )
+    roots = (*given.cas, *given.root_cas)
+    ca = given.directory / CA_FILE
+    if not roots and is_node and ca.exists():
+        roots = (ca,)
+    return Ours(
+        root_cas=pool(roots),
+        crls=revocations(given.crls),
+        cookie=cookie,
+        trust=", ".join(map(str, roots)) or "the system's CAs",
+    )
+
+
+# Showing ------------------------------------------------------------------------------------------------------------
+
+
+def _show_step(out: Console, step: Step) -> None:
+    mark, style = _MARKS[step.outcome]
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=_WIDTH)
+    table.add_column(overflow="fold")
+    table.add_row(Text(f"{mark} {step.name}", style=style), Text(step.text))
+    for detail in step.details:
+        table.add_row("", Text(detail, style="dim"))
+    put(out, table)
+
+
+def _summary(out: Console, inquiry: Inquiry) -> None:
+    now = now_utc()
+    chain = () if inquiry.looked is None else inquiry.looked.chain
+    for title, certificate in (
+        ("their certificate", chain[0] if chain else None),
+        ("our certificate", inquiry.ours.key_pair.certificate if inquiry.ours.key_pair else None),
+    ):
+        if certificate is not None:
+            put(out, Text(f"\n{title}", style="bold"))
+            put(out, certificate_grid(certificate, now))
+    if chain:
+        put(out, Text("\ntrust", style="bold"))
+        if inquiry.path:
+            way = " ← ".join(describe_subject(each) for each in inquiry.path)
+            put(out, f"{way}, which is in {inquiry.ours.trust}")
+        else:
+            way = " ← ".join(describe_subject(each) for each in chain)
+            put(out, f"{way}: presented, and leads to no CA of {inquiry.ours.trust}")
+    if not inquiry.diagnoses:
+        put(out, Text("\nnothing is wrong", style="bold green"))
+        return
+    put(out, Text(f"\n{len(inquiry.diagnoses)} found", style="bold red"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for each in inquiry.diagnoses:
+        table.add_row(Text(f"{FAILED} {each.code}", style="bold red"), Text(each.message))
+        table.add_row("", Text(f"→ {each.remedy}", style="green"))
+    put(out, table)
+
+
+def _document(inquiry: Inquiry) -> dict[str, object]:
+    now, looked = now_utc(), inquiry.looked
+    ours = inquiry.ours.key_pair
+    return {
+        "ok": not inquiry.diagnoses,
+        "target": {
+            "node": None if inquiry.target.node is None else str(inquiry.target.node),
+            "host": inquiry.target.host,
+            "port": inquiry.target.port,
+            "server_name": inquiry.target.server_name,
+        },
+        "steps": msgspec.to_builtins(inquiry.steps),
+        "found": msgspec.to_builtins(inquiry.diagnoses),
+        "tls": None
+        if looked is None
+        else {
+            "version": looked.tls_version,
+            "cipher": looked.cipher,
+            "alpn": looked.alpn,
+            "certificate_requested": looked.certificate_requested,
+            "accepted_cas": list(looked.requested_cas.values()),
+        },
+        "their_chain": [] if looked is None else [certificate_values(each, now) for each in looked.chain],
+        "our_chain": [] if ours is None else [certificate_values(each, now) for each in ours.chain],
+        "trust": {"from": inquiry.ours.trust, "path": [describe_subject(each) for each in inquiry.path]},
+    }

@@ -1,0 +1,820 @@
+"""Why a connection fails: a dial taken apart into steps, each by itself, with what it shows and what is wrong there.
+
+Theory. The steps are those of a dial: resolve, connect, TLS, verify the server, be verified by it, hello. Each has its
+own short time limit, and one that fails ends what depends on it and nothing else. Nothing is trusted on the way: the
+first TLS handshake verifies nothing and presents nothing, it only looks; our certificate goes, in a second one, only
+to a server that the first one has shown to verify; the hello is a real dial of a node that listens nowhere.
+
+What is wrong is a `Diagnosis`, with its remedy. What was seen but cannot be judged is said in the steps.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from trionode import (
+    CertAuthManager,
+    ClientAuth,
+    HandshakeError,
+    HandshakeTimeoutError,
+    NetworkMode,
+    NetworkOptions,
+    NodeName,
+    NodeOptions,
+    PeerRejectedError,
+    PeerUnverifiedError,
+    RejectionCode,
+    Route,
+    Severity,
+    TrionodeError,
+    UnverifiedReason,
+    check_key_pair,
+    open_node,
+)
+from trionode._contexts import TLSContexts
+from trionode._credentials import allows
+from trionode._identity import (
+    SubjectNames,
+    describe,
+    describe_duration,
+    describe_issuer,
+    describe_names,
+    describe_subject,
+    describe_subjects,
+    fingerprint,
+    unbracketed,
+)
+from trionode._inspection import Inspection, inspect
+from trionode._openssl import (
+    AlertReceived,
+    Misbehaved,
+    PeerRefused,
+    TLSSession,
+    TrustCheck,
+    inspecting_session,
+)
+from trionode._policy import TLSPolicy
+from trionode._wire import ALPN
+
+from .remedies import ALERT_REMEDIES, HELLO_REMEDIES, PATH_REMEDIES, REJECTION_REMEDIES, THEIR_POOL
+from .shown import certificate_state, is_self_issued, now_utc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime, timedelta
+
+    from cryptography import x509
+
+    from trionode import CAPool, CRLSet, KeyPair
+
+#: What is offered, so that servers of any kind have something to choose.
+_OFFERED: Final = (ALPN.encode(), b"h2", b"http/1.1")
+
+#: How long a server may think of our certificate before we say that it had no objection, round trips aside. Seconds.
+_MOMENT: Final = 0.5
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Whom to ask.
+
+    Attributes:
+        node: the node that should answer, or None for any TLS server.
+        host: where it is; canonical.
+        port: ditto.
+        server_name: what its certificate has to cover.
+    """
+
+    node: NodeName | None
+    host: str
+    port: int
+    server_name: str
+
+    @property
+    def where(self) -> str:
+        """Host and port, for a sentence."""
+        return f"{self.host} port {self.port}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ours:
+    """What we have.
+
+    Attributes:
+        name: our node name, or None.
+        key_pair: what we present, or None for nothing.
+        root_cas: whom we trust for servers; None for the system's CAs.
+        crls: who was revoked.
+        cookie: the shared secret, or None.
+        trust: where `root_cas` is from, for people.
+    """
+
+    name: NodeName | None = None
+    key_pair: KeyPair | None = None
+    root_cas: CAPool | None = None
+    crls: CRLSet | None = None
+    cookie: bytes | None = field(default=None, repr=False)
+    trust: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What is on the server's disk.
+
+    Attributes:
+        certificate: the certificate that it should be serving, or None.
+        client_cas: the client CAs that it should accept, or None.
+    """
+
+    certificate: x509.Certificate | None = None
+    client_cas: CAPool | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What one step came to.
+
+    Attributes:
+        name: which.
+        outcome: `ok`, `failed`, `skipped`.
+        text: what happened, in a line.
+        details: what else there is to see.
+    """
+
+    name: str
+    outcome: str
+    text: str
+    details: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """One thing that is wrong.
+
+    Attributes:
+        code: a word for it.
+        step: where it shows.
+        message: what it is.
+        remedy: what to do.
+    """
+
+    code: str
+    step: str
+    message: str
+    remedy: str
+
+
+class _StopError(Exception):
+    """What follows has nothing to go on."""
+
+
+@final
+class Inquiry:
+    """One target, asked step by step.
+
+    Attributes:
+        steps: what was done.
+        diagnoses: what is wrong.
+        looked: the first TLS handshake, or None if there was none.
+        path: from the server's certificate to an anchor of ours; empty if there is none.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        ours: Ours,
+        expected: Expected,
+        *,
+        timeout: float,
+        tell: Callable[[Step], None],
+    ) -> None:
+        self.target = target
+        self.ours = ours
+        self.expected = expected
+        self.steps: list[Step] = []
+        self.diagnoses: list[Diagnosis] = []
+        self.looked: Inspection | None = None
+        self.path: tuple[x509.Certificate, ...] = ()
+        self._timeout = timeout
+        self._tell = tell
+        self._addresses: list[str] = []
+        self._address: tuple[str, int] | None = None
+        self._required = False
+        self._patience = timeout / 2
+        self._alpn: tuple[bytes, ...] = _OFFERED
+
+    async def run(self) -> None:
+        """Take all the steps there are."""
+        steps: list[Callable[[], Awaitable[None]]] = [
+            self._look_at_ours,
+            self._resolve,
+            self._connect,
+            self._look,
+            self._verify_server,
+            self._compare,
+            self._be_verified,
+            self._estimate_clock,
+            self._greet,
+        ]
+        for step in steps:
+            await trio.lowlevel.checkpoint()
+            try:
+                await step()
+            except _StopError:
+                return
+
+    def _done(self, name: str, outcome: str, text: str, *details: str) -> None:
+        step = Step(name=name, outcome=outcome, text=text, details=tuple(details))
+        self.steps.append(step)
+        self._tell(step)
+
+    def _wrong(self, code: str, step: str, message: str, remedy: str) -> None:
+        self.diagnoses.append(Diagnosis(code=str(code), step=step, message=message, remedy=remedy))
+
+    def _seen(self) -> Inspection:
+        assert self.looked is not None
+        return self.looked
+
+    # Before anything is dialled
+
+    async def _look_at_ours(self) -> None:
+        key_pair = self.ours.key_pair
+        if key_pair is None:
+            return
+        findings = check_key_pair(
+            key_pair, names=() if self.ours.name is None else (self.ours.name,), as_server=False, client_cas=None
+        )
+        errors = [each for each in findings if each.severity is Severity.ERROR]
+        errors += [each for each in findings if each.code == "wrong_eku" and each not in errors]
+        for each in errors:
+            self._wrong(each.code, "ours", each.message, each.remedy)
+        text = "our certificate will be refused" if errors else "our certificate has no fault of its own"
+        self._done("ours", "failed" if errors else "ok", text, describe(key_pair.certificate))
+
+    # TCP
+
+    async def _resolve(self) -> None:
+        host, port = unbracketed(self.target.host), self.target.port
+        found: list[str] = []
+        problem = "it takes too long"
+        with trio.move_on_after(self._timeout):
+            try:
+                answers = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = list(dict.fromkeys(str(each[4][0]) for each in answers))
+            except OSError as exc:
+                problem = exc.strerror or str(exc)
+        if not found:
+            self._done("resolve", "failed", f"{host} does not resolve: {problem}")
+            self._wrong(
+                "unresolvable",
+                "resolve",
+                f"the name {host} does not resolve: {problem}",
+                "Check its spelling, DNS and /etc/hosts; or say where to dial with --address, as a route's host does",
+            )
+            raise _StopError
+        self._done("resolve", "ok", f"{host} is {', '.join(found)}")
+        self._addresses = found
+
+    async def _connect(self) -> None:
+        problems: list[str] = []
+        for host in self._addresses:
+            began = trio.current_time()
+            problem = await self._try_address(host)
+            if problem is None:
+                # A verdict takes a round trip, as this did, and a moment.
+                self._patience = min(self._timeout / 2, _MOMENT + 4 * (trio.current_time() - began))
+                self._address = (host, self.target.port)
+                others = tuple(f"{each}" for each in problems)
+                self._done("tcp", "ok", f"connected to {host} port {self.target.port}", *others)
+                return
+            problems.append(f"{host}: {problem}")
+        self._done("tcp", "failed", f"nobody answers on port {self.target.port}", *problems)
+        refused = any(_REFUSED in each for each in problems)
+        self._wrong(
+            "refused" if refused else "unreachable",
+            "tcp",
+            f"cannot connect to {self.target.where}: {'; '.join(problems)}",
+            "The machine is there, but nothing listens on this port: start the node, or see on which address and port "
+            "it listens (ss -ltn, `trionode status`)"
+            if refused
+            else "Is the machine up, the address right, and the way to it open? A firewall that drops packets looks "
+            "like this",
+        )
+        raise _StopError
+
+    async def _try_address(self, host: str) -> str | None:
+        with trio.move_on_after(self._timeout):
+            try:
+                stream = await trio.open_tcp_stream(host, self.target.port)
+            except OSError as exc:
+                return _why_not_connected(exc)
+            await trio.aclose_forcefully(stream)
+            return None
+        return f"no answer within {self._timeout:g} s"
+
+    # TLS
+
+    async def _look(self) -> None:
+        inspection = await self._shake_hands(self._bare_session)
+        if isinstance(inspection.failure, AlertReceived) and inspection.failure.code == "no_application_protocol":
+            self._alpn = ()
+            inspection = await self._shake_hands(self._bare_session)
+        self.looked = inspection
+        required = _is_alert(inspection, RejectionCode.CERTIFICATE_REQUIRED) or (
+            inspection.certificate_requested and isinstance(inspection.failure, AlertReceived)
+        )
+        if not inspection.finished and not (required and inspection.chain):
+            self._explain_tls_failure(inspection)
+            raise _StopError
+        asked = "asked for no certificate of ours"
+        if required:
+            asked = "asked for our certificate, and insists"
+        elif inspection.certificate_requested:
+            asked = "asked for our certificate, and goes on without"
+        details = [asked]
+        if inspection.requested_cas:
+            details.append("says that it accepts certificates of: " + "; ".join(inspection.requested_cas.values()))
+        self._required = required
+        protocol = f"speaks {inspection.alpn}" if inspection.alpn else "agreed on no application protocol"
+        self._done("tls", "ok", f"{inspection.tls_version}, {inspection.cipher}, {protocol}", *details)
+        if inspection.tls_version != "TLSv1.3":
+            self._wrong(
+                "old_tls",
+                "tls",
+                f"the server speaks {inspection.tls_version}, and trionode TLS 1.3 only",
+                "Upgrade it, or what stands before it; no node will connect to it",
+            )
+        if self.target.node is not None and inspection.alpn != ALPN:
+            self._wrong(
+                "no_node",
+                "tls",
+                f"what answers at {self.target.where} is no trionode node: it {protocol}",
+                "Is this the node's port, or another server's? Something that ends TLS before the node would look "
+                "like this, too",
+            )
+
+    def _explain_tls_failure(self, inspection: Inspection) -> None:
+        failure = inspection.failure
+        if inspection.first_words is not None:
+            code, message = "not_tls", f"it does not speak TLS; its first words are {inspection.first_words!r}"
+            remedy = "Is this the right port? A plain text protocol answers here"
+        elif isinstance(failure, AlertReceived):
+            code, message = failure.code, f"it ended the TLS handshake with the alert {failure.detail!r}"
+            remedy = ALERT_REMEDIES.get(failure.code, "Its log says why")
+        elif failure is None:
+            code = "silent"
+            message = f"it takes the connection, and says nothing within {self._timeout:g} s"
+            remedy = "It is no TLS server, or it hangs, or what stands before it (a proxy, a tunnel) reaches nobody"
+        elif isinstance(failure, Misbehaved):
+            code, message = "not_tls", f"what it says is no TLS that we understand: {failure.detail}"
+            remedy = "Is this the right port, and is it a TLS 1.2 or 1.3 server?"
+        else:
+            code, message = "closed", f"it ended the connection in the middle of the TLS handshake: {failure}"
+            remedy = (
+                "It may be no TLS server, be at a limit, or not let this address in; a proxy without anybody behind "
+                "it looks like this, too. Its log says more"
+            )
+        self._done("tls", "failed", message)
+        self._wrong(code, "tls", f"{self.target.where}: {message}", remedy)
+
+    async def _shake_hands(self, session: Callable[[], TLSSession]) -> Inspection:
+        assert self._address is not None
+        silent = Inspection(
+            finished=False,
+            went_on=False,
+            failure=None,
+            chain=(),
+            certificate_requested=False,
+            requested_cas={},
+            tls_version="",
+            cipher=None,
+            alpn=None,
+            first_words=None,
+        )
+        with trio.move_on_after(self._timeout):
+            try:
+                stream = await trio.open_tcp_stream(*self._address)
+            except OSError:
+                return silent
+            try:
+                return await inspect(stream, session(), patience=self._patience)
+            finally:
+                await trio.aclose_forcefully(stream)
+        return silent
+
+    def _bare_session(self) -> TLSSession:
+        return inspecting_session(server_name=self.target.server_name, alpn=self._alpn)
+
+    # Certificates
+
+    def _policy(self) -> TLSPolicy:
+        return TLSPolicy(root_cas=self.ours.root_cas, crls=self.ours.crls)
+
+    async def _verify_server(self) -> None:
+        chain = self._seen().chain
+        now = now_utc()
+        if not chain:
+            self._done("their certificate", "failed", "the server presented no certificate that can be parsed")
+            self._wrong(
+                "no_certificate", "their certificate", "the server presented no usable certificate", "Look at its log"
+            )
+            raise _StopError
+        before = len(self.diagnoses)
+        try:
+            check = TrustCheck(self._policy(), accepting=False, dated=False)
+        except TrionodeError as exc:  # no system CAs
+            self._done("their certificate", "skipped", str(exc))
+            return
+        self._judge_dates(chain, now)
+        refusal = check.judge(chain)
+        if refusal is not None:
+            self._judge_path(chain, refusal.reason, refusal.offered or "", refusal.found or chain[0])
+        self._judge_names(chain[0])
+        if not allows(chain[0], ExtendedKeyUsageOID.SERVER_AUTH):
+            self._wrong(
+                UnverifiedReason.WRONG_EKU,
+                "their certificate",
+                f"the server's certificate is not for servers (no serverAuth): {describe(chain[0])}",
+                "Issue it with both serverAuth and clientAuth: a node is a server and a client",
+            )
+        self.path = check.path(chain)
+        good = len(self.diagnoses) == before
+        anchor = f"leads to {describe_subject(self.path[-1])}" if self.path else f"leads to no CA of {self.ours.trust}"
+        text = f"covers {self.target.server_name}, {anchor}" if good else "we refuse it"
+        self._done("their certificate", "ok" if good else "failed", text)
+
+    def _judge_dates(self, chain: Sequence[x509.Certificate], now: datetime) -> None:
+        for number, each in enumerate(chain):
+            what = "the server's certificate" if not number else "a certificate of the server's chain"
+            match certificate_state(each, now):
+                case "expired":
+                    self._wrong(
+                        UnverifiedReason.EXPIRED,
+                        "their certificate",
+                        f"{what} has expired, {describe_duration(now - each.not_valid_after_utc)} ago by our clock: "
+                        f"{describe(each)}",
+                        "Rotate it. If that was done, the server has not taken the new one up: compare with "
+                        "--expect-cert FILE; and check this machine's clock",
+                    )
+                case "not_yet_valid":
+                    self._wrong(
+                        UnverifiedReason.NOT_YET_VALID,
+                        "their certificate",
+                        f"{what} is not valid before {each.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, and our clock "
+                        f"says {now:%Y-%m-%d %H:%M:%S}: {describe(each)}",
+                        "Check the clocks of this machine and of who issued it; issue certificates backdated by some "
+                        "minutes",
+                    )
+
+    def _judge_path(
+        self, chain: Sequence[x509.Certificate], reason: UnverifiedReason, offered: str, found: x509.Certificate
+    ) -> None:
+        step = "their certificate"
+        if reason is not UnverifiedReason.UNKNOWN_CA:
+            remedy = PATH_REMEDIES.get(reason, "Have the server's chain issued anew")
+            self._wrong(reason, step, f"the server's certificate does not verify: {reason}: {offered}", remedy)
+            return
+        last = chain[-1]
+        pool = self.ours.root_cas
+        trusted = self.ours.trust if pool is None else f"{self.ours.trust} ({describe_subjects(pool)})"
+        namesake = next((each for each in pool or () if each.subject == last.issuer), None)
+        if namesake is not None:
+            self._wrong(
+                reason,
+                step,
+                f"the server's certificate is from a CA with the name of one of ours, {describe_subject(namesake)}, "
+                "but not with its key: the CA was made anew, and one side still has the old one",
+                "Give both sides the CA certificate that is in use now; during the change, both (rotate_trust to "
+                "old | new)",
+            )
+        elif len(chain) == 1 and is_self_issued(last):
+            self._wrong(
+                reason,
+                step,
+                f"the server's certificate is signed by itself, and not in {trusted}: {describe(last)}",
+                "Have it issued by the cluster's CA; or trust this very certificate, by putting it into the pool",
+            )
+        else:
+            self._wrong(
+                reason,
+                step,
+                f"the server's certificate was issued by {describe_issuer(last)}, which is not in {trusted}; where it "
+                f"fails: {describe(found)}",
+                "Give the CA that issued it (--ca, --root-ca; root_cas in a program); or have the server send its "
+                "intermediates; or issue its certificate from a CA that is there. If its CA was replaced, this side "
+                "still has the old one",
+            )
+
+    def _judge_names(self, leaf: x509.Certificate) -> None:
+        names, wanted = SubjectNames.of(leaf), self.target.server_name
+        if not names.cover_host(wanted):
+            self._wrong(
+                UnverifiedReason.NAME_MISMATCH,
+                "their certificate",
+                f"we want the name {wanted}, and the server's certificate offers {describe_names(leaf)}",
+                "Dial a name that it covers, set server_name (here --server-name) to one, or issue it with this name. "
+                "If the server chooses its certificate by name (SNI), it may not know this one",
+            )
+        elif self.target.node is not None and not names.admit_node(self.target.node):
+            self._wrong(
+                UnverifiedReason.NAME_MISMATCH,
+                "their certificate",
+                f"we want the node {self.target.node}, and the server's certificate is for other nodes: "
+                f"{describe_names(leaf)}",
+                "Is it another node that listens there? Otherwise issue it for this node name",
+            )
+
+    # What is on disk, and what is served
+
+    async def _compare(self) -> None:
+        if self.expected.certificate is not None:
+            self._compare_certificate(self.expected.certificate)
+        if self.expected.client_cas is not None:
+            self._compare_trust(self.expected.client_cas)
+
+    def _compare_certificate(self, on_disk: x509.Certificate) -> None:
+        served = self._seen().chain[0]
+        if fingerprint(served) == fingerprint(on_disk):
+            self._done("rotation", "ok", "what is on disk is what is served")
+            return
+        older = on_disk.not_valid_before_utc < served.not_valid_before_utc
+        self._done(
+            "rotation",
+            "failed",
+            "what is served is not what is on disk",
+            f"served:  {describe(served)}",
+            f"on disk: {describe(on_disk)}",
+        )
+        self._wrong(
+            "not_rotated",
+            "rotation",
+            f"the server presents another certificate than the file holds (SHA-256 {fingerprint(served)[:16]}…, valid "
+            f"from {served.not_valid_before_utc:%Y-%m-%d %H:%M}, in place of {fingerprint(on_disk)[:16]}…, from "
+            f"{on_disk.not_valid_before_utc:%Y-%m-%d %H:%M})",
+            "The file is the older one: is it the right file, and was a newer one overwritten?"
+            if older
+            else "The process has not taken it up. Does it follow its files (follow_source, `trionode serve`), and was "
+            "it told (SIGHUP)? If so it refused them: its log (trionode.sources) says why, and `trionode check` on "
+            "these files. Connections that were there before keep the old one in any case",
+        )
+
+    def _compare_trust(self, on_disk: CAPool) -> None:
+        looked = self._seen()
+        if not looked.certificate_requested or not looked.requested_cas:
+            why = "asks for no certificates" if not looked.certificate_requested else "does not say whom it trusts"
+            self._done("trust", "skipped", f"cannot be told from here: the server {why}")
+            return
+        wanted = {each.subject.public_bytes(): describe_subject(each) for each in on_disk}
+        missing = [text for der, text in wanted.items() if der not in looked.requested_cas]
+        surplus = [text for der, text in looked.requested_cas.items() if der not in wanted]
+        if not missing and not surplus:
+            self._done("trust", "ok", "the client CAs on disk are those that the server accepts")
+            return
+        details = [f"on disk only: {text}" for text in missing] + [f"served only: {text}" for text in surplus]
+        self._done("trust", "failed", "the client CAs on disk are not those that the server accepts", *details)
+        self._wrong(
+            "trust_not_rotated",
+            "trust",
+            "the server accepts other client CAs than the file holds: " + "; ".join(details),
+            "CA pools are fixed while a manager is in use: rotate_trust() changes them, as follow_source and `trionode "
+            "serve` do when the file changes (refused where live peers would be stranded: its log says so); a setter "
+            "does not. Otherwise restart the node",
+        )
+
+    # The other direction
+
+    async def _be_verified(self) -> None:
+        looked, step = self._seen(), "our certificate"
+        key_pair = self.ours.key_pair
+        if not looked.certificate_requested:
+            self._done(step, "skipped", "the server asks for none, so it verifies nobody")
+            return
+        if key_pair is None:
+            if self._required:
+                self._done(step, "failed", "the server insists on one, and none was given")
+                self._wrong(
+                    RejectionCode.CERTIFICATE_REQUIRED,
+                    step,
+                    "the server refuses clients without a certificate, and none was given",
+                    f"Give --cert and --key, or --as with a node of the --pki directory{_accepts(looked)}",
+                )
+            else:
+                self._done(step, "skipped", "none was given; the server does without")
+            return
+        if any(each.step == "their certificate" for each in self.diagnoses):
+            self._done(step, "skipped", "not shown to a server that did not verify; see to that first")
+            self._foresee(key_pair, looked)
+            return
+        contexts = await trio.to_thread.run_sync(partial(TLSContexts.build, 1, key_pair, self._policy()))
+        inspection = await self._shake_hands(
+            lambda: contexts.client.session(reference=self.target.server_name, alpn=self._alpn)
+        )
+        failure = inspection.failure
+        if isinstance(failure, AlertReceived):
+            self._done(step, "failed", f"the server refused it: {failure.code.replace('_', ' ')}")
+            self._explain_rejection(failure.code, key_pair.certificate, looked)
+        elif isinstance(failure, PeerRefused):
+            self._done(step, "failed", "the second time we refused the server")
+            self._wrong(failure.refusal.reason, step, failure.refusal.text, "The server may serve several certificates")
+        elif failure is not None and not inspection.went_on:
+            self._done(step, "failed", f"the server ended the connection after it saw it: {failure}")
+            self._wrong(
+                "closed",
+                step,
+                f"the server ended the connection without a word after our certificate: {failure}",
+                "It may refuse without an alert, or be at a limit; its log says more",
+            )
+        elif inspection.went_on:
+            self._done(step, "ok", "the server went on after it saw it")
+        else:
+            self._done(step, "ok", f"the server had no objection within {self._patience:.1f} s")
+
+    def _foresee(self, key_pair: KeyPair, looked: Inspection) -> None:
+        issuers = {each.issuer.public_bytes() for each in key_pair.chain}
+        if looked.requested_cas and not issuers & looked.requested_cas.keys():
+            self._wrong(
+                RejectionCode.UNKNOWN_CA,
+                "our certificate",
+                f"the server does not list the CA of our certificate, {describe_issuer(key_pair.chain[-1])}"
+                f"{_accepts(looked)}",
+                THEIR_POOL,
+            )
+
+    def _explain_rejection(self, code: RejectionCode, ours: x509.Certificate, looked: Inspection) -> None:
+        step, now = "our certificate", now_utc()
+        state = certificate_state(ours, now)
+        match code:
+            case RejectionCode.UNKNOWN_CA:
+                message = (
+                    f"the server does not know the CA that issued our certificate, {describe_issuer(ours)}"
+                    f"{_accepts(looked)}"
+                )
+                remedy = THEIR_POOL
+            case RejectionCode.CERTIFICATE_EXPIRED if state == "expired":
+                message = f"our certificate has expired, and the server refused it: {describe(ours)}"
+                remedy = "Rotate it"
+            case RejectionCode.CERTIFICATE_EXPIRED:
+                ahead = describe_duration(ours.not_valid_after_utc - now)
+                message = (
+                    f"the server says that our certificate has expired, and by our clock it has not: the server's "
+                    f"clock is ahead by {ahead} at least, or a certificate above it has expired there"
+                )
+                remedy = "Compare the clocks of both machines (chronyc tracking, timedatectl), and look at the chain"
+            case RejectionCode.BAD_CERTIFICATE:
+                since = describe_duration(now - ours.not_valid_before_utc)
+                message = (
+                    f"the server finds our certificate bad. A certificate that is not yet valid looks like this: ours "
+                    f"is valid since {since} by our clock, so the server's would be behind by as much"
+                )
+                remedy = "Compare the clocks of both machines; its log says what it found"
+            case _:
+                message = f"the server refused our certificate: {code.replace('_', ' ')}: {describe(ours)}"
+                remedy = REJECTION_REMEDIES.get(code, "Its log says why")
+        self._wrong(code, step, message, remedy)
+
+    # Time
+
+    async def _estimate_clock(self) -> None:
+        """TLS 1.3 tells no time; what is known are the dates that the server works with."""
+        leaf, now = self._seen().chain[0], now_utc()
+        start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        ours = f"our clock says {now:%Y-%m-%d %H:%M:%S} UTC"
+        bounds = "TLS tells no time, so this is estimated from dates alone"
+        match certificate_state(leaf, now):
+            case "expired":
+                text = f"{ours}, {describe_duration(now - end)} after the end of the server's certificate"
+                guess = (
+                    f"if that is good by the server's clock, ours is ahead by {describe_duration(now - end)} or more"
+                )
+            case "not_yet_valid":
+                text = f"{ours}, {describe_duration(start - now)} before the server's certificate begins"
+                guess = (
+                    f"if that is good by the server's clock, ours is behind by {describe_duration(start - now)} or more"
+                )
+            case _:
+                text = f"{ours}, within the dates of the server's certificate"
+                guess = (
+                    f"a difference would show only beyond {describe_duration(now - start)} (server behind) or "
+                    f"{describe_duration(end - now)} (server ahead)"
+                )
+        self._done("clocks", "ok", text, bounds, guess)
+
+    # The hello
+
+    async def _greet(self) -> None:
+        looked, step = self._seen(), "hello"
+        if looked.alpn != ALPN:
+            return
+        node = self.target.node or self._only_node(looked.chain[0])
+        name = self.ours.name or self._own_name()
+        blocked = {each.step for each in self.diagnoses} & {"ours", "their certificate", "our certificate"}
+        if blocked:
+            self._done(step, "skipped", "not tried: see to what is above first")
+        elif node is None:
+            self._done(step, "skipped", "not tried: which node? Name it, as name@host")
+        elif self.ours.key_pair is None or name is None:
+            self._done(step, "skipped", "not tried: nodes have certificates and names; give --as, or --cert and --key")
+        elif node == name:
+            self._done(step, "skipped", f"not tried: {node} is the name that we go by; give another one with --as")
+        else:
+            await self._dial(node, name, self.ours.key_pair)
+
+    async def _dial(self, node: NodeName, name: NodeName, key_pair: KeyPair) -> None:
+        assert self._address is not None
+        manager = CertAuthManager(
+            key_pair, root_cas=self.ours.root_cas, client_auth=ClientAuth.NO_CLIENT_CERT, crls=self.ours.crls
+        )
+        network = NetworkOptions(
+            mode=NetworkMode.HIDDEN,
+            connect_timeout=self._timeout,
+            handshake_timeout=self._timeout,
+            cookie=self.ours.cookie,
+        )
+        route = Route(host=self._address[0], port=self._address[1], server_name=self.target.server_name)
+        try:
+            async with open_node(name, NodeOptions(cert_manager=manager, network=network)) as dialler:
+                began = trio.current_time()
+                connection = await dialler.connect(node, route)
+                took = trio.current_time() - began
+                verified = "verified" if connection.peer.verified else "NOT verified"
+                self._done(
+                    "hello",
+                    "ok",
+                    f"{name} and {connection.peer.name} accept each other, {verified}, in {took * 1000:.0f} ms",
+                    f"the server is at generation {connection.peer_generation} of its certificates",
+                )
+        except PeerRejectedError as exc:
+            if exc.code is RejectionCode.NAME_IN_USE:
+                self._done(
+                    "hello",
+                    "ok",
+                    f"{node} has a live connection to {name} already: all but that held",
+                    "give another name with --as to see the hello through",
+                )
+                return
+            self._done("hello", "failed", f"the server refused us: {exc.code.replace('_', ' ')}")
+            self._wrong(exc.code, "hello", str(exc), HELLO_REMEDIES.get(exc.code, "Its log says why"))
+        except PeerUnverifiedError as exc:
+            self._done("hello", "failed", f"we refused the server: {exc.reason.replace('_', ' ')}")
+            self._wrong(exc.reason, "hello", str(exc), HELLO_REMEDIES.get(exc.reason, "See to the server's options"))
+        except HandshakeTimeoutError as exc:
+            self._done("hello", "failed", f"no answer within {self._timeout:g} s")
+            self._wrong("timeout", "hello", str(exc), "The node is overloaded, or hangs")
+        except HandshakeError as exc:
+            self._done("hello", "failed", "the connection broke")
+            self._wrong(exc.reason, "hello", str(exc), "The node's log says more")
+
+    def _only_node(self, leaf: x509.Certificate) -> NodeName | None:
+        nodes = SubjectNames.of(leaf).nodes
+        return next(iter(nodes)) if len(nodes) == 1 else None
+
+    def _own_name(self) -> NodeName | None:
+        """A name that our certificate covers, and that is nobody's, where it covers more than its own."""
+        if self.ours.key_pair is None:
+            return None
+        names = SubjectNames.of(self.ours.key_pair.certificate)
+        if names.restricted:
+            return next(iter(sorted(names.nodes)), None)
+        hosts = [pattern.pattern.decode() for pattern in names.dns if not pattern.pattern.startswith(b"*")]
+        return NodeName("explain", hosts[0]) if hosts else None
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+_REFUSED: Final = "refused"
+
+
+def _off(how: str, span: timedelta) -> str:
+    return f"if that is good by the server's clock, ours is {how} by {describe_duration(span)} or more"
+
+
+def _accepts(looked: Inspection) -> str:
+    return f"; it says that it accepts: {'; '.join(looked.requested_cas.values())}" if looked.requested_cas else ""
+
+
+def _is_alert(inspection: Inspection, code: RejectionCode) -> bool:
+    return isinstance(inspection.failure, AlertReceived) and inspection.failure.code is code
+
+
+def _why_not_connected(exc: OSError) -> str:
+    cause = exc.__cause__
+    found = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause or exc,)
+    words: list[str] = []
+    for each in found:
+        if isinstance(each, OSError) and each.errno == errno.ECONNREFUSED:
+            words.append(_REFUSED)
+        else:
+            words.append((each.strerror if isinstance(each, OSError) else None) or str(each))
+    return "; ".join(dict.fromkeys(words))
