@@ -89,6 +89,9 @@ _REASONS: Final = {
     **dict.fromkeys(_STATUS_UNKNOWN_CODES, UnverifiedReason.REVOCATION_UNKNOWN),
 }
 
+#: Alerts whose reason strings do not say that they are some (sslerr.h, from RFC 6066).
+_UNMARKED_ALERTS: Final = frozenset({"tlsv1 unrecognized name", "tlsv1 unsupported extension"})
+
 # X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h), which pyOpenSSL does not name.
 _NO_CHECK_TIME: Final = 0x200000
 
@@ -130,7 +133,8 @@ class AlertReceived(TLSFailure):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.code = RejectionCode.of(detail.rpartition("alert ")[2].replace(" ", "_"))
+        word = detail.rpartition("alert ")[2].removeprefix("tlsv1 ")
+        self.code = RejectionCode.of(word.replace(" ", "_"))
 
 
 @final
@@ -965,7 +969,7 @@ class TLSSession:
                     wanted="a client certificate",
                 )
             )
-        if " alert " in f" {reason}":
+        if " alert " in f" {reason}" or reason in _UNMARKED_ALERTS:
             return AlertReceived(reason)
         return Misbehaved(reason)
 

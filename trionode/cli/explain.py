@@ -14,6 +14,7 @@ from trionode import CAPool
 from trionode._credentials import parse_certificates, read_file
 from trionode._identity import canonical_host, describe_subject
 
+from .diagnosis import Ours, Target
 from .exits import ExitStatus, run
 from .given import (
     CA_FILE,
@@ -29,7 +30,7 @@ from .given import (
     revocations,
     target_of,
 )
-from .inquiry import Expected, Inquiry, Ours, Step, Target
+from .inquiry import Expected, Inquiry, Step
 from .shown import FAILED, HELD, SKIPPED, certificate_grid, certificate_values, console, now_utc, put, put_json
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def explain(
 
     Resolve, TCP, TLS, verify the server, be verified by it, clocks, hello. Any TLS server will do, as far as TLS goes;
     a NODE (name@host, port 15000 unless it says :PORT) is greeted, too. Nothing is trusted, and our certificate is
-    shown only to a server that verifies. The server sees up to four connections, and may log that it refused some.
+    shown only to a server that verifies. The server sees two or three connections, and may log that it refused some.
 
     With --as (a node of the --pki directory) or --cert and --key, a certificate is presented. Servers are judged by
     --ca or --root-ca; else by the CA of the --pki directory, for nodes; else by the system's CAs.

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode import (
     CertAuthManager,
@@ -34,27 +33,20 @@ from trionode import (
     Route,
     Severity,
     TrionodeError,
-    UnverifiedReason,
     check_key_pair,
     open_node,
 )
 from trionode._contexts import TLSContexts
-from trionode._credentials import allows
 from trionode._identity import (
     SubjectNames,
     describe,
-    describe_duration,
-    describe_issuer,
-    describe_names,
     describe_subject,
-    describe_subjects,
     fingerprint,
     unbracketed,
 )
 from trionode._inspection import Inspection, inspect
 from trionode._openssl import (
     AlertReceived,
-    Misbehaved,
     PeerRefused,
     TLSSession,
     TrustCheck,
@@ -63,67 +55,36 @@ from trionode._openssl import (
 from trionode._policy import TLSPolicy
 from trionode._wire import ALPN
 
-from .remedies import ALERT_REMEDIES, HELLO_REMEDIES, PATH_REMEDIES, REJECTION_REMEDIES, THEIR_POOL
-from .shown import certificate_state, is_self_issued, now_utc
+from .diagnosis import (
+    HELLO_REMEDIES,
+    OUR_CERTIFICATE,
+    OURS,
+    THEIR_CERTIFICATE,
+    TLS,
+    Diagnosis,
+    Ours,
+    Target,
+    accepted,
+    estimate_clock,
+    foresee,
+    judge_server,
+    rejected,
+    tls_failure,
+)
+from .shown import now_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Awaitable, Callable
 
     from cryptography import x509
 
-    from trionode import CAPool, CRLSet, KeyPair
+    from trionode import CAPool, KeyPair
 
 #: What is offered, so that servers of any kind have something to choose.
 _OFFERED: Final = (ALPN.encode(), b"h2", b"http/1.1")
 
 #: How long a server may think of our certificate before we say that it had no objection, round trips aside. Seconds.
 _MOMENT: Final = 0.5
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """Whom to ask.
-
-    Attributes:
-        node: the node that should answer, or None for any TLS server.
-        host: where it is; canonical.
-        port: ditto.
-        server_name: what its certificate has to cover.
-    """
-
-    node: NodeName | None
-    host: str
-    port: int
-    server_name: str
-
-    @property
-    def where(self) -> str:
-        """Host and port, for a sentence."""
-        return f"{self.host} port {self.port}"
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ours:
-    """What we have.
-
-    Attributes:
-        name: our node name, or None.
-        key_pair: what we present, or None for nothing.
-        root_cas: whom we trust for servers; None for the system's CAs.
-        crls: who was revoked.
-        cookie: the shared secret, or None.
-        trust: where `root_cas` is from, for people.
-    """
-
-    name: NodeName | None = None
-    key_pair: KeyPair | None = None
-    root_cas: CAPool | None = None
-    crls: CRLSet | None = None
-    cookie: bytes | None = field(default=None, repr=False)
-    trust: str
 
 
 @final
@@ -156,24 +117,6 @@ class Step:
     outcome: str
     text: str
     details: tuple[str, ...] = ()
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Diagnosis:
-    """One thing that is wrong.
-
-    Attributes:
-        code: a word for it.
-        step: where it shows.
-        message: what it is.
-        remedy: what to do.
-    """
-
-    code: str
-    step: str
-    message: str
-    remedy: str
 
 
 class _StopError(Exception):
@@ -211,6 +154,7 @@ class Inquiry:
         self._tell = tell
         self._addresses: list[str] = []
         self._address: tuple[str, int] | None = None
+        self._stream: trio.SocketStream | None = None
         self._required = False
         self._patience = timeout / 2
         self._alpn: tuple[bytes, ...] = _OFFERED
@@ -228,12 +172,15 @@ class Inquiry:
             self._estimate_clock,
             self._greet,
         ]
-        for step in steps:
-            await trio.lowlevel.checkpoint()
-            try:
+        try:
+            for step in steps:
+                await trio.lowlevel.checkpoint()
                 await step()
-            except _StopError:
-                return
+        except _StopError:
+            pass
+        finally:
+            if self._stream is not None:
+                self._stream.socket.close()
 
     def _done(self, name: str, outcome: str, text: str, *details: str) -> None:
         step = Step(name=name, outcome=outcome, text=text, details=tuple(details))
@@ -259,9 +206,9 @@ class Inquiry:
         errors = [each for each in findings if each.severity is Severity.ERROR]
         errors += [each for each in findings if each.code == "wrong_eku" and each not in errors]
         for each in errors:
-            self._wrong(each.code, "ours", each.message, each.remedy)
+            self._wrong(each.code, OURS, each.message, each.remedy)
         text = "our certificate will be refused" if errors else "our certificate has no fault of its own"
-        self._done("ours", "failed" if errors else "ok", text, describe(key_pair.certificate))
+        self._done(OURS, "failed" if errors else "ok", text, describe(key_pair.certificate))
 
     # TCP
 
@@ -320,7 +267,7 @@ class Inquiry:
                 stream = await trio.open_tcp_stream(host, self.target.port)
             except OSError as exc:
                 return _why_not_connected(exc)
-            await trio.aclose_forcefully(stream)
+            self._stream = stream
             return None
         return f"no answer within {self._timeout:g} s"
 
@@ -331,13 +278,15 @@ class Inquiry:
         if isinstance(inspection.failure, AlertReceived) and inspection.failure.code == "no_application_protocol":
             self._alpn = ()
             inspection = await self._shake_hands(self._bare_session)
-        self.looked = inspection
         required = _is_alert(inspection, RejectionCode.CERTIFICATE_REQUIRED) or (
             inspection.certificate_requested and isinstance(inspection.failure, AlertReceived)
         )
         if not inspection.finished and not (required and inspection.chain):
-            self._explain_tls_failure(inspection)
+            diagnosis = tls_failure(inspection, self.target, self._timeout)
+            self.diagnoses.append(diagnosis)
+            self._done(TLS, "failed", diagnosis.message)
             raise _StopError
+        self.looked = inspection
         asked = "asked for no certificate of ours"
         if required:
             asked = "asked for our certificate, and insists"
@@ -348,46 +297,22 @@ class Inquiry:
             details.append("says that it accepts certificates of: " + "; ".join(inspection.requested_cas.values()))
         self._required = required
         protocol = f"speaks {inspection.alpn}" if inspection.alpn else "agreed on no application protocol"
-        self._done("tls", "ok", f"{inspection.tls_version}, {inspection.cipher}, {protocol}", *details)
+        self._done(TLS, "ok", f"{inspection.tls_version}, {inspection.cipher}, {protocol}", *details)
         if inspection.tls_version != "TLSv1.3":
             self._wrong(
                 "old_tls",
-                "tls",
+                TLS,
                 f"the server speaks {inspection.tls_version}, and trionode TLS 1.3 only",
                 "Upgrade it, or what stands before it; no node will connect to it",
             )
         if self.target.node is not None and inspection.alpn != ALPN:
             self._wrong(
                 "no_node",
-                "tls",
+                TLS,
                 f"what answers at {self.target.where} is no trionode node: it {protocol}",
                 "Is this the node's port, or another server's? Something that ends TLS before the node would look "
                 "like this, too",
             )
-
-    def _explain_tls_failure(self, inspection: Inspection) -> None:
-        failure = inspection.failure
-        if inspection.first_words is not None:
-            code, message = "not_tls", f"it does not speak TLS; its first words are {inspection.first_words!r}"
-            remedy = "Is this the right port? A plain text protocol answers here"
-        elif isinstance(failure, AlertReceived):
-            code, message = failure.code, f"it ended the TLS handshake with the alert {failure.detail!r}"
-            remedy = ALERT_REMEDIES.get(failure.code, "Its log says why")
-        elif failure is None:
-            code = "silent"
-            message = f"it takes the connection, and says nothing within {self._timeout:g} s"
-            remedy = "It is no TLS server, or it hangs, or what stands before it (a proxy, a tunnel) reaches nobody"
-        elif isinstance(failure, Misbehaved):
-            code, message = "not_tls", f"what it says is no TLS that we understand: {failure.detail}"
-            remedy = "Is this the right port, and is it a TLS 1.2 or 1.3 server?"
-        else:
-            code, message = "closed", f"it ended the connection in the middle of the TLS handshake: {failure}"
-            remedy = (
-                "It may be no TLS server, be at a limit, or not let this address in; a proxy without anybody behind "
-                "it looks like this, too. Its log says more"
-            )
-        self._done("tls", "failed", message)
-        self._wrong(code, "tls", f"{self.target.where}: {message}", remedy)
 
     async def _shake_hands(self, session: Callable[[], TLSSession]) -> Inspection:
         assert self._address is not None
@@ -404,8 +329,9 @@ class Inquiry:
             first_words=None,
         )
         with trio.move_on_after(self._timeout):
+            stream, self._stream = self._stream, None  # the first handshake has the connection that is there
             try:
-                stream = await trio.open_tcp_stream(*self._address)
+                stream = stream or await trio.open_tcp_stream(*self._address)
             except OSError:
                 return silent
             try:
@@ -424,117 +350,23 @@ class Inquiry:
 
     async def _verify_server(self) -> None:
         chain = self._seen().chain
-        now = now_utc()
         if not chain:
-            self._done("their certificate", "failed", "the server presented no certificate that can be parsed")
+            self._done(THEIR_CERTIFICATE, "failed", "the server presented no certificate that can be parsed")
             self._wrong(
-                "no_certificate", "their certificate", "the server presented no usable certificate", "Look at its log"
+                "no_certificate", THEIR_CERTIFICATE, "the server presented no usable certificate", "Look at its log"
             )
             raise _StopError
-        before = len(self.diagnoses)
         try:
             check = TrustCheck(self._policy(), accepting=False, dated=False)
         except TrionodeError as exc:  # no system CAs
-            self._done("their certificate", "skipped", str(exc))
+            self._done(THEIR_CERTIFICATE, "skipped", str(exc))
             return
-        self._judge_dates(chain, now)
-        refusal = check.judge(chain)
-        if refusal is not None:
-            self._judge_path(chain, refusal.reason, refusal.offered or "", refusal.found or chain[0])
-        self._judge_names(chain[0])
-        if not allows(chain[0], ExtendedKeyUsageOID.SERVER_AUTH):
-            self._wrong(
-                UnverifiedReason.WRONG_EKU,
-                "their certificate",
-                f"the server's certificate is not for servers (no serverAuth): {describe(chain[0])}",
-                "Issue it with both serverAuth and clientAuth: a node is a server and a client",
-            )
+        found = list(judge_server(chain, self.target, self.ours, check, now_utc()))
+        self.diagnoses += found
         self.path = check.path(chain)
-        good = len(self.diagnoses) == before
         anchor = f"leads to {describe_subject(self.path[-1])}" if self.path else f"leads to no CA of {self.ours.trust}"
-        text = f"covers {self.target.server_name}, {anchor}" if good else "we refuse it"
-        self._done("their certificate", "ok" if good else "failed", text)
-
-    def _judge_dates(self, chain: Sequence[x509.Certificate], now: datetime) -> None:
-        for number, each in enumerate(chain):
-            what = "the server's certificate" if not number else "a certificate of the server's chain"
-            match certificate_state(each, now):
-                case "expired":
-                    self._wrong(
-                        UnverifiedReason.EXPIRED,
-                        "their certificate",
-                        f"{what} has expired, {describe_duration(now - each.not_valid_after_utc)} ago by our clock: "
-                        f"{describe(each)}",
-                        "Rotate it. If that was done, the server has not taken the new one up: compare with "
-                        "--expect-cert FILE; and check this machine's clock",
-                    )
-                case "not_yet_valid":
-                    self._wrong(
-                        UnverifiedReason.NOT_YET_VALID,
-                        "their certificate",
-                        f"{what} is not valid before {each.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, and our clock "
-                        f"says {now:%Y-%m-%d %H:%M:%S}: {describe(each)}",
-                        "Check the clocks of this machine and of who issued it; issue certificates backdated by some "
-                        "minutes",
-                    )
-
-    def _judge_path(
-        self, chain: Sequence[x509.Certificate], reason: UnverifiedReason, offered: str, found: x509.Certificate
-    ) -> None:
-        step = "their certificate"
-        if reason is not UnverifiedReason.UNKNOWN_CA:
-            remedy = PATH_REMEDIES.get(reason, "Have the server's chain issued anew")
-            self._wrong(reason, step, f"the server's certificate does not verify: {reason}: {offered}", remedy)
-            return
-        last = chain[-1]
-        pool = self.ours.root_cas
-        trusted = self.ours.trust if pool is None else f"{self.ours.trust} ({describe_subjects(pool)})"
-        namesake = next((each for each in pool or () if each.subject == last.issuer), None)
-        if namesake is not None:
-            self._wrong(
-                reason,
-                step,
-                f"the server's certificate is from a CA with the name of one of ours, {describe_subject(namesake)}, "
-                "but not with its key: the CA was made anew, and one side still has the old one",
-                "Give both sides the CA certificate that is in use now; during the change, both (rotate_trust to "
-                "old | new)",
-            )
-        elif len(chain) == 1 and is_self_issued(last):
-            self._wrong(
-                reason,
-                step,
-                f"the server's certificate is signed by itself, and not in {trusted}: {describe(last)}",
-                "Have it issued by the cluster's CA; or trust this very certificate, by putting it into the pool",
-            )
-        else:
-            self._wrong(
-                reason,
-                step,
-                f"the server's certificate was issued by {describe_issuer(last)}, which is not in {trusted}; where it "
-                f"fails: {describe(found)}",
-                "Give the CA that issued it (--ca, --root-ca; root_cas in a program); or have the server send its "
-                "intermediates; or issue its certificate from a CA that is there. If its CA was replaced, this side "
-                "still has the old one",
-            )
-
-    def _judge_names(self, leaf: x509.Certificate) -> None:
-        names, wanted = SubjectNames.of(leaf), self.target.server_name
-        if not names.cover_host(wanted):
-            self._wrong(
-                UnverifiedReason.NAME_MISMATCH,
-                "their certificate",
-                f"we want the name {wanted}, and the server's certificate offers {describe_names(leaf)}",
-                "Dial a name that it covers, set server_name (here --server-name) to one, or issue it with this name. "
-                "If the server chooses its certificate by name (SNI), it may not know this one",
-            )
-        elif self.target.node is not None and not names.admit_node(self.target.node):
-            self._wrong(
-                UnverifiedReason.NAME_MISMATCH,
-                "their certificate",
-                f"we want the node {self.target.node}, and the server's certificate is for other nodes: "
-                f"{describe_names(leaf)}",
-                "Is it another node that listens there? Otherwise issue it for this node name",
-            )
+        text = f"covers {self.target.server_name}, {anchor}" if not found else "we refuse it"
+        self._done(THEIR_CERTIFICATE, "failed" if found else "ok", text)
 
     # What is on disk, and what is served
 
@@ -596,7 +428,7 @@ class Inquiry:
     # The other direction
 
     async def _be_verified(self) -> None:
-        looked, step = self._seen(), "our certificate"
+        looked, step = self._seen(), OUR_CERTIFICATE
         key_pair = self.ours.key_pair
         if not looked.certificate_requested:
             self._done(step, "skipped", "the server asks for none, so it verifies nobody")
@@ -608,14 +440,14 @@ class Inquiry:
                     RejectionCode.CERTIFICATE_REQUIRED,
                     step,
                     "the server refuses clients without a certificate, and none was given",
-                    f"Give --cert and --key, or --as with a node of the --pki directory{_accepts(looked)}",
+                    f"Give --cert and --key, or --as with a node of the --pki directory{accepted(looked)}",
                 )
             else:
                 self._done(step, "skipped", "none was given; the server does without")
             return
-        if any(each.step == "their certificate" for each in self.diagnoses):
+        if any(each.step == THEIR_CERTIFICATE for each in self.diagnoses):
             self._done(step, "skipped", "not shown to a server that did not verify; see to that first")
-            self._foresee(key_pair, looked)
+            self.diagnoses += foresee(key_pair, looked)
             return
         contexts = await trio.to_thread.run_sync(partial(TLSContexts.build, 1, key_pair, self._policy()))
         inspection = await self._shake_hands(
@@ -624,7 +456,7 @@ class Inquiry:
         failure = inspection.failure
         if isinstance(failure, AlertReceived):
             self._done(step, "failed", f"the server refused it: {failure.code.replace('_', ' ')}")
-            self._explain_rejection(failure.code, key_pair.certificate, looked)
+            self.diagnoses.append(rejected(failure.code, key_pair.certificate, looked, now_utc()))
         elif isinstance(failure, PeerRefused):
             self._done(step, "failed", "the second time we refused the server")
             self._wrong(failure.refusal.reason, step, failure.refusal.text, "The server may serve several certificates")
@@ -641,75 +473,10 @@ class Inquiry:
         else:
             self._done(step, "ok", f"the server had no objection within {self._patience:.1f} s")
 
-    def _foresee(self, key_pair: KeyPair, looked: Inspection) -> None:
-        issuers = {each.issuer.public_bytes() for each in key_pair.chain}
-        if looked.requested_cas and not issuers & looked.requested_cas.keys():
-            self._wrong(
-                RejectionCode.UNKNOWN_CA,
-                "our certificate",
-                f"the server does not list the CA of our certificate, {describe_issuer(key_pair.chain[-1])}"
-                f"{_accepts(looked)}",
-                THEIR_POOL,
-            )
-
-    def _explain_rejection(self, code: RejectionCode, ours: x509.Certificate, looked: Inspection) -> None:
-        step, now = "our certificate", now_utc()
-        state = certificate_state(ours, now)
-        match code:
-            case RejectionCode.UNKNOWN_CA:
-                message = (
-                    f"the server does not know the CA that issued our certificate, {describe_issuer(ours)}"
-                    f"{_accepts(looked)}"
-                )
-                remedy = THEIR_POOL
-            case RejectionCode.CERTIFICATE_EXPIRED if state == "expired":
-                message = f"our certificate has expired, and the server refused it: {describe(ours)}"
-                remedy = "Rotate it"
-            case RejectionCode.CERTIFICATE_EXPIRED:
-                ahead = describe_duration(ours.not_valid_after_utc - now)
-                message = (
-                    f"the server says that our certificate has expired, and by our clock it has not: the server's "
-                    f"clock is ahead by {ahead} at least, or a certificate above it has expired there"
-                )
-                remedy = "Compare the clocks of both machines (chronyc tracking, timedatectl), and look at the chain"
-            case RejectionCode.BAD_CERTIFICATE:
-                since = describe_duration(now - ours.not_valid_before_utc)
-                message = (
-                    f"the server finds our certificate bad. A certificate that is not yet valid looks like this: ours "
-                    f"is valid since {since} by our clock, so the server's would be behind by as much"
-                )
-                remedy = "Compare the clocks of both machines; its log says what it found"
-            case _:
-                message = f"the server refused our certificate: {code.replace('_', ' ')}: {describe(ours)}"
-                remedy = REJECTION_REMEDIES.get(code, "Its log says why")
-        self._wrong(code, step, message, remedy)
-
     # Time
 
     async def _estimate_clock(self) -> None:
-        """TLS 1.3 tells no time; what is known are the dates that the server works with."""
-        leaf, now = self._seen().chain[0], now_utc()
-        start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-        ours = f"our clock says {now:%Y-%m-%d %H:%M:%S} UTC"
-        bounds = "TLS tells no time, so this is estimated from dates alone"
-        match certificate_state(leaf, now):
-            case "expired":
-                text = f"{ours}, {describe_duration(now - end)} after the end of the server's certificate"
-                guess = (
-                    f"if that is good by the server's clock, ours is ahead by {describe_duration(now - end)} or more"
-                )
-            case "not_yet_valid":
-                text = f"{ours}, {describe_duration(start - now)} before the server's certificate begins"
-                guess = (
-                    f"if that is good by the server's clock, ours is behind by {describe_duration(start - now)} or more"
-                )
-            case _:
-                text = f"{ours}, within the dates of the server's certificate"
-                guess = (
-                    f"a difference would show only beyond {describe_duration(now - start)} (server behind) or "
-                    f"{describe_duration(end - now)} (server ahead)"
-                )
-        self._done("clocks", "ok", text, bounds, guess)
+        self._done("clocks", "ok", *estimate_clock(self._seen().chain[0], now_utc()))
 
     # The hello
 
@@ -719,7 +486,7 @@ class Inquiry:
             return
         node = self.target.node or self._only_node(looked.chain[0])
         name = self.ours.name or self._own_name()
-        blocked = {each.step for each in self.diagnoses} & {"ours", "their certificate", "our certificate"}
+        blocked = {each.step for each in self.diagnoses} & {OURS, THEIR_CERTIFICATE, OUR_CERTIFICATE}
         if blocked:
             self._done(step, "skipped", "not tried: see to what is above first")
         elif node is None:
@@ -794,14 +561,6 @@ class Inquiry:
 # Words --------------------------------------------------------------------------------------------------------------
 
 _REFUSED: Final = "refused"
-
-
-def _off(how: str, span: timedelta) -> str:
-    return f"if that is good by the server's clock, ours is {how} by {describe_duration(span)} or more"
-
-
-def _accepts(looked: Inspection) -> str:
-    return f"; it says that it accepts: {'; '.join(looked.requested_cas.values())}" if looked.requested_cas else ""
 
 
 def _is_alert(inspection: Inspection, code: RejectionCode) -> bool:

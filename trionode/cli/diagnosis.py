@@ -1,0 +1,358 @@
+"""What is wrong with what a dial has shown: pure judgement, without I/O; each diagnosis with its remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, final
+
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from trionode import NodeName, RejectionCode, UnverifiedReason
+from trionode._credentials import allows
+from trionode._identity import (
+    SubjectNames,
+    describe,
+    describe_duration,
+    describe_issuer,
+    describe_names,
+    describe_subject,
+    describe_subjects,
+)
+from trionode._openssl import AlertReceived, Misbehaved
+
+from .shown import certificate_state, is_self_issued
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime, timedelta
+
+    from cryptography import x509
+
+    from trionode import CAPool, CRLSet, KeyPair
+    from trionode._inspection import Inspection
+    from trionode._openssl import TrustCheck
+
+#: The steps that diagnoses are about.
+OURS: Final = "ours"
+TLS: Final = "tls"
+THEIR_CERTIFICATE: Final = "their certificate"
+OUR_CERTIFICATE: Final = "our certificate"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Whom to ask.
+
+    Attributes:
+        node: the node that should answer, or None for any TLS server.
+        host: where it is; canonical.
+        port: ditto.
+        server_name: what its certificate has to cover.
+    """
+
+    node: NodeName | None
+    host: str
+    port: int
+    server_name: str
+
+    @property
+    def where(self) -> str:
+        """Host and port, for a sentence."""
+        return f"{self.host} port {self.port}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ours:
+    """What we have.
+
+    Attributes:
+        name: our node name, or None.
+        key_pair: what we present, or None for nothing.
+        root_cas: whom we trust for servers; None for the system's CAs.
+        crls: who was revoked.
+        cookie: the shared secret, or None.
+        trust: where `root_cas` is from, for people.
+    """
+
+    name: NodeName | None = None
+    key_pair: KeyPair | None = None
+    root_cas: CAPool | None = None
+    crls: CRLSet | None = None
+    cookie: bytes | None = field(default=None, repr=False)
+    trust: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """One thing that is wrong.
+
+    Attributes:
+        code: a word for it.
+        step: where it shows.
+        message: what it is.
+        remedy: what to do.
+    """
+
+    code: str
+    step: str
+    message: str
+    remedy: str
+
+
+# TLS ----------------------------------------------------------------------------------------------------------------
+
+
+def tls_failure(inspection: Inspection, target: Target, timeout: float) -> Diagnosis:
+    """What a handshake that verifies nothing can fail of."""
+    failure = inspection.failure
+    if inspection.first_words is not None:
+        code, message = "not_tls", f"it does not speak TLS; its first words are {inspection.first_words!r}"
+        remedy = "Is this the right port? A plain text protocol answers here"
+    elif isinstance(failure, AlertReceived):
+        code, message = failure.code, f"it ended the TLS handshake with the alert {failure.detail!r}"
+        remedy = _ALERT_REMEDIES.get(failure.code, "Its log says why")
+    elif failure is None:
+        code = "silent"
+        message = f"it takes the connection, and says nothing within {timeout:g} s"
+        remedy = "It is no TLS server, or it hangs, or what stands before it (a proxy, a tunnel) reaches nobody"
+    elif isinstance(failure, Misbehaved):
+        code, message = "not_tls", f"what it says is no TLS that we understand: {failure.detail}"
+        remedy = "Is this the right port, and is it a TLS 1.2 or 1.3 server?"
+    else:
+        code, message = "closed", f"it ended the connection in the middle of the TLS handshake: {failure}"
+        remedy = (
+            "It may be no TLS server, be at a limit, or not let this address in; a proxy without anybody behind "
+            "it looks like this, too. Its log says more"
+        )
+    return Diagnosis(code=code, step=TLS, message=f"{target.where}: {message}", remedy=remedy)
+
+
+# Their certificate --------------------------------------------------------------------------------------------------
+
+
+def judge_server(
+    chain: Sequence[x509.Certificate], target: Target, ours: Ours, check: TrustCheck, now: datetime
+) -> Iterator[Diagnosis]:
+    """Everything that a dialler has against a server's chain, not the first thing alone.
+
+    Args:
+        chain: what it presented, leaf first.
+        target: who it should be.
+        ours: whom we trust.
+        check: the same trust, ready to be asked; without dates.
+        now: our clock.
+    """
+    yield from _judge_dates(chain, now)
+    refusal = check.judge(chain)
+    if refusal is not None:
+        yield _judge_path(chain, ours, refusal.reason, refusal.offered or "", refusal.found or chain[0])
+    yield from _judge_names(chain[0], target)
+    if not allows(chain[0], ExtendedKeyUsageOID.SERVER_AUTH):
+        yield _theirs(
+            UnverifiedReason.WRONG_EKU,
+            f"the server's certificate is not for servers (no serverAuth): {describe(chain[0])}",
+            "Issue it with both serverAuth and clientAuth: a node is a server and a client",
+        )
+
+
+def _judge_dates(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[Diagnosis]:
+    for number, each in enumerate(chain):
+        what = "the server's certificate" if not number else "a certificate of the server's chain"
+        match certificate_state(each, now):
+            case "expired":
+                yield _theirs(
+                    UnverifiedReason.EXPIRED,
+                    f"{what} has expired, {describe_duration(now - each.not_valid_after_utc)} ago by our clock: "
+                    f"{describe(each)}",
+                    "Rotate it. If that was done, the server has not taken the new one up: compare with "
+                    "--expect-cert FILE; and check this machine's clock",
+                )
+            case "not_yet_valid":
+                yield _theirs(
+                    UnverifiedReason.NOT_YET_VALID,
+                    f"{what} is not valid before {each.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, and our clock "
+                    f"says {now:%Y-%m-%d %H:%M:%S}: {describe(each)}",
+                    "Check the clocks of this machine and of who issued it; issue certificates backdated by some "
+                    "minutes",
+                )
+
+
+def _judge_path(
+    chain: Sequence[x509.Certificate], ours: Ours, reason: UnverifiedReason, offered: str, found: x509.Certificate
+) -> Diagnosis:
+    if reason is not UnverifiedReason.UNKNOWN_CA:
+        remedy = _PATH_REMEDIES.get(reason, "Have the server's chain issued anew")
+        return _theirs(reason, f"the server's certificate does not verify: {reason}: {offered}", remedy)
+    last = chain[-1]
+    pool = ours.root_cas
+    trusted = ours.trust if pool is None else f"{ours.trust} ({describe_subjects(pool)})"
+    namesake = next((each for each in pool or () if each.subject == last.issuer), None)
+    if namesake is not None:
+        return _theirs(
+            reason,
+            f"the server's certificate is from a CA with the name of one of ours, {describe_subject(namesake)}, "
+            "but not with its key: the CA was made anew, and one side still has the old one",
+            "Give both sides the CA certificate that is in use now; during the change, both (rotate_trust to "
+            "old | new)",
+        )
+    if len(chain) == 1 and is_self_issued(last):
+        return _theirs(
+            reason,
+            f"the server's certificate is signed by itself, and not in {trusted}: {describe(last)}",
+            "Have it issued by the cluster's CA; or trust this very certificate, by putting it into the pool",
+        )
+    return _theirs(
+        reason,
+        f"the server's certificate was issued by {describe_issuer(last)}, which is not in {trusted}; where it "
+        f"fails: {describe(found)}",
+        "Give the CA that issued it (--ca, --root-ca; root_cas in a program); or have the server send its "
+        "intermediates; or issue its certificate from a CA that is there. If its CA was replaced, this side "
+        "still has the old one",
+    )
+
+
+def _judge_names(leaf: x509.Certificate, target: Target) -> Iterator[Diagnosis]:
+    names, wanted = SubjectNames.of(leaf), target.server_name
+    if not names.cover_host(wanted):
+        yield _theirs(
+            UnverifiedReason.NAME_MISMATCH,
+            f"we want the name {wanted}, and the server's certificate offers {describe_names(leaf)}",
+            "Dial a name that it covers, set server_name (here --server-name) to one, or issue it with this name. "
+            "If the server chooses its certificate by name (SNI), it may not know this one",
+        )
+    elif target.node is not None and not names.admit_node(target.node):
+        yield _theirs(
+            UnverifiedReason.NAME_MISMATCH,
+            f"we want the node {target.node}, and the server's certificate is for other nodes: {describe_names(leaf)}",
+            "Is it another node that listens there? Otherwise issue it for this node name",
+        )
+
+
+def _theirs(code: str, message: str, remedy: str) -> Diagnosis:
+    return Diagnosis(code=str(code), step=THEIR_CERTIFICATE, message=message, remedy=remedy)
+
+
+# Our certificate ----------------------------------------------------------------------------------------------------
+
+
+def foresee(key_pair: KeyPair, looked: Inspection) -> Iterator[Diagnosis]:
+    """What a server would have against our certificate, as far as it says whom it accepts."""
+    issuers = {each.issuer.public_bytes() for each in key_pair.chain}
+    if looked.requested_cas and not issuers & looked.requested_cas.keys():
+        yield _ours(
+            RejectionCode.UNKNOWN_CA,
+            f"the server does not list the CA of our certificate, {describe_issuer(key_pair.chain[-1])}"
+            f"{accepted(looked)}",
+            _THEIR_POOL,
+        )
+
+
+def rejected(code: RejectionCode, certificate: x509.Certificate, looked: Inspection, now: datetime) -> Diagnosis:
+    """Why a server has refused our certificate, from the alert that it sent."""
+    state = certificate_state(certificate, now)
+    match code:
+        case RejectionCode.UNKNOWN_CA:
+            message = (
+                f"the server does not know the CA that issued our certificate, {describe_issuer(certificate)}"
+                f"{accepted(looked)}"
+            )
+            remedy = _THEIR_POOL
+        case RejectionCode.CERTIFICATE_EXPIRED if state == "expired":
+            message = f"our certificate has expired, and the server refused it: {describe(certificate)}"
+            remedy = "Rotate it"
+        case RejectionCode.CERTIFICATE_EXPIRED:
+            ahead = describe_duration(certificate.not_valid_after_utc - now)
+            message = (
+                f"the server says that our certificate has expired, and by our clock it has not: the server's "
+                f"clock is ahead by {ahead} at least, or a certificate above it has expired there"
+            )
+            remedy = "Compare the clocks of both machines (chronyc tracking, timedatectl), and look at the chain"
+        case RejectionCode.BAD_CERTIFICATE:
+            since = describe_duration(now - certificate.not_valid_before_utc)
+            message = (
+                f"the server finds our certificate bad. A certificate that is not yet valid looks like this: ours "
+                f"is valid since {since} by our clock, so the server's would be behind by as much"
+            )
+            remedy = "Compare the clocks of both machines; its log says what it found"
+        case _:
+            message = f"the server refused our certificate: {code.replace('_', ' ')}: {describe(certificate)}"
+            remedy = _REJECTION_REMEDIES.get(code, "Its log says why")
+    return _ours(code, message, remedy)
+
+
+def _ours(code: str, message: str, remedy: str) -> Diagnosis:
+    return Diagnosis(code=str(code), step=OUR_CERTIFICATE, message=message, remedy=remedy)
+
+
+def accepted(looked: Inspection) -> str:
+    """Whom a server says that it accepts, as the end of a sentence."""
+    return f"; it says that it accepts: {'; '.join(looked.requested_cas.values())}" if looked.requested_cas else ""
+
+
+# Time ---------------------------------------------------------------------------------------------------------------
+
+
+def estimate_clock(leaf: x509.Certificate, now: datetime) -> tuple[str, ...]:
+    """What a server's certificate says of its clock; TLS 1.3 tells no time, so it is an estimate and says so."""
+    start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    ours = f"our clock says {now:%Y-%m-%d %H:%M:%S} UTC"
+    match certificate_state(leaf, now):
+        case "expired":
+            text = f"{ours}, {describe_duration(now - end)} after the end of the server's certificate"
+            guess = _off("ahead", now - end)
+        case "not_yet_valid":
+            text = f"{ours}, {describe_duration(start - now)} before the server's certificate begins"
+            guess = _off("behind", start - now)
+        case _:
+            text = f"{ours}, within the dates of the server's certificate"
+            guess = (
+                f"a difference would show only beyond {describe_duration(now - start)} (server behind) or "
+                f"{describe_duration(end - now)} (server ahead)"
+            )
+    return text, "TLS tells no time: this is estimated, from dates alone", guess
+
+
+def _off(how: str, span: timedelta) -> str:
+    return f"if that is good by the server's clock, ours is {how} by {describe_duration(span)} or more"
+
+
+# Remedies -----------------------------------------------------------------------------------------------------------
+
+_THEIR_POOL: Final = (
+    "Add our CA to the server's client_cas (rotate_trust() while it runs), or have our certificate issued by a CA that "
+    "is there. If its CA file was changed, the process has not taken that up: compare with --expect-client-ca FILE"
+)
+
+_ALERT_REMEDIES: Final = {
+    RejectionCode.PROTOCOL_VERSION: "It speaks neither TLS 1.3 nor 1.2: upgrade it",
+    RejectionCode.HANDSHAKE_FAILURE: "Nothing that both sides speak: old ciphers, or it wants something that we have "
+    "not; its log says what",
+    RejectionCode.UNRECOGNIZED_NAME: "It knows no such server name (SNI): dial a name that it serves, or set it with "
+    "--server-name",
+    RejectionCode.INTERNAL_ERROR: "Its own fault: no usable certificate, or none for this name; its log says why",
+}
+
+_PATH_REMEDIES: Final = {
+    UnverifiedReason.REVOKED: "Issue the server a new one, with a new key if that was the reason",
+    UnverifiedReason.REVOCATION_UNKNOWN: "Give the current revocation list of that CA (--crl)",
+}
+
+_REJECTION_REMEDIES: Final = {
+    RejectionCode.CERTIFICATE_REVOKED: "Issue a new one, with a new key if that was the reason",
+    RejectionCode.UNSUPPORTED_CERTIFICATE: "Issue it with both serverAuth and clientAuth: a node is a server and a "
+    "client",
+    RejectionCode.CERTIFICATE_UNKNOWN: "The server could not check it, for one because a revocation list of its is "
+    "missing or has expired; its log says what",
+    RejectionCode.ACCESS_DENIED: "The certificate is good, but whoever it is for is not let in",
+}
+
+HELLO_REMEDIES: Final[dict[str, str]] = {
+    RejectionCode.CLAIMED_NAME: "Open the node under a name that its certificate covers, or issue it for this name",
+    RejectionCode.NOT_AUTHORIZED: "The server's authorize function decides; see there",
+    RejectionCode.COOKIE: "Give both sides the same cookie (--cookie-file)",
+    RejectionCode.VERSION: "Upgrade the older of the two",
+    RejectionCode.SHUTTING_DOWN: "It is about to end; try again when it is up",
+}
