@@ -102,6 +102,7 @@ from ._revocation import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as
 from ._routes import RouteHandle as RouteHandle
 from ._services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._sources import Credentials as Credentials, FileSource as FileSource, Source as Source
+from ._status import serve_status as serve_status
 from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
 from ._tally import (
     HandshakeCount as HandshakeCount,

@@ -29,6 +29,7 @@ import trio
 
 from ._errors import Address, TrionodeError, printable
 from ._identity import NodeName, canonical_host
+from ._private import NotPrivateError, open_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,23 +166,14 @@ class LocalRegistry:
     def _opened(self) -> Iterator[int]:
         """The directory as a descriptor, made if need be, and known to be private."""
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as exc:
+            descriptor = open_private(self.directory)
+        except NotPrivateError as exc:
             msg = (
-                f"the local registry's directory {self.directory} cannot be used: {exc.strerror}. It must be a "
-                "directory of this user, not a link; set XDG_RUNTIME_DIR, or give LocalRegistry a directory"
+                f"the local registry's directory {self.directory} {exc}; or set XDG_RUNTIME_DIR, or give LocalRegistry "
+                "another directory"
             )
             raise ResolverError(msg) from exc
         try:
-            status = os.fstat(descriptor)
-            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-                msg = (
-                    f"the local registry's directory {self.directory} is not private (owner {status.st_uid}, mode "
-                    f"{stat.S_IMODE(status.st_mode):04o}): it must be this user's, with mode 0700. Run chmod 700 on "
-                    "it, or give LocalRegistry another directory"
-                )
-                raise ResolverError(msg)
             yield descriptor
         finally:
             os.close(descriptor)
