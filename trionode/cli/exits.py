@@ -16,7 +16,6 @@ import trio
 from trionode._errors import (
     CertificateError,
     HandshakeError,
-    HandshakeTimeoutError,
     ListenError,
     NoRouteError,
     PeerRejectedError,
@@ -25,6 +24,7 @@ from trionode._errors import (
     TrionodeError,
 )
 from trionode._resolvers import ResolverError
+from trionode._status import StatusError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,7 +74,7 @@ def judge(error: BaseException) -> ExitStatus | None:
             return ExitStatus.FILES
         case PeerUnverifiedError() | PeerRejectedError():
             return ExitStatus.REFUSED
-        case HandshakeTimeoutError() | HandshakeError() | ListenError() | ResolverError() | trio.BrokenResourceError():
+        case HandshakeError() | ListenError() | ResolverError() | StatusError() | trio.BrokenResourceError():
             return ExitStatus.NETWORK
         case NoRouteError(causes=BaseExceptionGroup() as causes):
             # Where somebody answered and one side refused, that says more than who did not.

@@ -46,7 +46,7 @@ CA_FILE: Final = "ca.pem"
 CA_KEY_FILE: Final = "ca.key"
 CRL_FILE: Final = "ca.crl"
 
-CLIENT_AUTH: Final = {mode.name.lower().removesuffix("_client_cert").replace("_", "-"): mode for mode in ClientAuth}
+CLIENT_AUTH: Final = {mode.name.lower().replace("_client_cert", "").replace("_", "-"): mode for mode in ClientAuth}
 
 #: Not checked here: whoever reads it says what is wrong, in the same words everywhere.
 FILE: Final = click.Path(path_type=Path)
@@ -251,18 +251,19 @@ class Files:
             poll_interval=poll_interval,
         )
 
-    def manager(self, *, server_name: str | None = None) -> CertAuthManager:
-        """A manager for mutual TLS, for a node that dials.
+    def manager(
+        self, *, server_name: str | None = None, client_auth: ClientAuth = ClientAuth.NO_CLIENT_CERT
+    ) -> CertAuthManager:
+        """A manager; by default for a node that dials.
 
         Raises:
             CertificateError: something is unusable.
         """
-        client_cas, root_cas = pool(self.client_cas), pool(self.root_cas)
         return CertAuthManager(
             self.key_pair(),
-            client_cas=client_cas,
-            client_auth=ClientAuth.NO_CLIENT_CERT if client_cas is None else ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
-            root_cas=root_cas,
+            client_cas=pool(self.client_cas),
+            client_auth=client_auth,
+            root_cas=pool(self.root_cas),
             server_name=server_name,
             crls=revocations(self.crls),
         )

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from .check import check
+from .completion import completion
 from .demo import demo
 from .exits import MEANINGS, ExitStatus, Trouble, judge, sentence
 from .explain import explain
 from .pki import pki
+from .serve import serve
+from .status import status
+from .talk import call, ping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,5 +89,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, pki, check, explain):
+for _command in (demo, pki, check, explain, serve, call, ping, status, completion):
     cli.add_command(_command)

@@ -1,0 +1,142 @@
+"""A node's configuration file: TOML, with types, and a message for each thing that is wrong in it.
+
+What is in it is said by the classes below, each a table of the file. File names are relative to the file's directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from typing import TYPE_CHECKING, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from trionode._credentials import read_file
+
+from .exits import ExitStatus, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: A file larger than this is no configuration. Bytes.
+_MAX_BYTES: Final = 1024 * 1024
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Any table."""
+
+
+class CredentialsTable(Table, frozen=True, kw_only=True):
+    """`[credentials]`: which files; all are followed while the node runs."""
+
+    cert: str | None = None
+    key: str | None = None
+    password_file: str | None = None
+    ca: list[str] = []
+    client_ca: list[str] = []
+    root_ca: list[str] = []
+    crl: list[str] = []
+    client_auth: Literal["no", "request", "require-any", "verify-if-given", "require-and-verify"] = "require-and-verify"
+    server_name: str | None = None
+    poll_interval: float = 1.0
+
+
+class AcceptorTable(Table, frozen=True, kw_only=True):
+    """`[[acceptors]]`: where to listen."""
+
+    host: str | None = None
+    port: int = 15000
+    port_range: int = 1
+
+
+class RouteTable(Table, frozen=True, kw_only=True):
+    """`[routes."NAME or glob"]`: how to reach a node."""
+
+    host: str | None = None
+    port: int = 15000
+    server_name: str | None = None
+
+
+class NetworkTable(Table, frozen=True, kw_only=True):
+    """`[network]`: see `NetworkOptions`; what is absent is its default."""
+
+    mode: Literal["enabled", "hidden"] = "enabled"
+    cookie_file: str | None = None
+    keep_connected: list[str] = []
+    bind_names: bool = True
+    max_message_size: int | None = None
+    max_channels: int | None = None
+    heartbeat_interval: float | None = None
+    heartbeat_tolerance: float | None = None
+    handshake_timeout: float | None = None
+    connect_timeout: float | None = None
+
+
+class LiveConnectionsTable(Table, frozen=True, kw_only=True):
+    """`[live_connections]`: see `LiveConnections`."""
+
+    on_rotation: Literal["keep", "close", "hand_over"] = "keep"
+    on_expiry: Literal["keep", "close", "hand_over"] = "keep"
+    expiry_lead: float | None = None
+    within: float | None = None
+    grace: float | None = None
+
+
+class Config(Table, frozen=True, kw_only=True):
+    """The file."""
+
+    name: str | None = None
+    pki: str | None = None
+    shutdown_grace: float = 1.0
+    status: bool = True
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    credentials: CredentialsTable = msgspec.field(default_factory=CredentialsTable)
+    network: NetworkTable = msgspec.field(default_factory=NetworkTable)
+    live_connections: LiveConnectionsTable = msgspec.field(default_factory=LiveConnectionsTable)
+    acceptors: list[AcceptorTable] = []
+    routes: dict[str, RouteTable] = {}
+    services: dict[str, str] = {}
+
+
+def load_config(file: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        CertificateError: it cannot be read.
+        Trouble: something in it is wrong; the message names the key.
+    """
+    data = read_file(file, limit=_MAX_BYTES, kind="configuration file").data
+    try:
+        document = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        msg = f"{file} is no TOML: {exc}"
+        raise Trouble(msg, ExitStatus.USAGE) from None
+    for wrong in _unknown_keys(document, Config, ""):
+        raise Trouble(f"{file}: {wrong}", ExitStatus.USAGE)
+    try:
+        return msgspec.convert(document, Config)
+    except msgspec.ValidationError as exc:
+        what, _, where = str(exc).partition(" - at `$.")
+        msg = f"{file}: {where.rstrip('`') or 'the file'}: {what[:1].lower()}{what[1:]}"
+        raise Trouble(msg, ExitStatus.USAGE) from None
+
+
+def _unknown_keys(value: object, kind: object, where: str) -> Iterator[str]:
+    """Keys that nobody knows, each with those that are known; a wrong type is for msgspec to find."""
+    if isinstance(kind, type) and issubclass(kind, Table):
+        hints = get_type_hints(kind)
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if key in hints:
+                yield from _unknown_keys(inner, hints[key], f"{where}.{key}" if where else key)
+                continue
+            nearest = difflib.get_close_matches(key, hints, n=1)
+            place = f"in [{where}]" if where else "at the top"
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known there: {', '.join(sorted(hints))}"
+            yield f"unknown key {key!r} {place}; {hint}"
+    elif get_origin(kind) is list and isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _unknown_keys(inner, get_args(kind)[0], f"{where}[{number}]")
+    elif get_origin(kind) is dict and isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _unknown_keys(inner, get_args(kind)[1], f'{where}."{key}"')

@@ -1,0 +1,212 @@
+"""`trionode status`: what running nodes are doing; they tell it themselves, over a socket (`_status`)."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from trionode._identity import describe_duration
+from trionode._status import ConnectionStatus, NodeStatus, StatusError, read_status, status_sockets
+
+from .exits import ExitStatus, Trouble
+from .given import FILE, json_option, node_name
+from .shown import console, grid, put, put_json, time_left
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from trionode import NodeName
+
+#: Between the two looks that rates are made of, where it is shown once. Seconds.
+_SAMPLE: Final = 0.5
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@click.command(short_help="What running nodes are doing.")
+@click.argument("node", metavar="[NODE]", required=False, callback=node_name)
+@click.option("--socket", type=FILE, help="The node's UNIX socket, if it is not where it is by default.")
+@click.option(
+    "-w", "--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Show it again and again, until Ctrl-C."
+)
+@json_option
+def status(node: NodeName | None, socket: Path | None, watch: float | None, *, as_json: bool) -> int:
+    r"""What the running nodes of this user are doing, or one NODE.
+
+    Connections and the generation of each, how long certificates are still good, rates, refused handshakes.
+
+    They tell it over a UNIX socket that only their own user can open, if they serve it: `trionode serve` does, a
+    program does with `await nursery.start(serve_status, node)`.
+
+    \b
+    Examples:
+      trionode status
+      trionode status beta@localhost --watch 2
+      trionode status --json | jq '.[].connections'
+
+    Exit status: 0 if a node was found, 1 if none was, 4 if one did not answer, 2 if the command line makes no sense.
+    """
+    out = console()
+    before = _look(node, socket)
+    while True:
+        time.sleep(watch or _SAMPLE)
+        now = _look(node, socket)
+        older = {each.incarnation: each for each in before}
+        if as_json:
+            documents = [
+                {**msgspec.to_builtins(each), "rates": _rates(older.get(each.incarnation), each)} for each in now
+            ]
+            if watch is None:
+                put_json(documents)
+            else:
+                click.echo(msgspec.json.encode(documents).decode())
+        else:
+            if watch is not None and out.is_terminal:
+                out.clear()
+            for each in now:
+                _show(out, each, _rates(older.get(each.incarnation), each))
+        if watch is None:
+            return ExitStatus.OK
+        before = now
+
+
+def _look(node: NodeName | None, socket: Path | None) -> list[NodeStatus]:
+    """Snapshots of the nodes that are meant.
+
+    Raises:
+        StatusError: one that was named by its socket does not answer.
+        Trouble: there is none.
+    """
+    if socket is not None:
+        return [read_status(socket)]
+    found: list[NodeStatus] = []
+    for path in status_sockets():
+        try:
+            found.append(read_status(path))
+        except StatusError:
+            continue  # it has ended just now
+    found = [each for each in found if node is None or each.node == str(node)]
+    if not found:
+        which = "no node" if node is None else f"no node {node}"
+        msg = (
+            f"{which} of this user serves its status here; start one with `trionode serve`, or have it call "
+            "serve_status; nodes of other users, and those with another XDG_RUNTIME_DIR, do not show"
+        )
+        raise Trouble(msg, ExitStatus.FOUND)
+    return sorted(found, key=lambda each: (each.node, each.process))
+
+
+def _rates(before: NodeStatus | None, now: NodeStatus) -> dict[str, float] | None:
+    """Per second, between two snapshots."""
+    seconds = 0.0 if before is None else now.clock - before.clock
+    if before is None or seconds <= 0:
+        return None
+    return {
+        "bytes_sent": (now.bytes_sent - before.bytes_sent) / seconds,
+        "bytes_received": (now.bytes_received - before.bytes_received) / seconds,
+        "channels_opened": (now.channels_opened - before.channels_opened) / seconds,
+        "handshakes": (_total(now) - _total(before)) / seconds,
+    }
+
+
+def _total(status: NodeStatus) -> int:
+    return sum(each.count for each in status.handshakes)
+
+
+# Showing ------------------------------------------------------------------------------------------------------------
+
+
+def _show(out: Console, status: NodeStatus, rates: dict[str, float] | None) -> None:
+    state = Text("open", style="green") if status.open else Text("draining", style="yellow")
+    put(out, Text(f"\n{status.node}", style="bold") + Text(f"  process {status.process}, ") + state)
+    listens = ", ".join(f"{host} port {port}" for host, port in status.listens_on) or "nowhere"
+    rows: list[tuple[str, str | Text]] = [
+        ("listens on", listens),
+        ("work", f"{status.channels} channels open, {status.services} services running"),
+        ("traffic", _traffic(status, rates)),
+        ("handshakes", _handshakes(status)),
+    ]
+    for manager in status.managers:
+        live = ", ".join(f"{count} of generation {number}" for number, count in sorted(manager.connections.items()))
+        refused = sum(manager.refused.values())
+        rows.append((f"manager {manager.label}", f"generation {manager.generation}; connections: {live or 'none'}"))
+        if manager.superseded:
+            rows.append(("", Text(f"{manager.superseded} on older certificates than the current", style="yellow")))
+        if refused:
+            rows.append(("", Text(f"{refused} rotations refused: {', '.join(manager.refused)}", style="bold red")))
+        for each in manager.validities:
+            left = time_left(each.not_before, each.not_after, status.at)
+            rows.append(("", Text(f"{each.role.replace('_', ' ')} {each.subject}: ") + left))
+    put(out, grid(rows))
+    put(out, _connections(status))
+
+
+def _traffic(status: NodeStatus, rates: dict[str, float] | None) -> str:
+    total = f"{_size(status.bytes_sent)} sent, {_size(status.bytes_received)} received"
+    if rates is None:
+        return total
+    return f"{_size(rates['bytes_sent'])}/s out, {_size(rates['bytes_received'])}/s in; {total} so far"
+
+
+def _handshakes(status: NodeStatus) -> Text:
+    good = sum(each.count for each in status.handshakes if each.outcome in ("established", "duplicate"))
+    shown = Text(f"{good} made, {sum(status.pending_handshakes.values())} under way")
+    for words, outcome in (("refused by us", "refused"), ("we were refused", "rejected")):
+        bad = [each for each in status.handshakes if each.outcome == outcome]
+        if bad:
+            reasons = ", ".join(f"{each.count} {each.reason}" for each in bad)
+            shown += Text(f"; {words}: {reasons}", style="yellow")
+    others = sum(each.count for each in status.handshakes) - good
+    others -= sum(each.count for each in status.handshakes if each.outcome in ("refused", "rejected"))
+    return shown + Text(f"; {others} failed otherwise" if others else "")
+
+
+def _connections(status: NodeStatus) -> Table | Text:
+    if not status.connections:
+        return Text("no connections", style="dim")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("peer", "", "at", "generations", "its certificate", "channels", "sent", "received"):
+        table.add_column(heading)
+    for each in status.connections:
+        ends = each.certificate_ends
+        table.add_row(
+            each.peer,
+            Text("verified", style="green") if each.verified else Text("NOT verified", style="bold red"),
+            _where(each),
+            Text(f"{each.generation}, its {each.peer_generation}", style="yellow" if each.superseded else ""),
+            "none" if ends is None else _ends(ends - status.at),
+            str(each.channels),
+            _size(each.bytes_sent),
+            _size(each.bytes_received),
+        )
+    return table
+
+
+def _where(connection: ConnectionStatus) -> str:
+    if connection.address is None:
+        return ""
+    host, port = connection.address
+    return f"{'to' if connection.dialled else 'from'} {host} port {port}"
+
+
+def _ends(left: timedelta) -> Text:
+    if left < timedelta():
+        return Text("expired", style="bold red")
+    return Text(f"{describe_duration(left)} left")
+
+
+def _size(number: float) -> str:
+    """Bytes, in a unit that leaves at most four digits."""
+    for unit in _UNITS[:-1]:
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.0f} {_UNITS[-1]}"

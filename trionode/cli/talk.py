@@ -1,0 +1,327 @@
+"""`trionode call` and `trionode ping`: a node that only dials, for the length of a command."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import statistics
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+import click
+import trio
+from rich.text import Text
+
+from trionode import (
+    Connection,
+    NetworkMode,
+    NetworkOptions,
+    NodeName,
+    NodeOptions,
+    Route,
+    open_node,
+)
+from trionode._identity import SubjectNames
+
+from .exits import ExitStatus, Trouble, run
+from .given import (
+    address_option,
+    complete_node,
+    cookie_option,
+    credential_options,
+    json_option,
+    node_name,
+    read_cookie,
+    target_of,
+)
+from .shown import console, grid, put, put_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from trionode import CertAuthManager, ServiceChannel
+
+    from .given import Given
+
+_CHUNK: Final = 64 * 1024
+_STDIN, _STDOUT = 0, 1
+
+#: For connecting, and again for the handshake. Seconds.
+_WITHIN: Final = 10.0
+
+
+# What both take -----------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Way:
+    """Whom to reach, how, and as whom."""
+
+    node: NodeName
+    route: Route
+    name: NodeName
+    manager: CertAuthManager
+    cookie: bytes | None
+
+    @asynccontextmanager
+    async def connected(self, within: float) -> AsyncIterator[Connection]:
+        """A connection, made by a node that listens nowhere, for the length of the block.
+
+        Args:
+            within: for connecting, and again for the handshake. Seconds.
+        """
+        network = NetworkOptions(
+            mode=NetworkMode.HIDDEN, connect_timeout=within, handshake_timeout=within, cookie=self.cookie
+        )
+        async with open_node(self.name, NodeOptions(cert_manager=self.manager, network=network)) as node:
+            yield await node.connect(self.node, self.route)
+
+
+def _dialling(function: Callable[..., int]) -> Callable[..., int]:
+    """A decorator: whom to reach and as whom, as one `_Way` in the parameter `way`."""
+
+    @click.argument("node", metavar="NODE", shell_complete=complete_node)
+    @address_option
+    @credential_options
+    @click.option("--as", "our_name", metavar="NODE", callback=node_name, help="Our own node name; see --pki.")
+    @click.option("--server-name", metavar="HOST", help="What the server's certificate has to cover.")
+    @cookie_option
+    @functools.wraps(function)
+    def wrapped(
+        node: str,
+        address: str | None,
+        given: Given,
+        our_name: NodeName | None,
+        server_name: str | None,
+        cookie_file: Path | None,
+        **others: object,
+    ) -> int:
+        place = target_of(node, address)
+        if place.node is None:
+            msg = f"a node's name is name@host, not {node!r}"
+            raise click.BadParameter(msg, param_hint="NODE")
+        try:
+            route = Route(host=place.host, port=place.port, server_name=server_name)
+        except ValueError as exc:
+            raise click.BadParameter(str(exc)) from None
+        manager = given.files(our_name).manager()
+        name = our_name or _only_name(manager)
+        way = _Way(node=place.node, route=route, name=name, manager=manager, cookie=read_cookie(cookie_file))
+        return function(way=way, **others)
+
+    return wrapped
+
+
+def _only_name(manager: CertAuthManager) -> NodeName:
+    """The name that our certificate is for.
+
+    Raises:
+        click.UsageError: it does not say.
+    """
+    nodes = SubjectNames.of(manager.key_pair.certificate).nodes
+    if len(nodes) != 1:
+        msg = "who are we? The certificate does not say it (no trionode:// name, or several); give --as NODE"
+        raise click.UsageError(msg)
+    return next(iter(nodes))
+
+
+# call ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command(short_help="Call a service of a node, with stdin and stdout.")
+@_dialling
+@click.argument("service")
+@click.argument("message", required=False)
+@click.option(
+    "--whole", "how", flag_value="whole", help="All of stdin is one message; one reply goes to stdout as it is."
+)
+@click.option("--raw", "how", flag_value="raw", help="stdin in pieces as they come; replies as they are.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="For all of it, seconds. Default: none.")
+def call(way: _Way, service: str, message: str | None, how: str | None, timeout: float | None) -> int:
+    r"""Call a service of a NODE (name@host, port 15000 unless it says :PORT).
+
+    With MESSAGE: one message there, one reply back, on a line of its own. Without: each line of stdin is a message,
+    each message that comes is a line on stdout, both ways at once, until both have ended.
+
+    \b
+    Examples:
+      trionode call --as alpha@localhost beta@localhost echo hello
+      seq 3 | trionode call --as alpha@localhost beta@localhost echo
+      trionode call --as alpha@localhost beta@localhost store --whole < file
+
+    Exit status: 0 if it was done, 4 if nobody was reached or the connection was lost, 5 if one side refused the other,
+    6 if the service did not do it, 3 if a file cannot be used, 2 if the command line makes no sense.
+    """
+    if message is not None and how is not None:
+        msg = f"MESSAGE and --{how} exclude each other: one of them is the message"
+        raise click.UsageError(msg)
+
+    async def exchange() -> None:
+        async with way.connected(_WITHIN) as connection:
+            if message is not None:
+                reply = await connection.call(service, message.encode(errors="surrogateescape"))
+                await _write(reply + b"\n")
+            elif how == "whole":
+                await _write(await connection.call(service, await _read_all()))
+            else:
+                async with connection.open_channel(service) as channel:
+                    await _stream(channel, lines=how is None)
+
+    async def bounded() -> None:
+        with trio.move_on_after(float("inf") if timeout is None else timeout) as scope:
+            await exchange()
+        if scope.cancelled_caught:
+            msg = f"{service} of {way.node} was not done within {timeout:g} s; give it longer with --timeout"
+            raise Trouble(msg, ExitStatus.NETWORK)
+
+    run(bounded)
+    return ExitStatus.OK
+
+
+async def _stream(channel: ServiceChannel, *, lines: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_feed, channel, lines)
+        async for message in channel:
+            await _write(message + b"\n" if lines else bytes(message))
+        nursery.cancel_scope.cancel()
+
+
+async def _feed(channel: ServiceChannel, lines: bool) -> None:  # noqa: FBT001 -- a task's argument
+    rest = b""
+    try:
+        while piece := await _read():
+            *complete, rest = (rest + piece).split(b"\n") if lines else [piece, b""]
+            for line in complete:
+                await channel.send(line)
+        if rest:
+            await channel.send(rest)
+        await channel.send_eof()
+    except trio.BrokenResourceError:
+        pass  # the service has ended; whoever receives hears how
+
+
+async def _read() -> bytes:
+    """What stdin has; empty at its end. Cancelled, it leaves a thread behind, which ends with the program.
+
+    The descriptor and not `sys.stdin`, whose lock the thread would keep at the end of the program.
+    """
+    return await trio.to_thread.run_sync(os.read, _STDIN, _CHUNK, abandon_on_cancel=True)
+
+
+async def _read_all() -> bytes:
+    pieces: list[bytes] = []
+    while piece := await _read():
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _write(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            taken = await trio.to_thread.run_sync(os.write, _STDOUT, view[:_CHUNK], abandon_on_cancel=True)
+        except OSError as exc:
+            if exc.errno == errno.EPIPE:
+                raise
+            msg = f"cannot write to stdout: {exc.strerror}; see to the space there"
+            raise Trouble(msg, ExitStatus.FILES) from exc
+        view = view[taken:]
+
+
+# ping ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command(short_help="Measure round trips to a node.")
+@_dialling
+@click.option("-c", "--count", type=click.IntRange(min=0), default=4, show_default=True, help="0 for ever.")
+@click.option("-i", "--interval", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Between two, s.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="For each answer, s."
+)
+@json_option
+def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: bool) -> int:
+    r"""Measure round trips to a NODE (name@host, port 15000 unless it says :PORT): connect once, then ping.
+
+    The node itself answers, no service is needed. Connecting is TCP, TLS both ways and hello.
+
+    \b
+    Examples:
+      trionode ping --as alpha@localhost beta@localhost
+      trionode ping --as alpha@localhost beta@localhost -c 100 -i 0 --json | jq .p99_ms
+
+    Exit status: 0 if every ping was answered, 4 if nobody was reached or one was not, 5 if one side refused the other,
+    130 after Ctrl-C, which shows the statistics so far.
+    """
+    series = _Series()
+    out = console()
+
+    async def measure() -> None:
+        began = time.perf_counter()
+        async with way.connected(timeout) as connection:
+            series.connecting = time.perf_counter() - began
+            if not as_json:
+                put(out, f"connected to {way.node} at {way.route.host} port {way.route.port}")
+            while not (series.lost or len(series.times) == count != 0):
+                if series.times:
+                    await trio.sleep(interval)
+                began = time.perf_counter()
+                series.lost = not await connection.answers(timeout, insist=True)
+                if not series.lost:
+                    series.times.append(time.perf_counter() - began)
+                    if not as_json:
+                        put(out, f"{way.node}: {len(series.times)}, {series.times[-1] * 1000:.2f} ms")
+
+    interrupted = False
+    try:
+        run(measure)
+    except KeyboardInterrupt:
+        if series.connecting is None:
+            raise
+        interrupted = True
+    document = series.document()
+    if as_json:
+        put_json({"node": str(way.node), **document})
+    else:
+        rows = [(label.removesuffix("_ms"), f"{value:.2f} ms") for label, value in document.items() if "_ms" in label]
+        put(out, grid([("answered", f"{document['answered']} of {document['sent']}"), *rows]))
+        if series.lost:
+            put(out, Text(f"no answer within {timeout:g} s; the connection is gone", style="bold red"))
+    if interrupted:
+        return ExitStatus.INTERRUPTED
+    return ExitStatus.NETWORK if series.lost else ExitStatus.OK
+
+
+@final
+class _Series:
+    """What was measured so far; seconds."""
+
+    def __init__(self) -> None:
+        self.connecting: float | None = None
+        self.times: list[float] = []
+        self.lost = False
+
+    def document(self) -> dict[str, float]:
+        """The statistics, for people and for JSON."""
+        assert self.connecting is not None
+        sent = len(self.times) + self.lost
+        found: dict[str, float] = {"sent": sent, "answered": len(self.times), "connect_ms": self.connecting * 1000}
+        if self.times:
+            ordered = sorted(self.times)
+            found |= {
+                "min_ms": ordered[0] * 1000,
+                "mean_ms": statistics.fmean(ordered) * 1000,
+                "p50_ms": _quantile(ordered, 0.5) * 1000,
+                "p99_ms": _quantile(ordered, 0.99) * 1000,
+                "max_ms": ordered[-1] * 1000,
+                "deviation_ms": statistics.pstdev(ordered) * 1000,
+            }
+        return found
+
+
+def _quantile(ordered: list[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
