@@ -43,6 +43,8 @@ PATIENCE: Final = 5.0
 #: Larger is no status. Bytes.
 MAX_BYTES: Final = 16 * 1024 * 1024
 _SUFFIX: Final = ".sock"
+#: Of a socket's path (unix(7); some systems have room for 104), its final NUL included. Bytes.
+_MAX_PATH: Final = 104
 #: Of `struct ucred` (unix(7)): pid, uid, gid.
 _UCRED: Final = struct.Struct("3i")
 
@@ -252,7 +254,8 @@ def _bound(path: Path) -> Iterator[socket.socket]:
         try:
             if _is_abandoned(path):
                 path.unlink()
-            bound.bind(os.fspath(path))
+            with _reachable(path) as address:
+                bound.bind(address)
             path.chmod(0o600)
             made = path.lstat()
         except OSError as exc:
@@ -268,6 +271,23 @@ def _bound(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
 
 
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """A path as a socket's address: by its directory's descriptor, where it is too long for one.
+
+    Raises:
+        OSError: it is too long all the same.
+    """
+    if len(os.fsencode(path)) < _MAX_PATH or not Path("/proc/self/fd").is_dir():
+        yield os.fspath(path)
+        return
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)
+
+
 def _is_abandoned(path: Path) -> bool:
     """Whether there is a socket of ours that nobody serves."""
     try:
@@ -275,7 +295,8 @@ def _is_abandoned(path: Path) -> bool:
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(PATIENCE)
-            probe.connect(os.fspath(path))
+            with _reachable(path) as address:
+                probe.connect(address)
     except ConnectionRefusedError:
         return True
     except OSError:
@@ -337,7 +358,8 @@ def read_status(path: Path) -> NodeStatus:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
             end.settimeout(PATIENCE)
-            end.connect(os.fspath(path))
+            with _reachable(path) as address:
+                end.connect(address)
             if not _same_user(end):
                 msg = f"another user serves {path}; do not believe it, and see who may write there"
                 raise StatusError(msg)

@@ -22,6 +22,7 @@ from cryptography import x509
 from trionode import (
     AcceptorOptions,
     Connection,
+    ListenError,
     LiveConnections,
     NetworkMode,
     NetworkOptions,
@@ -36,6 +37,7 @@ from trionode import (
 )
 from trionode._identity import fingerprint
 from trionode._options import DEFAULT_PORT
+from trionode._patterns import NamePattern
 
 from .config import Config, LiveConnectionsTable, NetworkTable, Table, load_config
 from .exits import ExitStatus, Trouble, run
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from trionode import EventStream, FileSource, Node, NodeEvent, Service, ServiceChannel
 
 T = TypeVar("T", NetworkOptions, LiveConnections)
+
+_log = logging.getLogger("trionode.cli")
 
 _BUILT_IN: Final = "echo"
 
@@ -159,7 +163,10 @@ async def _serve(
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with open_node(name, options) as node, node.events() as events, trio.open_nursery() as watchers:
                 if with_status:
-                    await watchers.start(serve_status, node)
+                    try:
+                        await watchers.start(serve_status, node)
+                    except ListenError as exc:  # a node can do without
+                        _log.warning("no status: %s", exc)
                 if as_json:
                     watchers.start_soon(_report, events)
                 _announce(node, as_json=as_json)
@@ -231,6 +238,12 @@ def _routes(given: tuple[str, ...], config: Config) -> dict[str, Route]:
             raise click.BadParameter(msg, param_hint="--route")
         host, port = host_and_port(where, DEFAULT_PORT)
         routes[pattern] = Route(host=host, port=port)
+    for pattern in routes:
+        try:
+            NamePattern(pattern)
+        except ValueError as exc:
+            msg = f"route {pattern!r}: {exc}"
+            raise ValueError(msg) from None
     return routes
 
 
@@ -314,7 +327,9 @@ def _announce(node: Node, *, as_json: bool) -> None:
 
 async def _report(events: EventStream) -> None:
     async for event in events:
-        _tell({"event": type(event).__name__, **event_values(event)})
+        # In a thread: whoever reads our stdout may be slow, and that must not hold up the node.
+        values = {"event": type(event).__name__, **event_values(event)}
+        await trio.to_thread.run_sync(_tell, values, abandon_on_cancel=True)
 
 
 def _tell(values: Mapping[str, object]) -> None:

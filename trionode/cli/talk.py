@@ -21,6 +21,7 @@ from trionode import (
     NetworkOptions,
     NodeName,
     NodeOptions,
+    RemoteError,
     Route,
     open_node,
 )
@@ -79,7 +80,12 @@ class _Way:
             mode=NetworkMode.HIDDEN, connect_timeout=within, handshake_timeout=within, cookie=self.cookie
         )
         async with open_node(self.name, NodeOptions(cert_manager=self.manager, network=network)) as node:
-            yield await node.connect(self.node, self.route)
+            connection = await node.connect(self.node, self.route)
+            try:
+                yield connection
+            except RemoteError:
+                await connection.aclose()  # the connection is well: the peer is told goodbye
+                raise
 
 
 def _dialling(function: Callable[..., int]) -> Callable[..., int]:
