@@ -32,6 +32,7 @@ from trionode import (
     RejectionCode,
     Route,
     Severity,
+    Stage,
     TrionodeError,
     check_key_pair,
     open_node,
@@ -530,6 +531,10 @@ class Inquiry:
                     f"{node} has a live connection to {name} already: all but that held",
                     "give another name with --as to see the hello through",
                 )
+                return
+            if exc.stage is Stage.TLS:  # the verdict on our certificate, later than we had waited for it
+                self._done(OUR_CERTIFICATE, "failed", f"the server refused it: {exc.code.replace('_', ' ')}")
+                self.diagnoses.append(rejected(exc.code, key_pair.certificate, self._seen(), now_utc()))
                 return
             self._done("hello", "failed", f"the server refused us: {exc.code.replace('_', ' ')}")
             self._wrong(exc.code, "hello", str(exc), HELLO_REMEDIES.get(exc.code, "Its log says why"))
