@@ -29,7 +29,7 @@ class Stream:
         self.records_sent = 0
         self.unsent = False
         #: What `send_at_once` answers.
-        self.roomy = True
+        self.roomy = False
         self.broken = False
         #: Held up while it is not set.
         self.open = trio.Event()
@@ -50,6 +50,7 @@ class Stream:
             raise trio.BrokenResourceError
         if self.roomy:
             self.at_once.append(bytes(data))
+            self.records_sent += 1
         return self.roomy
 
 
@@ -138,6 +139,7 @@ async def test_a_switch_parts_what_came_before_from_what_comes_after(nursery: tr
 async def test_flushing_writes_at_once_where_that_is_possible(nursery: trio.Nursery) -> None:
     """And leaves nothing to the writer, which was woken already."""
     scene = Scene(nursery)
+    scene.stream.roomy = True
     await settled()
     scene.outbox.append(b"now")
     scene.outbox.flush()
@@ -152,6 +154,7 @@ async def test_flushing_writes_at_once_where_that_is_possible(nursery: trio.Nurs
 async def test_what_a_flush_left_over_is_written_without_more_to_write(nursery: trio.Nursery) -> None:
     """The stream holds it, ahead of what comes next."""
     scene = Scene(nursery)
+    scene.stream.roomy = True
     await settled()
     scene.outbox.append(b"now")
     scene.outbox.flush()
@@ -165,7 +168,6 @@ async def test_what_a_flush_left_over_is_written_without_more_to_write(nursery: 
 async def test_flushing_where_it_is_not_possible_leaves_it_to_the_writer(nursery: trio.Nursery, why: str) -> None:
     """Nothing is lost, doubled or reordered; a link that is broken is for the writer to find."""
     scene = Scene(nursery)
-    scene.stream.roomy = why != "no room"
     await settled()
     if why == "sending":
         scene.stream.open = trio.Event()
@@ -177,13 +179,33 @@ async def test_flushing_where_it_is_not_possible_leaves_it_to_the_writer(nursery
     elif why == "switched":
         scene.outbox.switch(link_of(scene.stream), last=b"", first=b" then")
     scene.stream.broken = why == "broken"
+    scene.stream.roomy = why != "no room"
     scene.outbox.flush()
     assert scene.stream.at_once == []
-    scene.stream.broken = False
+    scene.stream.broken = scene.stream.roomy = False
     scene.stream.open.set()
     await settled()
     assert b"".join(scene.stream.writes) in (b"now", b"first now", b"now then")
     assert b"now" in b"".join(scene.stream.writes)
+
+
+async def test_the_writer_too_writes_at_once_where_that_is_possible(nursery: trio.Nursery) -> None:
+    """What is left over it sees through before it looks for more."""
+    scene = Scene(nursery)
+    scene.stream.roomy = True
+    scene.outbox.append(b"all of it")
+    await settled()
+    scene.stream.unsent, scene.stream.open = True, trio.Event()
+    scene.outbox.append(b"some of it")
+    await settled()
+    scene.outbox.append(b"waits")
+    await settled()
+    assert (scene.stream.at_once, scene.stream.writes) == ([b"all of it", b"some of it"], [])
+    scene.stream.open.set()
+    await settled()
+    assert scene.stream.at_once == [b"all of it", b"some of it", b"waits"]
+    assert scene.stream.writes == [b""]
+    assert scene.outbox.bytes_written == 24
 
 
 async def test_the_writer_finds_a_broken_link() -> None:

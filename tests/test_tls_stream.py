@@ -30,7 +30,7 @@ from trionode._errors import (
 from trionode._handshake import accept_tls, dial_tls
 from trionode._openssl import RECORD_SIZE
 from trionode._policy import ClientAuth, TLSPolicy
-from trionode._tls_stream import FAREWELL, LINGER, TLSStream, client_handshake, server_handshake
+from trionode._tls_stream import AT_ONCE, FAREWELL, LINGER, TLSStream, client_handshake, server_handshake
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -1125,7 +1125,7 @@ async def test_a_farewell_goes_behind_what_the_socket_did_not_take(party: Party)
 
 
 async def test_what_cannot_go_at_once(party: Party) -> None:
-    """Other transports, a stream that is sending, closed or broken, more than a record: then nothing is done."""
+    """Other transports, a stream that is sending, closed or broken, or too much: then nothing is done."""
     with trio.fail_after(10):
         client, server = await tls_pair(party, memory())
         assert not client.send_at_once(b"x")
@@ -1133,7 +1133,7 @@ async def test_what_cannot_go_at_once(party: Party) -> None:
         await trio.aclose_forcefully(server)
         client, server = await tls_pair(party, sockets())
         async with client, server:
-            assert not client.send_at_once(bytes(RECORD_SIZE + 1))
+            assert not client.send_at_once(bytes(AT_ONCE + 1))
             assert client.send_at_once(b"x")
             assert await server.receive_some() == b"x"
             await trio.aclose_forcefully(server)

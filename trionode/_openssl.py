@@ -882,16 +882,23 @@ class TLSSession:
         """Whether `decrypt` may find something."""
         return self._scanner.complete != 0
 
-    def decrypt(self, limit: int) -> list[bytes] | None:
-        """Plaintext, one piece a record, at most `limit` bytes: None while more ciphertext is needed, [] at the end.
+    def decrypt(self, limit: int | None = None) -> list[bytes] | None:
+        """Plaintext, one piece a record: None while more ciphertext is needed, [] at the end.
 
         The end is the peer's close_notify; a transport that just ended is `Truncated`.
+
+        Args:
+            limit: at most so many bytes; by default all that is there.
         """
         self._raise_if_failed()
         scanner, recv = self._scanner, self._connection.recv
         pieces: list[bytes] = []
-        while limit > 0 and scanner.complete != 0:
-            ask = min(limit, RECORD_SIZE)
+        ask = RECORD_SIZE
+        while scanner.complete != 0:
+            if limit is not None:
+                ask = min(limit, RECORD_SIZE)
+                if not ask:
+                    break
             try:
                 piece = recv(ask)
             except SSL.WantReadError:
@@ -907,7 +914,8 @@ class TLSSession:
                 self._fail(self._translate(exc))
             self.records_received += 1
             pieces.append(piece)
-            limit -= len(piece)
+            if limit is not None:
+                limit -= len(piece)
             if ask < RECORD_SIZE:
                 scanner.complete = None  # there may be more of that record
             elif scanner.complete:

@@ -37,7 +37,7 @@ from ._errors import (
 )
 from ._identity import describe
 from ._openssl import RECORD_SIZE, AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
-from ._socket_io import socket_of, wait_and_read, write_at_once
+from ._socket_io import READ_SIZE, socket_of, wait_and_read, write_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -61,9 +61,10 @@ FAREWELL: Final = 0.01
 MAX_FLIGHTS: Final = 64 * 1024
 
 _FLIGHT_READ: Final = 16 * 1024
-_SEND_CHUNK: Final = 48 * 1024
-#: What is handed to the transport at once: `bytes_taken` grows in such steps.
-_STEP: Final = 64 * 1024
+#: What is encrypted at once, at most, in full records.
+AT_ONCE: Final = 16 * RECORD_SIZE
+#: What a transport that is no socket gets at once: `bytes_taken` grows in such steps.
+_STEP: Final = 4 * RECORD_SIZE
 _RECEIVE_SIZE: Final = 64 * 1024
 
 
@@ -176,14 +177,9 @@ class TLSStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             # As bytes, whatever the items of the view are: OpenSSL's binding takes the number of items for a size.
             with memoryview(data) as items, items.cast("B") as view:
-                if not len(view):
-                    if self._unsent:
-                        await self._send_ciphertext()
-                    else:
-                        await trio.lowlevel.cancel_shielded_checkpoint()
-                for start in range(0, len(view), _SEND_CHUNK):
-                    with view[start : start + _SEND_CHUNK] as chunk:
-                        self._encrypt(chunk)
+                for start in range(0, len(view), AT_ONCE) or (0,):
+                    with view[start : start + AT_ONCE] as part:
+                        self._encrypt(part)
                     await self._send_ciphertext()
         finally:
             self._sending = False
@@ -204,18 +200,12 @@ class TLSStream(trio.abc.HalfCloseableStream):
             or self._send_broken
             or self._send_ended
             or self._unsent
-            or len(data) > RECORD_SIZE
+            or len(data) > AT_ONCE
         ):
             return False
         self._encrypt(data)
-        ciphertext = self._session.outgoing()
-        try:
-            taken = write_at_once(self._socket, ciphertext)
-        except BaseException:
-            self._send_broken = True
-            raise
-        self.bytes_taken += taken
-        self._unsent = ciphertext[taken:]
+        ciphertext = self._ciphertext()
+        self._unsent = ciphertext[self._write_at_once(self._socket, ciphertext) :]
         return True
 
     @property
@@ -278,18 +268,39 @@ class TLSStream(trio.abc.HalfCloseableStream):
     async def _send_ciphertext(self) -> None:
         ciphertext = self._ciphertext()
         try:
-            if len(ciphertext) <= _STEP:
-                await self.transport_stream.send_all(ciphertext)
-                self.bytes_taken += len(ciphertext)
-                return
-            with memoryview(ciphertext) as view:
-                for start in range(0, len(view), _STEP):
-                    with view[start : start + _STEP] as step:
-                        await self.transport_stream.send_all(step)
-                        self.bytes_taken += len(step)
+            if not ciphertext:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            elif self._socket is not None:
+                await self._write(self._socket, ciphertext)
+            else:
+                with memoryview(ciphertext) as view:
+                    for start in range(0, len(view), _STEP):
+                        with view[start : start + _STEP] as step:
+                            await self.transport_stream.send_all(step)
+                            self.bytes_taken += len(step)
         except BaseException:
             self._send_broken = True
             raise
+
+    async def _write(self, sock: trio.SocketStream, ciphertext: bytes) -> None:
+        written = self._write_at_once(sock, ciphertext)
+        if written == len(ciphertext):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        with memoryview(ciphertext) as view:
+            while written < len(view):
+                await trio.lowlevel.wait_writable(sock.socket)
+                with view[written:] as rest:
+                    written += self._write_at_once(sock, rest)
+
+    def _write_at_once(self, sock: trio.SocketStream, ciphertext: Buffer) -> int:
+        try:
+            written = write_at_once(sock, ciphertext)
+        except BaseException:
+            self._send_broken = True
+            raise
+        self.bytes_taken += written
+        return written
 
     # Receiving
 
@@ -314,8 +325,12 @@ class TLSStream(trio.abc.HalfCloseableStream):
         pieces = await self.receive_pieces(limit)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def receive_pieces(self, limit: int = _RECEIVE_SIZE) -> list[bytes]:
-        """As `receive_some`, in the pieces in which it came, for those who would cut it up again; [] at the end."""
+    async def receive_pieces(self, limit: int | None = None) -> list[bytes]:
+        """As `receive_some`, in the pieces in which it came, for those who would cut it up again; [] at the end.
+
+        Args:
+            limit: at most so many bytes; by default what is there.
+        """
         if self._receiving:
             msg = "another task is receiving on this TLSStream"
             raise trio.BusyResourceError(msg)
@@ -331,14 +346,15 @@ class TLSStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while pieces is None:
                 if self._socket is not None and self._read_all:
-                    ciphertext = await wait_and_read(self._socket, _RECEIVE_SIZE)
+                    ciphertext: Buffer = await wait_and_read(self._socket)
+                    self._read_all = len(ciphertext) < READ_SIZE
                 else:
-                    ciphertext = bytes(await self.transport_stream.receive_some())
+                    ciphertext = await self.transport_stream.receive_some(READ_SIZE)
+                    self._read_all = len(ciphertext) < READ_SIZE
                 if ciphertext:
                     session.feed(ciphertext)
                 else:
                     session.feed_eof()
-                self._read_all = len(ciphertext) < _RECEIVE_SIZE
                 pieces = session.decrypt(limit)
         except TLSFailure as exc:
             await self._flush_alert()
