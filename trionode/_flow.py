@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 #: What a channel that is alone on its connection is topped up to. More is hardly faster (measured).
 LARGEST_WINDOW: Final = 2 * 1024 * 1024
 #: How long a channel has been alone before its window grows: callers come and go. Seconds.
-ALONE_FOR: Final = 0.1
+ALONE_FOR: Final = 0.03
 
 
 @final
 class ReceiveWindow:
     """The receiver's view of one channel's credit. All amounts are message costs: bytes plus overhead."""
 
-    __slots__ = ("held", "outstanding", "size", "target")
+    __slots__ = ("_kept_up", "held", "outstanding", "size", "target")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -46,6 +46,8 @@ class ReceiveWindow:
         self.outstanding = size
         #: Received and not yet consumed here.
         self.held = 0
+        # Whether the application had consumed everything at some time since it was last looked at.
+        self._kept_up = False
 
     def take(self, cost: int) -> None:
         """The sender used credit.
@@ -62,6 +64,8 @@ class ReceiveWindow:
     def consume(self, cost: int) -> int:
         """The application consumed; returns how much to grant now, 0 while it is not worth a frame."""
         self.held -= cost
+        if not self.held:
+            self._kept_up = True
         grant = self.target - self.outstanding - self.held
         if grant * 2 < self.target:
             return 0
@@ -69,11 +73,12 @@ class ReceiveWindow:
         return grant
 
     def adapt(self, *, alone: bool) -> None:
-        """Aim higher where the application has consumed everything and nobody else would wait; else at the size."""
+        """Aim higher where the application keeps up and nobody else would wait; at the size where somebody would."""
         if not alone:
             self.target = self.size
-        elif not self.held and self.target < LARGEST_WINDOW:
+        elif self._kept_up and self.target < LARGEST_WINDOW:
             self.target = min(2 * self.target, LARGEST_WINDOW)
+        self._kept_up = False
 
     def excess(self, rest: int) -> int:
         """What the channel holds or may have to hold beyond its size once `rest` more bytes are granted."""
