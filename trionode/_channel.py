@@ -46,7 +46,7 @@ _SMALLEST_FRAGMENT: Final = 2048
 _STRETCH: Final = 256 * 1024
 #: Messages that an iteration takes without letting others run, if they are there: a scheduler tick costs more than
 #: everything else that a small message costs to receive.
-_IN_A_ROW: Final = 16
+_IN_A_ROW: Final = 32
 #: A message larger than this waits for room between its fragments, so that it holds up nobody else.
 _LARGEST_AT_ONCE: Final = HIGH_WATER
 
@@ -252,7 +252,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         size = len(value)
         cost = size + wire.MESSAGE_OVERHEAD
         lock = self._send_lock
-        if cost > self._credit or size > _LARGEST_AT_ONCE or self._outbox.full or (lock and lock.locked()):
+        if cost > self._credit or size > _LARGEST_AT_ONCE or self._outbox.full or (lock is not None and lock.locked()):
             return False
         if size <= wire.MAX_FRAGMENT:
             self._credit -= cost
@@ -373,14 +373,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             raise trio.ClosedResourceError(msg)
         if self._messages:
             value = self._messages.popleft()
-            self._consumed(value)
+            self._give_back(len(value) + wire.MESSAGE_OVERHEAD)
             return value
         if self._receive_end is not None:
             raise self._receive_error()
         raise trio.WouldBlock
-
-    def _consumed(self, value: bytes) -> None:
-        self._give_back(len(value) + wire.MESSAGE_OVERHEAD)
 
     def _give_back(self, cost: int) -> None:
         window = self._window
@@ -507,11 +504,16 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def on_message(self, message: bytes) -> None:
         """A whole message came in one frame."""
-        self._check_receivable(within=False)
-        if len(message) > self._receive_limit:
-            self._refuse_size(len(message))
-        self._window.take(len(message) + wire.MESSAGE_OVERHEAD)
-        self._deliver(message)
+        if self._receive_end is not None or self._fragments_total is not None:
+            self._check_receivable(within=False)
+        size = len(message)
+        if size > self._receive_limit:
+            self._refuse_size(size)
+        self._window.take(size + wire.MESSAGE_OVERHEAD)
+        if self._receivers:
+            self._deliver(message)
+        else:
+            self._messages.append(message)
 
     def on_first(self, payload: bytes) -> None:
         """The first fragment of a message came."""
@@ -618,7 +620,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             task = next(iter(self._receivers))
             del self._receivers[task]
             trio.lowlevel.reschedule(task, outcome.Value(message))
-            self._consumed(message)
+            self._give_back(len(message) + wire.MESSAGE_OVERHEAD)
         else:
             self._messages.append(message)
 

@@ -6,9 +6,10 @@ order. The writer sends a queue of (link, buffer) in order and never chooses a l
 another link is one synchronous step, `switch`.
 
 Coalescing is worth 35 times (measured: one TLS record costs about 5 µs, a scheduler tick 4 µs). Once woken, the writer
-yields until the buffer has not grown for two scheduler ticks, or is full, and writes once. Two, because Trio shuffles
-the order inside a tick: one quiet tick is often chance and halves the throughput. There is no timer: a lone message
-waits about 8 µs.
+yields until the buffer has not grown for two scheduler ticks, and writes once. Two, because Trio shuffles the order
+inside a tick: one quiet tick is often chance and halves the throughput. A full record is written at once, unless there
+is another in each tick: then more of them go together, until the buffer is full (measured, of 64 KiB messages: 1.1
+times as many). There is no timer: a lone message waits about 8 µs.
 
 Backpressure: above `HIGH_WATER` senders of messages wait for room. Control frames do not wait; a peer that makes us
 queue them and does not read is cut off at `CEILING`.
@@ -21,10 +22,13 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from ._openssl import RECORD_SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._link import Link
+    from ._openssl import Buffer
 
 #: Senders of messages wait while this many bytes are pending. Above two full fragments there is nothing to gain.
 HIGH_WATER: Final = 128 * 1024
@@ -74,13 +78,14 @@ class Outbox:
         """Whether the peer makes us queue answers and does not read them."""
         return len(self._pending) > CEILING
 
-    def append(self, *parts: bytes | bytearray | memoryview) -> None:
+    def append(self, head: Buffer, body: Buffer = b"") -> None:
         """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped."""
         if self._closing:
             return
         pending = self._pending
-        for part in parts:
-            pending += part
+        pending += head
+        if body:
+            pending += body
         if self._idle:
             self._idle.unpark()
 
@@ -172,7 +177,9 @@ class Outbox:
     async def _settle(self) -> None:
         size, quiet = len(self._pending), 0
         while size < HIGH_WATER and quiet < _QUIET_TICKS and not self._closing:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
             grown = len(self._pending)
+            if grown >= RECORD_SIZE > grown - size:
+                return
             quiet = quiet + 1 if grown == size else 0
             size = grown
