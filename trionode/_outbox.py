@@ -58,7 +58,8 @@ class Outbox:
         self._queue: deque[tuple[Link, bytearray, trio.Event | None]] = deque()
         self._closing = False
         self._sending = False
-        self._idle = trio.lowlevel.ParkingLot()
+        # The writer, while it waits for something to write.
+        self._idle: trio.lowlevel.Task | None = None
         #: Where senders wait for room; woken when there is some, and when the connection ends.
         self.room: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.bytes_written: int = 0
@@ -86,8 +87,8 @@ class Outbox:
         pending += head
         if body:
             pending += body
-        if self._idle:
-            self._idle.unpark()
+        if self._idle is not None:
+            self._wake()
 
     def flush(self) -> None:
         """Write what is pending without waiting, if that can be done at once; synchronous.
@@ -120,14 +121,14 @@ class Outbox:
         self._pending += last
         self._queue.append((self._link, self._pending, written))
         self._link, self._pending = link, bytearray(first)
-        self._idle.unpark_all()
+        self._wake()
         self.room.unpark_all()
         return written
 
     def close(self) -> None:
         """Nothing more will be appended: the writer ends once it has written everything."""
         self._closing = True
-        self._idle.unpark_all()
+        self._wake()
 
     def discard(self) -> None:
         """Forget what was not written yet."""
@@ -146,7 +147,7 @@ class Outbox:
             while not (self._pending or self._queue or self._link.stream.unsent):
                 if self._closing:
                     return
-                await self._idle.park()
+                await self._wait()
             if not self._queue:
                 await self._settle()
                 if not (self._pending or self._link.stream.unsent):
@@ -155,6 +156,19 @@ class Outbox:
                 self._pending = bytearray()
                 self.room.unpark_all()
             await self._send(*self._queue.popleft())
+
+    async def _wait(self) -> None:
+        self._idle = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+
+    def _stop_waiting(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self._idle = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        if self._idle is not None:
+            trio.lowlevel.reschedule(self._idle)
+            self._idle = None
 
     async def _send(self, link: Link, buffer: bytearray, written: trio.Event | None) -> None:
         stream = link.stream
