@@ -100,6 +100,7 @@ def unbracketed(host: str) -> str:
     return host[1:-1] if host.startswith("[") else host
 
 
+@lru_cache(maxsize=1024)
 def host_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address that a canonical host is, or None where it is a DNS name."""
     try:
@@ -215,12 +216,9 @@ class SubjectNames:
 
     def cover_host(self, host: str) -> bool:
         """Whether the DNS or IP SANs match a canonical host (RFC 9525 section 6)."""
-        address = host_address(host)
-        if address is not None:
-            wanted_address = IPAddress_ID(address)
-            return any(wanted_address.verify(pattern) for pattern in self.addresses)
-        wanted_name = DNS_ID(host)
-        return any(wanted_name.verify(pattern) for pattern in self.dns)
+        wanted = _reference(host)
+        patterns = self.addresses if isinstance(wanted, IPAddress_ID) else self.dns
+        return any(wanted.verify(pattern) for pattern in patterns)
 
     def admit_node(self, name: NodeName) -> bool:
         """Whether the URI SANs leave room for a node name; True where there are none."""
@@ -229,6 +227,12 @@ class SubjectNames:
     def cover_node(self, name: NodeName) -> bool:
         """Whether the certificate speaks for a node name: its host is covered and the URI SANs admit it."""
         return self.cover_host(name.host) and self.admit_node(name)
+
+
+@lru_cache(maxsize=1024)
+def _reference(host: str) -> DNS_ID | IPAddress_ID:
+    address = host_address(host)
+    return DNS_ID(host) if address is None else IPAddress_ID(address)
 
 
 def _dns_pattern(value: str) -> DNSPattern:

@@ -180,12 +180,12 @@ class _Examination:
     reference: str | None = None
     node: NodeName | None = None
     alpn: Sequence[bytes] = ()
-    leaf_passed: bool = field(default=False, init=False)
+    leaf: x509.Certificate | None = field(default=None, init=False)
     certificate_requested: bool = field(default=False, init=False)
     refusal: Refusal | None = field(default=None, init=False)
 
     def examine(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
-        """The verify callback: True lets OpenSSL go on."""
+        """The verify callback: True lets OpenSSL go on. `leaf` is the peer's certificate, once that has passed."""
         if not self.verifies:
             return True
         try:
@@ -194,7 +194,7 @@ class _Examination:
                 self.refusal = self._verdict(self._leaf(connection, found), found, code, depth)
             elif depth == 0:
                 self.refusal = self._name_refusal(found)
-                self.leaf_passed = self.refusal is None
+                self.leaf = found if self.refusal is None else None
         except Exception as exc:  # noqa: BLE001 -- fail closed: whatever goes wrong here is a refusal
             self.refusal = Refusal(
                 reason=UnverifiedReason.BAD_CHAIN,
@@ -336,6 +336,8 @@ class _Examination:
         if self.reference is None:
             return None
         names = SubjectNames.of(leaf)
+        if names.cover_host(self.reference) and (self.node is None or names.admit_node(self.node)):
+            return None
         offered = describe_names(leaf)
         skipped = f" (unusable: {'; '.join(names.unusable)})" if names.unusable else ""
         if not names.cover_host(self.reference):
@@ -350,18 +352,16 @@ class _Examination:
                 wanted=self.reference,
                 offered=offered,
             )
-        if self.node is not None and not names.admit_node(self.node):
-            return Refusal(
-                reason=UnverifiedReason.NAME_MISMATCH,
-                text=(
-                    f"server certificate refused: wanted the node {str(self.node)!r}, but its URI SANs restrict it to "
-                    f"other nodes; it offers {offered}{skipped}: {describe(leaf)}. Issue it for this node name"
-                ),
-                certificate=leaf,
-                wanted=str(self.node),
-                offered=offered,
-            )
-        return None
+        return Refusal(
+            reason=UnverifiedReason.NAME_MISMATCH,
+            text=(
+                f"server certificate refused: wanted the node {str(self.node)!r}, but its URI SANs restrict it to "
+                f"other nodes; it offers {offered}{skipped}: {describe(leaf)}. Issue it for this node name"
+            ),
+            certificate=leaf,
+            wanted=str(self.node),
+            offered=offered,
+        )
 
 
 def crypto_message(code: int) -> str:
@@ -377,8 +377,10 @@ def _examine(connection: SSL.Connection, certificate: crypto.X509, code: int, de
 
 def _note_certificate_request(connection: SSL.Connection, _where: int, _result: int) -> None:
     # The one way to see whether a server asked for our certificate; a client presents it only then.
-    if b"read server certificate request" in connection.get_state_string():
-        connection.get_app_data().certificate_requested = True
+    examination: _Examination = connection.get_app_data()
+    if not examination.certificate_requested:
+        state = connection.get_state_string()
+        examination.certificate_requested = b"read server certificate request" in state
 
 
 def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes | object:
@@ -612,11 +614,16 @@ class ClientSide:
         return self._build()
 
     def _build(self) -> SSL.Context:
-        return _context(self._key_pair, self._policy, self._policy.roots, SSL.VERIFY_PEER)
+        return self._asking(self._policy.roots, SSL.VERIFY_PEER)
 
     @cached_property
     def _trusting(self) -> SSL.Context:
-        return _context(self._key_pair, self._policy, None, SSL.VERIFY_NONE)
+        return self._asking(None, SSL.VERIFY_NONE)
+
+    def _asking(self, anchors: CAPool | None, verify_mode: int) -> SSL.Context:
+        context = _context(self._key_pair, self._policy, anchors, verify_mode)
+        context.set_info_callback(_note_certificate_request)
+        return context
 
     def session(
         self,
@@ -658,6 +665,7 @@ def inspecting_session(*, server_name: str, alpn: Sequence[bytes] = ()) -> TLSSe
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_verify(SSL.VERIFY_NONE, _examine)
+    context.set_info_callback(_note_certificate_request)
     examination = _Examination(policy=TLSPolicy(), accepting=False, verifies=False)
     return _client_session(context, examination, server_name, alpn, lambda: context)
 
@@ -676,7 +684,6 @@ def _client_session(
     if alpn:
         connection.set_alpn_protos(list(alpn))
     connection.set_connect_state()
-    connection.set_info_callback(_note_certificate_request)
     return TLSSession(connection, examination, rebuild)
 
 
@@ -817,13 +824,13 @@ class TLSSession:
         if examination.refusal is not None:
             self._fail(PeerRefused(examination.refusal))
         try:
-            certificate = self._connection.get_peer_certificate(as_cryptography=True)
+            certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
             if certificate is not None:
                 _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # year 0 is valid DER, for one
         except Exception:  # noqa: BLE001 -- where nothing is verified, what comes is anybody's, and so is how it fails
             self._fail(Misbehaved("certificate cannot be parsed"))
         self.peer_certificate = certificate
-        self.verified = examination.verifies and examination.leaf_passed and self.peer_certificate is not None
+        self.verified = examination.verifies and examination.leaf is not None
         if (
             examination.verifies
             and not self.verified
