@@ -54,6 +54,7 @@ from ._join import Ends, join_proof
 from ._link import Link
 from ._peer import Peer, established_peer
 from ._proof import same_proof
+from ._socket_io import receive
 from ._tls_stream import TLSStream, address_of, client_handshake, drain_and_close, server_handshake
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ async def _accept_tls(
     progress: _Progress,
 ) -> tuple[TLSStream, TLSContexts]:
     try:
-        first = await transport.receive_some(_FIRST_READ)
+        first = await receive(transport, _FIRST_READ)
         if not first:
             raise progress.broken("silent", "connected and left without a byte", trio.BrokenResourceError("no bytes"))
         contexts = await contexts_channel.receive()
@@ -520,6 +521,7 @@ async def dial_link(
             node=dial.name,
             alpn=(wire.ALPN,),
             insist_on_alpn=True,
+            flush_last_flight=False,  # the hello goes with it
             decided=progress.decided,
             insecure_skip_verify=dial.insecure_skip_verify,
         )
@@ -763,8 +765,12 @@ class _Conversation:
         self._reader = wire.HelloReader()
 
     async def send(self, message: wire.Hello | wire.Answer | wire.Confirmation, *, last: bool = False) -> None:
+        data = wire.encode_hello(message)
         try:
-            await self._stream.send_all(wire.encode_hello(message))
+            if not self._stream.send_at_once(data):
+                await self._stream.send_all(data)
+            elif self._stream.unsent:
+                await self._stream.send_all(b"")
         except trio.BrokenResourceError as exc:
             # Read before reporting: the alert that says why may be here already, though our own send met an EPIPE.
             # Where an answer is due anyway, reading it comes next.

@@ -55,8 +55,8 @@ def write_at_once(stream: trio.SocketStream, data: Buffer) -> int:
         raise _error(stream, exc) from exc
 
 
-async def wait_and_read(stream: trio.SocketStream) -> memoryview:
-    """Wait until there is something to read, then read up to `READ_SIZE` of it; empty at the end.
+async def wait_and_read(stream: trio.SocketStream, size: int = READ_SIZE) -> memoryview:
+    """Wait until there is something to read, then read up to so many bytes, `READ_SIZE` at most; empty at the end.
 
     Cancelling loses nothing.
 
@@ -69,13 +69,37 @@ async def wait_and_read(stream: trio.SocketStream) -> memoryview:
     """
     while True:
         await trio.lowlevel.wait_readable(stream.socket)
-        buffer = _read_buffer()
+        buffer = _read_buffer()[:size]
         try:
             return buffer[: os.readv(stream.socket.fileno(), [buffer])]
         except BlockingIOError:
             continue
         except OSError as exc:
             raise _error(stream, exc) from exc
+
+
+async def send(stream: trio.abc.Stream, data: Buffer) -> None:
+    """Send all: at once as far as a socket takes it, then as the stream does. A checkpoint only where that waits.
+
+    Raises:
+        trio.BrokenResourceError: the connection is broken.
+        trio.ClosedResourceError: the stream was closed.
+    """
+    socket = socket_of(stream)
+    taken = 0 if socket is None else write_at_once(socket, data)
+    if taken < len(data):
+        await stream.send_all(memoryview(data)[taken:])
+
+
+async def receive(stream: trio.abc.Stream, size: int) -> bytes:
+    """Receive up to so many bytes, empty at the end; a checkpoint. Cancelling loses nothing.
+
+    Raises:
+        trio.BrokenResourceError: the connection is broken.
+        trio.ClosedResourceError: the stream was closed.
+    """
+    socket = socket_of(stream)
+    return bytes(await (stream.receive_some(size) if socket is None else wait_and_read(socket, size)))
 
 
 def _read_buffer() -> memoryview:

@@ -37,7 +37,7 @@ from ._errors import (
 )
 from ._identity import describe
 from ._openssl import RECORD_SIZE, AlertReceived, Buffer, Misbehaved, PeerRefused, TLSFailure, TLSSession, Truncated
-from ._socket_io import READ_SIZE, socket_of, wait_and_read, write_at_once
+from ._socket_io import READ_SIZE, receive, send, socket_of, wait_and_read, write_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -92,25 +92,24 @@ class TLSStream(trio.abc.HalfCloseableStream):
         presented_certificate: our leaf certificate, or None if the server asked for none.
         verified: whether this side verified that certificate (and, dialling, its name).
         generation: the generation of the contexts that the handshake took; it never changes.
-        tls_version: `TLSv1.3`.
-        cipher: the cipher suite's name.
-        alpn: the application protocol that was agreed on (RFC 7301), or None.
         peer_address: the peer's (host, port), or None where the transport does not know it.
         bytes_taken: ciphertext that the transport has taken so far.
     """
 
     def __init__(
-        self, transport: trio.abc.Stream, session: TLSSession, contexts: TLSContexts, presented: x509.Certificate | None
+        self,
+        transport: trio.abc.Stream,
+        session: TLSSession,
+        contexts: TLSContexts,
+        presented: x509.Certificate | None,
+        address: Address | None,
     ) -> None:
         self.transport_stream = transport
         self.peer_certificate: x509.Certificate | None = session.peer_certificate
         self.presented_certificate: x509.Certificate | None = presented if session.presented else None
         self.verified: bool = session.verified
         self.generation: int = contexts.generation
-        self.tls_version: str = session.tls_version
-        self.cipher: str | None = session.cipher
-        self.alpn: str | None = None if session.alpn is None else session.alpn.decode("ascii", "backslashreplace")
-        self.peer_address: Address | None = address_of(transport)
+        self.peer_address: Address | None = address
         self.bytes_taken: int = 0
         self._socket = socket_of(transport)
         self._unsent = b""
@@ -127,6 +126,22 @@ class TLSStream(trio.abc.HalfCloseableStream):
     def __repr__(self) -> str:
         peer = "no certificate" if self.peer_certificate is None else describe(self.peer_certificate)
         return f"<TLSStream {self.peer_address or 'in memory'}, generation {self.generation}, peer {peer}>"
+
+    @property
+    def tls_version(self) -> str:
+        """`TLSv1.3`."""
+        return self._session.tls_version
+
+    @property
+    def cipher(self) -> str | None:
+        """The cipher suite's name."""
+        return self._session.cipher
+
+    @property
+    def alpn(self) -> str | None:
+        """The application protocol that was agreed on (RFC 7301), or None."""
+        protocol = self._session.alpn
+        return None if protocol is None else protocol.decode("ascii", "backslashreplace")
 
     @property
     def records_sent(self) -> int:
@@ -171,7 +186,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         """
         self._begin_send()
         try:
-            if self._send_ended:
+            if self._send_ended and (len(data) or not self._unsent):
                 msg = "send_eof() was called before"
                 raise trio.ClosedResourceError(msg)
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -184,11 +199,15 @@ class TLSStream(trio.abc.HalfCloseableStream):
         finally:
             self._sending = False
 
-    def send_at_once(self, data: Buffer) -> bool:
+    def send_at_once(self, data: Buffer, *, last: bool = False) -> bool:
         """Encrypt and send `data` without waiting, if all of it can go; synchronous.
 
         Returns whether it has: otherwise nothing was encrypted. What the transport does not take after all goes ahead
         of the next `send_all`, which has to follow (`unsent`).
+
+        Args:
+            data: at most a record.
+            last: whether a close_notify follows it, as from `send_eof`.
 
         Raises:
             trio.BrokenResourceError: the connection is broken.
@@ -224,11 +243,12 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self._begin_send()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if self._send_ended:  # a second SSL_shutdown would read, and choke on data that is still to be received
+            if not self._send_ended:  # a second SSL_shutdown would read, and choke on data that is still to be received
+                self._session.finish()
+                self._send_ended = True
+            elif not self._unsent:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return
-            self._session.finish()
-            self._send_ended = True
             await self._send_ciphertext()
         finally:
             self._sending = False
@@ -380,19 +400,40 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Offer the peer a close_notify and close the transport. Never waits for the peer; always closes."""
-        if self._closed:
+        if self._closed or self.close_at_once():
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
         try:
-            if not (self._sending or self._send_broken):
-                self._session.finish()
-                farewell = self._ciphertext()
-                if farewell:
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
-                        await _quietly(self.transport_stream.send_all(farewell))
+            farewell = self._farewell()
+            if farewell:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
+                    await _quietly(self.transport_stream.send_all(farewell))
         finally:
             await trio.aclose_forcefully(self.transport_stream)
+
+    def close_at_once(self) -> bool:
+        """As `aclose()`, without waiting; synchronous. Returns whether that could be done: else only that can."""
+        if self._socket is None or self._closed:
+            return self._closed
+        farewell = self._farewell()
+        if farewell:
+            with contextlib.suppress(trio.BrokenResourceError):
+                self._unsent = farewell[write_at_once(self._socket, farewell) :]
+        if self._unsent:
+            return False
+        self._closed = True
+        self._socket.socket.close()
+        return True
+
+    def _farewell(self) -> bytes:
+        """What the transport is still to get, up to a close_notify."""
+        if self._sending or self._send_broken:
+            return b""
+        if not self._send_ended:
+            self._send_ended = True
+            self._session.finish()
+        return self._ciphertext()
 
 
 # Handshakes ---------------------------------------------------------------------------------------------------------
@@ -425,8 +466,9 @@ async def server_handshake(
     session = contexts.server.session(alpn=[protocol.encode("ascii") for protocol in alpn])
     session.feed(received)
     presented = contexts.key_pair.certificate
-    await _handshake(transport, session, contexts, presented, decided, greeted, flush_last_flight=False)
-    return TLSStream(transport, session, contexts, presented)
+    address = address_of(transport)
+    await _handshake(transport, session, contexts, presented, address, decided, greeted, flush_last_flight=False)
+    return TLSStream(transport, session, contexts, presented, address)
 
 
 async def client_handshake(
@@ -437,6 +479,7 @@ async def client_handshake(
     node: NodeName | None = None,
     alpn: Sequence[str] = (),
     insist_on_alpn: bool = False,
+    flush_last_flight: bool = True,
     insecure_skip_verify: bool = False,
     decided: Callable[[], None] = lambda: None,
 ) -> TLSStream:
@@ -449,6 +492,7 @@ async def client_handshake(
         node: the node name that its URI SANs, if any, must admit.
         alpn: protocols to offer.
         insist_on_alpn: fail, before our certificate is sent, unless one of them was selected.
+        flush_last_flight: send our last flight, certificate and all; else it goes with the first that is sent.
         insecure_skip_verify: accept any certificate under any name.
         decided: called when we refuse, before the time is taken to deliver the alert.
 
@@ -468,8 +512,18 @@ async def client_handshake(
         await trio.aclose_forcefully(transport)
         raise
     presented = contexts.key_pair.certificate
-    await _handshake(transport, session, contexts, presented, decided, insist_on_alpn=insist_on_alpn)
-    return TLSStream(transport, session, contexts, presented)
+    address = address_of(transport)
+    await _handshake(
+        transport,
+        session,
+        contexts,
+        presented,
+        address,
+        decided,
+        flush_last_flight=flush_last_flight,
+        insist_on_alpn=insist_on_alpn,
+    )
+    return TLSStream(transport, session, contexts, presented, address)
 
 
 async def _handshake(
@@ -477,13 +531,13 @@ async def _handshake(
     session: TLSSession,
     contexts: TLSContexts,
     presented: x509.Certificate,
+    address: Address | None,
     decided: Callable[[], None],
     greeted: Callable[[], None] = lambda: None,
     *,
     flush_last_flight: bool = True,
     insist_on_alpn: bool = False,
 ) -> None:
-    address = address_of(transport)
     try:
         try:
             await _exchange_flights(
@@ -529,7 +583,7 @@ async def _exchange_flights(
             if outgoing and send_failure is None:
                 greeted()
                 try:
-                    await transport.send_all(outgoing)
+                    await send(transport, outgoing)
                 except trio.BrokenResourceError as exc:
                     send_failure = exc  # read on: the alert that says why may already be here
         if done:
@@ -539,7 +593,7 @@ async def _exchange_flights(
         if received >= MAX_FLIGHTS:
             failure = Misbehaved("excessive message size")
             raise failure
-        data = await transport.receive_some(_FLIGHT_READ)
+        data = await receive(transport, _FLIGHT_READ)
         if data:
             received += len(data)
             session.feed(data)
