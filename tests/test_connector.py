@@ -307,7 +307,7 @@ async def test_address_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(trio, "open_tcp_stream", silence)
     with trio.fail_after(10):
-        error = await failure(connect("192.0.2.1", 15000, connect_timeout=0.1))
+        error = await failure(connect("silent.example", 15000, connect_timeout=0.1))
     assert isinstance(error, HandshakeTimeoutError)
     assert error.stage is Stage.CONNECT
     assert "firewall" in str(error)

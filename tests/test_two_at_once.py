@@ -436,7 +436,7 @@ class Promise:
         promise = cls()
 
         async def hold() -> None:
-            async with arbiter.judging(peer, replace=False):
+            with await arbiter.promise(peer, replace=False):
                 promise.given.set()
                 await promise.let_go.wait()
 
@@ -568,11 +568,11 @@ async def test_arbiter_forgets_what_is_over() -> None:
         async with trio.open_nursery() as nursery:
             promise = await Promise.ask(nursery, arbiter, peer_of(BETA))
             with arbiter.dialling(BETA), arbiter.dialling(BETA), trio.move_on_after(0.01):
-                async with arbiter.judging(peer_of(BETA), replace=False):
+                with await arbiter.promise(peer_of(BETA), replace=False):
                     raise AssertionError("the name is reserved")
             promise.let_go.set()
         with pytest.raises(ValueError, match="broke off"):
-            async with arbiter.judging(peer_of(BETA), replace=False):
+            with await arbiter.promise(peer_of(BETA), replace=False):
                 raise ValueError("broke off")
     assert not arbiter._dials
     assert not arbiter._promised
@@ -619,7 +619,7 @@ async def verdict(arbiter: Arbiter, peer: Peer, *, dial: bool, replace: bool = F
         if dial:
             await arbiter.may_confirm(peer, replace=replace)
         else:
-            async with arbiter.judging(peer, replace=replace):
+            with await arbiter.promise(peer, replace=replace):
                 pass
     except Conflict as exc:
         conflict = exc

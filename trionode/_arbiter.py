@@ -30,7 +30,7 @@ connection's peer, as it was when that was made, and to be no weaker in anything
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -38,7 +38,7 @@ import trio
 from ._errors import UnverifiedReason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from ._connection import Connection
     from ._identity import NodeName
@@ -153,29 +153,36 @@ class Arbiter:
             if existing.peer.incarnation != peer.incarnation and await existing.answers(PROBE_TIMEOUT):
                 raise _name_in_use(peer)
 
-    @asynccontextmanager
-    async def judging(self, peer: Peer, *, replace: bool) -> AsyncIterator[None]:
-        """Judge a dialer that both sides verified, and keep its name reserved for the length of the block.
+    async def promise(self, peer: Peer, *, replace: bool) -> ExitStack:
+        """Judge a dialer that both sides verified, and reserve its name until what this returns is closed.
 
         Raises:
             Conflict: another link stands for this name.
         """
         name = peer.name
+        with ExitStack() as undo:
+            lock = undo.enter_context(self._lock_of(name))
+            if lock.locked():
+                await lock.acquire()
+            else:
+                lock.acquire_nowait()
+            undo.callback(lock.release)
+            if self._wins(name):
+                for mine in [dial for dial in self._dials.get(name, []) if dial.counts]:
+                    await mine.over.wait()
+            await self._make_room(peer, replace=replace)
+            promised = self._promised[name] = _Pending(peer.incarnation)
+            undo.callback(promised.over.set)
+            undo.callback(self._promised.pop, name)
+            return undo.pop_all()
+
+    @contextmanager
+    def _lock_of(self, name: NodeName) -> Iterator[trio.Lock]:
         lock, users = self._locks.get(name, (None, 0))
         lock = lock or trio.Lock()
         self._locks[name] = (lock, users + 1)
         try:
-            async with lock:
-                if self._wins(name):
-                    for mine in [dial for dial in self._dials.get(name, []) if dial.counts]:
-                        await mine.over.wait()
-                await self._make_room(peer, replace=replace)
-                promised = self._promised[name] = _Pending(peer.incarnation)
-                try:
-                    yield
-                finally:
-                    del self._promised[name]
-                    promised.over.set()
+            yield lock
         finally:
             lock, users = self._locks.pop(name)
             if users > 1:

@@ -1,9 +1,9 @@
 """Connections: one authenticated relation to one peer, with any number of channels.
 
-Theory. `run()` owns everything: a reader and a writer task for the link, until the connection ends. It ends once, in
-one synchronous step, `_end`, whoever causes it: the node forgets it (so it is never handed out again), every channel
-learns why, a last GOODBYE is queued where there is somebody to hear it. What follows is bounded: flush, close_notify,
-read to the peer's end, close.
+Theory. `run()` owns everything: a reader and a writer task for the link, until the connection ends, while it keeps
+time itself. It ends once, in one synchronous step, `_end`, whoever causes it: the node forgets it (so it is never
+handed out again), every channel learns why, a last GOODBYE is queued where there is somebody to hear it. What follows
+is bounded: flush, close_notify, read to the peer's end, close.
 
 The reader never waits for an application, and the writer is the only one who sends, so a slow service, a full window
 or a cancelled caller never hold up anybody else. Cancelling `run()` closes at once.
@@ -22,6 +22,7 @@ they may finish. Where the peer had closed it while its service waited in line, 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -245,7 +246,12 @@ class Connection:
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
+        # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up, unless bytes
+        # moved by then.
+        self._nap = trio.CancelScope()
         self._end_grace = CLOSE_GRACE
+        self._give_up = math.inf
+        self._taken = 0
         self._closed = trio.Event()
         self._nursery: trio.Nursery | None = None
 
@@ -437,12 +443,8 @@ class Connection:
                 self._nursery = nursery
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read, self._link)
-                if self._settings.heartbeat_interval < float("inf"):
-                    nursery.start_soon(self._heed_heartbeat)
-                if self._ended is not None:  # before it began
-                    nursery.start_soon(self._bound_the_end)
                 try:
-                    await trio.sleep_forever()  # whatever ends it cancels
+                    await self._keep_time()
                 finally:
                     # The nursery closes with its last task, and others may run before this one does again: nobody may
                     # start anything there from here on.
@@ -454,8 +456,9 @@ class Connection:
         finally:
             self._end(EndReason.SHUTTING_DOWN)
             try:
+                left = [link for link in self._links() if not link.stream.close_at_once()]
                 with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave the second open
-                    for link in self._links():
+                    for link in left:
                         await link.stream.aclose()
             finally:
                 self._settings.finished(self)
@@ -481,9 +484,10 @@ class Connection:
         try:
             await self._closed.wait()
         finally:
-            self._cancel()
-            with trio.CancelScope(shield=True):  # bounded: everything under run() is cancelled now
-                await self._closed.wait()
+            if not self._closed.is_set():
+                self._cancel()
+                with trio.CancelScope(shield=True):  # bounded: everything under run() is cancelled now
+                    await self._closed.wait()
 
     async def drain(self) -> None:
         """Open no more channels, wait until those that are open and their services have ended, then close.
@@ -614,15 +618,19 @@ class Connection:
             message = "" if error is None else wire.text(str(error))
             self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
         self._outbox.close()
-        if self._nursery is not None:  # else it is over, or as good as
-            self._nursery.start_soon(self._bound_the_end)
+        self._taken, self._give_up = self._bytes_taken(), trio.current_time() + grace
+        self._nap.deadline = self._give_up
 
-    async def _bound_the_end(self) -> None:
-        """The connection has begun to end: give the peer up when no byte moved for the grace."""
-        taken = -1
-        while taken != self._bytes_taken():
+    async def _keep_time(self) -> None:
+        """Heed the heartbeat until the connection begins to end; then give the peer up when no byte moves."""
+        while self._ended is None:
+            await self._heed_heartbeat()
+        while True:
+            await trio.sleep_until(self._give_up)
             taken = self._bytes_taken()
-            await trio.sleep(self._end_grace)
+            if taken == self._taken:
+                break
+            self._taken, self._give_up = taken, trio.current_time() + self._end_grace
         self._cancel()
 
     def _bytes_taken(self) -> int:
@@ -843,22 +851,22 @@ class Connection:
     async def _heed_heartbeat(self) -> None:
         """End the connection when nothing was heard for the interval, and then for the tolerance after a ping."""
         interval, tolerance = self._settings.heartbeat_interval, self._settings.heartbeat_tolerance
-        while True:
-            await trio.sleep_until(self._last_heard + interval)
-            silent_since = self._last_heard
-            if trio.current_time() < silent_since + interval:  # to the bit what was slept until
-                continue
-            self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
-            with trio.move_on_after(tolerance):
-                await self._heard.park()
-            await _let_the_reader_read()
-            if self._last_heard == silent_since:
-                msg = (
-                    f"{self.peer.name} gave no sign of life for {interval + tolerance:g} s (heartbeat_interval + "
-                    "heartbeat_tolerance): it is dead, stopped or cut off"
-                )
-                self._end(EndReason.LOST, trio.BrokenResourceError(msg))
-                self._cancel()
+        with trio.CancelScope(deadline=self._last_heard + interval) as self._nap:
+            await trio.sleep_forever()
+        silent_since = self._last_heard
+        if self._ended is not None or trio.current_time() < silent_since + interval:  # to the bit what was slept until
+            return
+        self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
+        with trio.CancelScope(deadline=trio.current_time() + tolerance) as self._nap:
+            await self._heard.park()
+        await _let_the_reader_read()
+        if self._last_heard == silent_since and not self.ended:
+            msg = (
+                f"{self.peer.name} gave no sign of life for {interval + tolerance:g} s (heartbeat_interval + "
+                "heartbeat_tolerance): it is dead, stopped or cut off"
+            )
+            self._end(EndReason.LOST, trio.BrokenResourceError(msg))
+            self._cancel()
 
     def _dispatch(self, kind: int, identifier: int, payload: bytes) -> None:
         channel = self._channels.get(identifier)

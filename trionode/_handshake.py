@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeVar, final
@@ -318,7 +318,7 @@ async def _accept_hello(
 ) -> Link:
     conversation = _Conversation(stream, progress)
     hello = await conversation.receive(wire.Hello)
-    async with AsyncExitStack() as reservation:
+    with ExitStack() as reservation:
         try:
             version = _common_version(hello, party, progress)
             peer = _judge_dialler(stream, hello, party, progress, bind_names=bind_names)
@@ -329,7 +329,7 @@ async def _accept_hello(
             if joined is not None:
                 pass
             elif mutual:
-                await reservation.enter_async_context(party.arbiter.judging(peer, replace=hello.replace))
+                reservation.enter_context(await party.arbiter.promise(peer, replace=hello.replace))
             elif peer.verified:
                 await party.arbiter.check_incarnation(peer)
         except PeerUnverifiedError as exc:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final, runtime_checkable
 
 import trio
 
-from ._identity import unbracketed
+from ._identity import host_address
 from ._listeners import TCPListener, open_listeners
 
 if TYPE_CHECKING:
@@ -93,7 +93,18 @@ class _TCP:
         return [TCPListener(listener) for listener in listeners]
 
     async def connect(self, host: str, port: int) -> trio.SocketStream:
-        return await trio.open_tcp_stream(unbracketed(host), port)
+        address = host_address(host)
+        if address is None:
+            return await trio.open_tcp_stream(host, port)
+        # Nothing to resolve, and nothing to race: Trio's way would take a nursery and two tasks for it.
+        family = trio.socket.AF_INET if address.version == 4 else trio.socket.AF_INET6
+        socket = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+        try:
+            await socket.connect((str(address), port))
+        except BaseException:
+            socket.close()
+            raise
+        return trio.SocketStream(socket)
 
 
 TCP: Final = _TCP()
