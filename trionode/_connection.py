@@ -457,9 +457,10 @@ class Connection:
             self._end(EndReason.SHUTTING_DOWN)
             try:
                 left = [link for link in self._links() if not link.stream.close_at_once()]
-                with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave the second open
-                    for link in left:
-                        await link.stream.aclose()
+                if left:
+                    with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave one open
+                        for link in left:
+                            await link.stream.aclose()
             finally:
                 self._settings.finished(self)
                 self._closed.set()

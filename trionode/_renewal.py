@@ -182,7 +182,11 @@ class Renewal:
             watched.lead = options.expiry_lead - random.random() * spread  # noqa: S311 -- spreads load, protects nothing
         else:
             watched.lead = left / 2 if left / 2 >= TOO_LATE else 0
-        self._look_at(watched, trio.current_time())
+        now = trio.current_time()
+        if left <= watched.lead or watched.asked or watched.connection.superseded:
+            self._look_at(watched, now)
+        elif not math.isinf(left):  # no need to wake up `run()` for each connection
+            self._look_at(watched, now + min(left - watched.lead, LOOK_AT_CLOCK))
 
     def _look_at(self, watched: _Watched, when: float) -> None:
         """Have it looked at by then, or earlier."""
@@ -192,7 +196,8 @@ class Renewal:
             if len(self._looks) > 4 * len(self._watched) + 64:  # most of it is entries that earlier ones overtook
                 self._looks = [(each.look, each.number) for each in self._watched.values() if each.look < math.inf]
                 heapq.heapify(self._looks)
-            self._earlier.set()
+            if self._looks[0] == (when, watched.number):
+                self._earlier.set()
 
     # What it needs
 
