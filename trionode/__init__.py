@@ -1,116 +1,28 @@
-"""Mutual TLS between Trio programs: nodes, rotating certificates, channels and calls."""
+"""Mutual TLS between Trio programs: nodes, rotating certificates, channels and calls.
 
-from ._acceptor import Acceptor as Acceptor, AcceptorStatistics as AcceptorStatistics
-from ._cert_manager import (
-    UNCHANGED as UNCHANGED,
-    CertAuthManager as CertAuthManager,
-    CertManager as CertManager,
-    LiveLink as LiveLink,
-    ManagerStatistics as ManagerStatistics,
-    Unchanged as Unchanged,
-)
-from ._channel import ServiceChannel as ServiceChannel
-from ._check import (
-    Finding as Finding,
-    FindingCode as FindingCode,
-    Severity as Severity,
-    check_key_pair as check_key_pair,
-)
-from ._connection import (
-    Connection as Connection,
-    ConnectionEnd as ConnectionEnd,
-    ConnectionStatistics as ConnectionStatistics,
-    EndReason as EndReason,
-    RenewalCause as RenewalCause,
-)
-from ._contexts import TLSContexts as TLSContexts
-from ._cookie import generate_cookie as generate_cookie
-from ._credentials import CAPool as CAPool, KeyPair as KeyPair
-from ._errors import (
-    CertificateError as CertificateError,
-    CertificateReason as CertificateReason,
-    FixedAtStartupError as FixedAtStartupError,
-    HandshakeError as HandshakeError,
-    HandshakeTimeoutError as HandshakeTimeoutError,
-    ListenError as ListenError,
-    LocalProtocolError as LocalProtocolError,
-    NetworkDisabledError as NetworkDisabledError,
-    NoRouteError as NoRouteError,
-    PeerRejectedError as PeerRejectedError,
-    PeerUnverifiedError as PeerUnverifiedError,
-    ProtocolError as ProtocolError,
-    Refused as Refused,
-    RejectionCode as RejectionCode,
-    RemoteCode as RemoteCode,
-    RemoteError as RemoteError,
-    RemoteProtocolError as RemoteProtocolError,
-    Stage as Stage,
-    TrionodeError as TrionodeError,
-    TrustRotationError as TrustRotationError,
-    UnverifiedReason as UnverifiedReason,
-)
-from ._events import (
-    AcceptorDown as AcceptorDown,
-    AcceptorUp as AcceptorUp,
-    CertificateExpiring as CertificateExpiring,
-    ConnectionDown as ConnectionDown,
-    ConnectionUp as ConnectionUp,
-    ConnectorChanged as ConnectorChanged,
-    EventStream as EventStream,
-    GenerationPublished as GenerationPublished,
-    HandedOver as HandedOver,
-    HandOverFailed as HandOverFailed,
-    HandshakeRefused as HandshakeRefused,
-    NameInUse as NameInUse,
-    NodeEvent as NodeEvent,
-    ResolverTrouble as ResolverTrouble,
-    RevocationListExpiring as RevocationListExpiring,
-    RotationRefused as RotationRefused,
-    Side as Side,
-    SourceTrouble as SourceTrouble,
-)
-from ._follower import Follower as Follower, FollowerStatus as FollowerStatus, follow_source as follow_source
-from ._identity import NodeName as NodeName
-from ._keeper import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
-from ._live import StrandedPeer as StrandedPeer, StrandedPeers as StrandedPeers
-from ._node import (
-    ManagerUse as ManagerUse,
-    Node as Node,
-    NodeStatistics as NodeStatistics,
-    open_node as open_node,
-    serve_node as serve_node,
-)
-from ._options import (
-    AcceptorOptions as AcceptorOptions,
-    LiveConnections as LiveConnections,
-    NetworkMode as NetworkMode,
-    NetworkOptions as NetworkOptions,
-    NodeOptions as NodeOptions,
-    Renew as Renew,
-    Route as Route,
-)
-from ._peer import Peer as Peer
-from ._policy import ClientAuth as ClientAuth
-from ._resolvers import (
-    Endpoint as Endpoint,
-    LocalRegistry as LocalRegistry,
-    Registrar as Registrar,
-    Resolver as Resolver,
-    ResolverError as ResolverError,
-)
-from ._revocation import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
-from ._routes import RouteHandle as RouteHandle
-from ._services import Allow as Allow, Service as Service, current_channel as current_channel
-from ._sources import Credentials as Credentials, FileSource as FileSource, Source as Source
-from ._status import serve_status as serve_status
-from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
-from ._tally import (
-    HandshakeCount as HandshakeCount,
-    HandshakeOutcome as HandshakeOutcome,
-    HandshakeTimes as HandshakeTimes,
-    TimeHistogram as TimeHistogram,
-)
-from ._tls_stream import TLSStream as TLSStream
-from ._transport import Listener as Listener, Transport as Transport
-from ._typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service
-from ._validity import CredentialRole as CredentialRole, Validity as Validity
+The names are those of `_public`, imported when the first of them is asked for, all at once (PEP 562): the package is
+imported by many who need none of them, every run of pytest where it is installed and `trionode --help` among them.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._public import *  # noqa: F403 -- one list of names, there
+else:
+
+    def __getattr__(name: str) -> object:
+        # `__all__` is what `import *` asks for; the import system asks for our modules, tools for names of their own.
+        if name == "__all__" or not name.startswith("_"):
+            __dir__()
+            if name in globals():
+                return globals()[name]
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+
+    def __dir__() -> list[str]:
+        from . import _public
+
+        # Pytest, where it rewrites assertions, adds names that are no identifiers.
+        public = {name: value for name, value in vars(_public).items() if name[0].isalpha()}
+        globals().update(public, __all__=list(public))
+        return list(globals())
