@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 import pytest
 
-from trionode.cli import main, program
+from trionode.cli import config, main, program
+from trionode.cli.pki import pki
+from trionode.cli.shown import console
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 #: Every process is bounded by this. Seconds.
 PATIENCE = 30
+
+COMMANDS = [
+    [],
+    *([name] for name in program.cli.commands),
+    *(["pki", name] for name in pki.commands),
+]
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,10 +63,27 @@ def test_help_of_the_demo_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in out
 
 
-def test_help_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """90 columns at most: an example with its comment is the widest."""
-    main(["demo", "--help"])
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 90
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_help_of_every_command_can_be_read(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fits a terminal of 80 columns, and examples and tables stay as they were typed, a line each."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*arguments, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\\b" not in out
+    assert "\b" not in out
+    examples = out.partition("Examples:\n")[2].partition("\n\n")[0]
+    assert all(line.startswith("    ") for line in examples.splitlines())
+
+
+def test_help_has_every_key_of_the_configuration_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables and keys, so that it can be written from that alone."""
+    main(["serve", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out.partition("The file,")[2].partition("\n\n")[0]))
+    tables: list[Any] = [config.Config, *config.Table.__subclasses__()]
+    assert {field.name for table in tables for field in msgspec.structs.fields(table)} <= words
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +130,7 @@ def test_output_need_not_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (["demo", "--directory"], "requires an argument"),
         (["demo", "--directory", __file__], "is a file"),
         (["demo", "--directory", "/dev/null/x"], "cannot use /dev/null/x"),
+        (["completion"], "Choose from: bash, zsh, fish"),
     ],
 )
 def test_wrong_use_gets_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +176,46 @@ def test_a_crash_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trionode.cli.demo.run_demo", crash)
     with pytest.RaisesGroup(ValueError, match="unforeseen"):
         main(["demo", "--json"])
+
+
+# Where it writes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pki", "show"], ["pki", "show", "--json"]], ids=" ".join)
+def test_a_full_disk_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    """Of stdout; exit status 3, and the interpreter does not complain at its end."""
+    assert main(["pki", "init", "--pki", str(tmp_path / "pki")]) == 0
+    with open("/dev/full", "w") as full:  # noqa: PTH123 -- a descriptor is wanted
+        done = subprocess.run(
+            [sys.executable, "-m", "trionode", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    line = "trionode: cannot write to stdout: No space left on device; see to the space there\n"
+    assert (done.returncode, done.stderr) == (3, line)
+
+
+def test_an_error_of_files_that_nobody_foresaw_is_not_blamed_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes out as it is."""
+
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("trionode.cli.demo.run", fail)
+    with pytest.raises(PermissionError):
+        main(["demo"])
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "39"])
+def test_a_terminal_has_some_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little is claimed: else nothing at all would be shown."""
+    monkeypatch.setenv("COLUMNS", columns)
+    assert console().width == 40
 
 
 # Without the extra --------------------------------------------------------------------------------------------------

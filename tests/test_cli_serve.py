@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -483,6 +483,38 @@ def test_it_ends_gracefully(how: signal.Signals, expected: int, tmp_path: Path) 
     assert list(sockets.iterdir()) == []
 
 
+HANGS = """
+import trio
+async def serve(channel):
+    await channel.send(b"here")
+    await trio.sleep_forever()
+"""
+
+
+def test_told_twice_it_waits_for_nothing(tmp_path: Path) -> None:
+    """The second Ctrl-C cancels what the first would have waited for, for an hour."""
+    make_pki(tmp_path, ALPHA, BETA)
+    (tmp_path / "hangs.py").write_text(HANGS)
+    (tmp_path / "beta.toml").write_text('shutdown_grace = 3600\n[services]\nhangs = "hangs:serve"\n')
+    with serve(tmp_path, BETA, "--config", "beta.toml", "--listen", f"{HOST}:0", "--no-status") as served:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-m", "trionode", "call", "--as", ALPHA, f"{BETA}:{served.port}", "hangs"]
+        with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdin=pipe, stdout=pipe) as caller:
+            assert caller.stdout is not None
+            assert caller.stdout.readline() == b"here\n"
+            served.process.send_signal(signal.SIGINT)
+            while served.process.poll() is None:  # a second one that comes before the first was seen is the first
+                served.process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    served.process.wait(0.1)
+            status, log = served.end()
+            caller.communicate(timeout=PATIENCE)
+    assert status == 130
+    assert caller.returncode in (4, 6)  # as far as the word that the service was cancelled still got through
+    assert "told again: what is under way is cancelled" in log
+    assert "Traceback" not in log
+
+
 GOOD = f'name = "{BETA}"\n'
 
 
@@ -490,25 +522,38 @@ GOOD = f'name = "{BETA}"\n'
     ("text", "words"),
     [
         ("name = ]", "beta.toml is no TOML: Invalid value (at line 1, column 8)"),
-        ("name = 1", "beta.toml: name: expected `str | null`, got `int`"),
+        ("name = 1", "beta.toml: name has to be text, not 1"),
+        (GOOD + "status = 'on'", "beta.toml: status has to be true or false, not 'on'"),
+        (GOOD + "shutdown_grace = 'long'", "shutdown_grace has to be a number, not 'long'"),
+        (GOOD + "credentials = 1", "credentials has to be a table, headed [credentials], not 1"),
+        (GOOD + "[credentials]\nca = 'ca.pem'", "credentials.ca has to be a list, not 'ca.pem'"),
+        (GOOD + "[acceptors]\nport = 1", "acceptors has to be tables, each headed [[acceptors]], not {'port': 1}"),
         ("nam = 'x'", "unknown key 'nam' at the top; did you mean 'name'?"),
         ("zzz = 1", "unknown key 'zzz' at the top; known there: acceptors, credentials"),
         (GOOD + "[network]\nhandshake_timout = 1", "unknown key 'handshake_timout' in [network]; did you mean"),
         (GOOD + "[[acceptors]]\nports = 1", "unknown key 'ports' in [acceptors[0]]; did you mean 'port'?"),
-        (GOOD + "[[acceptors]]\nport = 'x'", "acceptors[0].port: expected `int`, got `str`"),
-        (GOOD + "[[acceptors]]\nport = 99999", "beta.toml: port must be an integer from 0 to 65535"),
+        (GOOD + "[[acceptors]]\nport = 'x'", "acceptors[0].port has to be a whole number, not 'x'"),
+        (GOOD + "[[acceptors]]\nport = 99999", "beta.toml: [[acceptors]]: port must be an integer from 0 to 65535"),
         (GOOD + "[routes.'gamma@*']\nhots = 'x'", "unknown key 'hots' in [routes.\"gamma@*\"]; did you mean 'host'?"),
-        (GOOD + "[routes]\ngamma = 1", "routes[...]: expected `object`, got `int`"),
-        (GOOD + "[live_connections]\non_rotation = 'move'", "live_connections.on_rotation: invalid enum value 'move'"),
+        (GOOD + "[routes]\n'gamma@*' = 1", 'routes."gamma@*" has to be a table, headed [routes."gamma@*"], not 1'),
+        (
+            GOOD + "[live_connections]\non_rotation = 'move'",
+            "on_rotation has to be one of 'keep', 'close', 'hand_over', not 'move'",
+        ),
         (GOOD + "[credentials]\nclient_auth = 'no'\npoll_interval = 0", "poll_interval and settle are more than zero"),
         (GOOD + "[services]\nx = 'y'", "service 'x': 'y' is not MODULE:FUNCTION, nor the built-in 'echo'"),
         (GOOD + "[services]\nx = 'no_such_module:f'", "ModuleNotFoundError: No module named 'no_such_module'"),
         (GOOD + "[services]\nx = 'things:none'", "AttributeError: module 'things' has no attribute 'none'"),
-        (GOOD + "[services]\nx = 'things:number'", "things:number is no function"),
+        (GOOD + "[services]\nx = 'things:number'", "things:number is no async function; a service is `async def`"),
+        (GOOD + "[services]\nx = 'things:plain'", "service 'x': things:plain is no async function"),
+        (GOOD + "[services]\nx = 'quits:serve'", "service 'x': cannot have quits:serve: SystemExit: not today"),
+        (GOOD + "[services]\n'' = 'echo'", "service '': a service name has 1 to 255 characters, not 0"),
+        (GOOD + "[routes.'gamma@*']\nport = 0", "route 'gamma@*': port must be an integer from 1 to 65535, not 0"),
+        (GOOD + "[live_connections]\nwithin = -1", "[live_connections]: within must be"),
         ("name = 'beta'", "beta.toml: name: a node name is name@host, not 'beta'"),
         ("log_level = 'info'", "which node? Give its name, name@host, or name = … in beta.toml"),
         (GOOD + "[network]\nmode = 'hidden'\n[[acceptors]]\nport = 0", "drop one of the two"),
-        (GOOD + "[network]\nkeep_connected = ['x']", "a node name is name@host, not 'x'"),
+        (GOOD + "[network]\nkeep_connected = ['x']", "[network]: a node name is name@host, not 'x'"),
     ],
 )
 def test_a_bad_file_of_options(
@@ -517,7 +562,8 @@ def test_a_bad_file_of_options(
     """Names the key, and the nearest that there is."""
     make_pki(tmp_path, BETA)
     (tmp_path / "beta.toml").write_text(text)
-    (tmp_path / "things.py").write_text("number = 1\n")
+    (tmp_path / "things.py").write_text("number = 1\ndef plain(channel): pass\n")
+    (tmp_path / "quits.py").write_text("raise SystemExit('not today')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "things", raising=False)
@@ -534,6 +580,7 @@ def test_a_bad_file_of_options(
         ((BETA, "--config", "none.toml"), "cannot read none.toml: No such file or directory", 3),
         ((BETA, "--listen", "localhost"), "has no port; write HOST:PORT", 2),
         ((BETA, "--listen", "elsewhere.invalid:0"), "elsewhere.invalid", 4),
+        ((BETA, "--listen", "192.0.2.1:0"), "Give an address of this machine", 4),
         ((BETA, "--route", "gamma@localhost"), "is no route; write NODE=HOST:PORT", 2),
         ((BETA, "--route", "*@@=localhost:1", "--listen", f"{HOST}:0"), "*@@", 2),
         ((BETA, "--service", "x=y"), "is not MODULE:FUNCTION", 2),
@@ -551,7 +598,7 @@ def test_a_port_in_use(here: Command) -> None:
     with socket.create_server((HOST, 0)) as server:
         port = server.getsockname()[1]
         here("serve", BETA, "--listen", f"{HOST}:{port}", "--no-status").is_one_line(
-            f"port {port}: Address already in use", "Choose another port", status=4
+            f"port {port}: Address already in use", "Choose another port", "(--listen HOST:PORT)", status=4
         )
 
 

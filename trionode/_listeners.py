@@ -78,10 +78,14 @@ async def open_listeners(
             raise ListenError(msg, address=(shown, port), tried=tried)
     assert failure is not None
     ports = ", ".join(str(p) for _, p in dict.fromkeys(tried))
-    msg = (
-        f"cannot listen on {shown}, tried port {ports}: {failure.strerror or failure}. Choose another port, widen "
-        "port_range, or port=0 for any free one"
-    )
+    match failure.errno:
+        case errno.EADDRNOTAVAIL:
+            remedy = "Give an address of this machine, or host='0.0.0.0' (or '::') for all that it has"
+        case errno.EACCES:
+            remedy = "Ports below 1024 are for root and whoever has CAP_NET_BIND_SERVICE: choose a higher one"
+        case _:
+            remedy = "Choose another port, widen port_range, or port=0 for any free one"
+    msg = f"cannot listen on {shown}, tried port {ports}: {failure.strerror or failure}. {remedy}"
     raise ListenError(msg, address=(shown, port), tried=tried) from failure
 
 

@@ -56,6 +56,17 @@ class _Entry:
     allowed: Callable[[Peer], bool]
 
 
+def check_service_name(name: str) -> None:
+    """Insist on a name that a service can have.
+
+    Raises:
+        ValueError: it is empty, or longer than 255 characters.
+    """
+    if not 1 <= len(name) <= 255:
+        msg = f"a service name has 1 to 255 characters, not {len(name)}"
+        raise ValueError(msg)
+
+
 @final
 class Services:
     """A node's services by name."""
@@ -79,9 +90,7 @@ class Services:
             ValueError: the name is empty, longer than 255 characters, or taken; or `allow` has a string that is
                 neither a node name nor a glob over one.
         """
-        if not 1 <= len(name) <= 255:
-            msg = f"a service name has 1 to 255 characters, not {len(name)}"
-            raise ValueError(msg)
+        check_service_name(name)
         if name in self._entries:
             msg = f"there is a service {name!r} already"
             raise ValueError(msg)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Exit status 1 for warnings, too.")
 @json_option
 def check(names: tuple[str, ...], given: Given, client_auth: str, *, strict: bool, as_json: bool) -> int:
-    r"""What will go wrong with a certificate, before it does; each finding with its remedy.
+    """What will go wrong with a certificate, before it does; each finding with its remedy.
 
     NAMEs are what it has to cover: node names (alpha@host), hosts or addresses. Without --cert, the first one's files
     are taken from the --pki directory.
@@ -43,7 +43,7 @@ def check(names: tuple[str, ...], given: Given, client_auth: str, *, strict: boo
     Examples:
       trionode check alpha@localhost
       trionode check --cert tls.crt --key tls.key --ca ca.crt alpha@host-a.example
-      trionode check --strict --json alpha@localhost | jq .findings      in a pipeline
+      trionode check --strict --json alpha@localhost | jq .findings
 
     Exit status: 0 if there is no error, 1 if there is, 3 if a file cannot be used, 2 if the command line makes no
     sense.

@@ -12,7 +12,7 @@ from .exits import ExitStatus, Trouble
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> int:
-    r"""Print a script that completes commands, options and node names in a shell.
+    """Print a script that completes commands, options and node names in a shell.
 
     \b
     To have it, put one of these into the shell's start-up file:

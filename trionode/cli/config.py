@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -112,23 +113,18 @@ def load_config(file: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         msg = f"{file} is no TOML: {exc}"
         raise Trouble(msg, ExitStatus.USAGE) from None
-    for wrong in _unknown_keys(document, Config, ""):
+    for wrong in _wrong(document, Config, ""):
         raise Trouble(f"{file}: {wrong}", ExitStatus.USAGE)
-    try:
-        return msgspec.convert(document, Config)
-    except msgspec.ValidationError as exc:
-        what, _, where = str(exc).partition(" - at `$.")
-        msg = f"{file}: {where.rstrip('`') or 'the file'}: {what[:1].lower()}{what[1:]}"
-        raise Trouble(msg, ExitStatus.USAGE) from None
+    return msgspec.convert(document, Config)
 
 
-def _unknown_keys(value: object, kind: object, where: str) -> Iterator[str]:
-    """Keys that nobody knows, each with those that are known; a wrong type is for msgspec to find."""
-    if isinstance(kind, type) and issubclass(kind, Table):
+def _wrong(value: object, kind: object, where: str) -> Iterator[str]:
+    """What is not as the classes above have it: unknown keys, each with those that are known, and wrong values."""
+    if isinstance(kind, type) and issubclass(kind, Table) and isinstance(value, dict):
         hints = get_type_hints(kind)
-        for key, inner in value.items() if isinstance(value, dict) else ():
+        for key, inner in value.items():
             if key in hints:
-                yield from _unknown_keys(inner, hints[key], f"{where}.{key}" if where else key)
+                yield from _wrong(inner, hints[key], f"{where}.{key}" if where else key)
                 continue
             nearest = difflib.get_close_matches(key, hints, n=1)
             place = f"in [{where}]" if where else "at the top"
@@ -136,7 +132,30 @@ def _unknown_keys(value: object, kind: object, where: str) -> Iterator[str]:
             yield f"unknown key {key!r} {place}; {hint}"
     elif get_origin(kind) is list and isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from _unknown_keys(inner, get_args(kind)[0], f"{where}[{number}]")
+            yield from _wrong(inner, get_args(kind)[0], f"{where}[{number}]")
     elif get_origin(kind) is dict and isinstance(value, dict):
         for key, inner in value.items():
-            yield from _unknown_keys(inner, get_args(kind)[1], f'{where}."{key}"')
+            yield from _wrong(inner, get_args(kind)[1], f'{where}."{key}"')
+    else:
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            yield f"{where} has to be {_wanted(kind, where)}, not {value!r}"
+
+
+_WORDS: Final = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _wanted(kind: object, where: str) -> str:
+    """A type as somebody calls it who writes TOML."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin is UnionType:
+        return " or ".join(_wanted(each, where) for each in inner if each is not NoneType)
+    if origin is list:
+        tables = isinstance(inner[0], type) and issubclass(inner[0], Table)
+        return f"tables, each headed [[{where}]]" if tables else "a list"
+    if isinstance(kind, type) and kind in _WORDS:
+        return _WORDS[kind]
+    return f"a table, headed [{where}]"

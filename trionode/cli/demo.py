@@ -55,7 +55,7 @@ def _empty_directory(_context: click.Context, _parameter: click.Parameter, value
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for scripts, and nothing else.")
 def demo(directory: Path | None, *, as_json: bool) -> int:
-    r"""Two nodes, a rotation under traffic, and those who are not let in; takes a few seconds.
+    """Two nodes, a rotation under traffic, and those who are not let in; takes a few seconds.
 
     \b
     What it does, on this machine, loopback only:
@@ -74,7 +74,7 @@ def demo(directory: Path | None, *, as_json: bool) -> int:
     \b
     Examples:
       trionode demo
-      trionode demo --directory /tmp/cluster    keep the files, look at them with openssl
+      trionode demo --directory /tmp/cluster    keep the files, to look at them
       trionode demo --json | jq .checks         for scripts
 
     Exit status: 0 if every check held, 1 if one did not, 2 if the command line made no sense.

@@ -7,14 +7,16 @@ known here is a defect of ours, and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar, final
 
 import click
 import trio
 
 from trionode._errors import (
     CertificateError,
+    CertificateReason,
     HandshakeError,
     ListenError,
     NoRouteError,
@@ -49,7 +51,7 @@ class ExitStatus(IntEnum):
 #: For `--help` and the README.
 MEANINGS: Final = {
     ExitStatus.OK: "all is well",
-    ExitStatus.FOUND: "it was looked at, and something is wrong: a finding, or a check that failed",
+    ExitStatus.FOUND: "something is wrong with what was looked at: a finding, a failed check",
     ExitStatus.USAGE: "the command line or the configuration file makes no sense",
     ExitStatus.FILES: "a file is missing, in the way or not usable, or its password is wrong",
     ExitStatus.NETWORK: "nobody was reached, the connection was lost, or a port is in use",
@@ -91,11 +93,26 @@ def judge(error: BaseException) -> ExitStatus | None:
 
 
 def sentence(error: BaseException) -> str:
-    """What to print of an error: its own words, and those of what it came from, where they say more."""
+    """What to print of an error: its own words, those of what it came from, and which option is meant."""
     text = str(error)
-    if isinstance(error, trio.BrokenResourceError) and error.__cause__ is not None:
-        text = f"{text}: {error.__cause__}" if text else str(error.__cause__)
-    return " ".join(text.split())
+    match error:
+        case trio.BrokenResourceError(__cause__=BaseException() as cause):
+            return f"{text}: {cause}" if text else str(cause)
+        case CertificateError(reason=CertificateReason.BAD_PASSWORD):
+            return f"{text} (--password-file)"
+        case ListenError():
+            return f"{text} (--listen HOST:PORT)"
+        case _:
+            return text
+
+
+#: stdout that takes no more, for whatever reason: `| head`, a full disk, a terminal that is gone.
+_UNWRITABLE: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def is_unwritable(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error says that stdout takes no more; files that the program writes have errors of their own."""
+    return isinstance(error, OSError) and error.errno in _UNWRITABLE and not isinstance(error, TrionodeError)
 
 
 def run(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
@@ -104,9 +121,9 @@ def run(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
         return trio.run(function, *arguments)
     except BaseExceptionGroup as group:
         leaves = _leaves(group)
-        for kind in (KeyboardInterrupt, BrokenPipeError):
-            if any(isinstance(leaf, kind) for leaf in leaves):
-                raise kind from None
+        for leaf in leaves:
+            if isinstance(leaf, KeyboardInterrupt) or is_unwritable(leaf):
+                raise leaf from None
         if len(leaves) == 1 and judge(leaves[0]) is not None:
             raise leaves[0] from None
         raise

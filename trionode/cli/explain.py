@@ -74,7 +74,7 @@ def explain(
     *,
     as_json: bool,
 ) -> int:
-    r"""Where a connection fails, and why: step by step, with both certificates and the remedy.
+    """Where a connection fails, and why: step by step, with both certificates and the remedy.
 
     Resolve, TCP, TLS, verify the server, be verified by it, clocks, hello. Any TLS server will do, as far as TLS goes;
     a NODE (name@host, port 15000 unless it says :PORT) is greeted, too. Nothing is trusted, and our certificate is
@@ -87,9 +87,12 @@ def explain(
     Examples:
       trionode explain example.org:443
       trionode explain beta@host-b.example --as alpha@host-a.example
-      trionode explain beta@localhost --as alpha@localhost --address 127.0.0.1:15001
-      trionode explain beta@localhost --expect-cert pki/beta@localhost.pem     did it rotate?
-      trionode explain beta@localhost --expect-client-ca pki/ca.pem            did its CAs?
+      trionode explain beta@host-b.example --address 127.0.0.1:15001
+
+    \b
+    Is what lies on the server's disk what it uses? Did it rotate, and its CAs:
+      trionode explain beta@localhost --expect-cert pki/beta@localhost.pem
+      trionode explain beta@localhost --expect-client-ca pki/ca.pem
 
     Exit status: 0 if nothing is wrong, 1 if something is, 3 if a file cannot be used, 2 if the command line makes no
     sense.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -342,7 +343,7 @@ class Given:
             if not file.exists():
                 msg = (
                     f"{file} is not there: give --cert and --key, or make them with: "
-                    f"trionode pki issue{_pki_option(self.directory)} {name}"
+                    f"trionode pki issue{pki_words(self.directory)} {name}"
                 )
                 raise Trouble(msg, ExitStatus.FILES)
         return Files(
@@ -355,8 +356,9 @@ class Given:
         )
 
 
-def _pki_option(directory: Path) -> str:
-    return "" if directory == PKI else f" --pki {directory}"
+def pki_words(directory: Path) -> str:
+    """`--pki`, for a command that is suggested; nothing where it would be the default."""
+    return "" if directory == PKI else f" --pki {shlex.quote(str(directory))}"
 
 
 def pki_option(function: Callable[P, R]) -> Callable[P, R]:

@@ -36,6 +36,7 @@ from .given import (
     key_file,
     node_or_host,
     pki_option,
+    pki_words,
     read_password,
     unreadable,
 )
@@ -70,17 +71,17 @@ _REASONS: Final = {
 
 @click.group(short_help="A CA for development, and certificates for nodes, in a directory.")
 def pki() -> None:
-    r"""A CA for development, and certificates for nodes, in a directory.
+    """A CA for development, and certificates for nodes, in a directory.
 
     Not for production: the CA's key lies in a file.
 
     \b
     Examples:
-      trionode pki init                      make a CA in ./pki
-      trionode pki issue alpha@localhost     pki/alpha@localhost.pem and -key.pem
-      trionode pki issue --force alpha@localhost        the same again: rotate
-      trionode pki show alpha@localhost      what a certificate says
-      trionode pki revoke alpha@localhost    put it on pki/ca.crl
+      trionode pki init                             a CA, in ./pki
+      trionode pki issue alpha@localhost            a certificate and its key
+      trionode pki issue --force alpha@localhost    the same again: rotate
+      trionode pki show alpha@localhost             what a certificate says
+      trionode pki revoke alpha@localhost           put it on pki/ca.crl
     """
 
 
@@ -100,7 +101,7 @@ def init(
     """
     password = read_password(password_file)
     for name in () if force else (CA_FILE, CA_KEY_FILE, CRL_FILE):
-        _refuse_to_overwrite(directory / name, "it would replace the CA; name another --pki directory")
+        _refuse_to_overwrite(directory / name, "name another --pki directory")
     try:
         authority = CertificateAuthority.create(common_name=common_name, lifetime=lifetime)
     except ValueError as exc:
@@ -114,9 +115,17 @@ def init(
         put_json({"ca": str(directory / CA_FILE), **certificate_values(authority.certificate, now_utc())})
     else:
         out = console()
-        put(out, f"{directory / CA_FILE}: {describe(authority.certificate)}")
-        put(out, Text(f"{directory / CA_KEY_FILE} signs certificates: for development only, keep it private"))
-        put(out, Text("next: trionode pki issue alpha@localhost", style="dim"))
+        put(
+            out,
+            grid(
+                [
+                    (str(directory / CA_FILE), describe_subject(authority.certificate)),
+                    (str(directory / CA_KEY_FILE), "signs certificates: for development only, keep it private"),
+                    (str(directory / CRL_FILE), "nobody is revoked"),
+                ]
+            ),
+        )
+        put(out, Text(f"next: trionode pki issue{pki_words(directory)} alpha@localhost", style="dim"))
     return ExitStatus.OK
 
 
@@ -168,7 +177,10 @@ def issue(
     if as_json:
         put_json({"cert": str(cert), "key": str(key), **certificate_values(pair.certificate, now_utc())})
     else:
-        put(console(), f"{cert}, {key.name}: {describe(pair.certificate)}")
+        start, end = pair.certificate.not_valid_before_utc, pair.certificate.not_valid_after_utc
+        left = time_left(start, end, now_utc())
+        shown = Text(f"{speaks_for(pair.certificate)}; SHA-256 {fingerprint(pair.certificate)[:16]}…, ") + left
+        put(console(), grid([(str(cert), shown), (str(key), "its key, to be kept private")]))
     return ExitStatus.OK
 
 
@@ -212,7 +224,14 @@ def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
 @pki.command(short_help="Put certificates on the CA's revocation list.")
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...", shell_complete=complete_node)
 @pki_option
-@click.option("--reason", type=click.Choice(list(_REASONS)), default="unspecified", show_default=True)
+@click.option(
+    "--reason",
+    type=click.Choice(list(_REASONS)),
+    metavar="REASON",
+    default="unspecified",
+    show_default=True,
+    help=f"One of: {', '.join(_REASONS)}.",
+)
 @click.option("--lifetime", callback=duration, help="Until the next list is due: 30d … Default: as long as the CA.")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
 @json_option
@@ -264,13 +283,13 @@ def revoke(
 
 def _refuse_to_overwrite(file: Path, instead: str) -> None:
     if os.path.lexists(file):
-        msg = f"{file} is there already, and nothing is overwritten without --force; or {instead}"
+        msg = f"{file} is there already, and nothing is overwritten without --force; or else {instead}"
         raise Trouble(msg, ExitStatus.FILES)
 
 
 def _load_ca(directory: Path, password_file: Path | None) -> CertificateAuthority:
     if not (directory / CA_FILE).exists():
-        msg = f"there is no CA in {directory}; make one with: trionode pki init --pki {directory}"
+        msg = f"there is no CA in {directory}; make one with: trionode pki init{pki_words(directory)}"
         raise Trouble(msg, ExitStatus.FILES)
     password: Secret | None = read_password(password_file)
     return CertificateAuthority.load(directory, password=None if password is None else password.data)
@@ -340,7 +359,7 @@ def _crl_values(crl: x509.CertificateRevocationList, now: datetime) -> dict[str,
 
 def _list_directory(directory: Path, now: datetime, *, as_json: bool) -> int:
     if not directory.is_dir():
-        msg = f"there is no directory {directory}; make a CA in it with: trionode pki init --pki {directory}"
+        msg = f"there is no directory {directory}; make a CA in it with: trionode pki init{pki_words(directory)}"
         raise Trouble(msg, ExitStatus.FILES)
     files = [file for file in sorted(directory.glob("*.pem")) if not file.name.endswith("-key.pem")]
     found = [(file, _leaf(file)) for file in files]

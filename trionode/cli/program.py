@@ -12,7 +12,7 @@ import click
 from .check import check
 from .completion import completion
 from .demo import demo
-from .exits import MEANINGS, ExitStatus, Trouble, judge, sentence
+from .exits import MEANINGS, ExitStatus, Trouble, is_unwritable, judge, sentence
 from .explain import explain
 from .pki import pki
 from .serve import serve
@@ -42,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(f"{exc.format_message()} (see '{where} --help')", ExitStatus.USAGE)
     except click.ClickException as exc:
         return _end(exc.format_message(), exc.status if isinstance(exc, Trouble) else exc.exit_code)
-    except BrokenPipeError:  # `trionode demo | head`: whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it flushes
-        return ExitStatus.FOUND
     except (click.Abort, KeyboardInterrupt):
         return _end("interrupted; nothing is left running", ExitStatus.INTERRUPTED)
     except Exception as exc:
+        if is_unwritable(exc):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails as it flushes
+            if isinstance(exc, BrokenPipeError):  # `trionode demo | head`: whoever read has enough
+                return ExitStatus.FOUND
+            return _end(f"cannot write to stdout: {exc.strerror}; see to the space there", ExitStatus.FILES)
         status = judge(exc)
         if status is None:
             raise
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end(line: str, status: int) -> int:
-    click.echo(f"{PROGRAM}: {line}", err=True)
+    click.echo(f"{PROGRAM}: {' '.join(line.split())}", err=True)
     return status
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -38,6 +40,7 @@ from trionode import (
 from trionode._identity import fingerprint
 from trionode._options import DEFAULT_PORT
 from trionode._patterns import NamePattern
+from trionode._services import check_service_name
 
 from .config import Config, LiveConnectionsTable, NetworkTable, Table, load_config
 from .exits import ExitStatus, Trouble, run
@@ -54,7 +57,7 @@ from .given import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from trionode import EventStream, FileSource, Node, NodeEvent, Service, ServiceChannel
 
@@ -77,7 +80,9 @@ async def echo(channel: ServiceChannel) -> None:
 @credential_options
 @click.option("--client-auth", type=click.Choice(list(CLIENT_AUTH)), help="Default: require-and-verify.")
 @click.option("--listen", multiple=True, metavar="HOST:PORT", help="Default: the name's host, port 15000; repeatable.")
-@click.option("--route", "routes", multiple=True, metavar="NODE=HOST:PORT", help="NODE may be a glob; repeatable.")
+@click.option(
+    "--route", "given_routes", multiple=True, metavar="NODE=HOST:PORT", help="NODE may be a glob; repeatable."
+)
 @click.option(
     "--service",
     "services",
@@ -94,14 +99,14 @@ def serve(
     given: Given,
     client_auth: str | None,
     listen: tuple[str, ...],
-    routes: tuple[str, ...],
+    given_routes: tuple[str, ...],
     services: tuple[str, ...],
     cookie_file: Path | None,
     *,
     status: bool | None,
     as_json: bool,
 ) -> int:
-    r"""Run a NODE until Ctrl-C or SIGTERM, which end it gracefully.
+    """Run a NODE until Ctrl-C or SIGTERM, which end it gracefully.
 
     Its certificate, key, CAs and revocation lists are followed: what is written there is in use soon, and at once at
     SIGHUP. What is wrong with them is logged, and what is in use stays. The log goes to stderr; with --json, what
@@ -110,19 +115,26 @@ def serve(
     \b
     Examples:
       trionode serve beta@localhost --service echo
-      trionode serve beta@localhost --listen 0.0.0.0:15001 --service greet=my_services:greet
+      trionode serve beta@localhost --listen 0.0.0.0:15001
+      trionode serve beta@localhost --service greet=my_services:greet
       trionode serve --config beta.toml
 
     \b
-    A file, with everything but the name left to its default:
-      name = "beta@localhost"             status = true      log_level = "info"
-      pki = "pki"                         or [credentials] cert, key, password_file, ca,
-                                          client_ca, root_ca, crl, client_auth, server_name
-      [[acceptors]]                       host, port, port_range
-      [routes."gamma@*"]                  host, port, server_name
-      [services]                          greet = "my_services:greet"
-      [network]                           mode, cookie_file, keep_connected, bind_names, …
-      [live_connections]                  on_rotation = "keep", "close" or "hand_over", …
+    The file, with every key that there is; its paths are relative to it:
+      name = "beta@localhost"  and status, log_level, shutdown_grace
+      pki = "pki"              what `trionode pki` has made; or else
+      [credentials]            cert, key, password_file; ca, client_ca, root_ca
+                               and crl, which are lists; client_auth,
+                               server_name, poll_interval
+      [[acceptors]]            host, port, port_range
+      [routes."gamma@*"]       host, port, server_name
+      [services]               greet = "my_services:greet"
+      [network]                mode, cookie_file, keep_connected, bind_names,
+                               max_message_size, max_channels,
+                               heartbeat_interval, heartbeat_tolerance,
+                               handshake_timeout, connect_timeout
+      [live_connections]       on_rotation = "hand_over", on_expiry,
+                               expiry_lead, within, grace
 
     Exit status: 0 after SIGTERM, 130 after Ctrl-C, 3 if a file cannot be used, 4 if a port is in use, 2 if the command
     line or the TOML file makes no sense.
@@ -134,16 +146,25 @@ def serve(
     files = merged.files(name)
     mode = CLIENT_AUTH[client_auth or config.credentials.client_auth]
     if mode.verifies and not files.client_cas:
-        msg = "clients are to be verified, by nobody's certificates: give --ca or --client-ca, or --client-auth no"
+        msg = (
+            "clients are to be verified, by nobody's certificates: give --ca or --client-ca (in the file: ca or "
+            "client_ca in [credentials]), or --client-auth no"
+        )
         raise click.UsageError(msg)
     try:
-        manager = files.manager(server_name=config.credentials.server_name, client_auth=mode)
-        source = files.source(poll_interval=config.credentials.poll_interval)
+        with _about("[credentials]"):
+            manager = files.manager(server_name=config.credentials.server_name, client_auth=mode)
+            source = files.source(poll_interval=config.credentials.poll_interval)
+        acceptors, routes = _acceptors(listen, config), _routes(given_routes, config)
+        with _about("[network]"):
+            network = _network(config.network, acceptors, routes, cookie_file, base)
+        with _about("[live_connections]"):
+            live_connections = _live_connections(config.live_connections)
         options = NodeOptions(
             cert_manager=manager,
-            network=_network(config.network, _acceptors(listen, config), _routes(routes, config), cookie_file, base),
+            network=network,
             services=_services(services, config, base),
-            live_connections=_live_connections(config.live_connections),
+            live_connections=live_connections,
             shutdown_grace=config.shutdown_grace,
         )
     except (ValueError, TypeError) as exc:
@@ -158,9 +179,9 @@ async def _serve(
     name: NodeName, options: NodeOptions, source: FileSource, *, with_status: bool, as_json: bool
 ) -> ExitStatus:
     manager = options.cert_manager
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(follow_source, manager, source, reload_on=[signal.SIGHUP]))
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(follow_source, manager, source, reload_on=[signal.SIGHUP]))
             async with open_node(name, options) as node, node.events() as events, trio.open_nursery() as watchers:
                 if with_status:
                     try:
@@ -170,13 +191,31 @@ async def _serve(
                 if as_json:
                     watchers.start_soon(_report, events)
                 _announce(node, as_json=as_json)
-                number = await anext(aiter(signals))
+                number = await anext(signals)
                 watchers.cancel_scope.cancel()
-        nursery.cancel_scope.cancel()
+                nursery.start_soon(_hasten, signals, nursery.cancel_scope)
+            nursery.cancel_scope.cancel()
     return ExitStatus.INTERRUPTED if number == signal.SIGINT else ExitStatus.OK
 
 
+async def _hasten(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """A second signal: whoever sends it does not want to wait for what is under way."""
+    await anext(signals)
+    _log.warning("told again: what is under way is cancelled")
+    scope.cancel()
+
+
 # From what was given to options -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Whatever an option objects to within the block is said to be about something."""
+    try:
+        yield
+    except (ValueError, TypeError) as exc:
+        msg = f"{what}: {exc}"
+        raise ValueError(msg) from None
 
 
 def _name_of(node: str | None, config: Config, file: Path | None) -> NodeName:
@@ -223,14 +262,17 @@ def _acceptors(listen: tuple[str, ...], config: Config) -> list[AcceptorOptions]
     if listen:
         places = [host_and_port(text) for text in listen]
         return [AcceptorOptions(host=host, port=port) for host, port in places]
-    return [AcceptorOptions(host=each.host, port=each.port, port_range=each.port_range) for each in config.acceptors]
+    with _about("[[acceptors]]"):
+        return [
+            AcceptorOptions(host=each.host, port=each.port, port_range=each.port_range) for each in config.acceptors
+        ]
 
 
 def _routes(given: tuple[str, ...], config: Config) -> dict[str, Route]:
-    routes = {
-        pattern: Route(host=each.host, port=each.port, server_name=each.server_name)
-        for pattern, each in config.routes.items()
-    }
+    routes: dict[str, Route] = {}
+    for pattern, each in config.routes.items():
+        with _about(f"route {pattern!r}"):
+            routes[pattern] = Route(host=each.host, port=each.port, server_name=each.server_name)
     for text in given:
         pattern, equals, where = text.partition("=")
         if not equals or not pattern:
@@ -239,11 +281,8 @@ def _routes(given: tuple[str, ...], config: Config) -> dict[str, Route]:
         host, port = host_and_port(where, DEFAULT_PORT)
         routes[pattern] = Route(host=host, port=port)
     for pattern in routes:
-        try:
+        with _about(f"route {pattern!r}"):
             NamePattern(pattern)
-        except ValueError as exc:
-            msg = f"route {pattern!r}: {exc}"
-            raise ValueError(msg) from None
     return routes
 
 
@@ -286,23 +325,28 @@ def _services(given: tuple[str, ...], config: Config, base: Path) -> dict[str, S
         wanted[name] = where or name
     # As `python program.py` would: modules beside the configuration, or here.
     sys.path[:0] = [str(base.resolve())] if wanted else []
-    return {name: _service(name, where) for name, where in wanted.items()}
+    found: dict[str, Service] = {}
+    for name, where in wanted.items():
+        with _about(f"service {name!r}"):
+            check_service_name(name)
+            found[name] = _service(where)
+    return found
 
 
-def _service(name: str, where: str) -> Service:
+def _service(where: str) -> Service:
     if where == _BUILT_IN:
         return echo
     module, colon, attribute = where.partition(":")
     if not colon:
-        msg = f"service {name!r}: {where!r} is not MODULE:FUNCTION, nor the built-in {_BUILT_IN!r}"
+        msg = f"{where!r} is not MODULE:FUNCTION, nor the built-in {_BUILT_IN!r}"
         raise ValueError(msg)
     try:
-        function: object = getattr(importlib.import_module(module), attribute)
-    except Exception as exc:  # noqa: BLE001 -- whatever a module does when it is imported
-        msg = f"service {name!r}: cannot have {where}: {type(exc).__name__}: {exc}. Is its module importable from here?"
+        function = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 -- whatever a module does when it is imported
+        msg = f"cannot have {where}: {type(exc).__name__}: {exc}. Is its module importable from here?"
         raise ValueError(msg) from None
-    if not callable(function):
-        msg = f"service {name!r}: {where} is no function"
+    if not callable(function) or (inspect.isfunction(function) and not inspect.iscoroutinefunction(function)):
+        msg = f"{where} is no async function; a service is `async def` of one argument, the channel"
         raise TypeError(msg)
     return cast("Service", function)
 

@@ -43,6 +43,9 @@ SKIPPED: Final = "·"
 #: Columns, where there is no terminal to ask: wide enough for a check and its evidence in one line each.
 _PIPE_WIDTH: Final = 130
 
+#: Columns that are taken for granted: narrower, nothing would be left of what stands beside a label.
+_LEAST_WIDTH: Final = 40
+
 #: Less than this part of its lifetime left: time to renew, as the findings have it.
 _SOON: Final = 10
 
@@ -58,6 +61,7 @@ def console() -> Console:
     found = Console(highlight=False)
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = _PIPE_WIDTH
+    found.width = max(found.width, _LEAST_WIDTH)
     return found
 
 

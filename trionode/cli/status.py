@@ -39,7 +39,7 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 )
 @json_option
 def status(node: NodeName | None, socket: Path | None, watch: float | None, *, as_json: bool) -> int:
-    r"""What the running nodes of this user are doing, or one NODE.
+    """What the running nodes of this user are doing, or one NODE.
 
     Connections and the generation of each, how long certificates are still good, rates, refused handshakes.
 

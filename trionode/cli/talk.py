@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import statistics
@@ -149,7 +148,7 @@ def _only_name(manager: CertAuthManager) -> NodeName:
 @click.option("--raw", "how", flag_value="raw", help="stdin in pieces as they come; replies as they are.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="For all of it, seconds. Default: none.")
 def call(way: _Way, service: str, message: str | None, how: str | None, timeout: float | None) -> int:
-    r"""Call a service of a NODE (name@host, port 15000 unless it says :PORT).
+    """Call a service of a NODE (name@host, port 15000 unless it says :PORT).
 
     With MESSAGE: one message there, one reply back, on a line of its own. Without: each line of stdin is a message,
     each message that comes is a line on stdout, both ways at once, until both have ended.
@@ -229,14 +228,7 @@ async def _read_all() -> bytes:
 async def _write(data: bytes) -> None:
     view = memoryview(data)
     while view:
-        try:
-            taken = await trio.to_thread.run_sync(os.write, _STDOUT, view[:_CHUNK], abandon_on_cancel=True)
-        except OSError as exc:
-            if exc.errno == errno.EPIPE:
-                raise
-            msg = f"cannot write to stdout: {exc.strerror}; see to the space there"
-            raise Trouble(msg, ExitStatus.FILES) from exc
-        view = view[taken:]
+        view = view[await trio.to_thread.run_sync(os.write, _STDOUT, view[:_CHUNK], abandon_on_cancel=True) :]
 
 
 # ping ---------------------------------------------------------------------------------------------------------------
@@ -251,14 +243,14 @@ async def _write(data: bytes) -> None:
 )
 @json_option
 def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: bool) -> int:
-    r"""Measure round trips to a NODE (name@host, port 15000 unless it says :PORT): connect once, then ping.
+    """Measure round trips to a NODE (name@host, port 15000 unless it says :PORT): connect once, then ping.
 
     The node itself answers, no service is needed. Connecting is TCP, TLS both ways and hello.
 
     \b
     Examples:
       trionode ping --as alpha@localhost beta@localhost
-      trionode ping --as alpha@localhost beta@localhost -c 100 -i 0 --json | jq .p99_ms
+      trionode ping --as alpha@localhost beta@localhost -c 100 -i 0 --json
 
     Exit status: 0 if every ping was answered, 4 if nobody was reached or one was not, 5 if one side refused the other,
     130 after Ctrl-C, which shows the statistics so far.
