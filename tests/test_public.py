@@ -1,68 +1,113 @@
-"""The names of the package: there on demand, and the same however they are asked for."""
+"""What is public is described: every name has a docstring, every parameter a line in it, every field an attribute."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import pickle
-import subprocess
-import sys
+import re
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import trionode
-from trionode import _public
+import trionode.metrics
+import trionode.pki
+import trionode.testing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MODULES = [trionode, trionode.pki, trionode.metrics, trionode.testing]
+
+#: "As `connect`", "see `load`": what another docstring says of its parameters holds here, too.
+_ELSEWHERE = re.compile(r"\b(?:[Aa]s|[Ss]ee|to) `([\w.]+)`")
 
 
-def in_a_new_interpreter(program: str) -> str:
-    """What it prints."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
-    return done.stdout.strip()
+def names_of(module: ModuleType) -> Iterator[str]:
+    """What a module offers: what it lists; else what it has and did not import from elsewhere."""
+    listed = getattr(module, "__all__", None)
+    for name in listed if listed is not None else dir(module):
+        value = getattr(module, name)
+        ours = getattr(value, "__module__", None) or ""
+        if not name.startswith("_") and not isinstance(value, ModuleType) and ours.startswith("trionode"):
+            yield name
 
 
-NAMES = sorted(name for name in vars(_public) if name[0].isalpha())
+PUBLIC = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in sorted(names_of(module))}
+CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 
 
-def test_the_package_alone_imports_next_to_nothing() -> None:
-    """Not even when it is looked at as Python and tools do: for what they would find in any module."""
-    program = (
-        "import sys, trionode; hasattr(trionode, '__wrapped__'); hasattr(trionode, '_here')\n"
-        "print([name for name in sys.modules if name.startswith('trio')])"
-    )
-    assert in_a_new_interpreter(program) == "['trionode']"
+def parts(kind: type) -> Iterator[tuple[str, Any]]:
+    """The public methods and properties that a class itself defines."""
+    for name, value in vars(kind).items():
+        function: Any = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if not name.startswith("_") and inspect.isfunction(inspect.unwrap(function)):
+            yield name, function
 
 
-@pytest.mark.parametrize("touch", ["trionode.Route", "dir(trionode)", "trionode.__all__"])
-def test_the_first_name_brings_all(touch: str) -> None:
-    """So that nothing is looked up twice."""
-    program = f"import trionode; {touch}; print(sorted(set(vars(trionode)) & {set(NAMES)!r}))"
-    assert in_a_new_interpreter(program) == repr(NAMES)
+CALLABLES: dict[str, Callable[..., object]] = {
+    **{name: value for name, value in PUBLIC.items() if inspect.isfunction(value)},
+    **{f"{name}.{part}": value for name, kind in CLASSES.items() for part, value in parts(kind)},
+}
+CONSTRUCTORS = {
+    name: kind.__init__
+    for name, kind in CLASSES.items()
+    if "__init__" in vars(kind) and inspect.isfunction(kind.__init__) and kind.__init__.__doc__
+}
 
 
-def test_import_star() -> None:
-    """It gives the public names, in an interpreter that has not asked for any before."""
-    program = "before = {*globals(), 'before'}\nfrom trionode import *\nprint(sorted({*globals()} - before))"
-    assert in_a_new_interpreter(program) == repr(NAMES)
+def described(documented: object, *headings: str) -> set[str]:
+    """The names that have a line below a heading such as `Args:`."""
+    text = inspect.getdoc(documented) or ""
+    blocks = [re.search(rf"^{heading}:\n((?:    .*\n|\n)+)", text + "\n", re.MULTILINE) for heading in headings]
+    return {
+        name
+        for block in blocks
+        if block
+        for names in re.findall(r"^    ([\w*, ]+?)(?: \(.*?\))?:", block[1], re.MULTILINE)
+        for name in names.replace("*", "").split(", ")
+    }
 
 
-def test_names_are_what_they_are() -> None:
-    """The objects themselves, from where they are defined."""
-    assert set(NAMES) <= set(dir(trionode))
-    for name in NAMES:
-        assert getattr(trionode, name) is vars(_public)[name]
-    assert trionode.Route.__module__ == "trionode._options"
-    assert pickle.loads(pickle.dumps(trionode.Route)) is trionode.Route  # noqa: S301 -- our own
-    assert "port" in inspect.signature(trionode.Route).parameters
+@cache
+def known() -> frozenset[str]:
+    """Every public function and method, by its last name."""
+    return frozenset(name.rpartition(".")[2] for name in CALLABLES)
 
 
-def test_a_submodule_is_no_name_of_the_list() -> None:
-    """It is imported as ever."""
-    assert in_a_new_interpreter("from trionode import pki; print(pki.__name__)") == "trionode.pki"
+def test_there_is_something_to_look_at() -> None:
+    """All of it was found."""
+    assert {"trionode.open_node", "trionode.pki.write_crl_set", "trionode.metrics.serve_metrics"} <= set(CALLABLES)
+    assert {"trionode.CertManager.update", "trionode.testing.MemoryNetwork.heal"} <= set(CALLABLES)
+    assert {"trionode.TypedChannel", "trionode.FileSource"} <= set(CONSTRUCTORS)
 
 
-@pytest.mark.parametrize("name", ["nope", "_nope", "__nope__"])
-def test_a_name_that_is_none(name: str) -> None:
-    """The errors of any module."""
-    with pytest.raises(AttributeError, match=f"module 'trionode' has no attribute '{name}'"):
-        getattr(trionode, name)
-    with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'trionode'"):
-        exec(f"from trionode import {name}")  # noqa: S102 -- the statement is what is tested
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_says_what_it_is(name: str) -> None:
+    """In its own words; and a dataclass each field, there or in what it derives from."""
+    kind = CLASSES[name]
+    assert kind.__doc__
+    assert not kind.__doc__.startswith(f"{kind.__name__}("), "what dataclasses make up"
+    if dataclasses.is_dataclass(kind):
+        fields = {field.name for field in dataclasses.fields(kind) if not field.name.startswith("_")}
+        said = {word for base in kind.__mro__ for word in described(base, "Attributes", "Args")}
+        assert fields <= said, fields - said
+
+
+@pytest.mark.parametrize("name", [*CALLABLES, *(f"{each}()" for each in CONSTRUCTORS)])
+def test_a_function_says_what_it_is_for_and_takes(name: str) -> None:
+    """A docstring, and a line for each parameter, unless it refers to another whose they are."""
+    function = CALLABLES.get(name) or CONSTRUCTORS[name.removesuffix("()")]
+    text = inspect.getdoc(function)
+    assert text, "no docstring"
+    summary = re.split(r"^\w+:$", text, maxsplit=1, flags=re.MULTILINE)[0]
+    elsewhere = {each.rpartition(".")[2] for each in _ELSEWHERE.findall(summary)}
+    if "\nArgs:\n" not in text and elsewhere & known():
+        return
+    taken = {each for each in inspect.signature(function).parameters if each not in ("self", "cls")}
+    missing = {each for each in taken - described(function, "Args") if not each.startswith("_")}
+    if name.endswith("()"):
+        missing -= described(CLASSES[name.removesuffix("()")], "Attributes", "Args")
+    assert not missing

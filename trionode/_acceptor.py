@@ -127,7 +127,11 @@ class Acceptor:
         )
 
     async def run(self, handler_nursery: trio.Nursery) -> None:
-        """Accept until cancelled, then close the listeners; handshakes go on in `handler_nursery`."""
+        """Accept until cancelled, then close the listeners; handshakes go on in `handler_nursery`.
+
+        Args:
+            handler_nursery: runs a task for each handshake, and what comes of it; the caller owns it.
+        """
 
         def take(transport: trio.abc.Stream) -> None:
             self._accepted += 1
@@ -156,7 +160,11 @@ class Acceptor:
         self._flood.warning("handshake refused on %s: %s", self.address, error)
 
     async def handle(self, transport: trio.abc.Stream) -> None:
-        """One connection: the handshake, then whatever `established` does with the link; owns the transport."""
+        """One connection: the handshake, then whatever `established` does with the link; owns the transport.
+
+        Args:
+            transport: an accepted connection, before TLS.
+        """
         self._handshaking += 1
         try:
             with (

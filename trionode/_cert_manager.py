@@ -239,6 +239,9 @@ class CertManager:
     async def wait_refused(self, count: int) -> RotationError:
         """Wait until so many updates were refused, and return the last one's error. Cancelling is harmless.
 
+        Args:
+            count: how many, from the first on.
+
         Raises:
             RuntimeError: the manager is in use by another Trio run.
         """
@@ -264,6 +267,9 @@ class CertManager:
 
     async def wait_source(self, seen: Exception | None) -> Exception | None:
         """Wait until `source_trouble` is another than the one that was seen, and return it. Cancelling is harmless.
+
+        Args:
+            seen: what `source_trouble` was.
 
         Raises:
             RuntimeError: the manager is in use by another Trio run.
@@ -320,7 +326,11 @@ class CertManager:
                 self._end(stranded_peer(link, refusal, newly=False), end)
 
     def detach(self, link: LiveLink) -> None:
-        """Strike a link out of the ledger: it has ended. Once is enough, more is harmless."""
+        """Strike a link out of the ledger: it has ended. Once is enough, more is harmless.
+
+        Args:
+            link: what `attach` was given.
+        """
         self._links.remove(link)
 
     @property
@@ -586,7 +596,7 @@ class CertAuthManager(CertManager):
         root_cas: CAPool | Unchanged | None = UNCHANGED,
         crls: CRLSet | Unchanged | None = UNCHANGED,
     ) -> tuple[StrandedPeer, ...]:
-        """The live peers that `rotate_trust` with these arguments would not vouch for; changes nothing.
+        """The live peers that new trust, given as to `rotate_trust`, would not vouch for; changes nothing.
 
         Those that were revoked are among them. Without arguments: whom present trust does not vouch for, because they
         were kept (`StrandedPeers.KEEP`) or a list has expired.
@@ -618,6 +628,9 @@ class CertAuthManager(CertManager):
     def set_client_cas(self, pool: CAPool | None) -> None:
         """Set the anchors for client certificates.
 
+        Args:
+            pool: whose certificates clients have; None for none, which modes that verify refuse at first use.
+
         Raises:
             FixedAtStartupError: the manager is in use.
         """
@@ -625,6 +638,9 @@ class CertAuthManager(CertManager):
 
     def set_client_auth(self, mode: ClientAuth) -> None:
         """Set what acceptors ask of clients.
+
+        Args:
+            mode: one of the five.
 
         Raises:
             FixedAtStartupError: the manager is in use.
@@ -634,6 +650,9 @@ class CertAuthManager(CertManager):
     def set_root_cas(self, pool: CAPool | None) -> None:
         """Set the anchors for server certificates; None means the system's.
 
+        Args:
+            pool: whose certificates servers have; None for the CAs of the system.
+
         Raises:
             FixedAtStartupError: the manager is in use.
         """
@@ -641,6 +660,9 @@ class CertAuthManager(CertManager):
 
     def set_server_name(self, name: str | None) -> None:
         """Set the reference name for every dial; None means the name that is dialled.
+
+        Args:
+            name: a DNS name or an IP address (RFC 9525); None for the name that is dialled.
 
         Raises:
             FixedAtStartupError: the manager is in use.

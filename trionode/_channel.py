@@ -189,6 +189,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def send_nowait(self, value: bytes) -> None:
         """Send a message if that is possible at once.
 
+        Args:
+            value: the message, of up to 128 KiB.
+
         Raises:
             trio.WouldBlock: there is no credit or no room for the whole message now, or others wait to send. For a
                 message larger than the peer's `channel_window`, or than 128 KiB, there never is: use `send`.
@@ -201,6 +204,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def try_send_last(self, value: bytes) -> bool:
         """Send a message and half-close, if that is possible at once; otherwise do nothing and return False.
+
+        Args:
+            value: the message, of up to 128 KiB.
 
         Raises:
             trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
@@ -215,7 +221,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     async def send_eof(self) -> None:
         """Half-close: the peer reads everything that was sent, then `EndOfChannel`; receiving goes on here.
 
-        Waits for sends under way. Calling it again does nothing.
+        Waits for sends under way. Calling it again does nothing. Cancelled while it waits, it has closed nothing.
 
         Raises:
             trio.ClosedResourceError: this end was closed.
@@ -403,7 +409,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         return error
 
     def is_end(self, error: Exception) -> bool:
-        """Whether an error, or a whole group, says only that the channel ended, and not by its service's doing."""
+        """Whether an error, or a whole group, says only that the channel ended, and not by its service's doing.
+
+        Args:
+            error: what came out of using the channel.
+        """
         if isinstance(error, ExceptionGroup):
             return all(self.is_end(inner) for inner in error.exceptions)
         if isinstance(error, trio.ClosedResourceError):
@@ -421,7 +431,8 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     async def aclose(self) -> None:
         """Close this end cleanly: the peer reads everything that was sent, then `EndOfChannel`; its sends break.
 
-        Tasks that send or receive on this end get `ClosedResourceError`. Always closes; then a checkpoint.
+        Tasks that send or receive on this end get `ClosedResourceError`. Always closes, cancelled
+        too; then a checkpoint.
         """
         self.close()
         await trio.lowlevel.checkpoint()
@@ -503,7 +514,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     # What the reader brings. Synchronous, never waits.
 
     def on_message(self, message: bytes) -> None:
-        """A whole message came in one frame."""
+        """A whole message came in one frame.
+
+        Args:
+            message: all of it.
+        """
         if self._receive_end is not None or self._fragments_total is not None:
             self._check_receivable(within=False)
         size = len(message)
@@ -516,7 +531,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             self._messages.append(message)
 
     def on_first(self, payload: bytes) -> None:
-        """The first fragment of a message came."""
+        """The first fragment of a message came.
+
+        Args:
+            payload: the length of the message, u32, and its first bytes.
+        """
         self._check_receivable(within=False)
         total = wire.unpack_u32(payload)
         if total > self._receive_limit:
@@ -534,7 +553,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             self._budget.reserve(self.identifier, need=self._need, message=message, grant=self._grant_rest)
 
     def on_more(self, fragment: bytes) -> None:
-        """A further fragment came."""
+        """A further fragment came.
+
+        Args:
+            fragment: the next bytes of the message that is under way.
+        """
         self._check_receivable(within=True)
         assert self._fragments_total is not None
         have = len(self._fragments) + len(fragment)
@@ -556,7 +579,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._give_back(self._drop_fragments())
 
     def on_credit(self, amount: int) -> None:
-        """The peer grants more."""
+        """The peer grants more.
+
+        Args:
+            amount: how much more may be sent. Bytes.
+        """
         if self._credit + amount >= 2**32:
             msg = "the peer granted more credit than there can be"
             raise RemoteProtocolError(msg)
@@ -574,7 +601,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             self._outbox.append(wire.credit(self.identifier, excess, wire.RETURN))
 
     def on_return(self, amount: int) -> None:
-        """The peer gives credit back."""
+        """The peer gives credit back.
+
+        Args:
+            amount: how much will not be sent. Bytes.
+        """
         if amount > self._window.outstanding:
             msg = f"the peer gave back {amount} bytes of credit and had {self._window.outstanding}"
             raise RemoteProtocolError(msg)
@@ -583,7 +614,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._give_back(0)
 
     def on_end(self, kind: int) -> None:
-        """The peer's EOF or CLOSE: everything that it sent has been received."""
+        """The peer's EOF or CLOSE: everything that it sent has been received.
+
+        Args:
+            kind: of the frame.
+        """
         if self._fragments_total is not None and kind == wire.EOF:
             msg = "the peer half-closed in the middle of a message"
             raise RemoteProtocolError(msg)
@@ -597,7 +632,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._end_receiving(trio.EndOfChannel())
 
     def on_lost(self, cause: Exception) -> None:
-        """The peer reset the channel (a `RemoteError`), or the connection ended."""
+        """The peer reset the channel (a `RemoteError`), or the connection ended.
+
+        Args:
+            cause: how it ended; who waits gets it, or a `BrokenResourceError` with it as `__cause__`.
+        """
         # Cancelled first: a service that waits here is to be cancelled, not to fail with what it waited for.
         self._cancel_service()
         self._over = True

@@ -246,8 +246,8 @@ class Connection:
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
-        # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up, unless bytes
-        # moved by then.
+        # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up, unless
+        # bytes moved by then.
         self._nap = trio.CancelScope()
         self._end_grace = CLOSE_GRACE
         self._give_up = math.inf
@@ -292,7 +292,11 @@ class Connection:
         return self._link
 
     def worn(self, records: int) -> bool:
-        """Whether one of its TLS keys has protected so many records."""
+        """Whether one of its TLS keys has protected so many records.
+
+        Args:
+            records: how many, in one direction since the last TLS session began.
+        """
         stream = self._link.stream
         return max(stream.records_sent, stream.records_received) >= records
 
@@ -326,6 +330,9 @@ class Connection:
         `async with connection.open_channel("feed") as channel`. That the service does not exist shows at the first
         `receive()`.
 
+        Args:
+            service: its name over there; 1 to 255 characters.
+
         Raises:
             LocalProtocolError: the service name is not a string of 1 to 255 characters.
             trio.ClosedResourceError: the connection was closed here.
@@ -356,7 +363,12 @@ class Connection:
     async def call(self, service: str, request: bytes) -> bytes:
         """Open a channel, send one message, half-close, receive exactly one message, close.
 
-        At most once: after a `BrokenResourceError` the service may have run; nothing is retried.
+        At most once: after a `BrokenResourceError` the service may have run; nothing is retried. Cancelling resets the
+        channel, and the service over there is cancelled.
+
+        Args:
+            service: its name over there; 1 to 255 characters.
+            request: the message, of up to the peer's `max_message_size` bytes.
 
         Raises:
             RemoteError: the service did not do it; code `no_reply` if it ended without a message.
@@ -502,7 +514,12 @@ class Connection:
             await self.close(EndReason.SHUTTING_DOWN)  # noqa: ASYNC102 -- cancelled, it closes at once, shielded
 
     async def supersede(self, reason: EndReason, *, grace: float) -> None:
-        """As `drain()`, for so many seconds at most, then close whatever is still open."""
+        """As `drain()`, for so many seconds at most, then close whatever is still open.
+
+        Args:
+            reason: what is told as the reason of its end.
+            grace: how long to wait for what is under way. Seconds.
+        """
         with trio.move_on_after(grace):
             await self.quiesce()
         await self.close(reason)
@@ -522,7 +539,11 @@ class Connection:
             self._settings.unregister(self)
 
     def heard_within(self, seconds: float) -> bool:
-        """Whether anything came from the peer so recently."""
+        """Whether anything came from the peer so recently.
+
+        Args:
+            seconds: how recently; from 0 up.
+        """
         return trio.current_time() - self._last_heard <= seconds
 
     async def answers(self, within: float, *, insist: bool = False) -> bool:
@@ -551,11 +572,19 @@ class Connection:
         return False
 
     def end(self, reason: EndReason) -> None:
-        """End it now. Synchronous; nothing that the peer sent is dispatched any more."""
+        """End it now. Synchronous; nothing that the peer sent is dispatched any more.
+
+        Args:
+            reason: what is told as the reason.
+        """
         self._end(reason)
 
     def distrust(self, error: PeerUnverifiedError) -> None:
-        """As `end()`: its peer is no longer trusted."""
+        """As `end()`: its peer is no longer trusted.
+
+        Args:
+            error: why; the `error` of its end.
+        """
         self._end(EndReason.UNVERIFIED, error)
         self._distrusted = error
 
@@ -747,7 +776,11 @@ class Connection:
 
     @contextmanager
     def joining(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Announce a link that has been let in and not committed: a later one, or our own end, cancels its scope."""
+        """Announce a link that has been let in and not committed: a later one, or our own end, cancels its scope.
+
+        Args:
+            scope: around what is done for the new link.
+        """
         if self._joining is not None:
             self._joining.cancel()
         self._joining = scope
@@ -760,6 +793,9 @@ class Connection:
 
     def commit(self, link: Link) -> None:
         """Move to a link that joined: from here on it carries everything. Synchronous.
+
+        Args:
+            link: the new one, whose handshake and hello are done; owned by the connection from then on.
 
         Raises:
             trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended; the link is still the
@@ -806,6 +842,9 @@ class Connection:
 
     async def wait_moved(self, link: Link) -> None:
         """Wait until it is on another link than this, and that has settled. Cancelling is harmless.
+
+        Args:
+            link: the one that is to be left.
 
         Raises:
             trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended.

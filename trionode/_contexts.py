@@ -49,6 +49,11 @@ class TLSContexts:
     def build(cls, generation: int, key_pair: KeyPair, policy: TLSPolicy) -> TLSContexts:
         """Build both sides.
 
+        Args:
+            generation: its number.
+            key_pair: what is presented.
+            policy: whom to ask and whom to believe.
+
         Raises:
             CertificateError: OpenSSL does not accept the key pair.
         """

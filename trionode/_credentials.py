@@ -229,6 +229,9 @@ class CAPool(Immutable):
     def load(cls, *files: FilePath) -> Self:
         """All certificates of one or more PEM files. Blocks while it reads them.
 
+        Args:
+            files: PEM files, of up to 4 MiB each; whatever is no certificate in them is skipped.
+
         Raises:
             CertificateError: a file is unreadable, or holds no certificate.
         """
@@ -237,6 +240,9 @@ class CAPool(Immutable):
     @classmethod
     def from_pem(cls, data: bytes | str) -> Self:
         """All certificates of a PEM text.
+
+        Args:
+            data: PEM text; whatever is no certificate in it is skipped.
 
         Raises:
             CertificateError: it is malformed, or holds no certificate.

@@ -248,7 +248,11 @@ class RejectionCode(StrEnum):
 
     @classmethod
     def of(cls, code: str) -> RejectionCode:
-        """The member for a code from the wire; `OTHER` for one that this release does not know."""
+        """The member for a code from the wire; `OTHER` for one that this release does not know.
+
+        Args:
+            code: whatever the peer said.
+        """
         try:
             return cls(code)
         except ValueError:
@@ -391,7 +395,11 @@ class RemoteCode(StrEnum):
 
     @classmethod
     def of(cls, code: str) -> RemoteCode:
-        """The member for a code from the wire; `OTHER` for one that this release does not know."""
+        """The member for a code from the wire; `OTHER` for one that this release does not know.
+
+        Args:
+            code: whatever the peer said.
+        """
         try:
             return cls(code)
         except ValueError:

@@ -103,6 +103,9 @@ class Follower:
     async def wait_changed(self, seen: FollowerStatus) -> FollowerStatus:
         """Wait until the status is another than the one that was seen, and return it. Cancelling is harmless.
 
+        Args:
+            seen: what `status` was.
+
         Raises:
             trio.ClosedResourceError: what was seen is the last one: it follows no more.
         """
@@ -134,7 +137,12 @@ class Follower:
         return self.manager.generation
 
     async def run(self, reload_on: Collection[signal.Signals], *, task_status: trio.TaskStatus[Follower]) -> NoReturn:
-        """Follow until cancelled, see `follow_source`."""
+        """Follow until cancelled, see `follow_source`.
+
+        Args:
+            reload_on: signals at which to read at once.
+            task_status: given this follower once it has read and published.
+        """
         # The signals are heeded before anything else is done: one that comes early must not end the process.
         with trio.open_signal_receiver(*reload_on) if reload_on else nullcontext() as signals:
             try:

@@ -78,6 +78,11 @@ async def serve_node(
 ) -> NoReturn:
     """Run a node until cancelled, for `nursery.start`, which returns the open node.
 
+    Args:
+        name: its own, `name@host`.
+        options: as for `open_node`.
+        task_status: `started()` gets the open node.
+
     Raises:
         CertificateError, ListenError, ResolverError, RuntimeError, ValueError: as `open_node`.
     """
@@ -257,6 +262,7 @@ class Node:
         """Call a service of a node: connect if need be, send one message, receive exactly one.
 
         At most once: after a `trio.BrokenResourceError` the service may have run; nothing is retried silently.
+        Cancelling cancels the service over there, too; a connection that was made stays.
 
         Args:
             name: the node.
@@ -282,6 +288,11 @@ class Node:
         Leaving the block cleanly closes the channel: the peer still reads everything that was sent. Leaving it by an
         exception or a cancellation resets it, and the service over there is cancelled. The caller's effective
         deadline is sampled here and bounds the service.
+
+        Args:
+            name: of the node, `name@host`.
+            service: its name over there; 1 to 255 characters.
+            route: how to reach the node if it is not connected; by default what the routes and the resolver say.
 
         Raises:
             HandshakeError, NoRouteError and the rest: as `connect`.
@@ -324,6 +335,9 @@ class Node:
     def keep_connected(self, name: str | NodeName) -> Connector:
         """Keep a connection to a node up from now on: dial, and dial again when it ends, with back-off.
 
+        Args:
+            name: of the node, `name@host`.
+
         Returns:
             The connector, which shows its state and can be stopped; the one that there is, if there is one.
 
@@ -351,6 +365,9 @@ class Node:
 
     async def wait_connected(self, name: str | NodeName) -> Connection:
         """Wait until there is a connection to a node that a connector keeps up. Cancelling is harmless.
+
+        Args:
+            name: of the node, `name@host`.
 
         Raises:
             NoRouteError: no connector is kept for it; see `keep_connected`.

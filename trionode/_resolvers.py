@@ -75,7 +75,11 @@ class Resolver(Protocol):
     """Finds a node's endpoints."""
 
     async def resolve(self, name: NodeName, /) -> Sequence[Endpoint]:
-        """Endpoints to try, in order; none if the name is not known."""
+        """Endpoints to try, in order; none if the name is not known.
+
+        Args:
+            name: of the node that is dialled.
+        """
         ...
 
 
@@ -84,7 +88,12 @@ class Registrar(Protocol):
     """A resolver that open nodes make themselves known to."""
 
     def register(self, name: NodeName, addresses: Sequence[Address], /) -> contextlib.AbstractContextManager[None]:
-        """Make a node known for the length of a `with` block."""
+        """Make a node known for the length of a `with` block.
+
+        Args:
+            name: of the node.
+            addresses: where it listens: hosts and ports.
+        """
         ...
 
 
@@ -118,6 +127,9 @@ class LocalRegistry:
     async def resolve(self, name: NodeName, /) -> Sequence[Endpoint]:
         """The endpoints that a live node of this user registered under the name.
 
+        Args:
+            name: of the node that is dialled.
+
         Raises:
             ResolverError: the directory is not private.
         """
@@ -126,6 +138,10 @@ class LocalRegistry:
     @contextmanager
     def register(self, name: NodeName, addresses: Sequence[Address], /) -> Iterator[None]:
         """Make a node known for the length of the block. Blocks for the time of writing one small file.
+
+        Args:
+            name: of the node.
+            addresses: where it listens: hosts and ports.
 
         Raises:
             ResolverError: the directory is not private, or cannot be written.

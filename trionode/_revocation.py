@@ -155,11 +155,18 @@ class CRLSet(Immutable):
         """What the lists of a certificate's issuer say of it, by issuer's name and serial number, whoever signed them.
 
         None is no good news by itself: there may be no list of its issuer, or only an old one.
+
+        Args:
+            certificate: whom to look for.
         """
         return _listed(_newest(self._named(certificate.issuer)), certificate)
 
     def signed_by(self, issuer: x509.Certificate) -> IssuedLists:
-        """The lists of one CA, their signatures checked; takes some 50 ms for 30 000 entries."""
+        """The lists of one CA, their signatures checked; takes some 50 ms for 30 000 entries.
+
+        Args:
+            issuer: the CA's certificate.
+        """
         named = self._named(issuer.subject)
         signed = tuple(crl for crl in named if _signed_by(crl, issuer))
         return IssuedLists(
@@ -170,7 +177,11 @@ class CRLSet(Immutable):
         )
 
     def of_issuer_of(self, certificate: x509.Certificate) -> x509.CertificateRevocationList | None:
-        """The newest list that carries the name of a certificate's issuer, or None."""
+        """The newest list that carries the name of a certificate's issuer, or None.
+
+        Args:
+            certificate: whose issuer.
+        """
         return next(iter(_newest(self._named(certificate.issuer))), None)
 
     def counting(self) -> Iterator[x509.CertificateRevocationList]:

@@ -115,7 +115,8 @@ async def open_tls_stream(
     """Connect to a TLS server; the handshake is done and the server verified when this returns.
 
     Whether the server accepts our certificate shows at the first `receive_some` (TLS 1.3 lets the client finish
-    first): it then raises `BrokenResourceError` whose `__cause__` is a `PeerRejectedError`.
+    first): it then raises `BrokenResourceError` whose `__cause__` is a `PeerRejectedError`. Cancelling ends the attempt
+    and leaves nothing open.
 
     Args:
         host: DNS name or address to connect to.

@@ -179,6 +179,9 @@ class TLSStream(trio.abc.HalfCloseableStream):
         Cancelled before its first byte it has sent nothing; cancelled later an unknown prefix has gone and this
         direction is broken. A failure here leaves receiving intact: read on for the reason.
 
+        Args:
+            data: as much as one likes; it must not change meanwhile.
+
         Raises:
             trio.BusyResourceError: another task is sending.
             trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
@@ -206,7 +209,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         of the next `send_all`, which has to follow (`unsent`).
 
         Args:
-            data: at most a record.
+            data: what to send, at most 256 KiB; copied.
             last: whether a close_notify follows it, as from `send_eof`.
 
         Raises:
@@ -399,7 +402,10 @@ class TLSStream(trio.abc.HalfCloseableStream):
     # Closing
 
     async def aclose(self) -> None:
-        """Offer the peer a close_notify and close the transport. Never waits for the peer; always closes."""
+        """Offer the peer a close_notify and close the transport, cancelled or not. Never waits for the peer.
+
+        A peer that reads it can tell this end from a cut (RFC 8446 section 6.1).
+        """
         if self._closed or self.close_at_once():
             await trio.lowlevel.checkpoint()
             return

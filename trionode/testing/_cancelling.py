@@ -99,12 +99,20 @@ class Attempt(trio.abc.Instrument):
         return swallowed
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's: a task has stopped."""
+        """Trio's: a task has stopped.
+
+        Args:
+            task: whichever.
+        """
         if self.moment is Moment.WAITING:
             self._step(task)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's: a task is about to go on."""
+        """Trio's: a task is about to go on.
+
+        Args:
+            task: whichever.
+        """
         if self.moment is Moment.WAKING:
             self._step(task)
 

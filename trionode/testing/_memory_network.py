@@ -170,7 +170,12 @@ class MemoryHost:
     # For the network
 
     def listener(self, address: str, port: int) -> _MemoryListener | None:
-        """Who listens there, if anybody does."""
+        """Who listens there, if anybody does.
+
+        Args:
+            address: what is dialled.
+            port: ditto.
+        """
         return self._listeners.get((address, port)) or self._listeners.get((_EVERYWHERE, port))
 
     def client_port(self) -> int:
