@@ -179,7 +179,7 @@ def issue(
     else:
         start, end = pair.certificate.not_valid_before_utc, pair.certificate.not_valid_after_utc
         left = time_left(start, end, now_utc())
-        shown = Text(f"{speaks_for(pair.certificate)}; SHA-256 {fingerprint(pair.certificate)[:16]}…, ") + left
+        shown = Text(f"{speaks_for(pair.certificate)}, ") + left
         put(console(), grid([(str(cert), shown), (str(key), "its key, to be kept private")]))
     return ExitStatus.OK
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
-from rich.table import Table
 from rich.text import Text
 
 from trionode._identity import describe_duration
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+    from rich.table import Table
 
     from trionode import NodeName
 
@@ -170,29 +170,26 @@ def _handshakes(status: NodeStatus) -> Text:
 
 
 def _connections(status: NodeStatus) -> Table | Text:
+    """Two lines each, which fit a narrow terminal, too."""
     if not status.connections:
         return Text("no connections", style="dim")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("peer", "", "at", "generations", "its certificate", "channels", "sent", "received"):
-        table.add_column(heading)
+    rows: list[tuple[str, str | Text]] = []
     for each in status.connections:
+        verified = Text("verified", style="green") if each.verified else Text("NOT verified", style="bold red")
+        generations = f"generation {each.generation}, its {each.peer_generation}"
         ends = each.certificate_ends
-        table.add_row(
-            each.peer,
-            Text("verified", style="green") if each.verified else Text("NOT verified", style="bold red"),
-            _where(each),
-            Text(f"{each.generation}, its {each.peer_generation}", style="yellow" if each.superseded else ""),
-            "none" if ends is None else _ends(ends - status.at),
-            str(each.channels),
-            _size(each.bytes_sent),
-            _size(each.bytes_received),
-        )
-    return table
+        left = Text("no certificate") if ends is None else Text("its certificate: ") + _ends(ends - status.at)
+        traffic = f"{_size(each.bytes_sent)} sent, {_size(each.bytes_received)} received"
+        rows += [
+            (each.peer, verified + f", {_where(each)}; {each.channels} channels"),
+            ("", Text(generations, style="yellow" if each.superseded else "") + "; " + left + f"; {traffic}"),
+        ]
+    return grid(rows)
 
 
 def _where(connection: ConnectionStatus) -> str:
     if connection.address is None:
-        return ""
+        return "connected"
     host, port = connection.address
     return f"{'to' if connection.dialled else 'from'} {host} port {port}"
 
