@@ -44,12 +44,13 @@ class Stream:
         self.unsent = False
         self.records_sent += 1
 
-    def send_at_once(self, data: bytearray) -> bool:
+    def send_at_once(self, data: bytearray, *, last: bool = False) -> bool:
         """Send, if there is room."""
         if self.broken:
             raise trio.BrokenResourceError
         if self.roomy:
             self.at_once.append(bytes(data))
+            self.ended = last
             self.records_sent += 1
         return self.roomy
 

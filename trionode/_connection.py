@@ -246,8 +246,7 @@ class Connection:
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
-        # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up, unless
-        # bytes moved by then.
+        # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up.
         self._nap = trio.CancelScope()
         self._end_grace = CLOSE_GRACE
         self._give_up = math.inf
@@ -684,7 +683,8 @@ class Connection:
     async def _write(self) -> None:
         try:
             await self._outbox.write()
-            await self._link.stream.send_eof()
+            if not self._link.stream.send_ended:
+                await self._link.stream.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             # Receiving may still work, and say why (an alert, a GOODBYE): leave the verdict to the reader, for a while.
             await trio.sleep(CLOSE_GRACE)

@@ -90,16 +90,19 @@ class Outbox:
         if self._idle is not None:
             self._wake()
 
-    def flush(self) -> None:
+    def flush(self, *, last: bool = False) -> None:
         """Write what is pending without waiting, if that can be done at once; synchronous.
 
         For whoever has said all that it has to say and is alone on its connection: having the writer look round for
         more is worth it only where there may be more (measured: three scheduler ticks, 15 µs each way of a call).
+
+        Args:
+            last: whether the end of the stream follows.
         """
-        if self._sending or self._queue or self._closing or not self._pending:
+        if self._sending or self._queue or self._closing or not (self._pending or last):
             return
         try:
-            if self._link.stream.send_at_once(self._pending):
+            if self._link.stream.send_at_once(self._pending, last=last):
                 self.bytes_written += len(self._pending)
                 self._pending = bytearray()
                 self._heed_wear(self._link)
@@ -126,7 +129,8 @@ class Outbox:
         return written
 
     def close(self) -> None:
-        """Nothing more will be appended: the writer ends once it has written everything."""
+        """Nothing more will be appended: the writer ends once it has written what cannot be written at once."""
+        self.flush(last=True)
         self._closing = True
         self._wake()
 

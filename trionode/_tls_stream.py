@@ -226,13 +226,15 @@ class TLSStream(trio.abc.HalfCloseableStream):
         ):
             return False
         self._encrypt(data)
+        if last:
+            self._finish()
         ciphertext = self._ciphertext()
         self._unsent = ciphertext[self._write_at_once(self._socket, ciphertext) :]
         return True
 
     @property
     def unsent(self) -> bool:
-        """Whether `send_at_once` left something for the next `send_all`."""
+        """Whether `send_at_once` left something for the next `send_all` or `send_eof`."""
         return bool(self._unsent)
 
     async def send_eof(self) -> None:
@@ -246,15 +248,20 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self._begin_send()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if not self._send_ended:  # a second SSL_shutdown would read, and choke on data that is still to be received
-                self._session.finish()
-                self._send_ended = True
-            elif not self._unsent:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return
+            self._finish()
             await self._send_ciphertext()
         finally:
             self._sending = False
+
+    @property
+    def send_ended(self) -> bool:
+        """Whether a close_notify was sent, or is what `unsent` ends with."""
+        return self._send_ended
+
+    def _finish(self) -> None:
+        if not self._send_ended:  # a second SSL_shutdown would read, and choke on data that is still to be received
+            self._send_ended = True
+            self._session.finish()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` might not block, as far as the transport can tell."""
@@ -424,7 +431,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
             return self._closed
         farewell = self._farewell()
         if farewell:
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 self._unsent = farewell[write_at_once(self._socket, farewell) :]
         if self._unsent:
             return False
@@ -436,9 +443,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         """What the transport is still to get, up to a close_notify."""
         if self._sending or self._send_broken:
             return b""
-        if not self._send_ended:
-            self._send_ended = True
-            self._session.finish()
+        self._finish()
         return self._ciphertext()
 
 

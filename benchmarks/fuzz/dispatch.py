@@ -105,7 +105,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
 class FakeStream:
     """A TLS stream as a connection and its outbox use it, whose other end is an input."""
 
-    unsent = False
+    unsent = send_ended = False
     records_sent = records_received = 0
 
     def __init__(self, identifier: bytes) -> None:
@@ -141,7 +141,11 @@ class FakeStream:
         """As `TLSStream`."""
         return b"".join(await self.receive_pieces())
 
-    def send_at_once(self, _: object) -> bool:
+    def send_at_once(self, _: object, *, last: bool = False) -> bool:  # noqa: ARG002 -- as `TLSStream`
+        """As `TLSStream`, where the transport is no socket."""
+        return False
+
+    def close_at_once(self) -> bool:
         """As `TLSStream`, where the transport is no socket."""
         return False
 
