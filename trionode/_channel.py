@@ -525,10 +525,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         if size > self._receive_limit:
             self._refuse_size(size)
         self._window.take(size + wire.MESSAGE_OVERHEAD)
-        if self._receivers:
-            self._deliver(message)
-        else:
-            self._messages.append(message)
+        self._deliver(message)
 
     def on_first(self, payload: bytes) -> None:
         """The first fragment of a message came.
