@@ -505,7 +505,9 @@ def test_told_twice_it_waits_for_nothing(tmp_path: Path) -> None:
             assert caller.stdout is not None
             assert caller.stdout.readline() == b"here\n"
             served.process.send_signal(signal.SIGINT)
-            with suppress(ConnectionRefusedError, ConnectionResetError):  # before the first was seen it would be the first
+            with suppress(
+                ConnectionRefusedError, ConnectionResetError
+            ):  # before the first was seen it would be the first
                 while True:
                     socket.create_connection((HOST, served.port), PATIENCE).close()
             status, log = served.end(signal.SIGINT)
