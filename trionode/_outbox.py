@@ -39,6 +39,10 @@ CEILING: Final = 2 * 1024 * 1024
 _QUIET_TICKS: Final = 2
 
 
+def _nobody_minds() -> None:
+    """What becomes of the keys of a connection that ends."""
+
+
 @final
 class Outbox:
     """Bytes to be written, and the task that writes them."""
@@ -132,6 +136,8 @@ class Outbox:
         """Nothing more will be appended: the writer ends once it has written what cannot be written at once."""
         self.flush(last=True)
         self._closing = True
+        # It is the connection's: else the two would keep each other, and all that OpenSSL has, for the cyclic collector.
+        self._worn = _nobody_minds
         self._wake()
 
     def discard(self) -> None:
