@@ -216,6 +216,40 @@ class Connection:
     Made by a node (`node.connect`, or an acceptor); there is no other way to a working one.
     """
 
+    # Of more than 29 attributes Python does not share the keys: each connection would have a dictionary of 1.5 KiB.
+    __slots__ = (
+        "__weakref__",
+        "_budget",
+        "_bytes_received",
+        "_changed",
+        "_channels",
+        "_closed",
+        "_distrusted",
+        "_draining",
+        "_end_grace",
+        "_ended",
+        "_heard",
+        "_identifier",
+        "_inbound",
+        "_joining",
+        "_last_heard",
+        "_last_of_peer",
+        "_link",
+        "_move",
+        "_moves",
+        "_next_channel",
+        "_nursery",
+        "_opened",
+        "_outbox",
+        "_peer_limits",
+        "_probes",
+        "_served",
+        "_settings",
+        "_unusable",
+        "_waiting_opens",
+        "last_attempt",
+    )
+
     def __init__(self, link: Link, settings: ConnectionSettings) -> None:
         self._link = link
         self._inbound = link
@@ -241,9 +275,9 @@ class Connection:
         self._joining: trio.CancelScope | None = None
         self._move: _Move | None = None
         self._moves = 0
-        self._moving = trio.lowlevel.ParkingLot()
+        # Woken when the last channel or service is over, and at each step of a hand-over.
+        self._changed = trio.lowlevel.ParkingLot()
         self._draining: EndReason | None = None
-        self._quiet = trio.lowlevel.ParkingLot()
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
         # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up.
@@ -420,7 +454,7 @@ class Connection:
 
     def _wake_if_quiet(self) -> None:
         if not (self._channels or self._served):
-            self._quiet.unpark_all()
+            self._changed.unpark_all()
 
     def _check_live(self) -> None:
         if self._ended is None:
@@ -529,7 +563,7 @@ class Connection:
         self._outbox.append(wire.header(wire.DRAIN, 0, 0))
         await trio.lowlevel.checkpoint()
         while self._ended is None and (self._channels or self._served):
-            await self._quiet.park()
+            await self._changed.park()
 
     def _stop_opening(self, reason: EndReason) -> None:
         if self._draining is None:
@@ -629,7 +663,7 @@ class Connection:
             self._joining.cancel()
         if self._move is not None:
             self._move.heard.set()  # nothing is parsed any more, so there is no order to keep
-        self._moving.unpark_all()
+        self._changed.unpark_all()
         self._settings.unregister(self)
         self._settings.ended(self, end)
         for channel in {**self._channels, **self._served}.values():
@@ -640,7 +674,7 @@ class Connection:
         self._channels.clear()
         # Those that the peer had closed cleanly get what it sent, whenever their turn comes.
         self._waiting_opens = {key: waits for key, waits in self._waiting_opens.items() if waits[1].peer_closed}
-        self._quiet.unpark_all()
+        self._changed.unpark_all()
         if self._ended_for_nobody():
             self._outbox.discard()
         if reason is EndReason.PROTOCOL_ERROR or reason not in _NOBODY_LISTENS:
@@ -789,7 +823,7 @@ class Connection:
         finally:
             if self._joining is scope:
                 self._joining = None
-                self._moving.unpark_all()
+                self._changed.unpark_all()
 
     def commit(self, link: Link) -> None:
         """Move to a link that joined: from here on it carries everything. Synchronous.
@@ -816,14 +850,14 @@ class Connection:
         self._move = _Move(old, written)
         self._nursery.start_soon(self._read, link, self._move.heard)
         self._nursery.start_soon(self._bound_the_move)
-        self._moving.unpark_all()
+        self._changed.unpark_all()
 
     async def _bound_the_move(self) -> None:
         """A peer that leaves a hand-over half done, though it may be alive on one link, breaks the connection."""
         move = self._move
         with trio.move_on_after(SETTLE_GRACE):
             while self._move is move and self._ended is None:
-                await self._moving.park()
+                await self._changed.park()
             return
         msg = f"{self.peer.name} did not finish a hand-over within {SETTLE_GRACE:g} s"
         self._end(EndReason.LOST, trio.BrokenResourceError(msg))
@@ -837,7 +871,7 @@ class Connection:
         """
         await trio.lowlevel.checkpoint()
         while self._move is not None and self._ended is None:
-            await self._moving.park()
+            await self._changed.park()
         self.check_not_ended()
 
     async def wait_moved(self, link: Link) -> None:
@@ -851,7 +885,7 @@ class Connection:
         """
         await trio.lowlevel.checkpoint()
         while self._link is link and self._ended is None:
-            await self._moving.park()
+            await self._changed.park()
         await self.wait_settled()
 
     async def _leave(self, old: Link) -> bool:
@@ -870,7 +904,7 @@ class Connection:
             if self._joining is None:
                 msg = f"{self.peer.name} moved the connection to a new link, which broke before it was there"
                 raise trio.BrokenResourceError(msg)
-            await self._moving.park()  # its third message is still on its way on the new link
+            await self._changed.park()  # its third message is still on its way on the new link
         move = self._move
         if move.old is not old:
             msg = "the peer sent SWITCH on the link that it has just switched to"
@@ -884,7 +918,7 @@ class Connection:
         await old.stream.aclose()
         self._move = None
         self._moves += 1
-        self._moving.unpark_all()
+        self._changed.unpark_all()
         self._settings.moved(self, old)
         return True
 

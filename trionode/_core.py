@@ -112,6 +112,7 @@ class Core:
         self._managers: dict[CertManager, bool] = {}
         self._attached: dict[Connection, Link] = {}
         self._warned: set[Loosening] = set()
+        self._settings: dict[tuple[CertManager, Limits], ConnectionSettings] = {}
         self._hand_over_flood = FloodGate(_log, "hand-overs failed")
         self._protocol_flood = protocol_flood()
         self._context = contextvars.copy_context()
@@ -273,8 +274,27 @@ class Core:
             redial: makes a link to hand the connection over to, where this side dialled.
         """
         assert self.nursery is not None
+        connection = Connection(link, self._settings_of(manager, limits))
+        self.running[connection] = manager
+        for replaced in self.registry.add(connection):
+            self._retire(replaced)
+        for surplus in self.registry.unverified[: -self.options.network.max_unverified or None]:
+            self.registry.remove(surplus)
+            self.spawn(partial(surplus.close, EndReason.LIMIT), f"close {surplus!r}")
+        side = Side.DIAL if link.dialled else Side.ACCEPT
+        self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
+        _log.info("connection up: %r", connection)
+        self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
+        self._attach(connection)
+        return connection
+
+    def _settings_of(self, manager: CertManager, limits: Limits) -> ConnectionSettings:
+        """Those that are alike share them: a kilobyte each."""
+        known = self._settings.get((manager, limits))
+        if known is not None:
+            return known
         network = self.options.network
-        settings = ConnectionSettings(
+        settings = self._settings[manager, limits] = ConnectionSettings(
             services=self.services,
             limits=limits,
             max_pending_opens=network.max_pending_opens,
@@ -291,19 +311,7 @@ class Core:
             current_generation=lambda: manager.generation,
             flood=self._protocol_flood,
         )
-        connection = Connection(link, settings)
-        self.running[connection] = manager
-        for replaced in self.registry.add(connection):
-            self._retire(replaced)
-        for surplus in self.registry.unverified[: -network.max_unverified or None]:
-            self.registry.remove(surplus)
-            self.spawn(partial(surplus.close, EndReason.LIMIT), f"close {surplus!r}")
-        side = Side.DIAL if link.dialled else Side.ACCEPT
-        self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
-        _log.info("connection up: %r", connection)
-        self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
-        self._attach(connection)
-        return connection
+        return settings
 
     def _retire(self, replaced: Connection) -> None:
         """Let one that was replaced run out; only so many of one name, however often a peer replaces."""

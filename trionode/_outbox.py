@@ -17,7 +17,6 @@ queue them and does not read is cut off at `CEILING`.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -59,7 +58,7 @@ class Outbox:
         self._worn = worn
         self._max_records = max_records
         self._pending = bytearray()
-        self._queue: deque[tuple[Link, bytearray, trio.Event | None]] = deque()
+        self._queue: list[tuple[Link, bytearray, trio.Event | None]] = []  # mostly empty, two at most in a hand-over
         self._closing = False
         self._sending = False
         # The writer, while it waits for something to write.
@@ -165,7 +164,7 @@ class Outbox:
                 self._queue.append((self._link, self._pending, None))
                 self._pending = bytearray()
                 self.room.unpark_all()
-            await self._send(*self._queue.popleft())
+            await self._send(*self._queue.pop(0))
 
     async def _wait(self) -> None:
         self._idle = trio.lowlevel.current_task()
