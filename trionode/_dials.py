@@ -6,6 +6,7 @@ last waiter leaves, nobody wants it any more and it is cancelled. Its task goes 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast, final
 
 import outcome
@@ -66,12 +67,7 @@ class SharedDials(Generic[T]):
         dial = self._dials.get(key)
         if dial is None:
             dial = self._dials[key] = _Dial()
-            started = dial
-
-            async def run() -> None:
-                await self._run(key, started, attempt)
-
-            self._spawn(run, name)
+            self._spawn(partial(self._run, key, dial, attempt), name)
         dial.waiters += 1
         try:
             await dial.done.wait()
@@ -111,6 +107,7 @@ class SharedDials(Generic[T]):
             self._forget(key, dial)
             dial.done.set()
         if new is not None:
+            del dial, attempt, result  # it may run for months
             await new.run()
 
     def _forget(self, key: Hashable, dial: _Dial[T]) -> None:
