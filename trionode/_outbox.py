@@ -135,7 +135,7 @@ class Outbox:
         """Nothing more will be appended: the writer ends once it has written what cannot be written at once."""
         self.flush(last=True)
         self._closing = True
-        # It is the connection's: else the two would keep each other, and all that OpenSSL has, for the cyclic collector.
+        # The connection's: else the two would keep each other, and all that OpenSSL has, for the cyclic collector.
         self._worn = _nobody_minds
         self._wake()
 
