@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 import trio
@@ -20,7 +23,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import trionode
 from trionode import CAPool, CertAuthManager, ClientAuth, KeyPair, TLSStream, open_tls_stream, serve_tls
-from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
+from trionode.cli.config import load_config
+from trionode.cli.exits import MEANINGS
+from trionode.cli.pki import pki
+from trionode.cli.program import cli
+from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,8 +89,113 @@ def test_the_block_after_the_comment_is_the_command(name: str) -> None:
 
 
 def test_there_is_no_other_shell_block() -> None:
-    """What is to be typed is those two commands."""
+    """What is to be typed is those two commands, and what the consoles show, which is tried below."""
     assert [text.strip() for kind, text in _BLOCK.findall(README) if kind == "bash"] == list(COMMANDS.values())
+    assert {kind for kind, _ in _BLOCK.findall(README)} <= {"bash", "console", "python", "text", "toml", "yaml"}
+
+
+# Its consoles -------------------------------------------------------------------------------------------------------
+
+
+#: What only looks, and may be asked again; and for how long, which only failing takes. Seconds.
+LOOKING = ("trionode explain", "trionode status")
+NOTICED = 10
+
+
+class Shell:
+    """A bash that is told one command after the other, as somebody types them."""
+
+    _OVER = "## the command is over:"
+
+    def __init__(self, folder: Path) -> None:
+        folder.joinpath("run").mkdir(mode=0o700)
+        kept = {name: value for name, value in os.environ.items() if name.startswith(("COV", "LANG", "LC_"))}
+        self._bash = subprocess.Popen(
+            ["bash"],
+            cwd=folder,
+            env={
+                **kept,
+                "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]]),
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "XDG_RUNTIME_DIR": str(folder / "run"),
+                "COLUMNS": "80",
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # whatever it started ends with it
+        )
+        command = folder / "bin" / "trionode"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -W error -m trionode "$@"\n', encoding="utf-8")
+        command.chmod(0o700)
+        self._timer = threading.Timer(PATIENCE, os.killpg, (self._bash.pid, signal.SIGKILL))
+        self._timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._bash:
+            os.killpg(self._bash.pid, signal.SIGKILL)
+
+    def _say(self, command: str) -> None:
+        assert self._bash.stdin is not None
+        self._bash.stdin.write(f"{command}\n")
+        self._bash.stdin.flush()
+
+    def type(self, command: str) -> str:
+        """What a command says; one that goes on in the background is not waited for, but for its first line."""
+        assert self._bash.stdout is not None
+        if command.endswith("&"):
+            self._say(command)
+            return self._bash.stdout.readline()
+        # A job that is told to end is waited for, as people do without noticing.
+        self._say(f"{command}{'; wait %1' if command == 'kill %1' else ''}\necho '{self._OVER}'")
+        said = ""
+        while not said.endswith(f"{self._OVER}\n"):
+            line = self._bash.stdout.readline()
+            assert line, f"{command}: over {PATIENCE} seconds, and so far: {said}"
+            said += line
+        return said.removesuffix(f"{self._OVER}\n")
+
+
+def pattern(shown: str) -> re.Pattern[str]:
+    """What is shown, as a pattern: `…` stands for the rest of a word or line, a line of its own for any lines."""
+    lines = [
+        r"(?:.*\n)*?" if line == "…" else re.escape(line).replace("…", ".*") + r"\n" for line in shown.splitlines()
+    ]
+    return re.compile("".join(lines))
+
+
+def test_the_consoles_say_what_the_readme_says(tmp_path: Path) -> None:
+    """All of them, one after the other, in one directory, with the file of options in between; on a free port.
+
+    What only looks is tried again until it says so: a person would, and the node needs a moment to notice new files.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    typed = 0
+    with Shell(tmp_path) as shell:
+        for kind, text in _BLOCK.findall(README):
+            block = text.replace("15001", port)
+            if kind == "toml":
+                (tmp_path / block.split("\n")[0].removeprefix("# ")).write_text(block, encoding="utf-8")
+            for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE) * (
+                kind == "console"
+            ):
+                typed += 1
+                wanted = pattern(expected)
+                said = shell.type(command)
+                end = time.monotonic() + NOTICED
+                while command.startswith(LOOKING) and not wanted.fullmatch(said) and time.monotonic() < end:
+                    said = shell.type(command)
+                assert wanted.fullmatch(said), f"$ {command}\n{said}"
+        log = (tmp_path / "beta.log").read_text(encoding="utf-8")
+    assert typed > 10
+    assert "Traceback" not in log
 
 
 # Its programs -------------------------------------------------------------------------------------------------------
@@ -91,16 +203,16 @@ def test_there_is_no_other_shell_block() -> None:
 
 def test_every_python_block_is_a_program_with_its_output() -> None:
     """No fragment that nobody runs."""
-    assert len(PROGRAMS) == sum(kind == "python" for kind, _ in _BLOCK.findall(README)) == 7
+    assert len(PROGRAMS) == sum(kind == "python" for kind, _ in _BLOCK.findall(README)) == 6
 
 
 @pytest.mark.parametrize(("program", "output"), SCRIPTS, ids=[f"program{n}" for n in range(1, len(SCRIPTS) + 1)])
 def test_a_program_prints_what_the_readme_says(program: str, output: str, tmp_path: Path) -> None:
-    """Each program runs by itself, among the certificate files that one of them reads, and warns of nothing."""
+    """Each program runs by itself, among the files that the consoles have made, and warns of nothing."""
     ca = CertificateAuthority.create()
-    name = "alpha@localhost"
-    write_ca_pool(ca.pool, tmp_path / "cluster-ca.pem")
-    write_key_pair(ca.issue(name), tmp_path / f"{name}.pem", tmp_path / f"{name}-key.pem")
+    ca.save(tmp_path / "pki")
+    for name in ("alpha@localhost", "beta@localhost"):
+        write_key_pair(ca.issue(name), tmp_path / "pki" / f"{name}.pem", tmp_path / "pki" / f"{name}-key.pem")
     script = tmp_path / "program.py"
     script.write_text(program, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
@@ -252,6 +364,37 @@ def test_the_names_for_those_who_come_from_ergo_exist() -> None:
         found = getattr(trionode, owner)
         if attribute:
             assert hasattr(found, attribute) or attribute in inspect.get_annotations(found), name
+
+
+def test_the_table_of_commands_has_each_and_no_other() -> None:
+    """Those of `pki` one by one."""
+    listed = {name for first, _ in rows(section("Command line").split("| exit status")[0]) for name in code(first)}
+    assert listed == (set(cli.commands) - {"pki"}) | {f"pki {name}" for name in pki.commands}
+
+
+def test_the_table_of_exit_statuses_is_what_the_command_line_says() -> None:
+    """Each, in the same words."""
+    table = "| exit status" + section("Command line").split("| exit status")[1].split("\n\n")[0]
+    assert {int(number): meaning for number, meaning in rows(table)} == {int(each): MEANINGS[each] for each in MEANINGS}
+
+
+def test_the_file_of_options_is_one(tmp_path: Path) -> None:
+    """Each table of it and each key is known."""
+    [text] = [text for kind, text in _BLOCK.findall(README) if kind == "toml"]
+    (tmp_path / "beta.toml").write_text(text, encoding="utf-8")
+    config = load_config(tmp_path / "beta.toml")
+    assert (config.name, config.acceptors[0].port, config.live_connections.on_rotation) == (
+        "beta@localhost",
+        15001,
+        "hand_over",
+    )
+
+
+def test_the_comparison_is_even() -> None:
+    """Each row says something of each."""
+    table = [line for line in section("Compared with what people use today").splitlines() if line.startswith("|")]
+    assert len({len(re.split(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert all(cell for row in rows("\n".join(table)) for cell in row)
 
 
 # Its map and its links ----------------------------------------------------------------------------------------------
