@@ -211,6 +211,14 @@ def test_an_error_of_files_that_nobody_foresaw_is_not_blamed_on_stdout(monkeypat
         main(["demo"])
 
 
+def test_a_path_that_cannot_be_looked_at_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the system says of it; exit status 3."""
+    name = "x" * 300
+    assert main(["pki", "show", name]) == 3
+    line = f"trionode: cannot use {name}: File name too long. Check the path and its permissions\n"
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.parametrize("columns", ["0", "1", "39"])
 def test_a_terminal_has_some_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However little is claimed: else nothing at all would be shown."""
@@ -230,6 +238,13 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     assert done.stdout == ""
     line = f"trionode: the command line needs {missing}; install it with: pip install 'trionode[cli]'\n"
     assert done.stderr == line
+
+
+def test_interrupted_while_it_starts(tmp_path: Path) -> None:
+    """One line, and the status of Ctrl-C."""
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    done = python("-c", "import sys; sys.path.insert(0, sys.argv[1]); import trionode.cli", str(tmp_path))
+    assert (done.returncode, done.stderr) == (130, "\ntrionode: interrupted; nothing is left running\n")
 
 
 def test_another_missing_module_is_not_blamed_on_the_extra(tmp_path: Path) -> None:

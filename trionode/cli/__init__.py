@@ -17,3 +17,6 @@ except ModuleNotFoundError as _exc:
     if _missing not in ("click", "rich"):
         raise
     sys.exit(f"trionode: the command line needs {_missing}; install it with: pip install 'trionode[cli]'")
+except KeyboardInterrupt:  # as `program` answers Ctrl-C, once it is there
+    sys.stderr.write("\ntrionode: interrupted; nothing is left running\n")
+    sys.exit(130)

@@ -88,6 +88,8 @@ def judge(error: BaseException) -> ExitStatus | None:
             return ExitStatus.REMOTE
         case TrionodeError():
             return ExitStatus.USAGE
+        case OSError(filename=str()):  # a path that cannot even be looked at: too long, in a directory that is closed
+            return ExitStatus.FILES
         case _:
             return None
 
@@ -102,6 +104,8 @@ def sentence(error: BaseException) -> str:
             return f"{text} (--password-file)"
         case ListenError():
             return f"{text} (--listen HOST:PORT)"
+        case OSError(filename=str() as file):
+            return f"cannot use {file}: {error.strerror}. Check the path and its permissions"
         case _:
             return text
 
