@@ -274,7 +274,7 @@ class Connection:
         self._distrusted: PeerUnverifiedError | None = None
         self._identifier: bytes | None = None
         #: The number of the last attempt to join: ours to make, where we dialled, or seen and proved.
-        self.last_attempt = 0
+        self.last_attempt: int = 0
         self._joining: trio.CancelScope | None = None
         self._move: _Move | None = None
         self._moves = 0
