@@ -43,6 +43,7 @@ from trionode import (
     UnverifiedReason,
     _wire as wire,
 )
+from trionode._errors import place
 from trionode._events import BUFFER, EventHub
 from trionode._floodgate import FloodGate
 
@@ -472,7 +473,7 @@ async def test_flood_of_refused_handshakes_is_summarised_in_the_log(
                 await flood(beta, 40)
                 for _ in range(40):
                     assert isinstance((await event_of(events, HandshakeRefused)).error, HandshakeError)
-            address = beta.acceptors[0].address
+            address = place(beta.acceptors[0].address)
             assert len(warnings(caplog, "trionode.acceptor")) == 5
     said = warnings(caplog, "trionode.acceptor")
     assert len(said) == 6

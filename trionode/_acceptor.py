@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 import trio
 
-from ._errors import Address, HandshakeError, UnverifiedReason
+from ._errors import Address, HandshakeError, UnverifiedReason, place
 from ._floodgate import FloodGate
 from ._handshake import Party, accept_link
 from ._listeners import accept_forever
@@ -101,7 +101,7 @@ class Acceptor:
         self._established = 0
         self._refused = 0
         self._shed = 0
-        self._flood = FloodGate(_log, f"handshakes refused on {self.address}")
+        self._flood = FloodGate(_log, f"handshakes refused on {place(self.address)}")
 
     def __repr__(self) -> str:
         return f"<Acceptor on {', '.join(f'{host} port {port}' for host, port in self._addresses)}>"
@@ -155,9 +155,9 @@ class Acceptor:
         if error.reason in ("silent", "superseded", UnverifiedReason.DUPLICATE):
             # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there;
             # a link was to join a connection that ended just then, or got a later one.
-            _log.debug("handshake on %s: %s", self.address, error)
+            _log.debug("handshake on %s: %s", place(self.address), error)
             return
-        self._flood.warning("handshake refused on %s: %s", self.address, error)
+        self._flood.warning("handshake refused on %s: %s", place(self.address), error)
 
     async def handle(self, transport: trio.abc.Stream) -> None:
         """One connection: the handshake, then whatever `established` does with the link; owns the transport.
@@ -188,7 +188,7 @@ class Acceptor:
         except Exception:  # noqa: BLE001 -- logged in full
             # Not a peer's fault but ours; still, one connection must not end the node.
             self._refused += 1
-            _log.exception("a handshake on %s failed in an unexpected way", self.address)
+            _log.exception("a handshake on %s failed in an unexpected way", place(self.address))
             return
         finally:
             self._handshaking -= 1

@@ -34,7 +34,7 @@ import trio
 
 from . import _wire as wire
 from ._channel import ServiceChannel
-from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, printable
+from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, place, printable
 from ._floodgate import FloodGate
 from ._flow import MessageBudget
 from ._join import connection_id
@@ -294,6 +294,12 @@ class Connection:
     def __repr__(self) -> str:
         state = "live" if self._ended is None else self._ended.reason.value
         return f"<Connection to {self.peer!r}, generation {self.generation}, {state}>"
+
+    def __str__(self) -> str:
+        """As a log line has it; `repr` shows the certificate, too."""
+        peer = self.peer
+        at = "" if peer.address is None else f" at {place(peer.address)}"
+        return f"{peer.name}{at}, {'verified' if peer.verified else 'NOT verified'}, generation {self.generation}"
 
     # Facts
 

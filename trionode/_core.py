@@ -283,7 +283,7 @@ class Core:
             self.spawn(partial(surplus.close, EndReason.LIMIT), f"close {surplus!r}")
         side = Side.DIAL if link.dialled else Side.ACCEPT
         self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
-        _log.info("connection up: %r", connection)
+        _log.info("connection up: %s", connection)
         self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
         self._attach(connection)
         return connection
@@ -343,7 +343,7 @@ class Core:
     def _moved(self, connection: Connection, _: Link) -> None:
         self._detach(connection)
         self._attach(connection)
-        _log.info("connection handed over: %r", connection)
+        _log.info("connection handed over: %s", connection)
         self.renewal.moved(connection)
 
     def _report_hand_over(self, connection: Connection, cause: RenewalCause) -> None:
@@ -352,7 +352,9 @@ class Core:
 
     def _report_failed_hand_over(self, connection: Connection, cause: RenewalCause, error: Exception) -> None:
         self.tally.hand_overs_failed[cause] += 1
-        self._hand_over_flood.warning("the hand-over of %r failed, it goes on as it was: %s", connection, error)
+        self._hand_over_flood.warning(
+            "the hand-over of the connection to %s failed, it goes on as it was: %s", connection, error
+        )
         self.events.publish(HandOverFailed(node=self.name, connection=connection, cause=cause, error=error))
 
     def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
@@ -362,7 +364,7 @@ class Core:
                 node=self.name, peer=connection.peer, connection=connection, reason=end.reason, error=end.error
             )
         )
-        _log.info("connection down: %r: %s", connection, end.error or end.reason)
+        _log.info("connection down: %s: %s", connection, end.error or end.reason)
 
     # Telling people
 

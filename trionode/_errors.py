@@ -48,6 +48,12 @@ __all__ = [
 #: Host and port, the form in which every address of this package is given.
 Address: TypeAlias = tuple[str, int]
 
+
+def place(address: Address) -> str:
+    """An address as a sentence has it."""
+    return f"{address[0]} port {address[1]}"
+
+
 #: Peer text longer than this is cut in our own messages: enough for a sentence, too little to flood a log.
 PEER_TEXT_LIMIT = 300
 

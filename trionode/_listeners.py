@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ._errors import Address, ListenError
+from ._errors import Address, ListenError, place
 from ._identity import unbracketed
 
 if TYPE_CHECKING:
@@ -145,12 +145,12 @@ class TCPListener:
                 stream = await self._listener.accept()
             except OSError as exc:
                 if not failing:
-                    _log.error("accept on %s failed, trying again: %s", self.address, exc)
+                    _log.error("accept on %s failed, trying again: %s", place(self.address), exc)
                 failing = True
                 await trio.sleep(ACCEPT_PAUSE)
             else:
                 if failing:
-                    _log.warning("accept on %s works again", self.address)
+                    _log.warning("accept on %s works again", place(self.address))
                 return stream
 
     def close(self) -> None:

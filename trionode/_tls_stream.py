@@ -33,6 +33,7 @@ from ._errors import (
     PeerUnverifiedError,
     RemoteProtocolError,
     Stage,
+    place,
     printable,
 )
 from ._identity import describe
@@ -699,7 +700,7 @@ def failure_error(
 
 
 def _at(address: Address | None) -> str:
-    return "" if address is None else f" at {address[0]} port {address[1]}"
+    return "" if address is None else f" at {place(address)}"
 
 
 _ALERT_REMEDIES: Final = {
