@@ -7,8 +7,10 @@ TLS handshake and hello. Order is proved by messages and `wait_all_tasks_blocked
 from __future__ import annotations
 
 import contextvars
+import gc
 import logging
 import re
+import weakref
 from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -2034,3 +2036,25 @@ async def test_leaving_a_typed_channel_by_an_exception_resets_it(open_pair: Pair
                 raise OopsError
         await held.end_of(theirs)
         assert held.cancelled == [theirs]
+
+
+async def test_a_connection_that_has_ended_is_freed_at_once(open_pair: PairFactory) -> None:
+    """Nothing waits for the cyclic collector: a connection holds tens of KiB of OpenSSL's."""
+    with trio.fail_after(10):
+        async with open_pair(beta={"services": {"echo": echo}}) as pair:
+            gc.collect()
+            gc.disable()
+            try:
+                ours = await pair.alpha.connect("beta@localhost")
+                await ours.call("echo", b"hello")
+                theirs = pair.beta.connections[pair.alpha.name]
+                await ours.aclose()
+                await theirs.wait_closed()
+                freed = [trio.Event(), trio.Event()]
+                for connection, event in zip((ours, theirs), freed, strict=True):
+                    weakref.finalize(connection, event.set)
+                del connection, ours, theirs
+                for event in freed:
+                    await event.wait()
+            finally:
+                gc.enable()

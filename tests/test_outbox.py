@@ -28,6 +28,7 @@ class Stream:
         self.at_once: list[bytes] = []
         self.records_sent = 0
         self.unsent = False
+        self.ended = False
         #: What `send_at_once` answers.
         self.roomy = False
         self.broken = False
@@ -101,6 +102,25 @@ async def test_closing_writes_what_is_there_and_takes_no_more(nursery: trio.Nurs
     idle.outbox.close()
     await settled()
     assert (idle.stream.writes, idle.written) == ([], True)
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
+async def test_closing_says_the_rest_and_the_end_at_once(nursery: trio.Nursery, *, broken: bool) -> None:
+    """Where the link takes it; that it is broken is for the writer to find. Wear does not matter any more."""
+    scene = Scene(nursery, max_records=1)
+    scene.stream.roomy, scene.stream.broken = True, broken
+    scene.outbox.append(b"last words")
+    if broken:
+        scene.outbox.close()
+        scene.outbox.discard()
+        scene.stream.broken = False
+    else:
+        scene.outbox.close()
+        assert (scene.stream.at_once, scene.stream.ended) == ([b"last words"], True)
+    worn = scene.worn
+    await settled()
+    assert (scene.stream.writes, scene.written) == ([], True)
+    assert scene.worn == worn == (not broken)
 
 
 async def test_discarding_forgets_what_was_not_written(nursery: trio.Nursery) -> None:

@@ -1124,6 +1124,54 @@ async def test_a_farewell_goes_behind_what_the_socket_did_not_take(party: Party)
                 await receive_to_end(server)
 
 
+async def test_last_words_and_the_end_in_one_go(party: Party) -> None:
+    """They arrive in order, nothing can be said after them, and saying the end once more sends nothing."""
+    with trio.fail_after(10):
+        client, server = await tls_pair(party, sockets())
+        async with client, server:
+            assert client.send_at_once(b"last words", last=True)
+            taken = client.bytes_taken
+            assert client.send_ended
+            assert not client.send_at_once(b"more")
+            with pytest.raises(trio.ClosedResourceError):
+                await client.send_all(b"more")
+            await client.send_eof()
+            assert client.bytes_taken == taken
+            assert await receive_to_end(server) == b"last words"
+            await server.send_all(b"heard")
+            assert await client.receive_some() == b"heard"
+
+
+async def test_closing_at_once(party: Party) -> None:
+    """A socket is closed without waiting, and the peer hears the end; a second time it is closed already."""
+    with trio.fail_after(10):
+        client, server = await tls_pair(party, sockets())
+        async with server:
+            assert client.close_at_once()
+            assert client.close_at_once()
+            assert await receive_to_end(server) == b""
+            assert server.close_at_once()  # nobody is there to hear it
+        with pytest.raises(trio.ClosedResourceError):
+            await client.receive_some()
+
+
+async def test_closing_that_cannot_be_done_at_once(party: Party) -> None:
+    """Other transports, or a socket that is full: `aclose` has to do it."""
+    with trio.fail_after(10):
+        client, server = await tls_pair(party, memory())
+        assert not client.close_at_once()
+        await client.aclose()
+        assert client.close_at_once()
+        await server.aclose()
+        client, server = await tls_pair(party, sockets())
+        async with server:
+            await fill(client)
+            assert not client.close_at_once()
+            assert client.unsent
+            await client.aclose()
+            assert client.close_at_once()
+
+
 async def test_what_cannot_go_at_once(party: Party) -> None:
     """Other transports, a stream that is sending, closed or broken, or too much: then nothing is done."""
     with trio.fail_after(10):

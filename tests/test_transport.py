@@ -149,6 +149,44 @@ async def test_tcp_is_a_transport_like_any_other(resolve: Callable[..., None]) -
             await TCP.connect("nowhere.example", port)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+async def test_an_address_is_connected_to_as_it_is(address: str) -> None:
+    """Of either family."""
+    with trio.fail_after(10):
+        [listener] = await TCP.listen(address, 0, port_range=1, only_local=False)
+        host, port = listener.address
+        async with await TCP.connect(address, port) as stream, await listener.accept():
+            assert stream.socket.getpeername()[:2] == (host, port)
+        listener.close()
+        with pytest.raises(OSError, match="refused"):
+            await TCP.connect(address, port)
+
+
+async def test_a_cancelled_connect_to_an_address_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket whose connect nobody answers is closed when that is given up."""
+    made: list[trio.socket.SocketType] = []
+    make = trio.socket.socket
+
+    class Silent:
+        """As much of a socket as that needs."""
+
+        def __init__(self, *args: Any) -> None:
+            made.append(make(*args))
+
+        async def connect(self, _: object) -> None:
+            """Nobody answers."""
+            await trio.sleep_forever()
+
+        def close(self) -> None:
+            """Close it."""
+            made[-1].close()
+
+    monkeypatch.setattr(trio.socket, "socket", Silent)
+    with trio.move_on_after(0.01):
+        await TCP.connect("127.0.0.1", 1)
+    assert [each.fileno() for each in made] == [-1]
+
+
 @pytest.mark.parametrize("transport", ["tcp", 7, object()])
 def test_what_is_no_transport_is_refused_in_the_options(transport: Any) -> None:
     """What lacks the methods fails where it is given, not at the first dial."""

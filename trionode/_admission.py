@@ -16,6 +16,7 @@ import ipaddress
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
@@ -126,7 +127,11 @@ def _least(tickets: Iterable[Ticket]) -> Ticket:
 
 
 def _source(address: Address | None) -> str:
-    host = "" if address is None else address[0].partition("%")[0]
+    return _network(address[0].partition("%")[0]) if address is not None else ""
+
+
+@lru_cache(maxsize=1024)
+def _network(host: str) -> str:
     try:
         parsed = ipaddress.ip_address(host)
     except ValueError:

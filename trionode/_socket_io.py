@@ -32,6 +32,8 @@ READ_SIZE: Final = 160 * 1024
 #: measured (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in mallopt(3)). Bytes.
 _KEPT: Final = 1024 * 1024
 
+_CLOSED: Final = "this socket was already closed"
+
 _buffer: Final = trio.lowlevel.RunVar[memoryview]("trionode.read_buffer")
 
 
@@ -68,7 +70,10 @@ async def wait_and_read(stream: trio.SocketStream, size: int = READ_SIZE) -> mem
         trio.ClosedResourceError: the stream was closed, here and meanwhile.
     """
     while True:
-        await trio.lowlevel.wait_readable(stream.socket)
+        descriptor = stream.socket.fileno()
+        if descriptor < 0:  # Trio would remember us as waiting for it
+            raise trio.ClosedResourceError(_CLOSED)
+        await trio.lowlevel.wait_readable(descriptor)
         buffer = _read_buffer()[:size]
         try:
             return buffer[: os.readv(stream.socket.fileno(), [buffer])]
@@ -114,5 +119,5 @@ def _read_buffer() -> memoryview:
 
 def _error(stream: trio.SocketStream, error: OSError) -> trio.ClosedResourceError | trio.BrokenResourceError:
     if stream.socket.fileno() < 0:
-        return trio.ClosedResourceError("this socket was already closed")
+        return trio.ClosedResourceError(_CLOSED)
     return trio.BrokenResourceError(f"socket connection broken: {error}")
