@@ -940,9 +940,11 @@ class Connection:
         if self._ended is not None or trio.current_time() < silent_since + interval:  # to the bit what was slept until
             return
         self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
+        self._outbox.flush()  # there is nothing else to say, or it would not be silent
         with trio.CancelScope(deadline=trio.current_time() + tolerance) as self._nap:
             await self._heard.park()
-        await _let_the_reader_read()
+        if self._last_heard == silent_since:
+            await _let_the_reader_read()
         if self._last_heard == silent_since and not self.ended:
             msg = (
                 f"{self.peer.name} gave no sign of life for {interval + tolerance:g} s (heartbeat_interval + "
