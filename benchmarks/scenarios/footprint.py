@@ -1,4 +1,22 @@
-"""What it costs to be there: memory of idle connections, time to import."""
+"""What it costs to be there: memory of idle connections, time to import.
+
+Where the memory of an idle connection of two nodes is, both ends together, KiB, found by an allocator that noted who
+called it (CPython 3.11, OpenSSL 4.0 as pyOpenSSL has it; `trio.SSLStream` on OpenSSL 3.0 takes 67 in all, 52 in TLS):
+
+| what | KiB |
+| -- | -- |
+| OpenSSL: record layers and their ciphers, four | 22 |
+| OpenSSL: certificates, sessions, names, what is smaller | 27 |
+| OpenSSL: post-quantum key shares, which it keeps to the end | 14 |
+| OpenSSL: the connections themselves, two | 12 |
+| OpenSSL: memory BIOs, as large as the largest flight was, four | 11 |
+| pyOpenSSL, and what we keep of the handshake | 7 |
+| frames of tasks, three at each end; the naive peer has one task in all | 10 |
+| what Trio has for these tasks; sockets, queues, events, the connection, what its node knows of it | 25 |
+
+So 86 of 128 are OpenSSL's, and nothing in pyOpenSSL gives any of it back: 1.3 times the naive peer, 88, is out of reach
+by all that is not TLS.
+"""
 
 from __future__ import annotations
 
