@@ -225,6 +225,7 @@ class Connection:
         "_channels",
         "_closed",
         "_distrusted",
+        "_dozing",
         "_draining",
         "_end_grace",
         "_ended",
@@ -284,7 +285,8 @@ class Connection:
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
         # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up.
-        self._nap = trio.CancelScope()
+        self._nap: trio.CancelScope | None = None
+        self._dozing: trio.lowlevel.Task | None = None
         self._end_grace = CLOSE_GRACE
         self._give_up = math.inf
         self._taken = 0
@@ -498,7 +500,7 @@ class Connection:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read, self._link)
                 try:
-                    await self._keep_time()
+                    await self._keep_time(nursery.cancel_scope)
                 finally:
                     # The nursery closes with its last task, and others may run before this one does again: nobody may
                     # start anything there from here on.
@@ -691,19 +693,29 @@ class Connection:
             self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
         self._outbox.close()
         self._taken, self._give_up = self._bytes_taken(), trio.current_time() + grace
-        self._nap.deadline = self._give_up
+        if self._nap is not None:
+            self._nap.deadline = self._give_up
 
-    async def _keep_time(self) -> None:
+    async def _keep_time(self, scope: trio.CancelScope) -> None:
         """Heed the heartbeat until the connection begins to end; then give the peer up when no byte moves."""
         while self._ended is None:
             await self._heed_heartbeat()
-        while True:
+        while not scope.cancel_called:
             await trio.sleep_until(self._give_up)
             taken = self._bytes_taken()
             if taken == self._taken:
-                break
+                scope.cancel()
             self._taken, self._give_up = taken, trio.current_time() + self._end_grace
-        self._cancel()
+
+    async def _doze(self, until: float) -> None:
+        """Sleep until then, or an earlier time that `_end` sets, or until `_cancel`."""
+        with trio.CancelScope(deadline=until) as self._nap:
+            self._dozing = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._stop_dozing)
+
+    def _stop_dozing(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self._dozing = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def _bytes_taken(self) -> int:
         return sum(link.stream.bytes_taken for link in self._links())
@@ -715,8 +727,12 @@ class Connection:
         return self._ended is not None and self._ended.reason in _NOBODY_LISTENS
 
     def _cancel(self) -> None:
-        if self._nursery is not None:  # else it is not run yet, or no more
-            self._nursery.cancel_scope.cancel()
+        if self._nursery is None:  # it is not run yet, or no more
+            return
+        if self._dozing is not None:  # to be woken costs less than to be cancelled
+            trio.lowlevel.reschedule(self._dozing)
+            self._dozing = None
+        self._nursery.cancel_scope.cancel()
 
     def _worn(self) -> None:
         self._settings.renew(self, RenewalCause.WORN)
@@ -934,8 +950,7 @@ class Connection:
     async def _heed_heartbeat(self) -> None:
         """End the connection when nothing was heard for the interval, and then for the tolerance after a ping."""
         interval, tolerance = self._settings.heartbeat_interval, self._settings.heartbeat_tolerance
-        with trio.CancelScope(deadline=self._last_heard + interval) as self._nap:
-            await trio.sleep_forever()
+        await self._doze(self._last_heard + interval)
         silent_since = self._last_heard
         if self._ended is not None or trio.current_time() < silent_since + interval:  # to the bit what was slept until
             return
