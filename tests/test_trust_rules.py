@@ -14,6 +14,7 @@ from trionode import (
     ConnectionUp,
     EndReason,
     HandshakeError,
+    HandshakeRefused,
     NetworkMode,
     NodeName,
     PeerRejectedError,
@@ -626,6 +627,8 @@ async def test_failed_newcomer_replaces_nothing(
                     await second.hear_end()
                 assert beta.connections == {ALPHA: old}
                 assert old.live
+                while not isinstance(await anext(aiter(events)), HandshakeRefused):
+                    pass
                 assert beta.acceptors[0].statistics().refused == 1
 
 
