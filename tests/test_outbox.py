@@ -185,6 +185,18 @@ async def test_what_a_flush_left_over_is_written_without_more_to_write(nursery: 
     assert not scene.stream.unsent
 
 
+async def test_flushing_makes_room(nursery: trio.Nursery) -> None:
+    """The writer, woken before, finds nothing to write: who waits for room is not left to the next message."""
+    scene = Scene(nursery)
+    scene.stream.roomy = True
+    nursery.start_soon(scene.outbox.room.park)
+    await settled()
+    scene.outbox.append(bytes(outbox.HIGH_WATER))
+    scene.outbox.flush()
+    await settled()
+    assert (scene.outbox.full, len(scene.outbox.room)) == (False, 0)
+
+
 @pytest.mark.parametrize("why", ["no room", "broken", "sending", "closing", "switched"])
 async def test_flushing_where_it_is_not_possible_leaves_it_to_the_writer(nursery: trio.Nursery, why: str) -> None:
     """Nothing is lost, doubled or reordered; a link that is broken is for the writer to find."""

@@ -108,6 +108,8 @@ class Outbox:
             if self._link.stream.send_at_once(self._pending, last=last):
                 self.bytes_written += len(self._pending)
                 self._pending = bytearray()
+                if self.room:
+                    self.room.unpark_all()
                 self._heed_wear(self._link)
         except trio.BrokenResourceError:
             pass  # the writer meets it again, and knows what to do
