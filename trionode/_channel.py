@@ -676,7 +676,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def _pace(self) -> None:
         """Hand out what was granted to the message under way, a stretch at a time: others want to come between."""
         rest, window = self._rest(), self._window
-        ahead = window.target if self._grows and self._budget.alone else _STRETCH
+        ahead = max(_STRETCH, window.target) if self._grows and self._budget.alone else _STRETCH
         if window.outstanding < min(rest, ahead // 2):
             self._outbox.append(wire.credit(self.identifier, window.extend(min(rest, ahead))))
 
