@@ -982,7 +982,9 @@ async def send_torn(channel: ServiceChannel, size: int) -> int:
             scope.cancel()
 
         with credit_goes_to(channel, cancel), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("trionode._channel._STRETCH", 2 * outbox.HIGH_WATER)  # more than is sent before it is given up
+            patch.setattr(
+                "trionode._channel._STRETCH", 2 * outbox.HIGH_WATER
+            )  # more than is sent before it is given up
             await channel.send(b"t" * size)
     assert scope.cancelled_caught
     return channel._credit
