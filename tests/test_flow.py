@@ -7,6 +7,7 @@ windows, budgets and cancelled messages.
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections import deque
 from random import Random
@@ -16,7 +17,7 @@ import pytest
 import trio
 from hypothesis import example, given, settings, strategies as st
 
-from trionode import RemoteProtocolError, ServiceChannel, _wire as wire
+from trionode import RemoteProtocolError, ServiceChannel, _flow, _wire as wire
 from trionode._flow import MessageBudget, ReceiveWindow
 from trionode._outbox import Outbox
 
@@ -251,6 +252,7 @@ class Sender:
         self.credit = self.window = window
         self.gives_back = gives_back
         self.total = self.sent = 0
+        self.gave_up = False
         self.sent_whole: list[bytes] = []
         #: Frames on their way to the receiver, and credit on its way back.
         self.out: deque[tuple[int, Callable[[], None]]] = deque()
@@ -292,12 +294,13 @@ class Sender:
         """Discard the message under way."""
         self._emit(0, wire.DISCARD, b"")
         self.total = self.sent = 0
+        self.gave_up = True
         self.give_back()
 
     def give_back(self) -> None:
-        """Return what is beyond the window and for no message."""
+        """Return what is beyond the window and for no message, once one was given up."""
         excess = self.credit - self.window
-        if self.gives_back and excess > 0 and not self.torn and not self.done:
+        if self.gives_back and self.gave_up and excess > 0 and not self.torn and not self.done:
             channel = self.channel
             self.credit -= excess
             self.out.append((excess, lambda: channel.on_return(excess)))
@@ -332,9 +335,12 @@ class World:
         largest: int,
         messages: Sequence[Sequence[int]],
         gives_back: bool = True,
+        grown: int = 0,
     ) -> None:
         self.window = window
-        self.bound = len(messages) * window + budget + largest + OVERHEAD
+        #: What one channel's window may have grown to.
+        self.grown = grown
+        self.bound = len(messages) * window + budget + largest + OVERHEAD + grown
         self.outbox = Outbox(_NO_LINK, worn=lambda: None, max_records=2**20)
         self.decoder = wire.FrameDecoder()
         self.budget = MessageBudget(budget)
@@ -394,7 +400,7 @@ class World:
             under_way = sum(cost for cost, _ in sender.out)
             if not sender.done:
                 assert window.outstanding == sender.credit + sum(sender.back) + under_way
-            beyond = max(0, window.outstanding + window.held - window.size)
+            beyond = max(0, window.outstanding + window.held - max(window.size, self.grown))
             assert beyond <= self.budget._reserved.get(identifier, 0)
         assert sum(self.budget._reserved.values()) == self.budget._total
 
@@ -416,7 +422,7 @@ class World:
             pass
         for identifier, sender in self.senders.items():
             assert self.received[identifier] == sender.sent_whole
-            assert sender.done or self.window / 2 < sender.credit <= self.window
+            assert sender.done or self.window / 2 < sender.credit <= max(self.window, self.grown)
         assert (self.budget._total, self.budget._reserved, self.budget._over) == (0, {}, None)
         assert not self.budget._waiting
 
@@ -494,6 +500,43 @@ def test_an_application_that_takes_nothing_bounds_what_is_held(world: World, see
         while sender.out:
             world.deliver(identifier)
     world.finish()
+
+
+@given(
+    before=st.lists(sizes, max_size=30),
+    messages=st.lists(st.lists(sizes, max_size=4), min_size=1, max_size=4),
+    budget=st.just(0) | st.integers(0, 100_000),
+    gives_back=st.booleans(),
+    greatest=st.sampled_from([8192, 40_000, 100_000]),
+)
+@example(before=[2000] * 30 + [60_000], messages=[[60_000]], budget=0, gives_back=True, greatest=40_000)
+@settings(max_examples=200, deadline=None)
+def test_nor_does_a_window_that_has_grown(
+    before: list[int], messages: list[list[int]], budget: int, greatest: int, *, gives_back: bool
+) -> None:
+    """A channel that was alone, and is quiet now, holds up nobody's large messages."""
+    world = World(
+        window=4096,
+        budget=budget,
+        largest=60_000,
+        messages=[before, *messages],
+        gives_back=gives_back,
+        grown=greatest,
+    )
+    later = [sender.messages for sender in world.senders.values()][1:]
+    kept, first = [deque(each) for each in later], world.senders[1]
+    for each in later:
+        each.clear()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_flow, "LARGEST_WINDOW", greatest)
+        patched.setattr(trio, "current_time", lambda: 1.0)
+        world.budget._company_until = 0
+        while first.messages or first.torn or first.out:
+            assert world._go_on(1), "deadlock"
+        world.budget._company_until = math.inf
+        for each, messages_kept in zip(later, kept, strict=True):
+            each.extend(messages_kept)
+        world.finish()
 
 
 @pytest.mark.parametrize("size", [4096, 4097, 5000, 131072])

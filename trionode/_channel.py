@@ -393,7 +393,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             self._outbox.append(wire.credit(self.identifier, grant))
             window.adapt(alone=self._grows and self._budget.alone)
         # Only now is what was reserved neither held here nor still in the sender's hand (as after a DISCARD).
-        if self._reserving and not self._granted and window.outstanding + window.held <= window.size:
+        if self._reserving and not self._granted and window.within_level:
             self._reserving = False
             self._budget.release(self.identifier)
         if self._waiting:

@@ -36,12 +36,14 @@ ALONE_FOR: Final = 0.03
 class ReceiveWindow:
     """The receiver's view of one channel's credit. All amounts are message costs: bytes plus overhead."""
 
-    __slots__ = ("_kept_up", "held", "outstanding", "size", "target")
+    __slots__ = ("_kept_up", "_level", "held", "outstanding", "size", "target")
 
     def __init__(self, size: int) -> None:
         self.size = size
         #: What it is topped up to: the size, or more while the channel is alone.
         self.target = size
+        # What it was last topped up to: what is granted beyond that is for one large message.
+        self._level = size
         #: Granted and not yet used by the sender.
         self.outstanding = size
         #: Received and not yet consumed here.
@@ -70,7 +72,13 @@ class ReceiveWindow:
         if grant * 2 < self.target:
             return 0
         self.outstanding += grant
+        self._level = self.target
         return grant
+
+    @property
+    def within_level(self) -> bool:
+        """Whether nothing is left, here or in the sender's hand, of what a large message was granted."""
+        return self.outstanding + self.held <= self._level
 
     def adapt(self, *, alone: bool) -> None:
         """Aim higher where the application keeps up and nobody else would wait; at the size where somebody would."""
