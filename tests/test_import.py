@@ -59,6 +59,16 @@ def test_a_submodule_is_no_name_of_the_list() -> None:
     assert in_a_new_interpreter("from trionode import pki; print(pki.__name__)") == "trionode.pki"
 
 
+@pytest.mark.parametrize("look", ["dir(trionode)", "hasattr(trionode, 'nope')", "from trionode import pki"])
+def test_what_was_put_in_the_place_of_a_name_stays(look: str) -> None:
+    """As tests do it, and then look for another."""
+    assert (
+        in_a_new_interpreter(f"import trionode; trionode.Route; trionode.Route = 1; {look}; print(trionode.Route)")
+        == "1"
+    )
+    assert in_a_new_interpreter(f"import trionode; trionode.Route = 1; {look}; print(trionode.Route)") == "1"
+
+
 @pytest.mark.parametrize("name", ["nope", "_nope", "__nope__"])
 def test_a_name_that_is_none(name: str) -> None:
     """The errors of any module."""

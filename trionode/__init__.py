@@ -24,5 +24,7 @@ else:
 
         # Pytest, where it rewrites assertions, adds names that are no identifiers.
         public = {name: value for name, value in vars(_public).items() if name[0].isalpha()}
-        globals().update(public, __all__=list(public))
-        return list(globals())
+        names = globals()
+        # What somebody has put in the place of one, a test for instance, stays.
+        names.update({name: value for name, value in public.items() if name not in names}, __all__=list(public))
+        return list(names)
