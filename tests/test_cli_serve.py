@@ -775,7 +775,8 @@ async def test_a_program_serves_its_status(node: NodeFactory, runtime: Path) -> 
         assert not path.exists()
         with socket.socket(socket.AF_UNIX) as left_behind:
             left_behind.bind(os.fspath(path))
-        assert path.exists()
+        assert status_sockets() == [path]  # it may be a node's that is about to listen
+        os.utime(path, (0, 0))
         assert status_sockets() == []
         assert not path.exists()
         with socket.socket(socket.AF_UNIX) as left_behind:
@@ -784,6 +785,24 @@ async def test_a_program_serves_its_status(node: NodeFactory, runtime: Path) -> 
             assert await nursery.start(serve_status, beta) == path
             assert status_sockets() == [path]
             nursery.cancel_scope.cancel()
+
+
+async def test_a_socket_that_does_not_listen_yet_is_left_alone(
+    node: NodeFactory, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who looks between bind(2) and listen(2) is refused, as by one that was left behind."""
+    listen = socket.socket.listen
+
+    def look_and_listen(self: socket.socket, backlog: int) -> None:
+        status_sockets()
+        listen(self, backlog)
+
+    async with node(BETA) as beta, trio.open_nursery() as nursery:
+        monkeypatch.setattr(socket.socket, "listen", look_and_listen)
+        path = await nursery.start(serve_status, beta)
+        assert path.parent == runtime
+        assert status_sockets() == [path]
+        nursery.cancel_scope.cancel()
 
 
 async def test_connections_and_the_generation_of_each(open_pair: PairFactory) -> None:

@@ -7,13 +7,15 @@ is asked for the other end's user, on both ends (SO_PEERCRED, where there is one
 names, counts, dates; no keys, no messages, no services' names.
 
 One socket for each node that serves its status, named after node and process, so that any number run side by side. One
-that a process left behind when it was killed refuses connections, and is removed by the next that looks.
+that a process left behind when it was killed refuses connections, and is removed by the next that looks; but so does
+one that was made just now and does not listen yet, so a young one is left alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import socket
 import stat
@@ -140,12 +142,10 @@ async def serve_status(
         ListenError: the socket cannot be had, or its directory is not private.
     """
     where = _default_path(node) if path is None else Path(path)
-    with _bound(where) as listening:
-        listening.listen(8)
-        with trio.socket.from_stdlib_socket(listening) as served:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(partial(trio.serve_listeners, partial(_tell, node), [trio.SocketListener(served)]))
-                task_status.started(where)
+    with _bound(where) as listening, trio.socket.from_stdlib_socket(listening) as served:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(trio.serve_listeners, partial(_tell, node), [trio.SocketListener(served)]))
+            task_status.started(where)
     raise AssertionError("serve_listeners ends by cancellation only")  # pragma: no cover
 
 
@@ -248,7 +248,7 @@ def _check_private(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _bound(path: Path) -> Iterator[socket.socket]:
-    """A socket at a path, for its owner alone; removed at the end."""
+    """A socket that listens at a path, for its owner alone; removed at the end."""
     _check_private(path.parent)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
         try:
@@ -256,6 +256,7 @@ def _bound(path: Path) -> Iterator[socket.socket]:
                 path.unlink()
             with _reachable(path) as address:
                 bound.bind(address)
+            bound.listen(8)
             path.chmod(0o600)
             made = path.lstat()
         except OSError as exc:
@@ -288,10 +289,11 @@ def _reachable(path: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether there is a socket of ours that nobody serves."""
+def _is_abandoned(path: Path, *, newest: float = math.inf) -> bool:
+    """Whether there is a socket of ours that nobody serves, made at this time at the latest."""
     try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
+        status = path.lstat()
+        if not stat.S_ISSOCK(status.st_mode) or status.st_mtime > newest:
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(PATIENCE)
@@ -340,7 +342,7 @@ def status_sockets() -> list[Path]:
             raise StatusError(msg) from exc
     found: list[Path] = []
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
-        if _is_abandoned(path):
+        if _is_abandoned(path, newest=time.time() - PATIENCE):
             path.unlink(missing_ok=True)
         else:
             found.append(path)
