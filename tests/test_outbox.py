@@ -32,6 +32,8 @@ class Stream:
         #: What `send_at_once` answers.
         self.roomy = False
         self.broken = False
+        #: Whether somebody has closed the transport.
+        self.closed = False
         #: Held up while it is not set.
         self.open = trio.Event()
         self.open.set()
@@ -49,6 +51,8 @@ class Stream:
         """Send, if there is room."""
         if self.broken:
             raise trio.BrokenResourceError
+        if self.closed:
+            raise trio.ClosedResourceError
         if self.roomy:
             self.at_once.append(bytes(data))
             self.ended = last
@@ -197,7 +201,7 @@ async def test_flushing_makes_room(nursery: trio.Nursery) -> None:
     assert (scene.outbox.full, len(scene.outbox.room)) == (False, 0)
 
 
-@pytest.mark.parametrize("why", ["no room", "broken", "sending", "closing", "switched"])
+@pytest.mark.parametrize("why", ["no room", "broken", "closed", "sending", "closing", "switched"])
 async def test_flushing_where_it_is_not_possible_leaves_it_to_the_writer(nursery: trio.Nursery, why: str) -> None:
     """Nothing is lost, doubled or reordered; a link that is broken is for the writer to find."""
     scene = Scene(nursery)
@@ -211,11 +215,11 @@ async def test_flushing_where_it_is_not_possible_leaves_it_to_the_writer(nursery
         scene.outbox.close()
     elif why == "switched":
         scene.outbox.switch(link_of(scene.stream), last=b"", first=b" then")
-    scene.stream.broken = why == "broken"
+    scene.stream.broken, scene.stream.closed = why == "broken", why == "closed"
     scene.stream.roomy = why != "no room"
     scene.outbox.flush()
     assert scene.stream.at_once == []
-    scene.stream.broken = scene.stream.roomy = False
+    scene.stream.broken = scene.stream.closed = scene.stream.roomy = False
     scene.stream.open.set()
     await settled()
     assert b"".join(scene.stream.writes) in (b"now", b"first now", b"now then")

@@ -111,7 +111,7 @@ class Outbox:
                 if self.room:
                     self.room.unpark_all()
                 self._heed_wear(self._link)
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the writer meets it again, and knows what to do
 
     def switch(self, link: Link, *, last: bytes, first: bytes) -> trio.Event:
