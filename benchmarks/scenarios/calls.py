@@ -1,4 +1,23 @@
-"""Calls: a request, a reply. One after the other, many at once, and beside a transfer."""
+"""Calls: a request, a reply. One after the other, many at once, and beside a transfer.
+
+Where the CPU time of one sequential call goes, both ends in one process (py-spy, of 126 µs; the bare ping-pong of
+`trio.SSLStream` takes 65 µs, about half of them in Trio):
+
+| what | µs |
+| -- | -- |
+| Trio: 6 ticks, 8 task steps, one task and one cancel scope for the service; its epoll | 44 |
+| kernel: two writes, two reads | 18 |
+| pyOpenSSL: two records each way | 14 |
+| connection and services: opening, dispatch of 5 frames, starting the service, ending | 15 |
+| channels, two of them, with their credit | 13 |
+| TLS stream, records counted, writer | 14 |
+| frames and their payloads | 4 |
+| the rest | 4 |
+
+The service's first `receive` and its `send` are checkpoints, as Trio has it, a tick each: the ping-pong has neither.
+Among the steps none stands out any more. Bare Trio does 15 000 round trips a second here, so that no call over it is
+4.5 times as fast as gRPC's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""Connecting: TCP, mutual TLS, and what a peer needs beyond that to know whom it talks to; closed again."""
+"""Connecting: TCP, mutual TLS, and what a peer needs beyond that to know whom it talks to; closed again.
+
+Where the CPU time of one connect and close of two nodes goes, both ends in one process (py-spy, of 2.0 ms):
+
+| what | % |
+| -- | -- |
+| OpenSSL's handshake; both ends in memory take 0.78 ms, of which 0.1 are the post-quantum key exchange | 44 |
+| OpenSSL and pyOpenSSL otherwise: making the connections, records, tickets that nobody uses, close_notify | 6 |
+| kernel: sockets, epoll | 12 |
+| Trio: 16 ticks, 27 task steps, 6 tasks | 13 |
+| callbacks in the handshake: chains, names, ALPN, certificate request | 4.5 |
+| hello, verdicts, the connection and what the node knows of it | 17.5 |
+| other libraries, and the benchmark itself | 3 |
+
+Half of the rate in memory would leave 0.3 ms for Trio and for us, beside what OpenSSL and the kernel take: out of reach.
+"""
 
 from __future__ import annotations
 
