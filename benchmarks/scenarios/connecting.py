@@ -12,7 +12,7 @@ Where the CPU time of one connect and close of two nodes goes, both ends in one 
 | hello, verdicts, the connection and what the node knows of it | 17.5 |
 | other libraries, and the benchmark itself | 3 |
 
-Half of the rate in memory would leave 0.3 ms for Trio and for us, beside what OpenSSL and the kernel take: out of reach.
+Half of the rate in memory would leave 0.3 ms for Trio and for us, beside OpenSSL and the kernel: out of reach.
 """
 
 from __future__ import annotations
