@@ -1188,6 +1188,8 @@ async def test_what_cannot_go_at_once(party: Party) -> None:
             with pytest.raises(trio.BrokenResourceError):
                 await fill(client)
             assert not client.send_at_once(b"x")
+            with pytest.raises(trio.BrokenResourceError, match=r"an earlier send .* failed: .*(reset by peer|pipe)"):
+                await client.send_all(b"x")  # says why, though it was somebody else's
 
 
 async def test_bytes_taken_are_those_of_the_transport(party: Party) -> None:

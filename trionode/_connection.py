@@ -40,6 +40,7 @@ from ._flow import MessageBudget
 from ._join import connection_id
 from ._outbox import Outbox
 from ._services import ServiceRefusal
+from ._sleeper import Sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -225,7 +226,6 @@ class Connection:
         "_channels",
         "_closed",
         "_distrusted",
-        "_dozing",
         "_draining",
         "_end_grace",
         "_ended",
@@ -249,6 +249,7 @@ class Connection:
         "_served",
         "_settings",
         "_taken",
+        "_timekeeper",
         "_unusable",
         "_waiting_opens",
         "last_attempt",
@@ -286,7 +287,7 @@ class Connection:
         self._unusable = trio.Event()
         # While it lives, what `_keep_time` sleeps in; once it has begun to end, when that gives the peer up.
         self._nap: trio.CancelScope | None = None
-        self._dozing: trio.lowlevel.Task | None = None
+        self._timekeeper = Sleeper()
         self._end_grace = CLOSE_GRACE
         self._give_up = math.inf
         self._taken = 0
@@ -710,12 +711,7 @@ class Connection:
     async def _doze(self, until: float) -> None:
         """Sleep until then, or an earlier time that `_end` sets, or until `_cancel`."""
         with trio.CancelScope(deadline=until) as self._nap:
-            self._dozing = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._stop_dozing)
-
-    def _stop_dozing(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-        self._dozing = None
-        return trio.lowlevel.Abort.SUCCEEDED
+            await self._timekeeper.sleep()
 
     def _bytes_taken(self) -> int:
         return sum(link.stream.bytes_taken for link in self._links())
@@ -729,9 +725,7 @@ class Connection:
     def _cancel(self) -> None:
         if self._nursery is None:  # it is not run yet, or no more
             return
-        if self._dozing is not None:  # to be woken costs less than to be cancelled
-            trio.lowlevel.reschedule(self._dozing)
-            self._dozing = None
+        self._timekeeper.wake()  # to be woken costs less than to be cancelled
         self._nursery.cancel_scope.cancel()
 
     def _worn(self) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from ._openssl import RECORD_SIZE
+from ._sleeper import Sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +62,8 @@ class Outbox:
         self._queue: list[tuple[Link, bytearray, trio.Event | None]] = []  # mostly empty, two at most in a hand-over
         self._closing = False
         self._sending = False
-        # The writer, while it waits for something to write.
-        self._idle: trio.lowlevel.Task | None = None
+        # The writer, while there is nothing to write.
+        self._writer = Sleeper()
         #: Where senders wait for room; woken when there is some, and when the connection ends.
         self.room: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.bytes_written: int = 0
@@ -90,8 +91,8 @@ class Outbox:
         pending += head
         if body:
             pending += body
-        if self._idle is not None:
-            self._wake()
+        if self._writer.asleep is not None:
+            self._writer.wake()
 
     def flush(self, *, last: bool = False) -> None:
         """Write what is pending without waiting, if that can be done at once; synchronous.
@@ -129,7 +130,7 @@ class Outbox:
         self._pending += last
         self._queue.append((self._link, self._pending, written))
         self._link, self._pending = link, bytearray(first)
-        self._wake()
+        self._writer.wake()
         self.room.unpark_all()
         return written
 
@@ -139,7 +140,7 @@ class Outbox:
         self._closing = True
         # The connection's: else the two would keep each other, and all that OpenSSL has, for the cyclic collector.
         self._worn = _nobody_minds
-        self._wake()
+        self._writer.wake()
 
     def discard(self) -> None:
         """Forget what was not written yet."""
@@ -158,7 +159,7 @@ class Outbox:
             while not (self._pending or self._queue or self._link.stream.unsent):
                 if self._closing:
                     return
-                await self._wait()
+                await self._writer.sleep()
             if not self._queue:
                 await self._settle()
                 if not (self._pending or self._link.stream.unsent):
@@ -167,19 +168,6 @@ class Outbox:
                 self._pending = bytearray()
                 self.room.unpark_all()
             await self._send(*self._queue.pop(0))
-
-    async def _wait(self) -> None:
-        self._idle = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
-
-    def _stop_waiting(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-        self._idle = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def _wake(self) -> None:
-        if self._idle is not None:
-            trio.lowlevel.reschedule(self._idle)
-            self._idle = None
 
     async def _send(self, link: Link, buffer: bytearray, written: trio.Event | None) -> None:
         stream = link.stream

@@ -122,6 +122,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
         self._sending = False
         self._receiving = False
         self._send_broken = False
+        # How, where it was not by a cancellation; as text, for the error would keep us in turn.
+        self._send_failure = "was cancelled half-way"
         self._send_ended = False
 
     def __repr__(self) -> str:
@@ -280,7 +282,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
             msg = "this TLSStream was closed"
             raise trio.ClosedResourceError(msg)
         if self._send_broken:
-            msg = "an earlier send on this TLSStream failed or was cancelled half-way"
+            msg = f"an earlier send on this TLSStream {self._send_failure}"
             raise trio.BrokenResourceError(msg)
         self._sending = True
 
@@ -309,8 +311,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
                         with view[start : start + _STEP] as step:
                             await self.transport_stream.send_all(step)
                             self.bytes_taken += len(step)
-        except BaseException:
-            self._send_broken = True
+        except BaseException as exc:
+            self._break_sending(exc)
             raise
 
     async def _write(self, sock: trio.SocketStream, ciphertext: bytes) -> None:
@@ -327,11 +329,16 @@ class TLSStream(trio.abc.HalfCloseableStream):
     def _write_at_once(self, sock: trio.SocketStream, ciphertext: Buffer) -> int:
         try:
             written = write_at_once(sock, ciphertext)
-        except BaseException:
-            self._send_broken = True
+        except BaseException as exc:
+            self._break_sending(exc)
             raise
         self.bytes_taken += written
         return written
+
+    def _break_sending(self, error: BaseException) -> None:
+        self._send_broken = True
+        if isinstance(error, Exception):
+            self._send_failure = f"failed: {error}"
 
     # Receiving
 
