@@ -192,7 +192,7 @@ class Outbox:
         while size < HIGH_WATER and quiet < _QUIET_TICKS and not self._closing:
             await trio.lowlevel.cancel_shielded_checkpoint()
             grown = len(self._pending)
-            if grown >= RECORD_SIZE > grown - size:
-                return
+            if not grown or grown >= RECORD_SIZE > grown - size:
+                return  # flushed meanwhile, or a record is full
             quiet = quiet + 1 if grown == size else 0
             size = grown
