@@ -385,10 +385,9 @@ class TLSStream(trio.abc.HalfCloseableStream):
             while pieces is None:
                 if self._socket is not None and self._read_all:
                     ciphertext: Buffer = await wait_and_read(self._socket)
-                    self._read_all = len(ciphertext) < READ_SIZE
                 else:
                     ciphertext = await self.transport_stream.receive_some(READ_SIZE)
-                    self._read_all = len(ciphertext) < READ_SIZE
+                self._read_all = len(ciphertext) < READ_SIZE
                 if ciphertext:
                     session.feed(ciphertext)
                 else:
