@@ -107,7 +107,7 @@ async def inspect(transport: trio.abc.Stream, session: TLSSession, *, patience: 
         requested_cas=session.requested_cas,
         tls_version=session.tls_version,
         cipher=session.cipher,
-        alpn=None if session.alpn is None else session.alpn.decode("ascii", "backslashreplace"),
+        alpn=session.alpn,
         first_words=None if _is_tls(first) else printable(first.decode("latin-1"), _FIRST_BYTES),
     )
 

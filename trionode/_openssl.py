@@ -938,9 +938,9 @@ class TLSSession:
     # Facts
 
     @property
-    def alpn(self) -> bytes | None:
+    def alpn(self) -> str | None:
         """The protocol that was agreed on, or None."""
-        return self._connection.get_alpn_proto_negotiated() or None
+        return self._connection.get_alpn_proto_negotiated().decode("ascii", "backslashreplace") or None
 
     @property
     def tls_version(self) -> str:

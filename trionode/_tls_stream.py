@@ -143,8 +143,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
     @property
     def alpn(self) -> str | None:
         """The application protocol that was agreed on (RFC 7301), or None."""
-        protocol = self._session.alpn
-        return None if protocol is None else protocol.decode("ascii", "backslashreplace")
+        return self._session.alpn
 
     @property
     def records_sent(self) -> int:
