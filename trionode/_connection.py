@@ -34,7 +34,7 @@ import trio
 
 from . import _wire as wire
 from ._channel import ServiceChannel
-from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, place, printable
+from ._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, at, printable
 from ._floodgate import FloodGate
 from ._flow import MessageBudget
 from ._join import connection_id
@@ -301,8 +301,8 @@ class Connection:
     def __str__(self) -> str:
         """As a log line has it; `repr` shows the certificate, too."""
         peer = self.peer
-        at = "" if peer.address is None else f" at {place(peer.address)}"
-        return f"{peer.name}{at}, {'verified' if peer.verified else 'NOT verified'}, generation {self.generation}"
+        verified = "verified" if peer.verified else "NOT verified"
+        return f"{peer.name}{at(peer.address)}, {verified}, generation {self.generation}"
 
     # Facts
 

@@ -54,6 +54,11 @@ def place(address: Address) -> str:
     return f"{address[0]} port {address[1]}"
 
 
+def at(address: Address | None) -> str:
+    """Where, for a sentence to go on with; nothing where that is not known."""
+    return "" if address is None else f" at {place(address)}"
+
+
 #: Peer text longer than this is cut in our own messages: enough for a sentence, too little to flood a log.
 PEER_TEXT_LIMIT = 300
 

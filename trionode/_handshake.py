@@ -46,6 +46,7 @@ from ._errors import (
     RemoteProtocolError,
     Stage,
     UnverifiedReason,
+    at,
     printable,
 )
 from ._floodgate import FloodGate
@@ -151,7 +152,7 @@ class _Progress:
 
     @property
     def where(self) -> str:
-        return "" if self.address is None else f" at {self.address[0]} port {self.address[1]}"
+        return at(self.address)
 
     def decided(self) -> None:
         """We refuse: telling the peer has a bound of its own, and the deadline must not turn it into a timeout."""

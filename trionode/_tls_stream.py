@@ -33,7 +33,7 @@ from ._errors import (
     PeerUnverifiedError,
     RemoteProtocolError,
     Stage,
-    place,
+    at,
     printable,
 )
 from ._identity import describe
@@ -570,7 +570,7 @@ async def _handshake(
         raise error from error.__cause__
     except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(transport)
-        msg = f"the connection{_at(address)} broke during the TLS handshake: {exc.__cause__ or exc}"
+        msg = f"the connection{at(address)} broke during the TLS handshake: {exc.__cause__ or exc}"
         raise HandshakeError(
             msg, stage=Stage.TLS, reason="broken", address=address, generation=contexts.generation
         ) from exc
@@ -655,11 +655,11 @@ def failure_error(
     failure: TLSFailure, address: Address | None, generation: int, presented: x509.Certificate | None
 ) -> HandshakeError:
     """The public exception for what happened to a TLS session, with its cause set."""
-    at = _at(address)
+    there = at(address)
     if isinstance(failure, PeerRefused):
         refusal = failure.refusal
         return PeerUnverifiedError(
-            f"peer{at}: {refusal.text}",
+            f"peer{there}: {refusal.text}",
             stage=Stage.TLS,
             reason=refusal.reason,
             address=address,
@@ -671,7 +671,7 @@ def failure_error(
     if isinstance(failure, AlertReceived):
         shown = "no certificate" if presented is None else describe(presented)
         return PeerRejectedError(
-            f"the peer{at} refused us with the TLS alert {failure.code.replace('_', ' ')!r}: we presented {shown}. "
+            f"the peer{there} refused us with the TLS alert {failure.code.replace('_', ' ')!r}: we presented {shown}. "
             f"{_ALERT_REMEDIES.get(failure.code, 'Its log says why')}",
             stage=Stage.TLS,
             code=failure.code,
@@ -683,7 +683,7 @@ def failure_error(
         detail = printable(failure.detail)
         explained = _MISBEHAVIOUR.get(detail, "Is there a TLS 1.3 server or client at the other end?")
         error = HandshakeError(
-            f"the peer{at} does not speak TLS as we do: {detail}. {explained}",
+            f"the peer{there} does not speak TLS as we do: {detail}. {explained}",
             stage=Stage.TLS,
             reason=detail,
             address=address,
@@ -693,7 +693,7 @@ def failure_error(
         return error
     assert isinstance(failure, Truncated)
     error = HandshakeError(
-        f"the peer{at} ended the connection without a word: {failure}. It may have crashed, refused us without an "
+        f"the peer{there} ended the connection without a word: {failure}. It may have crashed, refused us without an "
         "alert, or something in between cut the connection",
         stage=Stage.TLS,
         reason="truncated",
@@ -702,10 +702,6 @@ def failure_error(
     )
     error.__cause__ = trio.BrokenResourceError(str(failure))
     return error
-
-
-def _at(address: Address | None) -> str:
-    return "" if address is None else f" at {place(address)}"
 
 
 _ALERT_REMEDIES: Final = {
