@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 from OpenSSL import SSL, crypto
 
-from trionode import CAPool, CertAuthManager, ClientAuth, KeyPair
+from trionode import (
+    CAPool,
+    CertAuthManager,
+    ClientAuth,
+    KeyPair,
+)
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:

@@ -27,7 +27,12 @@ from trionode.pki import CertificateAuthority
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trionode import Connection, Node, NodeName, ServiceChannel
+    from trionode import (
+        Connection,
+        Node,
+        NodeName,
+        ServiceChannel,
+    )
 
 EXPLANATION: Final = """\
 Opens two nodes in this process, with routes to each other. In each round both connect to the other in the same tick,

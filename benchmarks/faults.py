@@ -37,7 +37,15 @@ from trionode.testing import Faults, MemoryNetwork, Script
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from trionode import Connection, EventStream, Listener, Node, NodeEvent, ServiceChannel, Transport
+    from trionode import (
+        Connection,
+        EventStream,
+        Listener,
+        Node,
+        NodeEvent,
+        ServiceChannel,
+        Transport,
+    )
     from trionode.testing import MemoryConnection
 
 EXPLANATION: Final = """\

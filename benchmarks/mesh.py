@@ -31,7 +31,12 @@ from trionode.pki import CertificateAuthority
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trionode import Connection, Node, NodeName, ServiceChannel
+    from trionode import (
+        Connection,
+        Node,
+        NodeName,
+        ServiceChannel,
+    )
 
 EXPLANATION: Final = """\
 Opens so many nodes in this process, all at the same moment. Each is told to keep a connection to every other one

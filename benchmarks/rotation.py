@@ -38,7 +38,12 @@ from trionode.pki import CertificateAuthority
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trionode import Connection, EventStream, Node, ServiceChannel
+    from trionode import (
+        Connection,
+        EventStream,
+        Node,
+        ServiceChannel,
+    )
 
 EXPLANATION: Final = """\
 Opens a node in this process and one in a second process, over loopback, with mutual TLS. Both publish a new certificate

@@ -34,15 +34,20 @@ from trionode import (
     NodeName,
     NodeOptions,
     Route,
-    _wire as wire,
     open_node,
 )
-from trionode._arbiter import Arbiter
-from trionode._connection import Connection, ConnectionSettings
-from trionode._handshake import Dial, Party, accept_link, dial_link
-from trionode._registry import Registry
-from trionode._services import Services
-from trionode._tls_stream import client_handshake, server_handshake
+from trionode._connection.connection import Connection, ConnectionSettings
+from trionode._connection.registry import Registry
+from trionode._connection.services import Services
+from trionode._handshake.collisions import Arbiter
+from trionode._handshake.exchange import (
+    Dial,
+    Party,
+    accept_link,
+    dial_link,
+)
+from trionode._protocol import frames as wire
+from trionode._tls.stream import client_handshake, server_handshake
 from trionode.cli import main
 from trionode.pki import CertificateAuthority
 
@@ -51,8 +56,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from trionode import CertManager, Peer, Service, TLSStream
-    from trionode._link import Link
+    from trionode import (
+        CertManager,
+        Peer,
+        Service,
+        TLSStream,
+    )
+    from trionode._connection.link import Link
 
 T = TypeVar("T")
 

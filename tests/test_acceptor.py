@@ -16,20 +16,31 @@ import pytest
 import trio
 import trio.testing
 
-from trionode import HandshakeError, HandshakeTimeoutError, NodeName, TLSContexts, _wire as wire
-from trionode._acceptor import Acceptor
-from trionode._admission import Admission
-from trionode._arbiter import Arbiter
-from trionode._handshake import Dial, Party, accept_link, dial_link
-from trionode._listeners import TCPListener, accept_forever, open_listeners
-from trionode._registry import Registry
+from trionode import (
+    HandshakeError,
+    HandshakeTimeoutError,
+    NodeName,
+    TLSContexts,
+)
+from trionode._connection.registry import Registry
+from trionode._handshake.acceptor import Acceptor
+from trionode._handshake.admission import Admission
+from trionode._handshake.collisions import Arbiter
+from trionode._handshake.exchange import (
+    Dial,
+    Party,
+    accept_link,
+    dial_link,
+)
+from trionode._protocol import frames as wire
+from trionode._transport.tcp import TCPListener, accept_forever, open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from conftest import ManagerFactory
 
-    from trionode._link import Link
+    from trionode._connection.link import Link
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 LIMITS = wire.Limits(max_message_size=65536, window=65536, max_channels=16)
@@ -305,7 +316,7 @@ async def test_accept_errors_are_logged_once_per_streak_and_end_nothing(
     number: int,
 ) -> None:
     """Whatever `accept` fails with, the loop goes on; a streak of errors is logged once, and its end."""
-    monkeypatch.setattr("trionode._listeners.ACCEPT_PAUSE", 0.001)
+    monkeypatch.setattr("trionode._transport.tcp.ACCEPT_PAUSE", 0.001)
     caplog.set_level(logging.INFO, "trionode.acceptor")
     accepting = Accepting()
     made = generations(5)

@@ -26,9 +26,9 @@ from trionode import (
     PeerRejectedError,
     RejectionCode,
     Route,
-    _listeners as listeners,
     generate_cookie,
 )
+from trionode._transport import tcp as listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,13 @@ import pytest
 import trio
 from hypothesis import given, strategies as st
 
-from trionode import HandshakeError, HandshakeRefused, open_tls_stream, serve_tls
-from trionode._admission import Admission, Progress
+from trionode import (
+    HandshakeError,
+    HandshakeRefused,
+    open_tls_stream,
+    serve_tls,
+)
+from trionode._handshake.admission import Admission, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory, NodeFactory
 
     from trionode import EventStream, Route, TLSStream
-    from trionode._admission import Ticket
+    from trionode._handshake.admission import Ticket
 
 
 def enter(stack: ExitStack, admission: Admission, host: str, progress: Progress = Progress.SILENT) -> Ticket:

@@ -8,7 +8,14 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from trionode import CertificateError, FileSource, HandedOver, LiveConnections, Renew, follow_source
+from trionode import (
+    CertificateError,
+    FileSource,
+    HandedOver,
+    LiveConnections,
+    Renew,
+    follow_source,
+)
 from trionode.testing import certificate_zoo, cluster_ca
 
 if TYPE_CHECKING:
@@ -17,7 +24,12 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory
 
-    from trionode import EventStream, KeyPair, Route, ServiceChannel
+    from trionode import (
+        EventStream,
+        KeyPair,
+        Route,
+        ServiceChannel,
+    )
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = "alpha@localhost", "beta@localhost"

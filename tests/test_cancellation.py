@@ -33,7 +33,6 @@ from trionode import (
     ServiceChannel,
     TLSStream,
     TypedChannel,
-    _renewal,
     call_typed,
     follow_source,
     open_node,
@@ -42,6 +41,7 @@ from trionode import (
     serve_tls,
     typed_service,
 )
+from trionode._node import renewal as _renewal
 from trionode.testing import Attempt, Moment, cancel_at_every_checkpoint
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from trionode._cert_manager import CertAuthManager, CertManager
-from trionode._credentials import CAPool, KeyPair
+from trionode._credentials.key_pair import CAPool, KeyPair
+from trionode._credentials.policy import ClientAuth
 from trionode._errors import (
     CertificateError,
     CertificateReason,
@@ -28,13 +28,18 @@ from trionode._errors import (
     RejectionCode,
     UnverifiedReason,
 )
-from trionode._openssl import AlertReceived, PeerRefused, TLSFailure, TLSSession
-from trionode._policy import ClientAuth
+from trionode._managers.manager import CertAuthManager, CertManager
+from trionode._tls.engine import (
+    AlertReceived,
+    PeerRefused,
+    TLSFailure,
+    TLSSession,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trionode._contexts import TLSContexts
+    from trionode._tls.contexts import TLSContexts
 
 HOST = "localhost"
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
@@ -462,7 +467,7 @@ async def test_a_name_or_an_issuer_that_does_not_fit_is_no_reason_to_refuse(key_
 def test_a_key_pair_that_openssl_does_not_take(manager: CertAuthManager, monkeypatch: pytest.MonkeyPatch) -> None:
     """What OpenSSL itself refuses is refused with its reason, and leaves everything as it was."""
     weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 -- below OpenSSL's security level is the point
-    monkeypatch.setattr("trionode._credentials._SMALLEST_RSA_BITS", 1024)
+    monkeypatch.setattr("trionode._credentials.key_pair._SMALLEST_RSA_BITS", 1024)
     name = x509.Name([])
     now = datetime.now(UTC)
     certificate = (

@@ -28,19 +28,24 @@ from trionode import (
     RemoteCode,
     RemoteError,
     ServiceChannel,
-    _wire as wire,
 )
-from trionode._arbiter import Arbiter
-from trionode._connection import ConnectionSettings
-from trionode._handshake import Dial, Party, accept_link, dial_link
-from trionode._registry import Registry
-from trionode._services import Services
+from trionode._connection.connection import ConnectionSettings
+from trionode._connection.registry import Registry
+from trionode._connection.services import Services
+from trionode._handshake.collisions import Arbiter
+from trionode._handshake.exchange import (
+    Dial,
+    Party,
+    accept_link,
+    dial_link,
+)
+from trionode._protocol import frames as wire
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from trionode._link import Link
+    from trionode._connection.link import Link
 
 #: What no message of a program exceeds, and what is accepted.
 LARGEST: Final = 150_000

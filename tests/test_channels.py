@@ -38,13 +38,13 @@ from trionode import (
     Route,
     ServiceChannel,
     TypedChannel,
-    _outbox as outbox,
-    _wire as wire,
     call_typed,
     current_channel,
     open_node,
     typed_service,
 )
+from trionode._connection import send_queue as outbox
+from trionode._protocol import frames as wire
 from trionode.testing import check_two_way_channel
 
 if TYPE_CHECKING:
@@ -983,7 +983,7 @@ async def send_torn(channel: ServiceChannel, size: int) -> int:
 
         with credit_goes_to(channel, cancel), pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "trionode._channel._STRETCH", 2 * outbox.HIGH_WATER
+                "trionode._connection.channel._STRETCH", 2 * outbox.HIGH_WATER
             )  # more than is sent before it is given up
             await channel.send(b"t" * size)
     assert scope.cancelled_caught

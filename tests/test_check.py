@@ -31,10 +31,10 @@ from trionode import (
     UnverifiedReason,
     check_key_pair,
 )
-from trionode._check import CLOCK_SKEW, check_usable
-from trionode._contexts import TLSContexts
-from trionode._openssl import Misbehaved, TLSFailure, TLSSession
-from trionode._policy import TLSPolicy
+from trionode._credentials.policy import TLSPolicy
+from trionode._managers.findings import CLOCK_SKEW, check_usable
+from trionode._tls.contexts import TLSContexts
+from trionode._tls.engine import Misbehaved, TLSFailure, TLSSession
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def test_what_no_rule_knows_of() -> None:
 
 def test_a_key_that_openssl_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key pair of which no contexts can be built is a finding, not an exception."""
-    monkeypatch.setattr("trionode._credentials._SMALLEST_RSA_BITS", 1024)
+    monkeypatch.setattr("trionode._credentials.key_pair._SMALLEST_RSA_BITS", 1024)
     weak = self_signed(LOCALHOST, key=rsa.generate_private_key(65537, 1024))  # noqa: S505
     findings = check_key_pair(weak)
     assert codes(findings) == ["handshake!"]
@@ -514,7 +514,7 @@ async def test_an_examination_that_fails_keeps_nobody_from_rotating(
         raise ZeroDivisionError
 
     certs = CertManager(ca.issue(NAME))
-    monkeypatch.setattr("trionode._cert_manager.examine", fail)
+    monkeypatch.setattr("trionode._managers.manager.examine", fail)
     assert certs.update(ca.issue(NAME)) == 2
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert record.exc_info is not None

@@ -32,10 +32,21 @@ from trionode import (
     Route,
     open_node,
 )
-from trionode._inspection import Inspection
-from trionode._openssl import AlertReceived, Misbehaved, Truncated
-from trionode.cli.diagnosis import Target, estimate_clock, foresee, rejected, tls_failure
-from trionode.pki import CertificateAuthority, write_ca_pool, write_crl_set, write_key_pair
+from trionode._tls.engine import AlertReceived, Misbehaved, Truncated
+from trionode._tls.probe import Inspection
+from trionode.cli.diagnosis import (
+    Target,
+    estimate_clock,
+    foresee,
+    rejected,
+    tls_failure,
+)
+from trionode.pki import (
+    CertificateAuthority,
+    write_ca_pool,
+    write_crl_set,
+    write_key_pair,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

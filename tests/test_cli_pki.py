@@ -14,7 +14,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from trionode import CAPool, CertificateError, CRLSet, KeyPair
+from trionode import (
+    CAPool,
+    CertificateError,
+    CRLSet,
+    KeyPair,
+)
 from trionode.cli.given import host_and_port
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 

@@ -32,10 +32,10 @@ from trionode import (
     NodeName,
     Side,
     SourceTrouble,
-    _status as status_module,
     serve_status,
 )
-from trionode._status import (
+from trionode._node import status_socket as status_module
+from trionode._node.status_socket import (
     HandshakeStatus,
     ManagerStatus,
     NodeStatus,

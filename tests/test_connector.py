@@ -20,22 +20,22 @@ from trionode import (
     NodeName,
     Stage,
     TLSContexts,
-    _wire as wire,
 )
-from trionode._arbiter import Arbiter
-from trionode._connector import connect, dial
-from trionode._handshake import Dial, Party, accept_link
-from trionode._listeners import open_listeners
-from trionode._policy import TLSPolicy
-from trionode._registry import Registry
-from trionode._tls_stream import address_of
+from trionode._connection.registry import Registry
+from trionode._credentials.policy import TLSPolicy
+from trionode._handshake.collisions import Arbiter
+from trionode._handshake.connect import connect, dial
+from trionode._handshake.exchange import Dial, Party, accept_link
+from trionode._protocol import frames as wire
+from trionode._tls.stream import address_of
+from trionode._transport.tcp import open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from conftest import ManagerFactory, ScriptedListener
 
-    from trionode._link import Link
+    from trionode._connection.link import Link
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")

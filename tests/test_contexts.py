@@ -16,9 +16,9 @@ import pytest
 import trio
 import trio.testing
 
-from trionode._contexts import ContextsChannel, TLSContexts
-from trionode._credentials import KeyPair
-from trionode._policy import TLSPolicy
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.policy import TLSPolicy
+from trionode._tls.contexts import ContextsChannel, TLSContexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

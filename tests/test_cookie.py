@@ -28,18 +28,22 @@ from trionode import (
     Route,
     Stage,
     UnverifiedReason,
-    _cookie,
-    _proof,
-    _wire as wire,
     generate_cookie,
 )
+from trionode._handshake import channel_binding as _proof, cookie as _cookie
+from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import EventStream, KeyPair, Node, ServiceChannel
+    from trionode import (
+        EventStream,
+        KeyPair,
+        Node,
+        ServiceChannel,
+    )
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")

@@ -23,10 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat as Format
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from trionode import _credentials
-from trionode._cert_manager import CertAuthManager
-from trionode._check import check_usable
-from trionode._credentials import (
+from trionode._credentials import key_pair as _credentials
+from trionode._credentials.key_pair import (
     BOTH_PURPOSES,
     LEAF_KEY_USAGE,
     MAX_FILE_BYTES,
@@ -35,16 +33,18 @@ from trionode._credentials import (
     allows,
     general_name,
 )
+from trionode._credentials.policy import ClientAuth
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity import SubjectNames, fingerprint
-from trionode._policy import ClientAuth
+from trionode._identity.names import SubjectNames, fingerprint
+from trionode._managers.findings import check_usable
+from trionode._managers.manager import CertAuthManager
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from trionode._credentials import PrivateKey
+    from trionode._credentials.key_pair import PrivateKey
 
     OpenSSL: TypeAlias = Callable[..., bytes]
 

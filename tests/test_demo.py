@@ -22,12 +22,28 @@ import msgspec
 import pytest
 import trio
 
-from trionode import CertManager, KeyPair, TLSStream, serve_tls
+from trionode import (
+    CertManager,
+    KeyPair,
+    TLSStream,
+    serve_tls,
+)
 from trionode.cli import main
 from trionode.demo import story
-from trionode.demo.checks import CHECKS, Check, Facts, judge, judge_all
+from trionode.demo.checks import (
+    CHECKS,
+    Check,
+    Facts,
+    judge,
+    judge_all,
+)
 from trionode.demo.roles import first_wrong, knock, read_lines
-from trionode.demo.said import Listening, Progress, Refusal, tell
+from trionode.demo.said import (
+    Listening,
+    Progress,
+    Refusal,
+    tell,
+)
 from trionode.demo.story import Actor, DemoError, run_demo
 from trionode.pki import write_key_pair
 

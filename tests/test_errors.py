@@ -26,7 +26,7 @@ from trionode import (
     TrionodeError,
     UnverifiedReason,
 )
-from trionode._peer import established_peer
+from trionode._identity.peer import established_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

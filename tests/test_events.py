@@ -41,11 +41,11 @@ from trionode import (
     Side,
     StrandedPeers,
     UnverifiedReason,
-    _wire as wire,
 )
 from trionode._errors import place
-from trionode._events import BUFFER, EventHub
-from trionode._floodgate import FloodGate
+from trionode._node.events import BUFFER, EventHub
+from trionode._protocol import frames as wire
+from trionode._util.rate_limited_log import FloodGate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -227,7 +227,7 @@ async def test_reason_replaced(
     open_pair: PairFactory, manager: ManagerFactory, route_to: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection whose place another took is reported as replaced, where it was closed for that."""
-    monkeypatch.setattr("trionode._connection.RETIRE_GRACE", 0.1)
+    monkeypatch.setattr("trionode._connection.connection.RETIRE_GRACE", 0.1)
     with trio.fail_after(10):
         async with open_pair() as pair, pair.alpha.events() as ours, pair.beta.events() as theirs:
             old = await pair.alpha.connect(BETA)
@@ -297,7 +297,7 @@ async def test_reason_expired(
     open_pair: PairFactory, ca: CertificateAuthority, manager: ManagerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that was closed because a certificate came to its end says so."""
-    monkeypatch.setattr("trionode._renewal.LOOK_AT_CLOCK", 0.01)
+    monkeypatch.setattr("trionode._node.renewal.LOOK_AT_CLOCK", 0.01)
     late = timedelta()
     certs = manager(str(ALPHA), clock=lambda: datetime.now(UTC) + late, not_after=datetime.now(UTC) + timedelta(days=1))
     expiry = LiveConnections(on_expiry=Renew.CLOSE, expiry_lead=60)
@@ -386,7 +386,7 @@ async def test_publishing_never_blocks() -> None:
 
 async def test_node_is_not_held_up_by_a_reader(open_pair: PairFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node whose events nobody takes goes on with everything."""
-    monkeypatch.setattr("trionode._events.BUFFER", 2)
+    monkeypatch.setattr("trionode._node.events.BUFFER", 2)
     with trio.fail_after(10):
         async with open_pair() as pair, pair.alpha.events() as reader:
             connections: list[Connection] = []
@@ -466,7 +466,7 @@ async def test_flood_of_refused_handshakes_is_summarised_in_the_log(
     node: NodeFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of a flood the first few are logged one by one, the rest in one line with their number; each is an event."""
-    monkeypatch.setattr("trionode._floodgate.LOG_BURST", 5)
+    monkeypatch.setattr("trionode._util.rate_limited_log.LOG_BURST", 5)
     with trio.fail_after(20):
         async with node(str(BETA)) as beta:
             with beta._core.events.subscribe() as events:

@@ -20,15 +20,15 @@ from trionode import (
     NodeOptions,
     open_node,
 )
-from trionode._expiry import watch_expiry
-from trionode._identity import describe_duration
+from trionode._identity.names import describe_duration
+from trionode._managers.expiry import watch_expiry
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trionode import EventStream
-    from trionode._expiry import Ending
+    from trionode._managers.expiry import Ending
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -38,9 +38,9 @@ from trionode import (
     SourceTrouble,
     StrandedPeers,
     TrustRotationError,
-    _follower,
     follow_source,
 )
+from trionode._managers import follower as _follower
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

@@ -20,10 +20,12 @@ from benchmarks.fuzz import command
 from benchmarks.fuzz.campaign import Campaign, Target, Violation
 from benchmarks.fuzz.dispatch import MOVE_HERE, NEW_LINK, Case, DispatchTarget, FakeStream, frame
 from benchmarks.fuzz.live import AsFrames
-from trionode import Connection, HandshakeError, RemoteProtocolError, _tls_stream as tls, _wire as wire
-from trionode._handshake import _FIRST_READ
-from trionode._services import Services
-from trionode._tls_stream import MAX_FLIGHTS, client_handshake, server_handshake
+from trionode import Connection, HandshakeError, RemoteProtocolError
+from trionode._connection.services import Services
+from trionode._handshake.exchange import _FIRST_READ
+from trionode._protocol import frames as wire
+from trionode._tls import stream as tls
+from trionode._tls.stream import MAX_FLIGHTS, client_handshake, server_handshake
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -28,14 +28,21 @@ from trionode import (
     Refused,
     Renew,
 )
-from trionode._outbox import HIGH_WATER, Outbox
+from trionode._connection.send_queue import HIGH_WATER, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import AuthorityFactory, ManagerFactory, NodeFactory, PairFactory
 
-    from trionode import Connection, EventStream, Peer, Route, ServiceChannel, TLSStream
+    from trionode import (
+        Connection,
+        EventStream,
+        Peer,
+        Route,
+        ServiceChannel,
+        TLSStream,
+    )
     from trionode.pki import CertificateAuthority
 
 E = TypeVar("E")

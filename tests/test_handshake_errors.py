@@ -38,10 +38,10 @@ from trionode import (
     Side,
     Stage,
     UnverifiedReason,
-    _wire as wire,
     open_tls_stream,
     serve_tls,
 )
+from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -49,7 +49,13 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
     from cryptography import x509
 
-    from trionode import EventStream, Node, Peer, ServiceChannel, TLSStream
+    from trionode import (
+        EventStream,
+        Node,
+        Peer,
+        ServiceChannel,
+        TLSStream,
+    )
     from trionode.pki import CertificateAuthority
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

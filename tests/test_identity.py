@@ -39,7 +39,7 @@ from trionode._errors import (
     UnverifiedReason,
     printable,
 )
-from trionode._identity import (
+from trionode._identity.names import (
     NodeName,
     SubjectNames,
     canonical_host,

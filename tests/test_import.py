@@ -49,7 +49,7 @@ def test_names_are_what_they_are() -> None:
     assert set(NAMES) <= set(dir(trionode))
     for name in NAMES:
         assert getattr(trionode, name) is vars(_public)[name]
-    assert trionode.Route.__module__ == "trionode._options"
+    assert trionode.Route.__module__ == "trionode._node.options"
     assert pickle.loads(pickle.dumps(trionode.Route)) is trionode.Route  # noqa: S301 -- our own
     assert "port" in inspect.signature(trionode.Route).parameters
 

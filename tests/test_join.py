@@ -22,19 +22,25 @@ from trionode import (
     PeerRejectedError,
     PeerUnverifiedError,
     Refused,
-    _connection,
-    _wire as wire,
 )
-from trionode._cookie import dialer_proof
-from trionode._join import Ends, connection_id, join_proof
-from trionode._tls_stream import TLSStream
+from trionode._connection import connection as _connection
+from trionode._handshake.cookie import dialer_proof
+from trionode._handshake.join import Ends, connection_id, join_proof
+from trionode._protocol import frames as wire
+from trionode._tls.stream import TLSStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import CertManager, Connection, Node, Peer, ServiceChannel
+    from trionode import (
+        CertManager,
+        Connection,
+        Node,
+        Peer,
+        ServiceChannel,
+    )
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 

@@ -29,7 +29,7 @@ from trionode import (
     NoRouteError,
     Route,
 )
-from trionode._keeper import FIRST_BACKOFF, LASTED, LONGEST_BACKOFF
+from trionode._node.connector import FIRST_BACKOFF, LASTED, LONGEST_BACKOFF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -278,8 +278,8 @@ async def test_stopped_connector_says_so(autojump_clock: trio.testing.MockClock)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of milliseconds, for tests on real sockets."""
-    monkeypatch.setattr("trionode._keeper.FIRST_BACKOFF", 0.002)
-    monkeypatch.setattr("trionode._keeper.LONGEST_BACKOFF", 0.02)
+    monkeypatch.setattr("trionode._node.connector.FIRST_BACKOFF", 0.002)
+    monkeypatch.setattr("trionode._node.connector.LONGEST_BACKOFF", 0.02)
 
 
 async def phase_of(events: EventStream, phase: ConnectorPhase) -> ConnectorState:

@@ -14,9 +14,10 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from trionode import EndReason, NetworkOptions, _wire as wire
-from trionode._connection import CLOSE_GRACE
-from trionode._tls_stream import FAREWELL
+from trionode import EndReason, NetworkOptions
+from trionode._connection.connection import CLOSE_GRACE
+from trionode._protocol import frames as wire
+from trionode._tls.stream import FAREWELL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -407,7 +408,7 @@ async def test_a_peer_that_reads_nothing_is_given_up_by_who_goes_on_opening(
     scripted: ScriptedFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening is synchronous and queues: at a ceiling the connection is ended, and who opens is told why."""
-    monkeypatch.setattr("trionode._outbox.CEILING", 10_000)
+    monkeypatch.setattr("trionode._connection.send_queue.CEILING", 10_000)
     ways: list[SlowStream] = []
     async with scripted(dialled=True, transport=slow(ways)) as scene:
         ways[0].pace = math.inf

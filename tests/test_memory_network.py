@@ -17,7 +17,13 @@ import trio.testing
 from trio.testing import check_half_closeable_stream, check_two_way_stream
 
 from trionode import ListenError, Transport
-from trionode.testing import Faults, MemoryConnection, MemoryNetwork, Script, trio_clock
+from trionode.testing import (
+    Faults,
+    MemoryConnection,
+    MemoryNetwork,
+    Script,
+    trio_clock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

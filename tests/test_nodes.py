@@ -39,8 +39,8 @@ from trionode import (
     Side,
     Stage,
     UnverifiedReason,
-    _wire as wire,
 )
+from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -1017,7 +1017,7 @@ async def test_events_of_a_routes_manager(node: NodeFactory, manager: ManagerFac
 
 async def test_slow_reader_loses_the_oldest_events(node: NodeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that is too slow loses its oldest events and is told how many; it holds up nobody."""
-    monkeypatch.setattr("trionode._events.BUFFER", 3)
+    monkeypatch.setattr("trionode._node.events.BUFFER", 3)
     ports = [free_ports(1) for _ in range(5)]
     with trio.fail_after(10):
         async with node("alpha@localhost", mode=NetworkMode.HIDDEN) as alpha, alpha.events() as slow:

@@ -27,16 +27,27 @@ from trionode import (
     Stage,
     UnverifiedReason,
 )
-from trionode._keeper import FIRST_BACKOFF, LONGEST_BACKOFF
+from trionode._node.connector import FIRST_BACKOFF, LONGEST_BACKOFF
 from trionode.pki import CertificateAuthority
-from trionode.testing import Faults, MemoryNetwork, Script, trio_clock
+from trionode.testing import (
+    Faults,
+    MemoryNetwork,
+    Script,
+    trio_clock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from conftest import ManagerFactory, NodeFactory
 
-    from trionode import CertAuthManager, EventStream, Node, NodeEvent, ServiceChannel
+    from trionode import (
+        CertAuthManager,
+        EventStream,
+        Node,
+        NodeEvent,
+        ServiceChannel,
+    )
 
 HOUR = 3600.0
 DAY = 24 * HOUR

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trionode import ConnectionDown, EndReason, Route, ServiceChannel
+from trionode import (
+    ConnectionDown,
+    EndReason,
+    Route,
+    ServiceChannel,
+)
 from trionode.pki import write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import pytest
 import trio
 import trio.testing
 
-from trionode import _outbox as outbox
-from trionode._outbox import Outbox
+from trionode._connection import send_queue as outbox
+from trionode._connection.send_queue import Outbox
 
 if TYPE_CHECKING:
-    from trionode._link import Link
+    from trionode._connection.link import Link
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
 

@@ -24,18 +24,28 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from trionode import pki
-from trionode._check import check_usable
-from trionode._contexts import TLSContexts
-from trionode._credentials import BACKDATE, LEAF_KEY_USAGE, CAPool, KeyPair
+from trionode._credentials.key_pair import (
+    BACKDATE,
+    LEAF_KEY_USAGE,
+    CAPool,
+    KeyPair,
+)
+from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity import NodeName, SubjectNames, fingerprint
-from trionode._policy import ClientAuth, TLSPolicy
-from trionode.pki import CertificateAuthority, KeyType, write_ca_pool, write_key_pair
+from trionode._identity.names import NodeName, SubjectNames, fingerprint
+from trionode._managers.findings import check_usable
+from trionode._tls.contexts import TLSContexts
+from trionode.pki import (
+    CertificateAuthority,
+    KeyType,
+    write_ca_pool,
+    write_key_pair,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from trionode._credentials import PrivateKey
+    from trionode._credentials.key_pair import PrivateKey
 
     OpenSSL: TypeAlias = Callable[..., bytes]
 

@@ -22,7 +22,15 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import trionode
-from trionode import CAPool, CertAuthManager, ClientAuth, KeyPair, TLSStream, open_tls_stream, serve_tls
+from trionode import (
+    CAPool,
+    CertAuthManager,
+    ClientAuth,
+    KeyPair,
+    TLSStream,
+    open_tls_stream,
+    serve_tls,
+)
 from trionode.cli.config import load_config
 from trionode.cli.exits import MEANINGS
 from trionode.cli.pki import pki

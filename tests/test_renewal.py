@@ -15,8 +15,14 @@ import trio
 import trio.testing
 
 from trionode import HandshakeError, LiveConnections, Renew
-from trionode._connection import EndReason, RenewalCause
-from trionode._renewal import ASK_AGAIN, LONGEST_BACKOFF, LOOK_AT_CLOCK, SPACING, Renewal
+from trionode._connection.connection import EndReason, RenewalCause
+from trionode._node.renewal import (
+    ASK_AGAIN,
+    LONGEST_BACKOFF,
+    LOOK_AT_CLOCK,
+    SPACING,
+    Renewal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

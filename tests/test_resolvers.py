@@ -38,9 +38,9 @@ from trionode import (
     ResolverTrouble,
     Route,
     UnverifiedReason,
-    _resolvers as resolvers,
 )
-from trionode._transport import TCP
+from trionode._node import resolvers
+from trionode._transport.interfaces import TCP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -48,7 +48,13 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory
 
-    from trionode import EventStream, Listener, Node, Resolver, ServiceChannel
+    from trionode import (
+        EventStream,
+        Listener,
+        Node,
+        Resolver,
+        ServiceChannel,
+    )
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")

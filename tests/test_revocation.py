@@ -37,10 +37,17 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
-from trionode._contexts import TLSContexts
-from trionode._openssl import AlertReceived, PeerRefused, Refusal, TLSFailure, TLSSession, TrustCheck
-from trionode._policy import TLSPolicy
-from trionode._revocation import MAX_CRL_BYTES, STRICT
+from trionode._credentials.crl import MAX_CRL_BYTES, STRICT
+from trionode._credentials.policy import TLSPolicy
+from trionode._tls.contexts import TLSContexts
+from trionode._tls.engine import (
+    AlertReceived,
+    PeerRefused,
+    Refusal,
+    TLSFailure,
+    TLSSession,
+    TrustCheck,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

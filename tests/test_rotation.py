@@ -22,8 +22,8 @@ from trionode import (
     NodeName,
     RotationRefused,
     Route,
-    _wire as wire,
 )
+from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener
     from cryptography import x509
 
-    from trionode import CertAuthManager, EventStream, Node, ServiceChannel
+    from trionode import (
+        CertAuthManager,
+        EventStream,
+        Node,
+        ServiceChannel,
+    )
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
@@ -333,7 +338,7 @@ async def test_traffic_during_rotations_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Through twenty rotations, each with a reconnect, no call fails either way and no message is lost or doubled."""
-    monkeypatch.setattr("trionode._connection.RETIRE_GRACE", 60)  # the first connection is used to the end
+    monkeypatch.setattr("trionode._connection.connection.RETIRE_GRACE", 60)  # the first connection is used to the end
     stop = trio.Event()
     done: dict[str, int] = {}
     progressed = trio.lowlevel.ParkingLot()

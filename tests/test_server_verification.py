@@ -45,11 +45,11 @@ from trionode import (
     Stage,
     TLSStream,
     UnverifiedReason,
-    _openssl,
     open_tls_stream,
 )
-from trionode._handshake import accept_tls
-from trionode._identity import SubjectNames, canonical_host
+from trionode._handshake.exchange import accept_tls
+from trionode._identity.names import SubjectNames, canonical_host
+from trionode._tls import engine as _openssl
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:

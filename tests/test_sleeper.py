@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from trionode._sleeper import Sleeper
+from trionode._util.waiter import Sleeper
 
 
 async def test_sleeping_and_waking(nursery: trio.Nursery) -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from trionode._socket_io import receive, send
+from trionode._transport.sockets import receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -46,9 +46,14 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
-from trionode._handshake import accept_tls, dial_tls
-from trionode._identity import fingerprint
-from trionode._listeners import ACCEPT_PAUSE, TCPListener, accept_forever, open_listeners
+from trionode._handshake.exchange import accept_tls, dial_tls
+from trionode._identity.names import fingerprint
+from trionode._transport.tcp import (
+    ACCEPT_PAUSE,
+    TCPListener,
+    accept_forever,
+    open_listeners,
+)
 from trionode.pki import write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from trionode._contexts import TLSContexts
+from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import (
     HandshakeError,
     PeerRejectedError,
@@ -27,10 +27,17 @@ from trionode._errors import (
     Stage,
     UnverifiedReason,
 )
-from trionode._handshake import accept_tls, dial_tls
-from trionode._openssl import RECORD_SIZE
-from trionode._policy import ClientAuth, TLSPolicy
-from trionode._tls_stream import AT_ONCE, FAREWELL, LINGER, TLSStream, client_handshake, server_handshake
+from trionode._handshake.exchange import accept_tls, dial_tls
+from trionode._tls.contexts import TLSContexts
+from trionode._tls.engine import RECORD_SIZE
+from trionode._tls.stream import (
+    AT_ONCE,
+    FAREWELL,
+    LINGER,
+    TLSStream,
+    client_handshake,
+    server_handshake,
+)
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

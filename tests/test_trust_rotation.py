@@ -41,9 +41,9 @@ from trionode import (
     StrandedPeers,
     TrustRotationError,
     UnverifiedReason,
-    _wire as wire,
 )
-from trionode._live import LiveLinks
+from trionode._managers.trust import LiveLinks
+from trionode._protocol import frames as wire
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -52,7 +52,12 @@ if TYPE_CHECKING:
     from conftest import Authority, AuthorityFactory, NodeFactory, ScriptedPeer
     from cryptography import x509
 
-    from trionode import EventStream, NodeEvent, Route, ServiceChannel
+    from trionode import (
+        EventStream,
+        NodeEvent,
+        Route,
+        ServiceChannel,
+    )
 
 ALPHA, BETA, GAMMA = (NodeName.parse(f"{name}@localhost") for name in ("alpha", "beta", "gamma"))
 MUTUAL = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT

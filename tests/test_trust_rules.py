@@ -20,15 +20,22 @@ from trionode import (
     PeerRejectedError,
     RejectionCode,
     Route,
-    _wire as wire,
 )
+from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedPeer
 
-    from trionode import CertManager, Connection, EventStream, Node, Service, ServiceChannel
+    from trionode import (
+        CertManager,
+        Connection,
+        EventStream,
+        Node,
+        Service,
+        ServiceChannel,
+    )
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
@@ -40,7 +47,7 @@ ADMITTING = [mode for mode in ClientAuth if not (mode.verifies and mode.requires
 @pytest.fixture
 def quick_retirement(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replaced connection is read for a moment only, in place of seconds."""
-    monkeypatch.setattr("trionode._connection.RETIRE_GRACE", 0.3)
+    monkeypatch.setattr("trionode._connection.connection.RETIRE_GRACE", 0.3)
 
 
 def answering(reply: bytes) -> Service:
@@ -508,7 +515,7 @@ async def test_restarted_peer_replaces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A peer that was restarted takes the place of its former self, whose connection is dead and nobody noticed."""
-    monkeypatch.setattr("trionode._arbiter.PROBE_TIMEOUT", 0.2)
+    monkeypatch.setattr("trionode._handshake.collisions.PROBE_TIMEOUT", 0.2)
     certs = manager("alpha@localhost")
     with trio.fail_after(20):
         async with node("beta@localhost") as beta, beta.events() as events:
@@ -593,7 +600,7 @@ async def test_peer_that_lost_its_connection_replaces_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stale connection does not block its peer, and verbs by that name go to the new one."""
-    monkeypatch.setattr("trionode._arbiter.PROBE_TIMEOUT", 0.2)
+    monkeypatch.setattr("trionode._handshake.collisions.PROBE_TIMEOUT", 0.2)
     certs = manager("alpha@localhost")
     with trio.fail_after(20):
         async with node("beta@localhost") as beta, beta.events() as events:

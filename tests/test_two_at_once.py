@@ -34,19 +34,31 @@ from trionode import (
     Route,
     Side,
     UnverifiedReason,
-    _wire as wire,
 )
-from trionode._arbiter import PROBE_TIMEOUT, RECENTLY, Arbiter, Conflict
-from trionode._peer import established_peer
-from trionode._registry import Registry
-from trionode._transport import TCP
+from trionode._connection.registry import Registry
+from trionode._handshake.collisions import (
+    PROBE_TIMEOUT,
+    RECENTLY,
+    Arbiter,
+    Conflict,
+)
+from trionode._identity.peer import established_peer
+from trionode._protocol import frames as wire
+from trionode._transport.interfaces import TCP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import CertManager, EventStream, Listener, NodeEvent, Peer, ServiceChannel
+    from trionode import (
+        CertManager,
+        EventStream,
+        Listener,
+        NodeEvent,
+        Peer,
+        ServiceChannel,
+    )
 
 E = TypeVar("E")
 

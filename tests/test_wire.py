@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from trionode import RemoteProtocolError, _wire as wire
+from trionode import RemoteProtocolError
+from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-    from ._identity import NodeName
-    from ._live import StrandedPeer
+    from ._identity.names import NodeName
+    from ._managers.trust import StrandedPeer
 
 __all__ = [
     "CertificateError",

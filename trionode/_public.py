@@ -1,31 +1,18 @@
 """Everything that can be imported from `trionode`, which takes it from here."""
 
-from ._acceptor import Acceptor as Acceptor, AcceptorStatistics as AcceptorStatistics
-from ._cert_manager import (
-    UNCHANGED as UNCHANGED,
-    CertAuthManager as CertAuthManager,
-    CertManager as CertManager,
-    LiveLink as LiveLink,
-    ManagerStatistics as ManagerStatistics,
-    Unchanged as Unchanged,
-)
-from ._channel import ServiceChannel as ServiceChannel
-from ._check import (
-    Finding as Finding,
-    FindingCode as FindingCode,
-    Severity as Severity,
-    check_key_pair as check_key_pair,
-)
-from ._connection import (
+from ._connection.channel import ServiceChannel as ServiceChannel
+from ._connection.connection import (
     Connection as Connection,
     ConnectionEnd as ConnectionEnd,
     ConnectionStatistics as ConnectionStatistics,
     EndReason as EndReason,
     RenewalCause as RenewalCause,
 )
-from ._contexts import TLSContexts as TLSContexts
-from ._cookie import generate_cookie as generate_cookie
-from ._credentials import CAPool as CAPool, KeyPair as KeyPair
+from ._connection.services import Allow as Allow, Service as Service, current_channel as current_channel
+from ._credentials.crl import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
+from ._credentials.key_pair import CAPool as CAPool, KeyPair as KeyPair
+from ._credentials.policy import ClientAuth as ClientAuth
+from ._credentials.validity import CredentialRole as CredentialRole, Validity as Validity
 from ._errors import (
     CertificateError as CertificateError,
     CertificateReason as CertificateReason,
@@ -49,7 +36,29 @@ from ._errors import (
     TrustRotationError as TrustRotationError,
     UnverifiedReason as UnverifiedReason,
 )
-from ._events import (
+from ._handshake.acceptor import Acceptor as Acceptor, AcceptorStatistics as AcceptorStatistics
+from ._handshake.cookie import generate_cookie as generate_cookie
+from ._identity.names import NodeName as NodeName
+from ._identity.peer import Peer as Peer
+from ._managers.findings import (
+    Finding as Finding,
+    FindingCode as FindingCode,
+    Severity as Severity,
+    check_key_pair as check_key_pair,
+)
+from ._managers.follower import Follower as Follower, FollowerStatus as FollowerStatus, follow_source as follow_source
+from ._managers.manager import (
+    UNCHANGED as UNCHANGED,
+    CertAuthManager as CertAuthManager,
+    CertManager as CertManager,
+    LiveLink as LiveLink,
+    ManagerStatistics as ManagerStatistics,
+    Unchanged as Unchanged,
+)
+from ._managers.sources import Credentials as Credentials, FileSource as FileSource, Source as Source
+from ._managers.trust import StrandedPeer as StrandedPeer, StrandedPeers as StrandedPeers
+from ._node.connector import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
+from ._node.events import (
     AcceptorDown as AcceptorDown,
     AcceptorUp as AcceptorUp,
     CertificateExpiring as CertificateExpiring,
@@ -69,18 +78,14 @@ from ._events import (
     Side as Side,
     SourceTrouble as SourceTrouble,
 )
-from ._follower import Follower as Follower, FollowerStatus as FollowerStatus, follow_source as follow_source
-from ._identity import NodeName as NodeName
-from ._keeper import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
-from ._live import StrandedPeer as StrandedPeer, StrandedPeers as StrandedPeers
-from ._node import (
+from ._node.node import (
     ManagerUse as ManagerUse,
     Node as Node,
     NodeStatistics as NodeStatistics,
     open_node as open_node,
     serve_node as serve_node,
 )
-from ._options import (
+from ._node.options import (
     AcceptorOptions as AcceptorOptions,
     LiveConnections as LiveConnections,
     NetworkMode as NetworkMode,
@@ -89,28 +94,23 @@ from ._options import (
     Renew as Renew,
     Route as Route,
 )
-from ._peer import Peer as Peer
-from ._policy import ClientAuth as ClientAuth
-from ._resolvers import (
+from ._node.resolvers import (
     Endpoint as Endpoint,
     LocalRegistry as LocalRegistry,
     Registrar as Registrar,
     Resolver as Resolver,
     ResolverError as ResolverError,
 )
-from ._revocation import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
-from ._routes import RouteHandle as RouteHandle
-from ._services import Allow as Allow, Service as Service, current_channel as current_channel
-from ._sources import Credentials as Credentials, FileSource as FileSource, Source as Source
-from ._status import serve_status as serve_status
-from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
-from ._tally import (
+from ._node.routes import RouteHandle as RouteHandle
+from ._node.statistics import (
     HandshakeCount as HandshakeCount,
     HandshakeOutcome as HandshakeOutcome,
     HandshakeTimes as HandshakeTimes,
     TimeHistogram as TimeHistogram,
 )
-from ._tls_stream import TLSStream as TLSStream
-from ._transport import Listener as Listener, Transport as Transport
-from ._typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service
-from ._validity import CredentialRole as CredentialRole, Validity as Validity
+from ._node.status_socket import serve_status as serve_status
+from ._node.typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service
+from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
+from ._tls.contexts import TLSContexts as TLSContexts
+from ._tls.stream import TLSStream as TLSStream
+from ._transport.interfaces import Listener as Listener, Transport as Transport

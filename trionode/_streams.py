@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from ._admission import Admission
-from ._connector import connect
 from ._errors import HandshakeError
-from ._floodgate import FloodGate
-from ._handshake import accept_tls, dial_tls
-from ._identity import canonical_host
-from ._listeners import TCPListener, accept_forever, open_listeners
-from ._tls_stream import address_of
+from ._handshake.admission import Admission
+from ._handshake.connect import connect
+from ._handshake.exchange import accept_tls, dial_tls
+from ._identity.names import canonical_host
+from ._tls.stream import address_of
+from ._transport.tcp import TCPListener, accept_forever, open_listeners
+from ._util.rate_limited_log import FloodGate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ._cert_manager import CertManager
-    from ._tls_stream import TLSStream
+    from ._managers.manager import CertManager
+    from ._tls.stream import TLSStream
 
 __all__ = ["open_tls_stream", "serve_tls"]
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
-from ._connection import EndReason, RenewalCause
+from ._connection.connection import EndReason, RenewalCause
 from ._errors import ListenError
-from ._events import Side
-from ._tally import HandshakeOutcome, TimeHistogram
+from ._node.events import Side
+from ._node.statistics import HandshakeOutcome, TimeHistogram
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Metric, start_http_server
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from ._node import ManagerUse, Node, NodeStatistics
-    from ._validity import Validity
+    from ._credentials.validity import Validity
+    from ._node.node import ManagerUse, Node, NodeStatistics
 
 __all__ = ["NodeCollector", "serve_metrics"]
 

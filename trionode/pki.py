@@ -39,17 +39,32 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from ._credentials import BACKDATE, BOTH_PURPOSES, LEAF_KEY_USAGE, CAPool, KeyPair, general_name
+from ._credentials.crl import CRLSet
+from ._credentials.key_pair import (
+    BACKDATE,
+    BOTH_PURPOSES,
+    LEAF_KEY_USAGE,
+    CAPool,
+    KeyPair,
+    general_name,
+)
 from ._errors import CertificateError, CertificateReason
-from ._identity import URI_SCHEME, NodeName, canonical_host, describe, describe_dates, describe_subject, fingerprint
-from ._immutable import HoldsPrivateKey
-from ._revocation import CRLSet
+from ._identity.names import (
+    URI_SCHEME,
+    NodeName,
+    canonical_host,
+    describe,
+    describe_dates,
+    describe_subject,
+    fingerprint,
+)
+from ._util.immutable import HoldsPrivateKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ._credentials import FilePath, PrivateKey
-    from ._policy import Clock
+    from ._credentials.key_pair import FilePath, PrivateKey
+    from ._credentials.policy import Clock
 
 __all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_crl_set", "write_key_pair"]
 

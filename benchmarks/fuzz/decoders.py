@@ -21,13 +21,12 @@ from trionode import (
     NodeName,
     RemoteError,
     RemoteProtocolError,
-    _identity,
-    _openssl,
-    _resolvers,
-    _typed,
-    _wire as wire,
 )
 from trionode._errors import RejectionCode, printable
+from trionode._identity import names as _identity
+from trionode._node import resolvers as _resolvers, typed as _typed
+from trionode._protocol import frames as wire
+from trionode._tls import engine as _openssl
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

@@ -33,16 +33,14 @@ from trionode import (
     RemoteError,
     RemoteProtocolError,
     ServiceChannel,
-    _channel,
-    _connection,
-    _flow,
-    _wire as wire,
 )
-from trionode._connection import ConnectionSettings
-from trionode._link import Link
-from trionode._outbox import CEILING
-from trionode._peer import established_peer
-from trionode._services import Services
+from trionode._connection import channel as _channel, connection as _connection, flow_control as _flow
+from trionode._connection.connection import ConnectionSettings
+from trionode._connection.link import Link
+from trionode._connection.send_queue import CEILING
+from trionode._connection.services import Services
+from trionode._identity.peer import established_peer
+from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -40,20 +40,25 @@ from trionode import (
     RemoteProtocolError,
     Route,
     UnverifiedReason,
-    _handshake,
-    _tls_stream,
-    _wire as wire,
     open_node,
 )
-from trionode._join import Ends, connection_id, join_proof
-from trionode._tls_stream import client_handshake, server_handshake
+from trionode._handshake import exchange as _handshake
+from trionode._handshake.join import Ends, connection_id, join_proof
+from trionode._protocol import frames as wire
+from trionode._tls import stream as _tls_stream
+from trionode._tls.stream import client_handshake, server_handshake
 from trionode.pki import CertificateAuthority
 from trionode.testing import MemoryNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from trionode import Node, NodeEvent, ServiceChannel, TLSStream
+    from trionode import (
+        Node,
+        NodeEvent,
+        ServiceChannel,
+        TLSStream,
+    )
 
 T = TypeVar("T")
 

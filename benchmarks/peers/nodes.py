@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from benchmarks.credentials import ADDRESS, HOST
 from benchmarks.peers import Client, Session
 from benchmarks.peers.loops import TrioPeer
-from trionode import AcceptorOptions, NetworkMode, NetworkOptions, NodeOptions, Route, open_node
+from trionode import (
+    AcceptorOptions,
+    NetworkMode,
+    NetworkOptions,
+    NodeOptions,
+    Route,
+    open_node,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -41,7 +41,13 @@ from .ledger import End, Ledger, Role
 from .talk import Plan, converse, end_of
 
 if TYPE_CHECKING:
-    from trionode import EventStream, KeyPair, Node, NodeEvent, ServiceChannel
+    from trionode import (
+        EventStream,
+        KeyPair,
+        Node,
+        NodeEvent,
+        ServiceChannel,
+    )
 
     from .ledger import Entry
 

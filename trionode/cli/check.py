@@ -7,11 +7,27 @@ from typing import TYPE_CHECKING
 import click
 
 from trionode import ClientAuth, Severity, check_key_pair
-from trionode._identity import describe
+from trionode._identity.names import describe
 
 from .exits import ExitStatus
-from .given import CLIENT_AUTH, complete_node, credential_options, json_option, node_or_host, pool, revocations
-from .shown import certificate_values, console, finding_values, now_utc, put, put_findings, put_json
+from .given import (
+    CLIENT_AUTH,
+    complete_node,
+    credential_options,
+    json_option,
+    node_or_host,
+    pool,
+    revocations,
+)
+from .shown import (
+    certificate_values,
+    console,
+    finding_values,
+    now_utc,
+    put,
+    put_findings,
+    put_json,
+)
 
 if TYPE_CHECKING:
     from .given import Given

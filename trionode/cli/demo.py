@@ -19,7 +19,12 @@ from trionode.demo.said import SHOWN_DIGITS, short
 from trionode.demo.story import run_demo
 
 from .exits import ExitStatus, run
-from .shown import FAILED, HELD, console, put
+from .shown import (
+    FAILED,
+    HELD,
+    console,
+    put,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, final
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode import NodeName, RejectionCode, UnverifiedReason
-from trionode._credentials import allows
-from trionode._identity import (
+from trionode._credentials.key_pair import allows
+from trionode._identity.names import (
     SubjectNames,
     describe,
     describe_duration,
@@ -18,7 +18,7 @@ from trionode._identity import (
     describe_subject,
     describe_subjects,
 )
-from trionode._openssl import AlertReceived, Misbehaved
+from trionode._tls.engine import AlertReceived, Misbehaved
 
 from .shown import certificate_state, is_self_issued
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode import CAPool, CRLSet, KeyPair
-    from trionode._inspection import Inspection
-    from trionode._openssl import TrustCheck
+    from trionode._tls.engine import TrustCheck
+    from trionode._tls.probe import Inspection
 
 #: The steps that diagnoses are about.
 OURS: Final = "ours"

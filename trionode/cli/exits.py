@@ -25,8 +25,8 @@ from trionode._errors import (
     RemoteError,
     TrionodeError,
 )
-from trionode._resolvers import ResolverError
-from trionode._status import StatusError
+from trionode._node.resolvers import ResolverError
+from trionode._node.status_socket import StatusError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trionode import CAPool
-from trionode._credentials import parse_certificates, read_file
-from trionode._identity import canonical_host, describe_subject
+from trionode._credentials.key_pair import parse_certificates, read_file
+from trionode._identity.names import canonical_host, describe_subject
 
 from .diagnosis import Ours, Target
 from .exits import ExitStatus, run
@@ -31,7 +31,17 @@ from .given import (
     target_of,
 )
 from .inquiry import Expected, Inquiry, Step
-from .shown import FAILED, HELD, SKIPPED, certificate_grid, certificate_values, console, now_utc, put, put_json
+from .shown import (
+    FAILED,
+    HELD,
+    SKIPPED,
+    certificate_grid,
+    certificate_values,
+    console,
+    now_utc,
+    put,
+    put_json,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,10 +27,10 @@ from trionode import (
     KeyPair,
     NodeName,
 )
-from trionode._cookie import as_cookie
-from trionode._credentials import Secret, read_file
-from trionode._identity import canonical_host
-from trionode._options import DEFAULT_PORT
+from trionode._credentials.key_pair import Secret, read_file
+from trionode._handshake.cookie import as_cookie
+from trionode._identity.names import canonical_host
+from trionode._node.options import DEFAULT_PORT
 
 from .exits import ExitStatus, Trouble
 

@@ -37,24 +37,24 @@ from trionode import (
     check_key_pair,
     open_node,
 )
-from trionode._contexts import TLSContexts
-from trionode._identity import (
+from trionode._credentials.policy import TLSPolicy
+from trionode._identity.names import (
     SubjectNames,
     describe,
     describe_subject,
     fingerprint,
     unbracketed,
 )
-from trionode._inspection import Inspection, inspect
-from trionode._openssl import (
+from trionode._protocol.frames import ALPN
+from trionode._tls.contexts import TLSContexts
+from trionode._tls.engine import (
     AlertReceived,
     PeerRefused,
     TLSSession,
     TrustCheck,
     inspecting_session,
 )
-from trionode._policy import TLSPolicy
-from trionode._wire import ALPN
+from trionode._tls.probe import Inspection, inspect
 
 from .diagnosis import (
     HELLO_REMEDIES,

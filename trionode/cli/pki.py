@@ -17,11 +17,21 @@ from cryptography import x509
 from rich.table import Table
 from rich.text import Text
 
-from trionode import CertificateError, CertificateReason, CRLSet, NodeName
-from trionode._credentials import parse_certificates, read_file
-from trionode._identity import describe, describe_subject, fingerprint
-from trionode._revocation import next_update
-from trionode.pki import CertificateAuthority, KeyType, write_crl_set, write_key_pair
+from trionode import (
+    CertificateError,
+    CertificateReason,
+    CRLSet,
+    NodeName,
+)
+from trionode._credentials.crl import next_update
+from trionode._credentials.key_pair import parse_certificates, read_file
+from trionode._identity.names import describe, describe_subject, fingerprint
+from trionode.pki import (
+    CertificateAuthority,
+    KeyType,
+    write_crl_set,
+    write_key_pair,
+)
 
 from .exits import ExitStatus, Trouble
 from .given import (
@@ -58,7 +68,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from trionode._credentials import Secret
+    from trionode._credentials.key_pair import Secret
 
 _REASONS: Final = {
     "unspecified": x509.ReasonFlags.unspecified,

@@ -12,7 +12,14 @@ import click
 from .check import check
 from .completion import completion
 from .demo import demo
-from .exits import MEANINGS, ExitStatus, Trouble, is_unwritable, judge, sentence
+from .exits import (
+    MEANINGS,
+    ExitStatus,
+    Trouble,
+    is_unwritable,
+    judge,
+    sentence,
+)
 from .explain import explain
 from .pki import pki
 from .serve import serve

@@ -37,12 +37,18 @@ from trionode import (
     open_node,
     serve_status,
 )
-from trionode._identity import fingerprint
-from trionode._options import DEFAULT_PORT
-from trionode._patterns import NamePattern
-from trionode._services import check_service_name
+from trionode._connection.services import check_service_name
+from trionode._identity.names import fingerprint
+from trionode._identity.patterns import NamePattern
+from trionode._node.options import DEFAULT_PORT
 
-from .config import Config, LiveConnectionsTable, NetworkTable, Table, load_config
+from .config import (
+    Config,
+    LiveConnectionsTable,
+    NetworkTable,
+    Table,
+    load_config,
+)
 from .exits import ExitStatus, Trouble, run
 from .given import (
     CLIENT_AUTH,
@@ -59,7 +65,14 @@ from .given import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from trionode import EventStream, FileSource, Node, NodeEvent, Service, ServiceChannel
+    from trionode import (
+        EventStream,
+        FileSource,
+        Node,
+        NodeEvent,
+        Service,
+        ServiceChannel,
+    )
 
 T = TypeVar("T", NetworkOptions, LiveConnections)
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from trionode import Finding, Severity
 from trionode._errors import printable
-from trionode._identity import (
+from trionode._identity.names import (
     SubjectNames,
     describe_duration,
     describe_issuer,

@@ -1,4 +1,4 @@
-"""`trionode status`: what running nodes are doing; they tell it themselves, over a socket (`_status`)."""
+"""`trionode status`: what running nodes are doing; they tell it themselves, over a socket (`_node.status_socket`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ import click
 import msgspec
 from rich.text import Text
 
-from trionode._identity import describe_duration
-from trionode._status import ConnectionStatus, NodeStatus, StatusError, read_status, status_sockets
+from trionode._identity.names import describe_duration
+from trionode._node.status_socket import (
+    ConnectionStatus,
+    NodeStatus,
+    StatusError,
+    read_status,
+    status_sockets,
+)
 
 from .exits import ExitStatus, Trouble
 from .given import FILE, json_option, node_name
-from .shown import console, grid, put, put_json, time_left
+from .shown import (
+    console,
+    grid,
+    put,
+    put_json,
+    time_left,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

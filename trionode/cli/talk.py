@@ -24,7 +24,7 @@ from trionode import (
     Route,
     open_node,
 )
-from trionode._identity import SubjectNames
+from trionode._identity.names import SubjectNames
 
 from .exits import ExitStatus, Trouble, run
 from .given import (
@@ -37,7 +37,12 @@ from .given import (
     read_cookie,
     target_of,
 )
-from .shown import console, grid, put, put_json
+from .shown import (
+    console,
+    grid,
+    put,
+    put_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

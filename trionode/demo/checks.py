@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 import msgspec
 
 from .roles import ALPHA, BETA
-from .said import Connected, Received, Refusal, Rotated, Sent, short
+from .said import (
+    Connected,
+    Received,
+    Refusal,
+    Rotated,
+    Sent,
+    short,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

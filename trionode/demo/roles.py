@@ -36,7 +36,16 @@ from trionode import (
     open_node,
 )
 
-from .said import Connected, Listening, Progress, Received, Refusal, Rotated, Sent, tell
+from .said import (
+    Connected,
+    Listening,
+    Progress,
+    Received,
+    Refusal,
+    Rotated,
+    Sent,
+    tell,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -19,7 +19,12 @@ import trio
 from trionode.pki import CertificateAuthority, write_key_pair
 
 from .checks import Facts, judge
-from .roles import ALPHA, BETA, HOST, read_lines
+from .roles import (
+    ALPHA,
+    BETA,
+    HOST,
+    read_lines,
+)
 from .said import (
     SHOWN_DIGITS,
     Certificate,

@@ -3,11 +3,7 @@
 The fixtures of the same names are in the pytest plugin, `trionode.pytest_plugin`.
 """
 
-from ._cancelling import (
-    Attempt as Attempt,
-    Moment as Moment,
-    cancel_at_every_checkpoint as cancel_at_every_checkpoint,
-)
+from ._cancelling import Attempt as Attempt, Moment as Moment, cancel_at_every_checkpoint as cancel_at_every_checkpoint
 from ._channels import ChannelMaker as ChannelMaker, check_two_way_channel as check_two_way_channel
 from ._clock import certificate_clock as certificate_clock, trio_clock as trio_clock
 from ._faults import Faults as Faults, Script as Script

@@ -24,16 +24,21 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode._errors import ListenError
-from trionode._identity import canonical_host, host_address, unbracketed
+from trionode._identity.names import canonical_host, host_address, unbracketed
 
 from ._faults import Script
-from ._memory_stream import Direction, MemoryStream, Way, Wire
+from ._memory_stream import (
+    Direction,
+    MemoryStream,
+    Way,
+    Wire,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from trionode._errors import Address
-    from trionode._transport import Listener
+    from trionode._transport.interfaces import Listener
 
 __all__ = ["MemoryConnection", "MemoryHost", "MemoryNetwork"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
 
-from trionode._connection import Connection
+from trionode._connection.connection import Connection
 from trionode._errors import (
     HandshakeError,
     NoRouteError,
@@ -21,16 +21,16 @@ from trionode._errors import (
     RejectionCode,
     UnverifiedReason,
 )
-from trionode._events import HandshakeRefused
-from trionode._node import Node
+from trionode._node.events import HandshakeRefused
+from trionode._node.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from trionode._cert_manager import CertManager
-    from trionode._contexts import TLSContexts
-    from trionode._credentials import KeyPair
-    from trionode._events import EventStream
+    from trionode._credentials.key_pair import KeyPair
+    from trionode._managers.manager import CertManager
+    from trionode._node.events import EventStream
+    from trionode._tls.contexts import TLSContexts
 
 __all__ = [
     "ExpectedRefusal",

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from trionode._cert_manager import CertAuthManager
-from trionode._identity import NodeName
-from trionode._node import Node, open_node
-from trionode._options import AcceptorOptions, LiveConnections, NetworkMode, NetworkOptions, NodeOptions, Route
-from trionode._policy import ClientAuth
+from trionode._credentials.policy import ClientAuth
+from trionode._identity.names import NodeName
+from trionode._managers.manager import CertAuthManager
+from trionode._node.node import Node, open_node
+from trionode._node.options import (
+    AcceptorOptions,
+    LiveConnections,
+    NetworkMode,
+    NetworkOptions,
+    NodeOptions,
+    Route,
+)
 
 from ._memory_network import MemoryNetwork
 from ._zoo import cluster_ca
@@ -27,13 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from trionode._cert_manager import CertManager
-    from trionode._credentials import KeyPair
-    from trionode._peer import Peer
-    from trionode._policy import Clock
-    from trionode._revocation import CRLSet
-    from trionode._routes import RouteHandle
-    from trionode._services import Service
+    from trionode._connection.services import Service
+    from trionode._credentials.crl import CRLSet
+    from trionode._credentials.key_pair import KeyPair
+    from trionode._credentials.policy import Clock
+    from trionode._identity.peer import Peer
+    from trionode._managers.manager import CertManager
+    from trionode._node.routes import RouteHandle
     from trionode.pki import CertificateAuthority
 
 __all__ = ["NodeFactory", "node_factory"]

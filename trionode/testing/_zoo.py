@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from trionode._contexts import TLSContexts
-from trionode._credentials import BACKDATE, KeyPair
-from trionode._identity import NodeName
-from trionode._node import Node
+from trionode._credentials.key_pair import BACKDATE, KeyPair
+from trionode._identity.names import NodeName
+from trionode._node.node import Node
+from trionode._tls.contexts import TLSContexts
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
         CertificatePublicKeyTypes,
     )
 
-    from trionode._cert_manager import CertManager
-    from trionode._policy import Clock
-    from trionode._revocation import CRLSet
+    from trionode._credentials.crl import CRLSet
+    from trionode._credentials.policy import Clock
+    from trionode._managers.manager import CertManager
 
 __all__ = ["CertificateZoo", "PEMPair", "certificate_zoo", "cluster_ca", "present_anyway"]
 

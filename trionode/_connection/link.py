@@ -1,0 +1,61 @@
+"""A link: one TLS stream under a connection, and what was established when it was made.
+
+A connection outlives its links: what belongs to one TLS session (stream, decoder, generations, certificates) is
+here, what belongs to the relation between two nodes is in the connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+from trionode._protocol.frames import FrameDecoder
+
+if TYPE_CHECKING:
+    from trionode._identity.peer import Peer
+    from trionode._protocol.frames import Limits
+    from trionode._tls.stream import TLSStream
+
+    from .connection import Connection
+
+
+@final
+@dataclass(kw_only=True, slots=True, eq=False)
+class Link:
+    """One TLS stream whose handshake and hello are done.
+
+    Attributes:
+        stream: owned by the connection that runs the link.
+        peer: who is at the other end.
+        dialled: whether this side dialled.
+        mutual: whether both sides verified each other.
+        replace: whether the dialer wants it in place of another that it knows of.
+        insecure: whether it was dialled with `insecure_skip_verify`.
+        generation: of the contexts that this side took.
+        peer_generation: of those that the peer took.
+        key_pair_fingerprint: of the key pair in this side's contexts.
+        peer_limits: what the peer accepts.
+        door: on the accepting side, what it came in by: a link that joins has to come in by the same.
+        joins: the connection that it is to carry, if that is there already.
+        follows: the link that the connection was on when it was let in; None once it carries the connection.
+        rest: bytes that came behind the hello, until they are read.
+        decoder: cuts the stream into frames.
+        finished: whether the peer's last frame on it was read (SWITCH).
+    """
+
+    stream: TLSStream
+    peer: Peer
+    dialled: bool
+    mutual: bool
+    replace: bool = False
+    insecure: bool = False
+    generation: int
+    peer_generation: int
+    key_pair_fingerprint: str
+    peer_limits: Limits
+    door: object = None
+    joins: Connection | None = None
+    follows: Link | None = None
+    rest: bytes = b""
+    decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    finished: bool = False

@@ -1,0 +1,236 @@
+"""Services: who may open a channel to which, and what running one means.
+
+A service is an async function of one `ServiceChannel`. Each opened channel runs it once, as a task of the node, in a
+fresh copy of the node's context variables with `current_channel` set, under a cancel scope that carries the caller's
+deadline. Returning closes the channel cleanly; raising resets it, and the caller sees `RemoteError(code="failed")`
+without details, unless the node opts into showing them.
+
+A service may outlive its channel and even its connection: whoever closed cleanly does not cancel it. So the node, not
+the connection, knows which ones run, waits for them when it drains, and cancels them when it may not wait.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final, TypeAlias, final
+
+import trio
+
+from trionode._errors import RemoteCode, RemoteError
+from trionode._identity.names import NodeName
+from trionode._identity.patterns import NamePattern
+from trionode._identity.peer import Peer
+from trionode._util.rate_limited_log import FloodGate
+
+from .channel import ServiceChannel
+
+__all__ = ["Allow", "Service", "current_channel"]
+
+Service: TypeAlias = Callable[[ServiceChannel], Awaitable[None]]
+
+#: Who may use a service: node names, globs over the whole name, or a function of the peer.
+Allow: TypeAlias = str | NodeName | Iterable[str | NodeName] | Callable[[Peer], bool]
+
+_log = logging.getLogger("trionode.service")
+
+#: In a service task, the channel that it serves: its `peer` and `service` are what a log line wants.
+current_channel: Final[ContextVar[ServiceChannel]] = ContextVar("trionode.current_channel")
+
+
+@final
+class ServiceRefusal(Exception):  # noqa: N818 -- a verdict on its way to a RESET frame
+    """Why a channel was not opened."""
+
+    def __init__(self, code: RemoteCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    service: Service
+    allowed: Callable[[Peer], bool]
+
+
+def check_service_name(name: str) -> None:
+    """Insist on a name that a service can have.
+
+    Raises:
+        ValueError: it is empty, or longer than 255 characters.
+    """
+    if not 1 <= len(name) <= 255:
+        msg = f"a service name has 1 to 255 characters, not {len(name)}"
+        raise ValueError(msg)
+
+
+@final
+class Services:
+    """A node's services by name."""
+
+    def __init__(self, *, propagate_errors: bool, expose_errors: bool) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._nursery: trio.Nursery | None = None
+        self._context = contextvars.copy_context()
+        self._running: set[trio.CancelScope] = set()
+        self._cancelled = False
+        self._idle = trio.lowlevel.ParkingLot()
+        self._failures = FloodGate(_log, "services failed")
+        self._propagate_errors = propagate_errors
+        self._expose_errors = expose_errors
+        self._flood = FloodGate(_log, "channels refused")
+
+    def add(self, name: str, service: Service, *, allow: Allow | None = None) -> None:
+        """Register a service.
+
+        Raises:
+            ValueError: the name is empty, longer than 255 characters, or taken; or `allow` has a string that is
+                neither a node name nor a glob over one.
+        """
+        check_service_name(name)
+        if name in self._entries:
+            msg = f"there is a service {name!r} already"
+            raise ValueError(msg)
+        self._entries[name] = _Entry(service, _anybody if allow is None else _allowed(allow))
+
+    def find(self, name: str, peer: Peer) -> Service:
+        """The service that a peer asks for.
+
+        Raises:
+            ServiceRefusal: there is none of that name, or the peer may not use it.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ServiceRefusal(RemoteCode.UNKNOWN_SERVICE, f"no service {name!r} here")
+        try:
+            allowed = entry.allowed(peer)
+        except Exception as exc:  # noqa: BLE001 -- logged in full; fail closed
+            self._flood.warning(
+                "the allow= function of service %r failed, which refuses %s", name, peer.name, exc_info=exc
+            )
+            allowed = False
+        if allowed is not True:
+            self._flood.warning("%s may not use the service %r", peer.name, name)
+            raise ServiceRefusal(RemoteCode.NOT_ALLOWED, f"{peer.name} may not use the service {name!r}")
+        return entry.service
+
+    # Running
+
+    def open(self, nursery: trio.Nursery) -> None:
+        """Have services run in this nursery from now on."""
+        self._nursery = nursery
+
+    @property
+    def running(self) -> int:
+        """How many services run."""
+        return len(self._running)
+
+    def start(self, service: Service, channel: ServiceChannel, over: Callable[[], None]) -> None:
+        """Run a service on its channel, as a task of the node, in context variables of its own.
+
+        Args:
+            service: what `find` gave.
+            channel: its channel; `scope` is to carry the caller's deadline.
+            over: called when the service has ended.
+        """
+        scope, nursery = channel.scope, self._nursery
+        assert scope is not None
+        assert nursery is not None
+        self._running.add(scope)
+        if self._cancelled:
+            scope.cancel()
+
+        async def run() -> None:
+            try:
+                await self._run(service, channel, scope)
+            finally:
+                self._running.discard(scope)
+                over()
+                if not self._running:
+                    self._idle.unpark_all()
+
+        # Not in the context of whoever happens to cause it, which may be the service that ended just now.
+        name = f"service {channel.service!r} for {channel.peer.name}"
+        self._context.copy().run(lambda: nursery.start_soon(run, name=name))
+
+    async def wait_idle(self) -> None:
+        """Wait until no service runs. Cancelling is harmless."""
+        await trio.lowlevel.checkpoint()
+        while self._running:
+            await self._idle.park()
+
+    def cancel(self) -> None:
+        """Cancel every service that runs, and those that would begin as others end."""
+        self._cancelled = True
+        for scope in self._running:
+            scope.cancel()
+
+    async def _run(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
+        """What must propagate (cancellation, KeyboardInterrupt) does."""
+        current_channel.set(channel)
+        try:
+            with scope:
+                await trio.lowlevel.checkpoint_if_cancelled()  # nothing runs for a caller that has gone already
+                await service(channel)
+        except Exception as exc:
+            if self._failed(channel, exc) and self._propagate_errors:
+                raise
+        except BaseExceptionGroup as group:
+            # Cancellation and KeyboardInterrupt among errors: these must propagate, those must not.
+            errors, rest = group.split(Exception)
+            failed = errors is not None and self._failed(channel, errors)
+            if errors is None or (failed and self._propagate_errors):
+                raise
+            assert rest is not None
+            raise rest from None
+        except BaseException:
+            channel.reset(RemoteCode.CANCELLED)
+            raise
+        else:
+            if scope.cancelled_caught:
+                channel.reset(RemoteCode.CANCELLED, "the caller's deadline passed")
+            else:
+                channel.close()
+
+    def _failed(self, channel: ServiceChannel, error: Exception) -> bool:
+        """Tell the caller and the log; False where the caller itself is the reason."""
+        gone = channel.is_end(error)
+        channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")
+        if gone:
+            _log.info("service %r ended: %s", channel.service, error)
+        elif isinstance(error, RemoteError) and error.code is RemoteCode.BAD_MESSAGE:
+            self._flood.warning("%r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
+        elif not self._propagate_errors:
+            self._failures.error(
+                "service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error
+            )
+        return not gone
+
+
+def _anybody(_: Peer) -> bool:
+    return True
+
+
+def _allowed(allow: Allow) -> Callable[[Peer], bool]:
+    if callable(allow):
+        return allow
+    patterns = [NamePattern(item) for item in ([allow] if isinstance(allow, str | NodeName) else allow)]
+
+    def matches(peer: Peer) -> bool:
+        # A name that nobody verified is a claim, and claims open no doors.
+        return peer.verified and any(pattern.matches(peer.name) for pattern in patterns)
+
+    return matches
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, ExceptionGroup):
+        return f"{error.message}: {'; '.join(_describe(inner) for inner in error.exceptions)}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 -- an exception that cannot even say what it is costs its caller nothing more
+        return type(error).__name__

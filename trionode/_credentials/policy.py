@@ -1,0 +1,96 @@
+"""What a manager asks of a handshake: Go's five client-auth modes, CA pools, revocation, server name, clock."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TypeAlias, final
+
+from .crl import STRICT, CRLPolicy, CRLSet
+from .key_pair import CAPool
+
+__all__ = ["ClientAuth"]
+
+#: A source of "now": aware, any zone. None in its place means the machine's own clock, OpenSSL's included.
+Clock: TypeAlias = Callable[[], datetime]
+
+
+@final
+class ClientAuth(enum.Enum):
+    """What a server asks of its clients' certificates; the modes and their meaning are those of Go's crypto/tls."""
+
+    NO_CLIENT_CERT = "NoClientCert"
+    """Ask for none. The default."""
+    REQUEST_CLIENT_CERT = "RequestClientCert"
+    """Ask, accept none, do not verify what comes."""
+    REQUIRE_ANY_CLIENT_CERT = "RequireAnyClientCert"
+    """A certificate must come; do not verify it."""
+    VERIFY_CLIENT_CERT_IF_GIVEN = "VerifyClientCertIfGiven"
+    """Ask, accept none, verify what comes."""
+    REQUIRE_AND_VERIFY_CLIENT_CERT = "RequireAndVerifyClientCert"
+    """Mutual TLS proper."""
+
+    @property
+    def requests(self) -> bool:
+        """Whether the server asks for a certificate at all."""
+        return self is not ClientAuth.NO_CLIENT_CERT
+
+    @property
+    def requires(self) -> bool:
+        """Whether a client without a certificate is refused."""
+        return self in (ClientAuth.REQUIRE_ANY_CLIENT_CERT, ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a certificate that comes is verified against the client-CA pool."""
+        return self in (ClientAuth.VERIFY_CLIENT_CERT_IF_GIVEN, ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TLSPolicy:
+    """One manager's settings, as one immutable value.
+
+    Attributes:
+        client_cas: anchors for client certificates; None trusts no client.
+        client_auth: what servers ask of clients.
+        root_cas: anchors for server certificates; None means the system's.
+        server_name: reference name for dialled servers, canonical; None means the name that is dialled.
+        crls: who was revoked, in both directions; None checks no revocation.
+        crl_policy: how strictly.
+        clock: source of "now"; None means the machine's.
+    """
+
+    client_cas: CAPool | None = None
+    client_auth: ClientAuth = ClientAuth.NO_CLIENT_CERT
+    root_cas: CAPool | None = None
+    server_name: str | None = None
+    crls: CRLSet | None = None
+    crl_policy: CRLPolicy = STRICT
+    clock: Clock | None = None
+
+    @cached_property
+    def roots(self) -> CAPool:
+        """The anchors for server certificates; the system's are read once, when they are first needed.
+
+        Raises:
+            CertificateError: the system's are needed and there are none.
+        """
+        return CAPool.system() if self.root_cas is None else self.root_cas
+
+    def now(self) -> datetime:
+        """The time by this policy's clock, aware, UTC.
+
+        Raises:
+            ValueError: the clock gave a naive datetime.
+        """
+        if self.clock is None:
+            return datetime.now(UTC)
+        now = self.clock()
+        if now.tzinfo is None:
+            msg = "the clock of a cert manager must return an aware datetime, datetime.now(UTC) for one"
+            raise ValueError(msg)
+        return now.astimezone(UTC)

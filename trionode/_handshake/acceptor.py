@@ -1,0 +1,200 @@
+"""Acceptors: listen, accept, and spawn one handshake task per connection of the transport.
+
+Theory. Accept loops live in the acceptor's own `run`, handshakes in a nursery that outlives it, so closing the door
+does not throw out those who are inside. Each connection gets its task at once, and takes its contexts when its first
+bytes are there: a silent or dripping client delays nobody, and when there are too many, such go first (`admission`).
+An acceptor knows a receive channel of contexts and what to do with a link; it never sees a manager.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, final
+
+import trio
+
+from trionode._errors import Address, HandshakeError, UnverifiedReason, place
+from trionode._tls.stream import address_of
+from trionode._transport.tcp import accept_forever
+from trionode._util.rate_limited_log import FloodGate
+
+from .exchange import Party, accept_link
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from trionode._connection.link import Link
+    from trionode._tls.contexts import TLSContexts
+    from trionode._transport.interfaces import Listener
+
+    from .admission import Admission
+
+__all__ = ["Acceptor", "AcceptorStatistics"]
+
+_log = logging.getLogger("trionode.acceptor")
+
+
+class Refused(Protocol):
+    """What an acceptor tells of a handshake that failed."""
+
+    def __call__(self, error: HandshakeError, /) -> None: ...
+
+
+class Timed(Protocol):
+    """Counts and times the handshake inside a `with` block, which takes its contexts from what that gives."""
+
+    def __call__(
+        self, channel: trio.abc.ReceiveChannel[TLSContexts], /
+    ) -> AbstractContextManager[trio.abc.ReceiveChannel[TLSContexts]]: ...
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AcceptorStatistics:
+    """A snapshot of one acceptor.
+
+    Attributes:
+        accepted: connections of the transport so far.
+        handshaking: of these, in their handshake now.
+        established: of these, that became a connection, or a new link of one.
+        refused: of these, whose handshake failed.
+        shed: of these, because there were too many (`max_handshakes`).
+    """
+
+    accepted: int
+    handshaking: int
+    established: int
+    refused: int
+    shed: int
+
+
+@final
+class Acceptor:
+    """One listening endpoint of a node."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+        party: Party,
+        *,
+        bind_names: bool,
+        handshake_timeout: float,
+        admission: Admission,
+        established: Callable[[Link], Awaitable[None]],
+        refused: Refused,
+        timed: Timed = nullcontext,
+    ) -> None:
+        self._listeners = tuple(listeners)
+        self._addresses = tuple(listener.address for listener in listeners)
+        self._contexts_channel = contexts_channel
+        self._party = party
+        self._bind_names = bind_names
+        self._handshake_timeout = handshake_timeout
+        self._admission = admission
+        self._on_established = established
+        self._on_refused = refused
+        self._timed = timed
+        self._accepted = 0
+        self._handshaking = 0
+        self._established = 0
+        self._refused = 0
+        self._shed = 0
+        self._flood = FloodGate(_log, f"handshakes refused on {place(self.address)}")
+
+    def __repr__(self) -> str:
+        return f"<Acceptor on {', '.join(f'{host} port {port}' for host, port in self._addresses)}>"
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Every (host, port) that it listens on; all have the same port."""
+        return self._addresses
+
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+        return self._addresses[0]
+
+    def statistics(self) -> AcceptorStatistics:
+        """A snapshot of what it did and does."""
+        return AcceptorStatistics(
+            accepted=self._accepted,
+            handshaking=self._handshaking,
+            established=self._established,
+            refused=self._refused,
+            shed=self._shed,
+        )
+
+    async def run(self, handler_nursery: trio.Nursery) -> None:
+        """Accept until cancelled, then close the listeners; handshakes go on in `handler_nursery`.
+
+        Args:
+            handler_nursery: runs a task for each handshake, and what comes of it; the caller owns it.
+        """
+
+        def take(transport: trio.abc.Stream) -> None:
+            self._accepted += 1
+            handler_nursery.start_soon(self.handle, transport, name=f"handshake with {address_of(transport)}")
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for listener in self._listeners:
+                    nursery.start_soon(accept_forever, listener, take)
+        finally:
+            self._flood.summarise()
+            self.close()
+
+    def close(self) -> None:
+        """Close the listeners. Idempotent."""
+        for listener in self._listeners:
+            listener.close()
+
+    def _report(self, error: HandshakeError) -> None:
+        """Log a refusal; a flood of them is summarised."""
+        if error.reason in ("silent", "superseded", UnverifiedReason.DUPLICATE):
+            # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there;
+            # a link was to join a connection that ended just then, or got a later one.
+            _log.debug("handshake on %s: %s", place(self.address), error)
+            return
+        self._flood.warning("handshake refused on %s: %s", place(self.address), error)
+
+    async def handle(self, transport: trio.abc.Stream) -> None:
+        """One connection: the handshake, then whatever `established` does with the link; owns the transport.
+
+        Args:
+            transport: an accepted connection, before TLS.
+        """
+        self._handshaking += 1
+        try:
+            with (
+                self._admission.admitted(address_of(transport)) as ticket,
+                self._timed(self._contexts_channel) as contexts_channel,
+            ):
+                link = await accept_link(
+                    transport,
+                    contexts_channel,
+                    self._party,
+                    bind_names=self._bind_names,
+                    handshake_timeout=self._handshake_timeout,
+                    ticket=ticket,
+                )
+        except HandshakeError as exc:
+            self._refused += 1
+            self._shed += exc.reason == "shed"
+            self._report(exc)
+            self._on_refused(exc)
+            return
+        except Exception:  # noqa: BLE001 -- logged in full
+            # Not a peer's fault but ours; still, one connection must not end the node.
+            self._refused += 1
+            _log.exception("a handshake on %s failed in an unexpected way", place(self.address))
+            return
+        finally:
+            self._handshaking -= 1
+        self._established += 1
+        established = self._on_established(link)
+        del link  # not kept: the connection may leave it, and live long
+        await established

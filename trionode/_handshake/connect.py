@@ -1,0 +1,94 @@
+"""Connectors: dial one route, and bring back a link. They see a receive channel of contexts, never a manager.
+
+Over TCP, connecting resolves without blocking and tries addresses the happy-eyeballs way (RFC 8305, Trio's
+`open_tcp_stream`); contexts are taken after it, afresh for each attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from trionode._errors import HandshakeError, HandshakeTimeoutError, Stage
+from trionode._transport.interfaces import TCP
+
+from .exchange import Dial, Party, dial_link
+
+if TYPE_CHECKING:
+    from trionode._connection.link import Link
+    from trionode._tls.contexts import TLSContexts
+    from trionode._transport.interfaces import Transport
+
+
+async def connect(
+    host: str, port: int, *, connect_timeout: float, transport: Transport | None = None
+) -> trio.abc.Stream:
+    """Resolve and connect.
+
+    Args:
+        host: a DNS name or an address, brackets or not.
+        port: where the node listens there.
+        connect_timeout: for resolving and connecting together, seconds.
+        transport: what carries the bytes; None for TCP.
+
+    Raises:
+        HandshakeTimeoutError: it took longer.
+        HandshakeError: stage `connect`; `__cause__` is the `OSError`.
+    """
+    address = (host, port)
+    with trio.move_on_after(connect_timeout):
+        try:
+            return await (TCP if transport is None else transport).connect(host, port)
+        except OSError as exc:
+            raise HandshakeError(
+                f"cannot connect to {host} port {port}: {_explain(exc)}. Is the node running there, and the way to "
+                "it open?",
+                stage=Stage.CONNECT,
+                reason="unreachable",
+                address=address,
+            ) from exc
+    raise HandshakeTimeoutError(
+        f"cannot connect to {host} port {port} within connect_timeout ({connect_timeout:g} s): no answer; a firewall "
+        "may drop the packets",
+        stage=Stage.CONNECT,
+        reason="timeout",
+        address=address,
+    )
+
+
+def _explain(exc: OSError) -> str:
+    """The system's own words: `open_tcp_stream` hides them in its cause, one error per address."""
+    cause = exc.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(str(inner) for inner in cause.exceptions))
+    return str(cause or exc)
+
+
+Connecting: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
+
+
+async def dial(
+    dial: Dial,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    party: Party,
+    *,
+    reach: Callable[[Connecting], Awaitable[trio.abc.Stream]] | None = None,
+) -> Link:
+    """One attempt at one route: connect, then the handshake.
+
+    Args:
+        dial: what is to be reached.
+        contexts_channel: where the handshake takes its contexts.
+        party: who we are.
+        reach: runs the connecting, and may end it early by an exception of its own.
+
+    Raises:
+        HandshakeError: it failed, at whichever stage; see its subclasses.
+        CertificateError: the system's CAs are needed and there are none.
+    """
+    connecting = partial(connect, dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
+    stream = await (connecting() if reach is None else reach(connecting))
+    return await dial_link(stream, contexts_channel, party, dial)

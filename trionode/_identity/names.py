@@ -1,0 +1,346 @@
+"""Who somebody is: node names, and which names a certificate speaks for.
+
+Theory. A *reference* name is what we set out to talk to (a node name's host part, or a server name set by hand). A
+certificate *offers* names in its subject alternative names, never in its Common Name (RFC 9525 section 2). Both
+sides are brought to one canonical form before they are compared: host names as lower-case A-labels (RFC 5890) without
+a trailing dot, addresses as `ipaddress` objects. The comparison itself is service-identity's kernel; what this module
+adds is that one odd entry (`*.local`, an empty name, a NUL byte) costs that entry and not the whole certificate.
+
+A URI SAN `trionode://name@host` narrows: a certificate that carries one or more of them speaks for exactly those node
+names, and still only where its DNS or IP SANs cover the host. A malformed one narrows too (fail closed).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, final
+
+import idna
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from service_identity.exceptions import CertificateError as UnusablePattern
+from service_identity.hazmat import DNS_ID, DNSPattern, IPAddress_ID, IPAddressPattern
+
+from trionode._errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["NodeName"]
+
+URI_SCHEME: Final = "trionode"
+MAX_NODE_NAME_BYTES: Final = 255
+
+_NAME = re.compile(r"[A-Za-z0-9._~-]+")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+def canonical_host(text: str) -> str:
+    """A host in canonical form: lower-case A-labels without trailing dot, or an address (IPv6 in brackets).
+
+    Args:
+        text: a DNS name (U-labels welcome), an IPv4 address, or an IPv6 address with or without brackets, no zone.
+
+    Raises:
+        ValueError: it is none of these. A name whose last label is a number is refused: resolvers read `127.1` or
+            `0x7f.1` as addresses (WHATWG URL, "ends in a number").
+    """
+    shown = repr(printable(text, 80))
+    if len(text) > MAX_NODE_NAME_BYTES:
+        msg = f"host {shown} is longer than {MAX_NODE_NAME_BYTES} bytes"
+        raise ValueError(msg)
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in bare:
+        try:
+            address = ipaddress.IPv6Address(bare)
+        except ValueError:
+            address = None
+        if address is None or address.scope_id is not None:
+            msg = f"host {shown} is not an IPv6 address (zones are not allowed)"
+            raise ValueError(msg)
+        return f"[{address}]"
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        pass
+    try:
+        name = text.lower() if text.isascii() else idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
+    except idna.IDNAError as exc:
+        msg = f"host {shown} is not a DNS name: {printable(str(exc), 120)}"
+        raise ValueError(msg) from None
+    name = name.removesuffix(".")
+    labels = name.split(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) and _is_a_label(label) for label in labels):
+        msg = f"host {shown} is neither a DNS name nor an IP address"
+        raise ValueError(msg)
+    if _NUMERIC_LABEL.fullmatch(labels[-1]):
+        msg = f"host {shown} ends in a number but is not an IPv4 address"
+        raise ValueError(msg)
+    return name
+
+
+def _is_a_label(label: str) -> bool:
+    """False for an `xn--` label that does not decode: it would never compare equal to what it pretends to be."""
+    if not label.startswith("xn--"):
+        return True
+    try:
+        idna.ulabel(label)
+    except idna.IDNAError:
+        return False
+    return True
+
+
+def unbracketed(host: str) -> str:
+    """A canonical host as sockets want it: an IPv6 address without its brackets."""
+    return host[1:-1] if host.startswith("[") else host
+
+
+@lru_cache(maxsize=1024)
+def host_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a canonical host is, or None where it is a DNS name."""
+    try:
+        return ipaddress.ip_address(unbracketed(host))
+    except ValueError:
+        return None
+
+
+@final
+@dataclass(frozen=True, slots=True, order=True)
+class NodeName:
+    """A node's name, `name@host`, in canonical form.
+
+    Make one with `NodeName.parse`. Compared and hashed in canonical form; `str()` gives it back.
+
+    Attributes:
+        name: `[A-Za-z0-9._~-]+`, case-sensitive.
+        host: a DNS name (lower-case A-labels, no trailing dot), an IPv4 address, or an IPv6 address in brackets.
+    """
+
+    name: str
+    host: str
+
+    def __post_init__(self) -> None:
+        """Refuse a half-made name; `parse` is the way in, this keeps the constructor honest.
+
+        Raises:
+            ValueError: a part is not canonical, or the whole is longer than 255 bytes.
+        """
+        if not _NAME.fullmatch(self.name):
+            msg = f"node name part {printable(self.name, 80)!r} must be one or more of A-Z a-z 0-9 . _ ~ -"
+            raise ValueError(msg)
+        if canonical_host(self.host) != self.host:
+            msg = f"host {printable(self.host, 80)!r} is not canonical; use NodeName.parse()"
+            raise ValueError(msg)
+        if len(self.name) + 1 + len(self.host) > MAX_NODE_NAME_BYTES:
+            msg = f"a node name has at most {MAX_NODE_NAME_BYTES} bytes: {printable(str(self), 80)!r}"
+            raise ValueError(msg)
+
+    @classmethod
+    def parse(cls, text: str | NodeName) -> NodeName:
+        """The node name that `text` spells.
+
+        Args:
+            text: `name@host`, at most 255 bytes in canonical form; a `NodeName` is returned as it is.
+
+        Raises:
+            ValueError: it does not spell one; the message says what is wrong.
+            TypeError: it is no string.
+        """
+        given: object = text
+        if not isinstance(given, str | NodeName):
+            msg = f"a node name is a string, name@host, not a {type(given).__name__}"
+            raise TypeError(msg)
+        return text if isinstance(text, NodeName) else _parse(text)
+
+    def __str__(self) -> str:
+        """`name@host`."""
+        return f"{self.name}@{self.host}"
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> NodeName:
+    name, at, host = text.partition("@")
+    if not at:
+        msg = f"a node name is name@host, not {printable(text, 80)!r}"
+        raise ValueError(msg)
+    return NodeName(name, canonical_host(host))
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectNames:
+    """The names that a certificate offers, sorted by what they are good for.
+
+    Attributes:
+        dns: usable DNS SANs as patterns.
+        addresses: IP SANs as patterns.
+        nodes: node names from `trionode://` URI SANs.
+        restricted: whether there was any `trionode://` URI SAN, well-formed or not.
+        unusable: SANs that could not be read as a name, with the reason, as text.
+    """
+
+    dns: tuple[DNSPattern, ...]
+    addresses: tuple[IPAddressPattern, ...]
+    nodes: frozenset[NodeName]
+    restricted: bool
+    unusable: tuple[str, ...]
+
+    @classmethod
+    @lru_cache(maxsize=256)  # a cluster shows the same certificates again and again
+    def of(cls, certificate: x509.Certificate) -> SubjectNames:
+        """Read the subject alternative names of a certificate; an unreadable extension offers nothing."""
+        dns: list[DNSPattern] = []
+        addresses: list[IPAddressPattern] = []
+        nodes: set[NodeName] = set()
+        unusable: list[str] = []
+        restricted = False
+        for entry in general_names(certificate):
+            try:
+                if isinstance(entry, x509.DNSName):
+                    dns.append(_dns_pattern(entry.value))
+                elif isinstance(entry, x509.IPAddress):
+                    addresses.append(IPAddressPattern(pattern=_single_address(entry.value)))
+                elif isinstance(entry, x509.UniformResourceIdentifier):
+                    # The scheme alone narrows: `trionode:alpha@h`, without the slashes, is a malformed one.
+                    scheme, _, rest = entry.value.partition(":")
+                    if scheme.lower() == URI_SCHEME:
+                        restricted = True
+                        nodes.add(_node_of_uri(rest))
+            except (ValueError, UnusablePattern) as exc:
+                unusable.append(printable(f"{entry.value!r}: {exc}", 160))
+        return cls(tuple(dns), tuple(addresses), frozenset(nodes), restricted, tuple(unusable))
+
+    def cover_host(self, host: str) -> bool:
+        """Whether the DNS or IP SANs match a canonical host (RFC 9525 section 6)."""
+        wanted = _reference(host)
+        patterns = self.addresses if isinstance(wanted, IPAddress_ID) else self.dns
+        return any(wanted.verify(pattern) for pattern in patterns)
+
+    def admit_node(self, name: NodeName) -> bool:
+        """Whether the URI SANs leave room for a node name; True where there are none."""
+        return not self.restricted or name in self.nodes
+
+    def cover_node(self, name: NodeName) -> bool:
+        """Whether the certificate speaks for a node name: its host is covered and the URI SANs admit it."""
+        return self.cover_host(name.host) and self.admit_node(name)
+
+
+@lru_cache(maxsize=1024)
+def _reference(host: str) -> DNS_ID | IPAddress_ID:
+    address = host_address(host)
+    return DNS_ID(host) if address is None else IPAddress_ID(address)
+
+
+def _dns_pattern(value: str) -> DNSPattern:
+    """A DNS SAN in canonical form; a wildcard is allowed as the whole left-most label only (RFC 9525 section 6.3)."""
+    # The name constraints of a CA above were compared with what stands here, to the letter: a spelling that only we
+    # take for a name (`banK.example` with a Kelvin sign, a trailing dot) would slip past an excluded one.
+    if not value.isascii() or value.endswith("."):
+        msg = "a DNS name in a certificate is ASCII, without a trailing dot (RFC 5280 sections 4.2.1.6 and 7.2)"
+        raise ValueError(msg)
+    head, dot, tail = value.partition(".")
+    if head == "*" and dot:
+        return DNSPattern.from_bytes(f"*.{canonical_host(tail)}".encode())
+    host = canonical_host(value)
+    if host_address(host) is not None:
+        msg = "an address in a DNS name"
+        raise ValueError(msg)
+    return DNSPattern.from_bytes(host.encode())
+
+
+def _node_of_uri(rest: str) -> NodeName:
+    if not rest.startswith("//") or not rest.isascii():
+        msg = "a node's URI is trionode://name@host, in ASCII"
+        raise ValueError(msg)
+    return NodeName.parse(rest[2:])
+
+
+def _single_address(value: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    if isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
+        return value
+    msg = "a network, not an address"
+    raise ValueError(msg)
+
+
+def general_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    """The entries of the subject alternative name extension; none if it is absent or cannot be parsed."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return []
+    return list(extension.value)
+
+
+# Telling people about certificates ----------------------------------------------------------------------------------
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate's DER encoding, as lower-case hex."""
+    return certificate.fingerprint(SHA256()).hex()
+
+
+def describe_names(certificate: x509.Certificate) -> str:
+    """The SANs as a person writes them (`DNS:host, IP:::1, URI:trionode://a@b`), or `no SANs`."""
+    shown: list[str] = []
+    for entry in general_names(certificate):
+        match entry:
+            case x509.DNSName():
+                shown.append(f"DNS:{entry.value}")
+            case x509.IPAddress():
+                shown.append(f"IP:{entry.value}")
+            case x509.UniformResourceIdentifier():
+                shown.append(f"URI:{entry.value}")
+            case _:
+                shown.append(f"{type(entry).__name__}:{entry.value}")
+    return printable(", ".join(shown), 400) if shown else "no SANs"
+
+
+def describe(certificate: x509.Certificate) -> str:
+    """A certificate in one line for messages: subject, SANs, issuer, dates, fingerprint."""
+    return (
+        f"{describe_subject(certificate)} ({describe_names(certificate)}; "
+        f"issuer {describe_issuer(certificate)}; valid {describe_dates(certificate)}; "
+        f"SHA-256 {fingerprint(certificate)[:16]}…)"
+    )
+
+
+def describe_dates(certificate: x509.Certificate) -> str:
+    """The validity period as `from … to …`, UTC."""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return f"from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def describe_duration(span: timedelta) -> str:
+    """A time span as a person says it, in its largest unit that gives a number from 2 up: `3 days`, `90 minutes`."""
+    seconds = abs(span) / timedelta(seconds=1)
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def describe_subjects(certificates: Iterable[x509.Certificate], limit: int = 4) -> str:
+    """The subjects of a CA pool, the first few by name."""
+    subjects = [describe_subject(certificate) for certificate in certificates]
+    more = f" and {len(subjects) - limit} more" if len(subjects) > limit else ""
+    return ", ".join(subjects[:limit]) + more
+
+
+def describe_subject(certificate: x509.Certificate) -> str:
+    """The subject's distinguished name (RFC 4514)."""
+    try:
+        return printable(certificate.subject.rfc4514_string(), 120) or "(empty subject)"
+    except ValueError:
+        return "(unreadable subject)"
+
+
+def describe_issuer(certificate: x509.Certificate) -> str:
+    """The issuer's distinguished name (RFC 4514)."""
+    try:
+        return printable(certificate.issuer.rfc4514_string(), 120) or "(empty issuer)"
+    except ValueError:
+        return "(unreadable issuer)"

@@ -1,0 +1,456 @@
+"""Findings: what is, or soon will be, wrong with a key pair, each with a remedy.
+
+Theory. There is one examination, for managers, for sources that want to be sure before they rotate, and for the command
+line. It looks at the certificate itself (dates, purposes, names, signatures), at what our own pools and revocation
+lists make of it, and lets it shake hands with itself in memory, under the policy given: what no rule here knows of is
+found there, in the words of the refusal.
+
+A finding is an error where peers that are configured as we are would refuse the key pair, and a warning where some may,
+or where it is untidy. An error is not a refusal: `update()` refuses what `check_usable` refuses and nothing else, for
+peers may trust what we do not. One cause gives one finding; a handshake that fails for a reason already found adds
+nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
+from trionode._credentials.key_pair import CAPool, allows
+from trionode._credentials.policy import ClientAuth, TLSPolicy
+from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.names import (
+    NodeName,
+    SubjectNames,
+    canonical_host,
+    describe,
+    describe_duration,
+    describe_names,
+    describe_subject,
+)
+from trionode._tls.contexts import TLSContexts
+from trionode._tls.engine import PeerRefused, TLSFailure, TLSSession, TrustCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from trionode._credentials.key_pair import KeyPair
+    from trionode._credentials.policy import Clock
+
+__all__ = ["Finding", "FindingCode", "Severity", "check_key_pair"]
+
+#: Peers' clocks may be behind ours by about as much, where nothing keeps them.
+CLOCK_SKEW: Final = timedelta(minutes=2)
+
+#: A handshake has three flights; twice that is a handshake that does not end.
+_FLIGHTS: Final = 6
+
+
+@final
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    """Peers that are configured as we are would refuse it."""
+    WARNING = "warning"
+    """Some peers may refuse it, now or soon, or it is untidy."""
+
+
+@final
+class FindingCode(StrEnum):
+    """What a finding is about."""
+
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    JUST_VALID = "just_valid"
+    EXPIRES_SOON = "expires_soon"
+    OUTLIVES_CA = "outlives_ca"
+    WRONG_EKU = "wrong_eku"
+    KEY_USAGE = "key_usage"
+    WEAK = "weak"
+    NO_NAMES = "no_names"
+    UNUSABLE_NAME = "unusable_name"
+    NAME_MISMATCH = "name_mismatch"
+    SUPERFLUOUS_ROOT = "superfluous_root"
+    UNKNOWN_CA = "unknown_ca"
+    BAD_CHAIN = "bad_chain"
+    REVOKED = "revoked"
+    REVOCATION_UNKNOWN = "revocation_unknown"
+    HANDSHAKE = "handshake"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that is wrong with a key pair.
+
+    Attributes:
+        code: what it is about.
+        severity: how bad it is.
+        message: what was found, as a sentence without its full stop.
+        remedy: what to do about it, likewise.
+    """
+
+    code: FindingCode
+    severity: Severity
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """Message and remedy."""
+        return f"{self.message}. {self.remedy}"
+
+
+def check_key_pair(
+    key_pair: KeyPair,
+    *,
+    client_cas: CAPool | None = None,
+    root_cas: CAPool | None = None,
+    client_auth: ClientAuth = ClientAuth.NO_CLIENT_CERT,
+    names: Iterable[str | NodeName] = (),
+    as_server: bool = True,
+    crls: CRLSet | None = None,
+    crl_policy: CRLPolicy = STRICT,
+    clock: Clock | None = None,
+) -> tuple[Finding, ...]:
+    """What is wrong with a key pair; nothing is changed, and nobody is asked over the network.
+
+    Takes some milliseconds.
+
+    Args:
+        key_pair: the candidate.
+        client_cas: the pool that clients are judged by; None leaves that out.
+        root_cas: the pool that servers are judged by; None leaves that out (it does not stand for the system's).
+        client_auth: what acceptors ask of clients.
+        names: what the certificate has to cover: node names (`name@host`), or plain host names and addresses.
+        as_server: whether it is presented to clients, too.
+        crls: who was revoked; None leaves that out.
+        crl_policy: how strictly they are applied.
+        clock: source of "now"; by default the machine's clock.
+
+    Raises:
+        ValueError: a name is neither a node name nor a host.
+    """
+    policy = TLSPolicy(
+        client_cas=client_cas,
+        client_auth=client_auth,
+        root_cas=root_cas,
+        crls=crls,
+        crl_policy=crl_policy,
+        clock=clock,
+    )
+    return examine(key_pair, policy, names=names, as_server=as_server)
+
+
+def examine(
+    key_pair: KeyPair, policy: TLSPolicy, *, names: Iterable[str | NodeName] = (), as_server: bool = True
+) -> tuple[Finding, ...]:
+    """As `check_key_pair`, by a manager's policy."""
+    wanted = [_wanted(name) for name in names]
+    found = [
+        *_usability(key_pair, policy.now(), as_server=as_server, as_client=policy.client_auth.verifies),
+        *_dates(key_pair, policy),
+        *_key_usage(key_pair.certificate),
+        *_strength(key_pair),
+        *_names(key_pair.certificate, wanted),
+        *_chain(key_pair),
+        *_listed(key_pair, policy),
+    ]
+    # Chain and handshake meet again what was found already, so they come last and are heard for anything else.
+    found += [finding for finding in _trust(key_pair, policy) if not _explained(finding, found)]
+    if as_server or allows(key_pair.certificate, ExtendedKeyUsageOID.SERVER_AUTH):
+        found += [finding for finding in _handshake(key_pair, policy, wanted) if not _explained(finding, found)]
+    return tuple(found)
+
+
+def check_usable(key_pair: KeyPair, *, now: datetime, as_server: bool, as_client: bool) -> None:
+    """Check what `update()` insists on: a leaf within its dates, and fit for the roles that it is to play.
+
+    Args:
+        key_pair: the candidate.
+        now: the time to judge by, aware.
+        as_server: whether an acceptor is to present it (needs serverAuth, if it names purposes at all).
+        as_client: whether a verifying peer is to see it as a client's (needs clientAuth, likewise).
+
+    Raises:
+        CertificateError: reason `expired`, `not_yet_valid` or `wrong_eku`.
+    """
+    for finding in _usability(key_pair, now, as_server=as_server, as_client=as_client):
+        if finding.severity is Severity.ERROR:
+            raise CertificateError(str(finding), reason=CertificateReason(finding.code))
+
+
+# The certificate itself ---------------------------------------------------------------------------------------------
+
+
+def _usability(key_pair: KeyPair, now: datetime, *, as_server: bool, as_client: bool) -> Iterator[Finding]:
+    """What makes a key pair unusable; its errors are all that an update is refused for."""
+    leaf = key_pair.certificate
+    if now > leaf.not_valid_after_utc:
+        yield Finding(
+            code=FindingCode.EXPIRED,
+            severity=Severity.ERROR,
+            message=f"our certificate has expired, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}",
+            remedy="Issue a new one, and rotate to it with manager.update()",
+        )
+    if now < leaf.not_valid_before_utc:
+        yield Finding(
+            code=FindingCode.NOT_YET_VALID,
+            severity=Severity.ERROR,
+            message=f"our certificate is not yet valid, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}",
+            remedy="Check this machine's clock and the issuer's",
+        )
+    both = "Issue it with both serverAuth and clientAuth: a node is a server and a client"
+    if as_server and not allows(leaf, ExtendedKeyUsageOID.SERVER_AUTH):
+        yield Finding(
+            code=FindingCode.WRONG_EKU,
+            severity=Severity.ERROR,
+            message=f"our certificate's extended key usage does not allow serverAuth: {describe(leaf)}",
+            remedy=both,
+        )
+    if not allows(leaf, ExtendedKeyUsageOID.CLIENT_AUTH):
+        verifies = "" if as_client else "; peers that verify clients will refuse us"
+        yield Finding(
+            code=FindingCode.WRONG_EKU,
+            severity=Severity.ERROR if as_client else Severity.WARNING,
+            message=f"our certificate's extended key usage does not allow clientAuth{verifies}: {describe(leaf)}",
+            remedy=both,
+        )
+
+
+def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
+    leaf, now = key_pair.certificate, policy.now()
+    start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    if timedelta() <= now - start < CLOCK_SKEW:
+        yield Finding(
+            code=FindingCode.JUST_VALID,
+            severity=Severity.WARNING,
+            message=f"our certificate is valid since {start:%Y-%m-%d %H:%M:%S} UTC only, and peers whose clocks are "
+            f"behind will refuse it as not yet valid: {describe(leaf)}",
+            remedy="Issue certificates backdated by a few minutes, or wait as long before they are used",
+        )
+    if timedelta() <= end - now < (end - start) / 10:
+        yield Finding(
+            code=FindingCode.EXPIRES_SOON,
+            severity=Severity.WARNING,
+            message=f"our certificate ends in {describe_duration(end - now)}, a tenth of its lifetime is not left: "
+            f"{describe(leaf)}",
+            remedy="Issue a new one, and see why that was not done before",
+        )
+    anchors = {anchor for pool in (policy.client_cas, policy.root_cas) if pool is not None for anchor in pool}
+    above = [anchor for anchor in anchors if anchor.subject == key_pair.chain[-1].issuer]
+    issuers = [*key_pair.chain[1:], *sorted(above, key=lambda anchor: anchor.not_valid_after_utc)[-1:]]
+    first = min(issuers, key=lambda issuer: issuer.not_valid_after_utc, default=leaf)
+    if first.not_valid_after_utc < end:
+        yield Finding(
+            code=FindingCode.OUTLIVES_CA,
+            severity=Severity.WARNING,
+            message=f"the CA {describe_subject(first)} ends at {first.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC, and "
+            f"with it our certificate, which says that it is valid longer: {describe(leaf)}",
+            remedy="Replace the CA before it ends, and issue certificates that do not outlive theirs",
+        )
+
+
+def _key_usage(leaf: x509.Certificate) -> Iterator[Finding]:
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return  # where extensions cannot be read, the purposes are missed already
+    if not usage.digital_signature:
+        yield Finding(
+            code=FindingCode.KEY_USAGE,
+            severity=Severity.ERROR,
+            message=f"our certificate's key usage does not allow digitalSignature, which TLS 1.3 is: {describe(leaf)}",
+            remedy="Issue it with digitalSignature, or without a key usage",
+        )
+
+
+def _strength(key_pair: KeyPair) -> Iterator[Finding]:
+    for certificate in key_pair.chain:
+        if certificate.issuer == certificate.subject:
+            continue  # nobody checks what a root says of itself
+        try:
+            weak = isinstance(certificate.signature_hash_algorithm, hashes.SHA1 | hashes.MD5)
+        except UnsupportedAlgorithm:
+            weak = False  # not known to be
+        if weak:
+            yield Finding(
+                code=FindingCode.WEAK,
+                severity=Severity.ERROR,
+                message=f"a certificate of our chain is signed with a hash that peers refuse (SHA-1, MD5): "
+                f"{describe(certificate)}",
+                remedy="Issue it with SHA-256",
+            )
+
+
+def _names(leaf: x509.Certificate, wanted: list[NodeName | str]) -> Iterator[Finding]:
+    offered = SubjectNames.of(leaf)
+    if offered.unusable:
+        yield Finding(
+            code=FindingCode.UNUSABLE_NAME,
+            severity=Severity.WARNING,
+            message=f"subject alternative names of our certificate that no peer can match: "
+            f"{'; '.join(offered.unusable)}: {describe(leaf)}",
+            remedy="Issue it with host names, addresses, and node names as trionode://name@host",
+        )
+    if not offered.dns and not offered.addresses:
+        yield Finding(
+            code=FindingCode.NO_NAMES,
+            severity=Severity.ERROR,
+            message=f"our certificate names no host in its subject alternative names, and peers look nowhere else: "
+            f"{describe(leaf)}",
+            remedy="Issue it with the node's host as a DNS or IP subject alternative name",
+        )
+        return
+    for name in wanted:
+        if isinstance(name, NodeName):
+            if offered.cover_node(name):
+                continue
+            what, why = f"our node name {name}", "its URI names are others" if offered.cover_host(name.host) else ""
+        else:
+            if offered.cover_host(name):
+                continue
+            what, why = f"our name {name}", ""
+        yield Finding(
+            code=FindingCode.NAME_MISMATCH,
+            severity=Severity.ERROR,
+            message=f"our certificate does not cover {what}, so verifying peers will refuse us; it offers "
+            f"{describe_names(leaf)}{f' ({why})' if why else ''}: {describe(leaf)}",
+            remedy="Issue it for this name",
+        )
+
+
+def _chain(key_pair: KeyPair) -> Iterator[Finding]:
+    last = key_pair.chain[-1]
+    if len(key_pair.chain) > 1 and last.issuer == last.subject:
+        yield Finding(
+            code=FindingCode.SUPERFLUOUS_ROOT,
+            severity=Severity.WARNING,
+            message=f"our chain ends with a root, which peers have or do not trust: {describe(last)}",
+            remedy="Leave it out of the certificate file; it is sent in every handshake",
+        )
+
+
+def _listed(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
+    for certificate in key_pair.chain if policy.crls else ():
+        assert policy.crls is not None
+        revocation = policy.crls.listed(certificate)
+        if revocation is not None:
+            yield Finding(
+                code=FindingCode.REVOKED,
+                severity=Severity.ERROR,
+                message=f"a certificate of our chain is on our own revocation list: {revocation}: "
+                f"{describe(certificate)}",
+                remedy=_REMEDIES[FindingCode.REVOKED],
+            )
+
+
+# What our own trust makes of it -------------------------------------------------------------------------------------
+
+_REMEDIES: Final = {
+    FindingCode.UNKNOWN_CA: "Peers with the same pool will refuse us: put its intermediates into the certificate file, "
+    "have it issued by a CA of that pool, or add its CA to the pool",
+    FindingCode.EXPIRED: "Have that certificate issued anew",
+    FindingCode.NOT_YET_VALID: "Check this machine's clock and the issuer's",
+    FindingCode.REVOKED: "Issue a new one, with a new key if that was the reason",
+    FindingCode.REVOCATION_UNKNOWN: "Peers with the same lists will refuse us: give the current list of that CA",
+}
+_OTHER_REMEDY: Final = "Peers that are configured as we are will refuse us: have it issued anew"
+
+
+def _trust(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
+    sides = {"root_cas": policy.root_cas, "client_cas": policy.client_cas}
+    if policy.root_cas == policy.client_cas:
+        sides = {"root_cas and client_cas": policy.root_cas}
+    for label, pool in sides.items():
+        if pool is None:
+            continue
+        refusal = TrustCheck(policy, accepting=label == "client_cas", dated=True).judge(key_pair.chain)
+        if refusal is None:
+            continue
+        code = FindingCode(refusal.reason)
+        why = refusal.offered if code in (FindingCode.REVOKED, FindingCode.REVOCATION_UNKNOWN) else code
+        at = key_pair.certificate if refusal.found is None else refusal.found
+        yield Finding(
+            code=code,
+            severity=Severity.ERROR,
+            message=f"our certificate does not verify against our own {label} ({str(why).replace('_', ' ')}); the path "
+            f"fails at {describe(at)}",
+            remedy=_REMEDIES.get(code, _OTHER_REMEDY),
+        )
+
+
+def _handshake(key_pair: KeyPair, policy: TLSPolicy, wanted: list[NodeName | str]) -> Iterator[Finding]:
+    """The candidate with the candidate, in memory."""
+    reference = _reference(SubjectNames.of(key_pair.certificate), wanted)
+    if reference is None:
+        return  # nothing to dial it by, as was found
+    # Without a pool of our own the top of the chain is the anchor: everything else about the path is still judged.
+    top = CAPool(key_pair.chain[-1:])
+    trial = replace(policy, root_cas=policy.root_cas or top, client_cas=policy.client_cas or top)
+    failure: Exception | None
+    try:
+        contexts = TLSContexts.build(1, key_pair, trial)
+        failure = _shake_hands(contexts.server.session(), contexts.client.session(reference=reference))
+    except CertificateError as exc:
+        failure = exc
+    if failure is None:
+        return
+    # Whatever path and names are refused for has a code here, too.
+    code = FindingCode(failure.refusal.reason) if isinstance(failure, PeerRefused) else FindingCode.HANDSHAKE
+    yield Finding(
+        code=code,
+        severity=Severity.ERROR,
+        message=f"a handshake of our certificate with itself fails: {failure}",
+        remedy=_REMEDIES.get(code, _OTHER_REMEDY),
+    )
+
+
+def _shake_hands(server: TLSSession, client: TLSSession) -> TLSFailure | None:
+    """The failure that ended a handshake in memory: a refusal, rather than what the other side was told of it."""
+    failures: list[TLSFailure] = []
+    for _ in range(_FLIGHTS):
+        for session, peer in ((client, server), (server, client)):
+            try:
+                if session.handshake():
+                    session.decrypt(1)  # a client hears only now what the server thought of it
+            except TLSFailure as failure:
+                failures.append(failure)
+            peer.feed(session.outgoing())
+        if failures:
+            break
+    return next((failure for failure in failures if isinstance(failure, PeerRefused)), next(iter(failures), None))
+
+
+def _reference(offered: SubjectNames, wanted: list[NodeName | str]) -> str | None:
+    """A host that the certificate covers: one that is wanted, for choice."""
+    hosts = [name.host if isinstance(name, NodeName) else name for name in wanted]
+    hosts += [pattern.pattern.decode().replace("*", "any") for pattern in offered.dns]
+    hosts += [canonical_host(str(pattern.pattern)) for pattern in offered.addresses]
+    return next(filter(offered.cover_host, hosts), None)
+
+
+def _explained(finding: Finding, found: list[Finding]) -> bool:
+    """Whether what was found already says why."""
+    causes = {finding.code, *_CAUSES.get(finding.code, ())}
+    return any(each.code in causes and each.severity is Severity.ERROR for each in found)
+
+
+_CAUSES: Final = {
+    FindingCode.WRONG_EKU: (FindingCode.KEY_USAGE,),
+    FindingCode.BAD_CHAIN: (FindingCode.WEAK,),
+    FindingCode.HANDSHAKE: (FindingCode.WEAK,),
+}
+
+
+def _wanted(name: str | NodeName) -> NodeName | str:
+    return NodeName.parse(name) if isinstance(name, NodeName) or "@" in name else canonical_host(name)

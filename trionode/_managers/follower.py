@@ -1,0 +1,367 @@
+"""A cert manager that follows a source: what is there gets published, and what keeps it from that is told, once.
+
+Theory. One task, `follow_source`, owned by whoever's nursery started it, waits until its source may have changed,
+reads, and publishes what differs from what the manager has: trust first, then the key pair, with no checkpoint in
+between, so that no handshake takes the one without the other. `reload()` and a signal do the same at once; a lock keeps
+them apart. Only cancellation ends it.
+
+What cannot be published is a *condition*: it is in `status`, in the log of `trionode.sources` and among the events of
+the nodes that use the manager, once when it begins or becomes another, and once when it is over. Meanwhile the last
+good generation stays. The parts of a set do not wait for each other where they need not: revocation lists do not wait
+for a CA to be retired, nor a key pair for the peers that a new pool would strand.
+
+A set that was read but refused stays *pending*, and is not forced on the manager again and again: it is tried anew
+when it, or what it was refused for, has changed; the latter is looked at every `JUDGE_AGAIN` seconds. Dates and live
+peers change by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
+
+import trio
+from trio_util import AsyncValue
+
+from trionode._errors import CertificateError, CertificateReason, TrustRotationError
+
+from .findings import Severity
+from .manager import UNCHANGED, CertAuthManager, CertManager
+from .sources import Credentials
+from .trust import StrandedPeers
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import AsyncIterator, Collection, Iterator
+
+    from trionode._credentials.crl import CRLSet
+    from trionode._credentials.key_pair import CAPool, KeyPair
+
+    from .manager import Unchanged
+    from .sources import Source
+
+__all__ = ["Follower", "FollowerStatus", "follow_source"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("trionode.sources")
+
+#: After a source has failed it is left alone until so long after it was last asked. Seconds.
+RETRY: Final = 1.0
+#: How often what was refused is looked at again, without reading it again. Seconds.
+JUDGE_AGAIN: Final = 10.0
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FollowerStatus:
+    """A snapshot of a follower.
+
+    Attributes:
+        error: what is wrong now; None: what the source has is what is published. An `ExceptionGroup`, if trust and key
+            pair were both refused.
+        pending: what the source has and the manager has not, or not all of it; `error` says why. None where nothing
+            could be read.
+        following: False once `follow_source` has ended.
+    """
+
+    error: Exception | None = None
+    pending: Credentials | None = None
+    following: bool = True
+
+
+@final
+class Follower:
+    """Keeps a cert manager at what a source has; made by `follow_source`.
+
+    Attributes:
+        manager: who publishes.
+        source: where the credentials come from.
+        read_at: when the source could last be read, on Trio's clock; seconds.
+    """
+
+    def __init__(self, manager: CertManager, source: Source, *, stranded: StrandedPeers, check: bool) -> None:
+        self.manager = manager
+        self.source = source
+        self.read_at: float = -float("inf")
+        self._stranded = stranded
+        self._check = check
+        self._seen: Credentials | None = None
+        self._unpublished: Credentials | None = None
+        self._status = AsyncValue(FollowerStatus())
+        self._lock = trio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Follower of {self.source!r}>"
+
+    @property
+    def status(self) -> FollowerStatus:
+        """How things are."""
+        status: FollowerStatus = self._status.value
+        return status
+
+    async def wait_changed(self, seen: FollowerStatus) -> FollowerStatus:
+        """Wait until the status is another than the one that was seen, and return it. Cancelling is harmless.
+
+        Args:
+            seen: what `status` was.
+
+        Raises:
+            trio.ClosedResourceError: what was seen is the last one: it follows no more.
+        """
+        await trio.lowlevel.checkpoint()
+        if not seen.following:
+            raise self._ended()
+        status: FollowerStatus = await self._status.wait_value(lambda status: status != seen)
+        return status
+
+    async def reload(self) -> int:
+        """Read now, and publish what differs, whatever was refused before. Cancelled, it changes nothing.
+
+        Returns:
+            The generation that is published then, a new one or not.
+
+        Raises:
+            Exception: what the source raises, as a rule a `CertificateError`.
+            CertificateError: the manager refused the key pair.
+            TrustRotationError: the manager refused pools or lists, for the live peers that they would strand.
+            ExceptionGroup: both.
+            RuntimeError: the manager is in use by another Trio run.
+            trio.ClosedResourceError: it follows no more.
+        """
+        async with self._lock:
+            if not self.status.following:
+                raise self._ended()
+            with self._reporting(asked=True):
+                await self._refresh(asked=True)
+        return self.manager.generation
+
+    async def run(self, reload_on: Collection[signal.Signals], *, task_status: trio.TaskStatus[Follower]) -> NoReturn:
+        """Follow until cancelled, see `follow_source`.
+
+        Args:
+            reload_on: signals at which to read at once.
+            task_status: given this follower once it has read and published.
+        """
+        # The signals are heeded before anything else is done: one that comes early must not end the process.
+        with trio.open_signal_receiver(*reload_on) if reload_on else nullcontext() as signals:
+            try:
+                await self._refresh()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._judge_again)
+                    if signals is not None:
+                        nursery.start_soon(self._heed, signals)
+                    task_status.started(self)
+                    await self._follow()
+            finally:
+                self._status.value = replace(self.status, following=False)
+
+    async def _follow(self) -> NoReturn:
+        """Read and publish whenever the source may have changed."""
+        while True:
+            since = trio.current_time()
+            try:
+                with self._reporting():
+                    await self.source.wait_changed(self._seen)
+                    async with self._lock:
+                        await self._refresh()
+            except Exception:  # noqa: BLE001 -- reported; it tries again
+                await trio.sleep_until(since + RETRY)
+
+    async def _judge_again(self) -> NoReturn:
+        """Publish what was refused, once the reasons are gone."""
+        while True:
+            await self._status.wait_value(lambda status: status.pending is not None)
+            await trio.sleep(JUDGE_AGAIN)
+            async with self._lock:
+                with suppress(Exception), self._reporting():
+                    pending = self.status.pending
+                    if pending is not None and self._may_pass(pending):
+                        self._unpublished = pending
+                        self._publish(pending)
+
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
+        """Reload on each signal."""
+        async for number in signals:  # pragma: no branch -- they never end
+            _log.info("signal %d: reading %r", number, self.source)
+            with suppress(Exception):
+                generation = await self.reload()
+                _log.info("signal %d: generation %d is what %r has", number, generation, self.source)
+
+    async def _refresh(self, *, asked: bool = False) -> None:
+        """Read, and publish what differs; what was refused and is pending only if somebody asked for it."""
+        self._seen = self._unpublished = None
+        found = await self.source.read()
+        _expect_credentials(found, self.manager)
+        self._seen, self.read_at = found, trio.current_time()
+        self._unpublished = found
+        if asked or found != self.status.pending:
+            self._publish(found)
+
+    def _publish(self, found: Credentials) -> None:
+        if not self.status.following:
+            raise self._ended()
+        refusals: list[Exception] = []
+        for publish in (self._publish_trust, self._publish_key_pair):
+            try:
+                publish(found)
+            except (CertificateError, TrustRotationError) as exc:
+                refusals.append(exc)
+        if len(refusals) > 1:
+            raise ExceptionGroup("neither the trust nor the key pair could be published", refusals)
+        if refusals:
+            raise refusals[0]
+        self._unpublished = None
+        self._report(None)
+
+    def _publish_trust(self, found: Credentials) -> None:
+        manager = self.manager
+        if not isinstance(manager, CertAuthManager):
+            return
+        client_cas, root_cas, crls = _changed_trust(manager, found)
+        if client_cas is root_cas is crls is UNCHANGED:
+            return
+        try:
+            manager.rotate_trust(client_cas=client_cas, root_cas=root_cas, crls=crls, stranded=self._stranded)
+        except TrustRotationError:
+            if crls is not UNCHANGED and not (client_cas is root_cas is UNCHANGED):
+                # A revocation does not wait until a CA can be retired.
+                manager.rotate_trust(crls=crls, stranded=self._stranded)
+            raise
+        _log.info("%r: generation %d has other trust", self.source, manager.generation)
+
+    def _publish_key_pair(self, found: Credentials) -> None:
+        key_pair = found.key_pair
+        if key_pair == self.manager.key_pair:
+            return
+        errors = self._findings(key_pair)
+        if errors:
+            msg = f"the key pair has errors that peers would find, so it was held back: {' '.join(errors)}"
+            raise CertificateError(msg, reason=CertificateReason.FINDINGS)
+        generation = self.manager.update(key_pair)
+        _log.info("%r: generation %d has another key pair: %r", self.source, generation, key_pair)
+
+    def _findings(self, key_pair: KeyPair) -> list[str]:
+        found = self.manager.check(key_pair) if self._check else ()
+        return [f"{finding}." for finding in found if finding.severity is Severity.ERROR]
+
+    def _may_pass(self, pending: Credentials) -> bool:
+        """Whether something that `pending` was refused for is over."""
+        return any(self._is_over(refusal, pending) for refusal in _each(self.status.error))
+
+    def _is_over(self, refusal: Exception, pending: Credentials) -> bool:
+        manager = self.manager
+        if isinstance(refusal, TrustRotationError) and isinstance(manager, CertAuthManager):
+            client_cas, root_cas, crls = _changed_trust(manager, pending)
+            stranded = manager.stranded_by(client_cas=client_cas, root_cas=root_cas, crls=crls)
+            return not any(peer.newly and not peer.revoked for peer in stranded)
+        if not isinstance(refusal, CertificateError):
+            return True
+        if refusal.reason is CertificateReason.FINDINGS:
+            return not self._findings(pending.key_pair)
+        leaf = pending.key_pair.certificate
+        dated = refusal.reason in {CertificateReason.EXPIRED, CertificateReason.NOT_YET_VALID}
+        return dated and leaf.not_valid_before_utc <= manager.now() <= leaf.not_valid_after_utc
+
+    # Telling people
+
+    @contextmanager
+    def _reporting(self, *, asked: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            self._report(exc, asked=asked)
+            raise
+
+    def _report(self, error: Exception | None, *, asked: bool = False) -> None:
+        """Tell of a condition that is new, or asked about, and of the end of one."""
+        old, new = self.status, FollowerStatus(error=error, pending=self._unpublished)
+        if not old.following:
+            return
+        generation, changed = self.manager.generation, _condition(old) != _condition(new)
+        if error is None and changed:
+            _log.info("%r: all is well again, generation %d is what it has", self.source, generation)
+        elif error is not None and (changed or asked):
+            shown = "; ".join(map(str, _each(error)))
+            what = "it cannot be read" if new.pending is None else f"{new.pending.key_pair!r} was not published"
+            _log.warning("%r: %s, generation %d stays: %s", self.source, what, generation, shown)
+        if changed:
+            self._status.value = new
+        self.manager.report_source(self.status.error)
+
+    def _ended(self) -> trio.ClosedResourceError:
+        return trio.ClosedResourceError(f"{self!r} follows no more")
+
+
+async def follow_source(  # noqa: ASYNC128 -- Follower.run calls it
+    manager: CertManager,
+    source: Source,
+    *,
+    stranded: StrandedPeers = StrandedPeers.REFUSE,
+    check: bool = False,
+    reload_on: Collection[signal.Signals] = (),
+    task_status: trio.TaskStatus[Follower] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Keep a cert manager at what a source has, until cancelled; for `nursery.start`, which returns a `Follower`.
+
+    Reads and publishes once, then whenever the source has something else; with a `FileSource`, at most `poll_interval +
+    settle` seconds after the files were last written. Nothing but cancellation ends it from then on. One follower for
+    each manager: what somebody else publishes there holds until the source is read again.
+
+    Args:
+        manager: who publishes; a `CertAuthManager`, where the source has CA pools or revocation lists.
+        source: where the credentials come from.
+        stranded: what becomes of live peers that new pools or lists do not vouch for, see
+            `CertAuthManager.rotate_trust`. `REFUSE` keeps the old ones until there are no such peers any more.
+        check: hold back key pairs in which `CertManager.check` finds errors, and not those alone that `update` refuses.
+        reload_on: signals at which to read at once, `[signal.SIGHUP]` for one; they then no longer end the process.
+            Only in the main thread.
+        task_status: given the follower once it has read and published.
+
+    Raises:
+        Exception: what the source raises at the first reading, as a rule a `CertificateError`.
+        CertificateError: the manager refused the key pair at the first reading.
+        TrustRotationError: the manager refused pools or lists at the first reading.
+        TypeError: the source gives something else than `Credentials`, or trust for a plain `CertManager`.
+    """
+    await Follower(manager, source, stranded=stranded, check=check).run(reload_on, task_status=task_status)
+
+
+def _changed_trust(
+    manager: CertAuthManager, found: Credentials
+) -> tuple[CAPool | Unchanged, CAPool | Unchanged, CRLSet | Unchanged]:
+    return (
+        _changed(manager.client_cas, found.client_cas),
+        _changed(manager.root_cas, found.root_cas),
+        _changed(manager.crls, found.crls),
+    )
+
+
+def _changed(old: T | None, new: T | None) -> T | Unchanged:
+    return UNCHANGED if new is None or new == old else new
+
+
+def _each(error: Exception | None) -> tuple[Exception, ...]:
+    """The errors in a group, or the only one, or none."""
+    if isinstance(error, ExceptionGroup):
+        return tuple(error.exceptions)
+    return () if error is None else (error,)
+
+
+def _condition(status: FollowerStatus) -> tuple[object, ...]:
+    """What makes two conditions the same: not the time in a refusal's text, nor whatever other libraries say."""
+    kinds = tuple((type(error), getattr(error, "reason", None)) for error in _each(status.error))
+    unreadable = isinstance(status.error, CertificateError) and status.pending is None
+    return kinds, str(status.error) if unreadable else None, status.pending
+
+
+def _expect_credentials(found: object, manager: CertManager) -> None:
+    if not isinstance(found, Credentials):
+        msg = f"a source's read() returns Credentials, not {type(found).__name__}"
+        raise TypeError(msg)
+    trust = (found.client_cas, found.root_cas, found.crls)
+    if not isinstance(manager, CertAuthManager) and any(each is not None for each in trust):
+        msg = "the source has CA pools or revocation lists, and a CertManager has none; make it a CertAuthManager"
+        raise TypeError(msg)

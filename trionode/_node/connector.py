@@ -1,0 +1,152 @@
+"""Connectors that stay: one task per peer that keeps a connection to it up.
+
+Dial, wait until the connection ends, dial again. After a failure, and after a connection that ended soon, it waits:
+exponential back-off with full jitter (so that a cluster does not reconnect in step), capped, reset once a connection
+has lasted. Every attempt takes fresh contexts and asks routes and resolver anew.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+from trio_util import AsyncValue
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trionode._connection.connection import Connection
+    from trionode._identity.names import NodeName
+
+__all__ = ["Connector", "ConnectorPhase", "ConnectorState"]
+
+#: The first wait is drawn from zero to this. Seconds.
+FIRST_BACKOFF: Final = 0.2
+#: Waits are drawn from zero to at most this. Seconds.
+LONGEST_BACKOFF: Final = 30.0
+#: A connection that lasted this long was a success: the next wait is a first one again. Seconds.
+LASTED: Final = 5.0
+
+
+class ConnectorPhase(StrEnum):
+    """What a connector is doing."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    WAITING = "waiting"
+    STOPPED = "stopped"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectorState:
+    """A snapshot of a connector.
+
+    Attributes:
+        phase: see `ConnectorPhase`.
+        connection: the connection, while it is up.
+        error: why the last attempt failed or the last connection ended; None before the first such.
+        next_attempt: while waiting, when it will try again, on Trio's clock; else None.
+        attempts: dials since the last success.
+    """
+
+    phase: ConnectorPhase
+    connection: Connection | None = None
+    error: Exception | None = None
+    next_attempt: float | None = None
+    attempts: int = 0
+
+
+@final
+class Connector:
+    """Keeps a connection to one peer up; made by `node.keep_connected`.
+
+    Attributes:
+        name: the peer.
+    """
+
+    def __init__(
+        self,
+        name: NodeName,
+        connect: Callable[[], Awaitable[Connection]],
+        changed: Callable[[Connector], None],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self._connect = connect
+        self._changed = changed
+        self._draw = draw
+        self._state = AsyncValue(ConnectorState(phase=ConnectorPhase.CONNECTING))
+        self._scope = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        return f"<Connector to {self.name}, {self.state.phase}>"
+
+    @property
+    def state(self) -> ConnectorState:
+        """What it is doing."""
+        state: ConnectorState = self._state.value
+        return state
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop, or has."""
+        return self._scope.cancel_called or self.state.phase is ConnectorPhase.STOPPED
+
+    async def wait_up(self) -> Connection:
+        """Wait until there is a connection. Cancelling is harmless.
+
+        Raises:
+            trio.ClosedResourceError: the connector was stopped.
+        """
+        await trio.lowlevel.checkpoint()
+        # The value that woke us: by now the connector may be doing something else again.
+        state: ConnectorState = await self._state.wait_value(
+            lambda state: state.phase in (ConnectorPhase.UP, ConnectorPhase.STOPPED)
+        )
+        if state.connection is None:
+            msg = f"the connector to {self.name} was stopped"
+            raise trio.ClosedResourceError(msg)
+        return state.connection
+
+    def stop(self) -> None:
+        """Stop reconnecting; a connection that is up stays. Idempotent."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Keep the connection up until stopped or cancelled."""
+        try:
+            with self._scope:
+                await self._keep_up()
+        finally:
+            self._set(ConnectorState(phase=ConnectorPhase.STOPPED, error=self.state.error))
+
+    async def _keep_up(self) -> None:
+        attempts = 0
+        error: Exception | None = None
+        while True:
+            attempts += 1
+            self._set(ConnectorState(phase=ConnectorPhase.CONNECTING, error=error, attempts=attempts))
+            try:
+                connection = await self._connect()
+            except Exception as exc:  # noqa: BLE001 -- shown in the state and reported as an event; it tries again
+                error = exc
+            else:
+                since = trio.current_time()
+                self._set(ConnectorState(phase=ConnectorPhase.UP, connection=connection, error=error))
+                end = await connection.wait_unusable()
+                error = end
+                if trio.current_time() - since >= LASTED:
+                    attempts = 0
+            failures = max(attempts - 1, 0)  # before this one
+            wait = self._draw() * min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(failures, 20))
+            due = trio.current_time() + wait
+            self._set(ConnectorState(phase=ConnectorPhase.WAITING, error=error, next_attempt=due, attempts=attempts))
+            await trio.sleep_until(due)
+
+    def _set(self, state: ConnectorState) -> None:
+        self._state.value = state
+        self._changed(self)

@@ -1,0 +1,240 @@
+"""From a node name to a connection: the one that there is, or a new one.
+
+Theory. Routes come first: an explicit one, else all that match in the table, best first; where none matches the
+resolver is asked, and without a resolver the name's own host is dialled on the default port. A resolver's endpoints
+become routes that carry nothing but host and port. Attempts go one after the other until one succeeds.
+
+The two may reach for each other at once, and one direction be slow or blocked: while ours has not come further than
+connecting, a connection that comes in and will do ends it. Where our dial turns out a duplicate (the two nodes dialled
+each other, and the other's won), the connection that won is what the caller gets. Should that one fail after all, the
+dial is made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trionode._errors import HandshakeError, NoRouteError, UnverifiedReason, printable
+from trionode._handshake.connect import dial
+from trionode._handshake.cookie import as_cookie
+from trionode._handshake.exchange import Dial
+from trionode._identity.names import NodeName, SubjectNames
+
+from .events import ResolverTrouble, Side
+from .insecure_options import Loosening
+from .options import Route
+from .resolvers import ResolverError, checked_endpoints
+from .routes import RouteTable
+from .shared_dials import SharedDials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trionode._connection.connection import Connection
+    from trionode._connection.link import Link
+    from trionode._handshake.connect import Connecting
+    from trionode._managers.manager import CertManager
+
+    from .runtime import Core
+
+#: How often a dial is repeated that lost to another which then failed. Seconds have passed each time.
+_DUPLICATE_RETRIES: Final = 3
+#: How long the connection that our dial lost to may take to show up here: its confirmation is under way. Seconds.
+_DUPLICATE_WAIT: Final = 2.0
+
+
+class _OvertakenError(Exception):
+    """While we were connecting a connection came in that will do."""
+
+
+@final
+class Dialer:
+    """A node's outward side."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._network = core.options.network
+        self.routes = RouteTable()
+        for pattern, route in self._network.routes.items():
+            self.routes.add(pattern, route)
+        self._dials: SharedDials[Connection] = SharedDials(core.spawn)
+
+    def cancel(self) -> None:
+        """Give up every dial under way."""
+        self._dials.cancel()
+
+    # What there is
+
+    def find(self, name: NodeName, route: Route | None) -> Connection | None:
+        """The live connection that a verb with this route may use, or None."""
+        return self._core.registry.find(name, lambda connection: self._fits(connection, name, route))
+
+    def _fits(self, connection: Connection, name: NodeName, route: Route | None) -> bool:
+        if not connection.peer.verified:
+            routes = [route] if route is not None else self.routes.lookup(name) or [Route()]
+            if not all(self._is_insecure(each) for each in routes):
+                return False
+        if route is None:
+            return True
+        if self._core.running.get(connection) is not self._manager(route):
+            return False
+        if route.server_name is None or self._is_insecure(route):
+            return True
+        certificate = connection.peer.certificate
+        return certificate is not None and SubjectNames.of(certificate).cover_host(route.server_name)
+
+    def _is_insecure(self, route: Route) -> bool:
+        own = route.insecure_skip_verify
+        return self._network.insecure_skip_verify if own is None else own
+
+    def _manager(self, route: Route) -> CertManager:
+        return route.cert_manager or self._core.options.cert_manager
+
+    # Making one
+
+    async def dial(self, name: NodeName, route: Route | None) -> Connection:
+        """Dial, or join the dial that is under way.
+
+        Raises:
+            HandshakeError: the one route failed.
+            NoRouteError: there is none, or several were tried and all failed.
+            CertificateError: a route's manager has an unusable key pair.
+            trio.ClosedResourceError: the node is closed.
+        """
+        connection = await self._dials.join((name, route), f"dial {name}", lambda: self._attempt(name, route))
+        connection.check_trusted()
+        return connection
+
+    async def _attempt(self, name: NodeName, route: Route | None) -> tuple[Connection, bool]:
+        """The connection, and whether this task is the one to run it."""
+        registry = self._core.registry
+        for attempt in range(_DUPLICATE_RETRIES):
+            # There may be one by now: what our dial lost to, or what came in while this task was being started.
+            connection = self.find(name, route)
+            if connection is not None:
+                return connection, False
+            # A mutual connection that there is, and that a verb with this route may not use, is to be replaced; so is
+            # one that our dial lost to and that did not show up: the peer has it, and on our side it must have broken.
+            replace = bool(registry.mutual(name)) or attempt > 0
+            try:
+                return await self._try_routes(name, route, replace=replace), True
+            except _OvertakenError:
+                continue
+            except (HandshakeError, NoRouteError) as exc:
+                # Our direction may be blocked, and the peer's have come through meanwhile.
+                connection = self.find(name, route)
+                if connection is not None:
+                    return connection, False
+                duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
+                if not duplicate or attempt == _DUPLICATE_RETRIES - 1:
+                    raise
+            with trio.move_on_after(min(_DUPLICATE_WAIT, self._network.handshake_timeout)):
+                await registry.wait(name, lambda found: found.link.mutual)
+        raise AssertionError("the last attempt returns or raises")  # pragma: no cover
+
+    async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool) -> Connection:
+        routes = [route] if route is not None else await self._routes_to(name)
+        failures: list[Exception] = []
+        for each in routes:
+            try:
+                return await self._try_route(name, each, route, replace=replace)
+            except Exception as exc:
+                duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
+                if len(routes) == 1 or duplicate or isinstance(exc, (trio.ClosedResourceError, _OvertakenError)):
+                    raise
+                exc.add_note(f"route: {each!r}")
+                failures.append(exc)
+        causes = ExceptionGroup(f"routes to {name}", failures)
+        tried = "; ".join(
+            f"{each.host or name.host} port {each.port}: {failure}"
+            for each, failure in zip(routes, failures, strict=True)
+        )
+        msg = f"all {len(routes)} routes to {name} failed: {tried}"
+        raise NoRouteError(msg, name=name, causes=causes) from causes
+
+    async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> Connection:
+        core, manager = self._core, self._manager(route)
+        core.use(manager, as_server=False)
+        limits = core.limits()
+        plan = self._plan(name, route, replace=replace)
+        link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
+        if core.nursery is None:
+            await link.stream.aclose()
+            msg = f"the node {core.name} was closed while it was dialling"
+            raise trio.ClosedResourceError(msg)
+        return core.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))
+
+    async def _redial(self, connection: Connection, plan: Dial, manager: CertManager) -> Link:
+        """The link to hand a connection over to: by the same way, and as strictly, as its first."""
+        return await self._dial_link(dataclasses.replace(plan, join=connection, replace=False), manager)
+
+    async def _dial_link(
+        self, plan: Dial, manager: CertManager, will_do: Callable[[Connection], bool] | None = None
+    ) -> Link:
+        core = self._core
+        reach = None if will_do is None else partial(self._unless_overtaken, plan.name, will_do)
+        timed = core.tally.handshake(Side.DIAL, manager.contexts, abandoned=_OvertakenError)
+        try:
+            with timed as contexts_channel:
+                return await dial(plan, contexts_channel, core.party(core.limits()), reach=reach)
+        except HandshakeError as exc:
+            core.refused(Side.DIAL, exc)
+            raise
+
+    async def _unless_overtaken(
+        self, name: NodeName, will_do: Callable[[Connection], bool], connecting: Connecting
+    ) -> trio.abc.Stream:
+        """Connect.
+
+        Raises:
+            _OvertakenError: a connection that will do came in meanwhile.
+        """
+        with trio.CancelScope() as scope, self._core.registry.cancelling(scope, name, will_do):
+            return await connecting()
+        raise _OvertakenError
+
+    def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
+        insecure = self._is_insecure(route)
+        if insecure:
+            self._core.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers for {name}")
+        network = self._network
+        return Dial(
+            name=name,
+            host=route.host or name.host,
+            port=route.port,
+            transport=network.transport,
+            server_name=route.server_name,
+            cookie=as_cookie(route.cookie or network.cookie),
+            replace=replace,
+            insecure_skip_verify=insecure,
+            connect_timeout=network.connect_timeout,
+            handshake_timeout=network.handshake_timeout,
+        )
+
+    async def _routes_to(self, name: NodeName) -> list[Route]:
+        """What to try, in order.
+
+        Raises:
+            NoRouteError: the resolver knows no endpoint, or failed.
+        """
+        routes = self.routes.lookup(name)
+        resolver = self._network.resolver
+        if routes or resolver is None:
+            return routes or [Route()]
+        try:
+            with trio.fail_after(self._network.connect_timeout):
+                endpoints = checked_endpoints(name, await resolver.resolve(name))
+        except Exception as exc:  # noqa: BLE001 -- whatever a resolver does wrong, it costs this dial only
+            trouble = ResolverError(f"the resolver failed for {name}: {type(exc).__name__}: {printable(str(exc))}")
+            trouble.__cause__ = exc
+            self._core.events.publish(ResolverTrouble(node=self._core.name, name=name, error=trouble))
+            msg = f"no route to {name}: {trouble}. Add a route, or see to the resolver"
+            raise NoRouteError(msg, name=name) from trouble
+        if not endpoints:
+            msg = f"no route to {name}: no route matches, and {resolver!r} does not know it; is that node running?"
+            raise NoRouteError(msg, name=name)
+        return [Route(host=endpoint.host, port=endpoint.port) for endpoint in endpoints]

@@ -1,0 +1,279 @@
+"""What a node has counted: handshakes, hand-overs, ends of connections, bytes.
+
+Theory. One tally per node, always on. A number goes up in the step in which the thing happens, in the node's own
+thread, so there is neither lock nor task, and a snapshot taken without a checkpoint is consistent. Nothing is counted
+per message: bytes and channels are each connection's own to count, are added up when somebody asks, and are kept here
+once it has ended, so that the sums never go down.
+
+A handshake is timed from where it takes its contexts, which is after the client's first byte or after the TCP connect,
+to its verdict: so the tally is what hands it the channel to take them from. What came before that is, for a dial, its
+time to connect; for an acceptor it is the client's time and nobody's measure.
+
+Every key is a member of an enumeration or a word of this package, never a peer's text: what can be counted is bounded,
+whoever knocks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, Final, final
+
+import trio
+
+from trionode._errors import (
+    CertificateError,
+    HandshakeError,
+    HandshakeTimeoutError,
+    PeerRejectedError,
+    PeerUnverifiedError,
+    RejectionCode,
+    Stage,
+    UnverifiedReason,
+)
+
+from .events import Side
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trionode._connection.connection import ConnectionStatistics, EndReason, RenewalCause
+    from trionode._tls.contexts import TLSContexts
+
+__all__ = ["HandshakeCount", "HandshakeOutcome", "HandshakeTimes", "TimeHistogram"]
+
+
+class HandshakeOutcome(StrEnum):
+    """How a handshake went.
+
+    `ESTABLISHED`: there is a link, for a new connection or for a hand-over. `DUPLICATE`: a live connection made it
+    superfluous. `REFUSED`: we refused the peer. `REJECTED`: the peer refused us. `TIMEOUT`: a deadline passed.
+    `BROKEN`: no connection, or the peer broke off or spoke something else. `ABANDONED`: nobody here wanted it any more
+    (cancelled, or another connection came in). `SHED`: there were too many at once (`max_handshakes`). `FAILED`: our
+    own fault, such as CAs of the system that are needed and missing.
+    """
+
+    ESTABLISHED = "established"
+    DUPLICATE = "duplicate"
+    REFUSED = "refused"
+    REJECTED = "rejected"
+    TIMEOUT = "timeout"
+    BROKEN = "broken"
+    ABANDONED = "abandoned"
+    SHED = "shed"
+    FAILED = "failed"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeHistogram:
+    """How often something took how long.
+
+    Attributes:
+        bounds: of the buckets, upper and inclusive, seconds; one more bucket takes what is longer.
+        counts: in each bucket, not cumulated; one more than there are bounds.
+        seconds: all times together.
+    """
+
+    #: A handshake on a fast network takes a few milliseconds, and a deadline is 10 s by default.
+    bounds: ClassVar[tuple[float, ...]] = (
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    )  # fmt: skip
+
+    counts: tuple[int, ...]
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        """How often in all."""
+        return sum(self.counts)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandshakeCount:
+    """How many handshakes went one way so far.
+
+    Attributes:
+        side: which side we were.
+        outcome: how they went.
+        reason: why: an `UnverifiedReason` where we refused, a `RejectionCode` where the peer did, the `Stage` of a
+            timeout, a word for what broke; empty where there is nothing to say.
+        count: how many.
+    """
+
+    side: Side
+    outcome: HandshakeOutcome
+    reason: str
+    count: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandshakeTimes:
+    """How long handshakes took from taking their contexts (after the first byte, or the TCP connect) to the verdict.
+
+    Attributes:
+        side: which side we were.
+        outcome: how they went.
+        times: those that came so far that they took contexts.
+    """
+
+    side: Side
+    outcome: HandshakeOutcome
+    times: TimeHistogram
+
+
+@final
+class _Times:
+    """A histogram that is being filled."""
+
+    __slots__ = ("_counts", "_seconds")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(TimeHistogram.bounds) + 1)
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(TimeHistogram.bounds, seconds)] += 1
+        self._seconds += seconds
+
+    def snapshot(self) -> TimeHistogram:
+        return TimeHistogram(counts=tuple(self._counts), seconds=self._seconds)
+
+
+@final
+class _Timed(trio.abc.ReceiveChannel["TLSContexts"]):
+    """A channel of contexts that notes when they were taken."""
+
+    def __init__(self, channel: trio.abc.ReceiveChannel[TLSContexts]) -> None:
+        self._channel = channel
+        self.taken: float | None = None
+
+    async def receive(self) -> TLSContexts:
+        contexts = await self._channel.receive()
+        self.taken = trio.current_time()
+        return contexts
+
+    async def aclose(self) -> None:
+        await self._channel.aclose()
+
+
+@final
+class Tally:
+    """One node's numbers.
+
+    Attributes:
+        pending: handshakes under way, by side.
+        hand_overs: settled, by cause.
+        hand_overs_failed: before their commit, by cause.
+        ends: connections that have ended, by reason.
+        channels_opened: on connections that are gone, by either side.
+        bytes_sent: on connections that are gone.
+        bytes_received: ditto.
+    """
+
+    def __init__(self) -> None:
+        self.pending = dict.fromkeys(Side, 0)
+        self.hand_overs: Counter[RenewalCause] = Counter()
+        self.hand_overs_failed: Counter[RenewalCause] = Counter()
+        self.ends: Counter[EndReason] = Counter()
+        self.channels_opened = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._handshakes: Counter[tuple[Side, HandshakeOutcome, str]] = Counter()
+        self._times: dict[tuple[Side, HandshakeOutcome], _Times] = {}
+        self._connecting = _Times()
+
+    @contextmanager
+    def handshake(
+        self,
+        side: Side,
+        channel: trio.abc.ReceiveChannel[TLSContexts],
+        *,
+        abandoned: type[Exception] | tuple[()] = (),
+    ) -> Iterator[trio.abc.ReceiveChannel[TLSContexts]]:
+        """Count and time the one handshake that is made inside the `with` block.
+
+        Args:
+            side: which side we are.
+            channel: where it is to take its contexts; it has to take them from what the block is given.
+            abandoned: what is raised when nobody wants it any more.
+        """
+        timed = _Timed(channel)
+        began = trio.current_time()
+        outcome, reason = HandshakeOutcome.ESTABLISHED, ""
+        self.pending[side] += 1
+        try:
+            yield timed
+        except BaseException as exc:
+            outcome, reason = (HandshakeOutcome.ABANDONED, "") if isinstance(exc, abandoned) else _judge(exc)
+            raise
+        finally:
+            self.pending[side] -= 1
+            self._handshakes[side, outcome, reason] += 1
+            if timed.taken is not None:
+                if side is Side.DIAL:
+                    self._connecting.add(timed.taken - began)
+                times = self._times.get((side, outcome))
+                if times is None:
+                    times = self._times[side, outcome] = _Times()
+                times.add(trio.current_time() - timed.taken)
+
+    def retire(self, connection: ConnectionStatistics) -> None:
+        """Keep the numbers of a connection that is gone."""
+        self.channels_opened += connection.channels_opened
+        self.bytes_sent += connection.bytes_sent
+        self.bytes_received += connection.bytes_received
+
+    def handshakes(self) -> tuple[HandshakeCount, ...]:
+        """Those that are over."""
+        return tuple(
+            HandshakeCount(side=side, outcome=outcome, reason=reason, count=count)
+            for (side, outcome, reason), count in self._handshakes.items()
+        )
+
+    def handshake_times(self) -> tuple[HandshakeTimes, ...]:
+        """How long they took."""
+        return tuple(
+            HandshakeTimes(side=side, outcome=outcome, times=times.snapshot())
+            for (side, outcome), times in self._times.items()
+        )
+
+    def connect_times(self) -> TimeHistogram:
+        """How long dials took to resolve and to connect, where they did."""
+        return self._connecting.snapshot()
+
+
+#: What a broken handshake may say, see `_handshake.exchange` and `_handshake.connect`; TLS has OpenSSL's words for
+#: more.
+_BROKEN: Final = frozenset(
+    {"unreachable", "silent", "closed", "broken", "protocol", "truncated", "superseded", "no_application_protocol"}
+)
+
+
+def _judge(exc: BaseException) -> tuple[HandshakeOutcome, str]:
+    """Outcome and reason of a handshake that ended by an exception."""
+    match exc:
+        case PeerUnverifiedError(reason=UnverifiedReason.DUPLICATE) | PeerRejectedError(code=RejectionCode.DUPLICATE):
+            return HandshakeOutcome.DUPLICATE, ""
+        case PeerUnverifiedError():
+            return HandshakeOutcome.REFUSED, exc.reason
+        case PeerRejectedError():
+            return HandshakeOutcome.REJECTED, RejectionCode.of(exc.code)
+        case HandshakeTimeoutError():
+            return HandshakeOutcome.TIMEOUT, exc.stage
+        case HandshakeError(reason="shed"):
+            return HandshakeOutcome.SHED, ""
+        case HandshakeError():
+            other = "tls" if exc.stage is Stage.TLS else "other"
+            return HandshakeOutcome.BROKEN, exc.reason if exc.reason in _BROKEN else other
+        case CertificateError():
+            return HandshakeOutcome.FAILED, exc.reason
+        case Exception():
+            return HandshakeOutcome.FAILED, "unexpected"
+        case _:
+            return HandshakeOutcome.ABANDONED, ""

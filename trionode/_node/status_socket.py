@@ -1,0 +1,380 @@
+"""What a running node is doing, for its owner on the same machine: over a UNIX socket, if the node asks for it.
+
+Theory. Whoever connects gets one JSON document, a snapshot taken in one step, and the end; nothing is read, so nothing
+can be asked for, and nothing a client does can change or hold up the node. Only the user that runs the node gets it:
+the socket lies in a directory that is that user's alone, in one made for it under the runtime directory, and the kernel
+is asked for the other end's user, on both ends (SO_PEERCRED, where there is one). What is in the document is no secret:
+names, counts, dates; no keys, no messages, no services' names.
+
+One socket for each node that serves its status, named after node and process, so that any number run side by side. One
+that a process left behind when it was killed refuses connections, and is removed by the next that looks; but so does
+one that was made just now and does not listen yet, so a young one is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import socket
+import stat
+import struct
+import time
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import msgspec
+import trio
+
+from trionode._errors import ListenError, TrionodeError
+from trionode._util.private_directory import NotPrivateError, open_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from trionode._connection.connection import Connection
+
+    from .node import ManagerUse, Node
+
+__all__ = ["serve_status"]
+
+#: A client that has not taken its snapshot by then is left. Seconds.
+PATIENCE: Final = 5.0
+#: Larger is no status. Bytes.
+MAX_BYTES: Final = 16 * 1024 * 1024
+_SUFFIX: Final = ".sock"
+#: Of a socket's path (unix(7); some systems have room for 104), its final NUL included. Bytes.
+_MAX_PATH: Final = 104
+#: Of `struct ucred` (unix(7)): pid, uid, gid.
+_UCRED: Final = struct.Struct("3i")
+
+
+class ConnectionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One connection."""
+
+    peer: str
+    address: tuple[str, int] | None
+    verified: bool
+    dialled: bool
+    generation: int
+    peer_generation: int
+    superseded: bool
+    certificate_ends: datetime | None
+    channels: int
+    services: int
+    bytes_sent: int
+    bytes_received: int
+
+
+class ValidityStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Until when one certificate or list is good."""
+
+    role: str
+    subject: str
+    not_before: datetime
+    not_after: datetime
+
+
+class ManagerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One cert manager that the node uses."""
+
+    label: str
+    generation: int
+    connections: dict[str, int]
+    superseded: int
+    refused: dict[str, int]
+    validities: list[ValidityStatus]
+
+
+class HandshakeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How many handshakes went one way."""
+
+    side: str
+    outcome: str
+    reason: str
+    count: int
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of a node; `clock` is in seconds, for differences between two snapshots."""
+
+    node: str
+    process: int
+    incarnation: int
+    at: datetime
+    clock: float
+    open: bool
+    listens_on: list[tuple[str, int]]
+    connections: list[ConnectionStatus]
+    managers: list[ManagerStatus]
+    handshakes: list[HandshakeStatus]
+    pending_handshakes: dict[str, int]
+    ends: dict[str, int]
+    channels: int
+    channels_opened: int
+    services: int
+    bytes_sent: int
+    bytes_received: int
+
+
+# The node's end -----------------------------------------------------------------------------------------------------
+
+
+async def serve_status(
+    node: Node,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Let `trionode status` show what a node is doing, until cancelled: `await nursery.start(serve_status, node)`.
+
+    Only the user that runs this process gets an answer. Use it inside the node's block.
+
+    Args:
+        node: whose status.
+        path: of the UNIX socket, in a directory that is this user's alone. By default one of its own below
+            `$XDG_RUNTIME_DIR/trionode`, or `/tmp/trionode-UID` where that is not set, where the command looks.
+        task_status: `started()` gets the path.
+
+    Raises:
+        ListenError: the socket cannot be had, or its directory is not private.
+    """
+    where = _default_path(node) if path is None else Path(path)
+    with _bound(where) as listening, trio.socket.from_stdlib_socket(listening) as served:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(trio.serve_listeners, partial(_tell, node), [trio.SocketListener(served)]))
+            task_status.started(where)
+    raise AssertionError("serve_listeners ends by cancellation only")  # pragma: no cover
+
+
+async def _tell(node: Node, stream: trio.SocketStream) -> None:
+    if not _same_user(stream.socket):
+        return
+    with trio.move_on_after(PATIENCE), contextlib.suppress(trio.BrokenResourceError):
+        await stream.send_all(msgspec.json.encode(status_of(node)))
+
+
+def status_of(node: Node) -> NodeStatus:
+    """A snapshot, in the node's own thread."""
+    statistics = node.statistics()
+    return NodeStatus(
+        node=str(node.name),
+        process=os.getpid(),
+        incarnation=node.incarnation,
+        at=datetime.now(UTC),
+        clock=time.monotonic(),
+        open=statistics.open,
+        listens_on=[address for acceptor in node.acceptors for address in acceptor.addresses],
+        connections=[*_connections(node.connections.values()), *_connections(node.unverified_connections)],
+        managers=[_manager(use) for use in statistics.managers],
+        handshakes=[
+            HandshakeStatus(side=each.side, outcome=each.outcome, reason=each.reason, count=each.count)
+            for each in statistics.handshakes
+        ],
+        pending_handshakes={side.value: count for side, count in statistics.pending_handshakes.items()},
+        ends={reason.value: count for reason, count in statistics.ends.items()},
+        channels=statistics.channels,
+        channels_opened=statistics.channels_opened,
+        services=statistics.services,
+        bytes_sent=statistics.bytes_sent,
+        bytes_received=statistics.bytes_received,
+    )
+
+
+def _connections(connections: Iterable[Connection]) -> list[ConnectionStatus]:
+    return [_connection(connection) for connection in connections]
+
+
+def _connection(connection: Connection) -> ConnectionStatus:
+    peer, statistics = connection.peer, connection.statistics()
+    return ConnectionStatus(
+        peer=str(peer.name),
+        address=peer.address,
+        verified=peer.verified,
+        dialled=connection.link.dialled,
+        generation=connection.generation,
+        peer_generation=connection.peer_generation,
+        superseded=connection.superseded,
+        certificate_ends=None if peer.certificate is None else peer.certificate.not_valid_after_utc,
+        channels=statistics.channels,
+        services=statistics.services,
+        bytes_sent=statistics.bytes_sent,
+        bytes_received=statistics.bytes_received,
+    )
+
+
+def _manager(use: ManagerUse) -> ManagerStatus:
+    return ManagerStatus(
+        label=use.label,
+        generation=use.manager.generation,
+        connections={str(generation): count for generation, count in use.connections.items()},
+        superseded=use.superseded,
+        refused={str(reason): count for reason, count in use.manager.refused.items() if count},
+        validities=[
+            ValidityStatus(role=each.role, subject=each.subject, not_before=each.not_before, not_after=each.not_after)
+            for each in use.manager.validities
+        ],
+    )
+
+
+# The socket ---------------------------------------------------------------------------------------------------------
+
+
+def status_directory() -> Path:
+    """Where the sockets are: a directory of their own, for others clean up in its parent."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    # What is relative is to be ignored (XDG Base Directory Specification).
+    parent = runtime / "trionode" if runtime.is_absolute() else Path("/tmp") / f"trionode-{os.geteuid()}"  # noqa: S108 -- checked
+    return parent / "status"
+
+
+def _default_path(node: Node) -> Path:
+    directory = status_directory()
+    # In /tmp anybody may have made the parent, so both are looked at; below one that is ours nobody else can.
+    _check_private(directory.parent)
+    digest = hashlib.sha256(str(node.name).encode()).hexdigest()[:16]
+    return directory / f"{digest}-{os.getpid()}{_SUFFIX}"
+
+
+def _check_private(directory: Path) -> None:
+    try:
+        os.close(open_private(directory))
+    except NotPrivateError as exc:
+        msg = f"the directory {directory}, for the status of a node, {exc}; or name another path, or XDG_RUNTIME_DIR"
+        raise ListenError(msg, address=(str(directory), 0)) from exc
+
+
+@contextlib.contextmanager
+def _bound(path: Path) -> Iterator[socket.socket]:
+    """A socket that listens at a path, for its owner alone; removed at the end."""
+    _check_private(path.parent)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        try:
+            if _is_abandoned(path):
+                path.unlink()
+            with _reachable(path) as address:
+                bound.bind(address)
+            bound.listen(8)
+            path.chmod(0o600)
+            made = path.lstat()
+        except OSError as exc:
+            why = exc.strerror or exc
+            msg = f"cannot serve the status of a node at {path}: {why}. Is another one there, or the path too long?"
+            raise ListenError(msg, address=(str(path), 0)) from exc
+        try:
+            yield bound
+        finally:
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                if (found.st_dev, found.st_ino) == (made.st_dev, made.st_ino):  # not a successor's
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """A path as a socket's address: by its directory's descriptor, where it is too long for one.
+
+    Raises:
+        OSError: it is too long all the same.
+    """
+    if len(os.fsencode(path)) < _MAX_PATH or not Path("/proc/self/fd").is_dir():
+        yield os.fspath(path)
+        return
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)
+
+
+def _is_abandoned(path: Path, *, newest: float = math.inf) -> bool:
+    """Whether there is a socket of ours that nobody serves, made at this time at the latest."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISSOCK(status.st_mode) or status.st_mtime > newest:
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(PATIENCE)
+            with _reachable(path) as address:
+                probe.connect(address)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _same_user(end: trio.socket.SocketType | socket.socket) -> bool:
+    """Whether the process at the other end runs as the user that we run as; True where the kernel cannot say."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return True  # the directory has seen to it
+    try:
+        _, user, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))
+    except OSError:
+        return False
+    return bool(user == os.geteuid())
+
+
+# The command's end --------------------------------------------------------------------------------------------------
+
+
+class StatusError(TrionodeError):
+    """A node's status cannot be had; the text says what to do."""
+
+
+def status_sockets() -> list[Path]:
+    """The sockets of this user's nodes; those that were left behind are removed.
+
+    Raises:
+        StatusError: the directory is there, and not private.
+    """
+    directory = status_directory()
+    if not directory.is_dir():
+        return []
+    for each in (directory.parent, directory):
+        try:
+            os.close(open_private(each))
+        except NotPrivateError as exc:
+            msg = f"the directory {each}, where nodes serve their status, {exc}"
+            raise StatusError(msg) from exc
+    found: list[Path] = []
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        if _is_abandoned(path, newest=time.time() - PATIENCE):
+            path.unlink(missing_ok=True)
+        else:
+            found.append(path)
+    return found
+
+
+def read_status(path: Path) -> NodeStatus:
+    """A snapshot of the node behind a socket. Blocks, for `PATIENCE` seconds at most between two pieces of it.
+
+    Raises:
+        StatusError: nobody serves there, or another user does, or what came is no status.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
+            end.settimeout(PATIENCE)
+            with _reachable(path) as address:
+                end.connect(address)
+            if not _same_user(end):
+                msg = f"another user serves {path}; do not believe it, and see who may write there"
+                raise StatusError(msg)
+            while piece := end.recv(64 * 1024):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_BYTES:
+                    break
+        return msgspec.json.decode(b"".join(pieces), type=NodeStatus)
+    except OSError as exc:
+        msg = f"no node answers at {path}: {exc.strerror or exc}. Does it run, and serve its status (serve_status)?"
+        raise StatusError(msg) from exc
+    except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
+        msg = f"what {path} says is no status of a node of this release: {exc}"
+        raise StatusError(msg) from None

@@ -1,0 +1,1 @@
+"""The node protocol on the wire, sans-IO. `frames` is its specification."""

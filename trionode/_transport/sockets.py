@@ -1,0 +1,123 @@
+"""Sockets without detours: what can be written or read at once, below Trio's checkpoints.
+
+Trio's `send_all` tries, then yields to the scheduler; its `receive_some` tries before it waits, mostly in vain where
+requests and replies alternate. Each costs some microseconds that a small message has no other use for (measured, of a
+call: two scheduler ticks a write, a failing system call and an exception a read). These two do the same with neither.
+They are no checkpoints: who calls them sees to that. What is read lands in one buffer for all sockets of a run: it is
+decrypted before anything else can run, so that nobody needs one of its own.
+
+Only TCP sockets on POSIX can do it; for any other stream the answer is no, and Trio's own way is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+if TYPE_CHECKING:
+    from trionode._tls.engine import Buffer
+
+#: Where `os.readv` and `os.write` work on sockets.
+_POSSIBLE: Final = sys.platform != "win32"
+
+#: What is read at once: what a node writes at once, with its records' overhead. Larger makes one busy connection hold
+#: up the others for longer. Bytes.
+READ_SIZE: Final = 160 * 1024
+
+#: Allocated once and freed at once: glibc learns from it that memory of such sizes comes and goes, and keeps it. Else
+#: it may give what each large message took back to the system and fault it in again: a quarter of the throughput,
+#: measured (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in mallopt(3)). Bytes.
+_KEPT: Final = 1024 * 1024
+
+_CLOSED: Final = "this socket was already closed"
+
+_buffer: Final = trio.lowlevel.RunVar[memoryview]("trionode.read_buffer")
+
+
+def socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
+    """The stream, if it is a socket that this is possible on."""
+    return stream if _POSSIBLE and isinstance(stream, trio.SocketStream) else None
+
+
+def write_at_once(stream: trio.SocketStream, data: Buffer) -> int:
+    """Write as much as the socket takes now; returns how much that was.
+
+    Raises:
+        trio.BrokenResourceError: the connection is broken.
+        trio.ClosedResourceError: the stream was closed.
+    """
+    try:
+        return os.write(stream.socket.fileno(), data)
+    except BlockingIOError:
+        return 0
+    except OSError as exc:
+        raise _error(stream, exc) from exc
+
+
+async def wait_and_read(stream: trio.SocketStream, size: int = READ_SIZE) -> memoryview:
+    """Wait until there is something to read, then read up to so many bytes, `READ_SIZE` at most; empty at the end.
+
+    Cancelling loses nothing.
+
+    Returns:
+        What was read, until the next checkpoint: then others read into the same place.
+
+    Raises:
+        trio.BrokenResourceError: the connection is broken.
+        trio.ClosedResourceError: the stream was closed, here and meanwhile.
+    """
+    while True:
+        descriptor = stream.socket.fileno()
+        if descriptor < 0:  # Trio would remember us as waiting for it
+            raise trio.ClosedResourceError(_CLOSED)
+        await trio.lowlevel.wait_readable(descriptor)
+        buffer = _read_buffer()[:size]
+        try:
+            return buffer[: os.readv(stream.socket.fileno(), [buffer])]
+        except BlockingIOError:
+            continue
+        except OSError as exc:
+            raise _error(stream, exc) from exc
+
+
+async def send(stream: trio.abc.Stream, data: Buffer) -> None:
+    """Send all: at once as far as a socket takes it, then as the stream does. A checkpoint only where that waits.
+
+    Raises:
+        trio.BrokenResourceError: the connection is broken.
+        trio.ClosedResourceError: the stream was closed.
+    """
+    socket = socket_of(stream)
+    taken = 0 if socket is None else write_at_once(socket, data)
+    if taken < len(data):
+        await stream.send_all(memoryview(data)[taken:])
+
+
+async def receive(stream: trio.abc.Stream, size: int) -> bytes:
+    """Receive up to so many bytes, empty at the end; a checkpoint. Cancelling loses nothing.
+
+    Raises:
+        trio.BrokenResourceError: the connection is broken.
+        trio.ClosedResourceError: the stream was closed.
+    """
+    socket = socket_of(stream)
+    return bytes(await (stream.receive_some(size) if socket is None else wait_and_read(socket, size)))
+
+
+def _read_buffer() -> memoryview:
+    try:
+        return _buffer.get()
+    except LookupError:
+        bytearray(_KEPT)
+        buffer = memoryview(bytearray(READ_SIZE))
+        _buffer.set(buffer)
+        return buffer
+
+
+def _error(stream: trio.SocketStream, error: OSError) -> trio.ClosedResourceError | trio.BrokenResourceError:
+    if stream.socket.fileno() < 0:
+        return trio.ClosedResourceError(_CLOSED)
+    return trio.BrokenResourceError(f"socket connection broken: {error}")

@@ -1,0 +1,168 @@
+"""Listening sockets, and an accept loop that nothing a peer or the system does can end.
+
+Trio's own `open_tcp_listeners` gives IPv4 and IPv6 different ports where port 0 is asked for, cannot skip addresses
+that are not local, and its `serve_listeners` ends with the first accept error that it does not know.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trionode._errors import Address, ListenError, place
+from trionode._identity.names import unbracketed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .interfaces import Listener
+
+_log = logging.getLogger("trionode.acceptor")
+
+#: How long an accept loop pauses after an error (descriptors or memory exhausted, mostly). Seconds.
+ACCEPT_PAUSE: Final = 0.1
+#: How often a free port is drawn anew because it was taken in another address family. Port 0 only.
+_PORT_DRAWS: Final = 10
+_BACKLOG: Final = 1024
+
+
+async def open_listeners(
+    host: str | None, port: int, *, port_range: int = 1, only_local: bool = False
+) -> list[trio.SocketListener]:
+    """Listen on every address of a host, all on one port.
+
+    Args:
+        host: a DNS name or an address, brackets or not; None for all interfaces, IPv4 and IPv6.
+        port: the first port to try; 0 draws a free one.
+        port_range: how many consecutive ports to try, from `port` on.
+        only_local: skip addresses of the host that are not this machine's.
+
+    Raises:
+        ListenError: no port of the range can be had, or the host has no (local) address.
+    """
+    shown = host or "*"
+    try:
+        found = await trio.socket.getaddrinfo(
+            None if host is None else unbracketed(host),
+            port,
+            type=trio.socket.SOCK_STREAM,
+            flags=trio.socket.AI_PASSIVE if host is None else 0,
+        )
+    except OSError as exc:
+        msg = f"cannot listen on {shown}: the name does not resolve ({exc}); give an address, or host='0.0.0.0'"
+        raise ListenError(msg, address=(shown, port)) from exc
+    hosts = list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
+    draws = _PORT_DRAWS if port == 0 else 1
+    tried: list[Address] = []
+    failure: OSError | None = None
+    for candidate in [port] * draws if port == 0 else range(port, min(port + port_range, 65536)):
+        tried.append((shown, candidate))
+        try:
+            listeners = await _listen_on_all(hosts, candidate, only_local=only_local)
+        except OSError as exc:
+            failure = exc
+            if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
+                break
+        else:
+            if listeners:
+                return listeners
+            msg = (
+                f"cannot listen: no address of {shown} is this machine's ({', '.join(str(h) for _, h in hosts)}). Set "
+                'host="0.0.0.0" (or "::") in AcceptorOptions to listen on all interfaces, or an address that is local'
+            )
+            raise ListenError(msg, address=(shown, port), tried=tried)
+    assert failure is not None
+    ports = ", ".join(str(p) for _, p in dict.fromkeys(tried))
+    match failure.errno:
+        case errno.EADDRNOTAVAIL:
+            remedy = "Give an address of this machine, or host='0.0.0.0' (or '::') for all that it has"
+        case errno.EACCES:
+            remedy = "Ports below 1024 are for root and whoever has CAP_NET_BIND_SERVICE: choose a higher one"
+        case _:
+            remedy = "Choose another port, widen port_range, or port=0 for any free one"
+    msg = f"cannot listen on {shown}, tried port {ports}: {failure.strerror or failure}. {remedy}"
+    raise ListenError(msg, address=(shown, port), tried=tried) from failure
+
+
+async def _listen_on_all(hosts: Sequence[tuple[int, str]], port: int, *, only_local: bool) -> list[trio.SocketListener]:
+    with ExitStack() as undo:
+        listeners: list[trio.SocketListener] = []
+        for family, host in hosts:
+            try:
+                sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+            except OSError as exc:
+                if exc.errno == errno.EAFNOSUPPORT:  # a name with an IPv6 address on a machine without IPv6
+                    continue
+                raise
+            undo.callback(sock.close)
+            if sys.platform != "win32":  # there it would mean "share the port with anybody"
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+            if family == trio.socket.AF_INET6:
+                sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
+            try:
+                await sock.bind((host, port))
+            except OSError as exc:
+                if only_local and exc.errno == errno.EADDRNOTAVAIL:
+                    sock.close()
+                    continue
+                raise
+            sock.listen(_BACKLOG)
+            listeners.append(trio.SocketListener(sock))
+            port = port or sock.getsockname()[1]
+        undo.pop_all()
+    return listeners
+
+
+@final
+class TCPListener:
+    """A listening socket whose `accept` nothing can end that a peer or the system does.
+
+    Attributes:
+        address: the (host, port) that it is bound to.
+    """
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+        host, port, *_ = listener.socket.getsockname()
+        self.address: Address = host, port
+
+    async def accept(self) -> trio.SocketStream:
+        """The next connection.
+
+        An accept error (EMFILE, ECONNABORTED, anything) is logged, once for a streak of them, and paused after.
+
+        Raises:
+            trio.ClosedResourceError: the listener was closed.
+        """
+        failing = False
+        while True:
+            try:
+                stream = await self._listener.accept()
+            except OSError as exc:
+                if not failing:
+                    _log.error("accept on %s failed, trying again: %s", place(self.address), exc)
+                failing = True
+                await trio.sleep(ACCEPT_PAUSE)
+            else:
+                if failing:
+                    _log.warning("accept on %s works again", place(self.address))
+                return stream
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._listener.socket.close()
+
+
+async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None]) -> None:
+    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed."""
+    while True:
+        try:
+            stream = await listener.accept()
+        except trio.ClosedResourceError:
+            return
+        take(stream)
