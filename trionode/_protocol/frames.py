@@ -68,8 +68,8 @@ Hand-over
     `connection` (16 bytes, exported from the connection's first TLS session under the label
     `EXPORTER-trionode-connection`), `attempt` (higher than in any `join` before for this connection), `proof` (see
     `_handshake.join`). Everything that a hello is checked for is checked again; names, incarnations and roles
-    MUST be those of the connection, and nothing verified less than before; `limits` stay those of the connection. The acceptor's `join`
-    is its own proof. A refusal, or a link that fails up to here, changes nothing.
+    MUST be those of the connection, and nothing verified less than before; `limits` stay those of the connection.
+    The acceptor's `join` is its own proof. A refusal, or a link that fails up to here, changes nothing.
 
     The dialer commits by sending SWITCH on the old link and, on the new one, its third message and every frame from
     then on. The acceptor commits when it has that third message: SWITCH on the old link, everything after it on the
