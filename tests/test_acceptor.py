@@ -33,7 +33,8 @@ from trionode._handshake.exchange import (
     dial_link,
 )
 from trionode._protocol import frames as wire
-from trionode._transport.tcp import TCPListener, accept_forever, open_listeners
+from trionode._transport.interfaces import accept_forever
+from trionode._transport.tcp import TCPListener, open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

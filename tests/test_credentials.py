@@ -35,7 +35,8 @@ from trionode._credentials.key_pair import (
 )
 from trionode._credentials.policy import ClientAuth
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.names import SubjectNames, fingerprint
+from trionode._identity.describe import fingerprint
+from trionode._identity.names import SubjectNames
 from trionode._managers.findings import check_usable
 from trionode._managers.manager import CertAuthManager
 from trionode.pki import CertificateAuthority

@@ -42,10 +42,10 @@ from trionode import (
     StrandedPeers,
     UnverifiedReason,
 )
-from trionode._errors import place
 from trionode._node.events import BUFFER, EventHub
 from trionode._protocol import frames as wire
 from trionode._util.rate_limited_log import FloodGate
+from trionode._util.text import place
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -20,7 +20,7 @@ from trionode import (
     NodeOptions,
     open_node,
 )
-from trionode._identity.names import describe_duration
+from trionode._identity.describe import describe_duration
 from trionode._managers.expiry import watch_expiry
 from trionode.pki import CertificateAuthority
 

@@ -37,20 +37,22 @@ from trionode._errors import (
     Stage,
     TrionodeError,
     UnverifiedReason,
-    printable,
 )
-from trionode._identity.names import (
-    NodeName,
-    SubjectNames,
-    canonical_host,
+from trionode._identity.describe import (
     describe,
     describe_dates,
     describe_names,
     describe_subjects,
     fingerprint,
+)
+from trionode._identity.names import (
+    NodeName,
+    SubjectNames,
+    canonical_host,
     host_address,
     unbracketed,
 )
+from trionode._util.text import printable
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -32,7 +32,8 @@ from trionode._credentials.key_pair import (
 )
 from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.names import NodeName, SubjectNames, fingerprint
+from trionode._identity.describe import fingerprint
+from trionode._identity.names import NodeName, SubjectNames
 from trionode._managers.findings import check_usable
 from trionode._tls.contexts import TLSContexts
 from trionode.pki import (

@@ -40,7 +40,7 @@ from trionode import (
     UnverifiedReason,
 )
 from trionode._node import resolvers
-from trionode._transport.interfaces import TCP
+from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -47,11 +47,11 @@ from trionode import (
     serve_tls,
 )
 from trionode._handshake.exchange import accept_tls, dial_tls
-from trionode._identity.names import fingerprint
+from trionode._identity.describe import fingerprint
+from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import (
     ACCEPT_PAUSE,
     TCPListener,
-    accept_forever,
     open_listeners,
 )
 from trionode.pki import write_ca_pool, write_key_pair

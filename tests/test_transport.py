@@ -18,7 +18,7 @@ from trionode import (
     Stage,
     Transport,
 )
-from trionode._transport.interfaces import TCP
+from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -44,7 +44,7 @@ from trionode._handshake.collisions import (
 )
 from trionode._identity.peer import established_peer
 from trionode._protocol import frames as wire
-from trionode._transport.interfaces import TCP
+from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

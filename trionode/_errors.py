@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import pickle
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, TypeAlias, final
+from typing import TYPE_CHECKING, ClassVar, final
+
+from trionode._util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cryptography import x509
 
+    from trionode._util.text import Address
+
     from ._identity.names import NodeName
-    from ._managers.trust import StrandedPeer
 
 __all__ = [
     "CertificateError",
@@ -41,33 +44,8 @@ __all__ = [
     "RemoteProtocolError",
     "Stage",
     "TrionodeError",
-    "TrustRotationError",
     "UnverifiedReason",
 ]
-
-#: Host and port, the form in which every address of this package is given.
-Address: TypeAlias = tuple[str, int]
-
-
-def place(address: Address) -> str:
-    """An address as a sentence has it."""
-    return f"{address[0]} port {address[1]}"
-
-
-def at(address: Address | None) -> str:
-    """Where, for a sentence to go on with; nothing where that is not known."""
-    return "" if address is None else f" at {place(address)}"
-
-
-#: Peer text longer than this is cut in our own messages: enough for a sentence, too little to flood a log.
-PEER_TEXT_LIMIT = 300
-
-
-def printable(text: str, limit: int = PEER_TEXT_LIMIT) -> str:
-    """Peer-supplied text made safe for logs and terminals: control characters escaped, length bounded."""
-    # Cut again after escaping: one character may have become ten.
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:limit])
-    return shown[:limit] + "…" if len(text) > limit or len(shown) > limit else shown
 
 
 class TrionodeError(Exception):
@@ -134,20 +112,6 @@ class CertificateError(TrionodeError):
 @final
 class FixedAtStartupError(TrionodeError):
     """A cert manager's CA pools, client-auth mode or server name were to be changed while the manager is in use."""
-
-
-@final
-class TrustRotationError(TrionodeError):
-    """New trust would strand live peers, so it was not published; the text names them."""
-
-    def __init__(self, message: str, *, peers: Sequence[StrandedPeer]) -> None:
-        super().__init__(message)
-        self._peers: tuple[StrandedPeer, ...] | None = tuple(peers)
-
-    @property
-    def peers(self) -> tuple[StrandedPeer, ...]:
-        """Who they are, and what is wrong with each; none in a copy that was pickled."""
-        return self._peers or ()
 
 
 @final

@@ -1,5 +1,7 @@
 """Everything that can be imported from `trionode`, which takes it from here."""
 
+from trionode._managers.trust import TrustRotationError as TrustRotationError
+
 from ._connection.channel import ServiceChannel as ServiceChannel
 from ._connection.connection import (
     Connection as Connection,
@@ -33,7 +35,6 @@ from ._errors import (
     RemoteProtocolError as RemoteProtocolError,
     Stage as Stage,
     TrionodeError as TrionodeError,
-    TrustRotationError as TrustRotationError,
     UnverifiedReason as UnverifiedReason,
 )
 from ._handshake.acceptor import Acceptor as Acceptor, AcceptorStatistics as AcceptorStatistics

@@ -39,6 +39,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
+from trionode._identity.describe import (
+    describe,
+    describe_dates,
+    describe_subject,
+    fingerprint,
+)
+
 from ._credentials.crl import CRLSet
 from ._credentials.key_pair import (
     BACKDATE,
@@ -53,10 +60,6 @@ from ._identity.names import (
     URI_SCHEME,
     NodeName,
     canonical_host,
-    describe,
-    describe_dates,
-    describe_subject,
-    fingerprint,
 )
 from ._util.immutable import HoldsPrivateKey
 

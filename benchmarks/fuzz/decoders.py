@@ -22,11 +22,12 @@ from trionode import (
     RemoteError,
     RemoteProtocolError,
 )
-from trionode._errors import RejectionCode, printable
-from trionode._identity import names as _identity
+from trionode._errors import RejectionCode
+from trionode._identity import describe as _describe, names as _identity
 from trionode._node import resolvers as _resolvers, typed as _typed
 from trionode._protocol import frames as wire
 from trionode._tls import engine as _openssl
+from trionode._util.text import printable
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ class CertificateTarget(Target):
     name = "certificates"
     about = "a peer's certificate: which names it speaks for, and what errors say of it"
     repeats = False  # its length is in it
-    traced: Sequence[Path] = (Path(_identity.__file__),)
+    traced: Sequence[Path] = (Path(_identity.__file__), Path(_describe.__file__))
     memory = (512 * 1024, 256)
 
     def seeds(self) -> list[bytes]:
@@ -358,8 +359,8 @@ class CertificateTarget(Target):
             _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # as the engine does
         except (ValueError, x509.InvalidVersion) as exc:
             return f"no certificate: {said(exc)[:30]}"
-        texts = [_identity.describe(certificate), _identity.describe_names(certificate)]
-        texts += [_identity.describe_dates(certificate), _identity.describe_issuer(certificate)]
+        texts = [_describe.describe(certificate), _describe.describe_names(certificate)]
+        texts += [_describe.describe_dates(certificate), _describe.describe_issuer(certificate)]
         if not all(text.isprintable() for text in texts):
             msg = f"not printable: {texts}"
             raise Violation(msg)

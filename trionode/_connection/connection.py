@@ -32,14 +32,20 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError, at, printable
-from trionode._handshake.join import connection_id
+from trionode._errors import (
+    LocalProtocolError,
+    RemoteCode,
+    RemoteError,
+    RemoteProtocolError,
+)
 from trionode._protocol import frames as wire
 from trionode._util.rate_limited_log import FloodGate
+from trionode._util.text import at, printable
 from trionode._util.waiter import Sleeper
 
 from .channel import ServiceChannel
 from .flow_control import MessageBudget
+from .link import connection_id
 from .send_queue import Outbox
 from .services import ServiceRefusal
 

@@ -7,7 +7,7 @@ here, what belongs to the relation between two nodes is in the connection.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from trionode._protocol.frames import FrameDecoder
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from trionode._tls.stream import TLSStream
 
     from .connection import Connection
+
+_ID_LABEL: Final = b"EXPORTER-trionode-connection"
+_ID_BYTES: Final = 16
 
 
 @final
@@ -59,3 +62,8 @@ class Link:
     rest: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     finished: bool = False
+
+
+def connection_id(first: TLSStream) -> bytes:
+    """The 16 bytes that both sides know a connection by: exported from its first TLS session, no secret."""
+    return first.export_keying_material(_ID_LABEL, _ID_BYTES)

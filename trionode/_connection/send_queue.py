@@ -27,7 +27,7 @@ from trionode._util.waiter import Sleeper
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trionode._tls.engine import Buffer
+    from trionode._util.text import Buffer
 
     from .link import Link
 

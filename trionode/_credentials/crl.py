@@ -26,8 +26,9 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from trionode._errors import CertificateError, CertificateReason, printable
+from trionode._errors import CertificateError, CertificateReason
 from trionode._util.immutable import Immutable
+from trionode._util.text import printable
 
 from .key_pair import read_file
 

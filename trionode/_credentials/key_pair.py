@@ -28,7 +28,12 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.names import canonical_host, describe, describe_subjects, fingerprint, host_address
+from trionode._identity.describe import (
+    describe,
+    describe_subjects,
+    fingerprint,
+)
+from trionode._identity.names import canonical_host, host_address
 from trionode._util.immutable import HoldsPrivateKey, Immutable
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, final
 
-from trionode._identity.names import describe_subject
+from trionode._identity.describe import describe_subject
 
 from .crl import crl_issuer, next_update
 

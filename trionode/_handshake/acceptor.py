@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Protocol, final
 
 import trio
 
-from trionode._errors import Address, HandshakeError, UnverifiedReason, place
+from trionode._errors import HandshakeError, UnverifiedReason
 from trionode._tls.stream import address_of
-from trionode._transport.tcp import accept_forever
+from trionode._transport.interfaces import accept_forever
 from trionode._util.rate_limited_log import FloodGate
+from trionode._util.text import Address, place
 
 from .exchange import Party, accept_link
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from trionode._errors import Address
+    from trionode._util.text import Address
 
 #: Handshakes under way at once, by default: some thousand descriptors are what most systems give a process.
 MAX_HANDSHAKES: Final = 512

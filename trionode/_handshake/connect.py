@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from trionode._errors import HandshakeError, HandshakeTimeoutError, Stage
-from trionode._transport.interfaces import TCP
+from trionode._transport.tcp import TCP
 
 from .exchange import Dial, Party, dial_link
 

@@ -33,7 +33,6 @@ import trio
 
 from trionode._connection.link import Link
 from trionode._errors import (
-    Address,
     HandshakeError,
     HandshakeTimeoutError,
     PeerRejectedError,
@@ -43,15 +42,23 @@ from trionode._errors import (
     RemoteProtocolError,
     Stage,
     UnverifiedReason,
-    at,
-    printable,
 )
-from trionode._identity.names import NodeName, SubjectNames, canonical_host, describe, describe_names
+from trionode._identity.describe import describe, describe_names
+from trionode._identity.names import (
+    NodeName,
+    SubjectNames,
+    canonical_host,
+)
 from trionode._identity.peer import Peer, established_peer
 from trionode._protocol import frames as wire
 from trionode._tls.stream import TLSStream, address_of, client_handshake, drain_and_close, server_handshake
 from trionode._transport.sockets import receive
 from trionode._util.rate_limited_log import FloodGate
+from trionode._util.text import (
+    Address,
+    at,
+    printable,
+)
 
 from .admission import Progress, Ticket
 from .channel_binding import same_proof

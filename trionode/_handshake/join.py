@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from trionode._identity.names import NodeName
     from trionode._tls.stream import TLSStream
 
-_ID_LABEL: Final = b"EXPORTER-trionode-connection"
-_ID_BYTES: Final = 16
 _KEY_LABEL: Final = b"EXPORTER-trionode-join"
 _KEY_BYTES: Final = 32
 
@@ -37,11 +35,6 @@ class Ends(NamedTuple):
     dialer_incarnation: int
     acceptor: NodeName
     acceptor_incarnation: int
-
-
-def connection_id(first: TLSStream) -> bytes:
-    """The 16 bytes that both sides know a connection by: exported from its first TLS session, no secret."""
-    return first.export_keying_material(_ID_LABEL, _ID_BYTES)
 
 
 def join_proof(

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Self, final
 
 from trionode._util.immutable import Immutable
 
-from .names import describe
+from .describe import describe
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from trionode._errors import Address
+    from trionode._util.text import Address
 
     from .names import NodeName
 

@@ -27,14 +27,16 @@ from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
 from trionode._credentials.key_pair import CAPool, allows
 from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.names import (
-    NodeName,
-    SubjectNames,
-    canonical_host,
+from trionode._identity.describe import (
     describe,
     describe_duration,
     describe_names,
     describe_subject,
+)
+from trionode._identity.names import (
+    NodeName,
+    SubjectNames,
+    canonical_host,
 )
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import PeerRefused, TLSFailure, TLSSession, TrustCheck

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
 import trio
 from trio_util import AsyncValue
 
-from trionode._errors import CertificateError, CertificateReason, TrustRotationError
+from trionode._errors import CertificateError, CertificateReason
 
 from .findings import Severity
 from .manager import UNCHANGED, CertAuthManager, CertManager
 from .sources import Credentials
-from .trust import StrandedPeers
+from .trust import StrandedPeers, TrustRotationError
 
 if TYPE_CHECKING:
     import signal

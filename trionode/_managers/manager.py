@@ -37,7 +37,6 @@ from trionode._errors import (
     CertificateReason,
     FixedAtStartupError,
     PeerUnverifiedError,
-    TrustRotationError,
 )
 from trionode._identity.names import NodeName, canonical_host
 from trionode._tls.contexts import ContextsChannel, TLSContexts
@@ -49,6 +48,7 @@ from .trust import (
     LiveLinks,
     StrandedPeer,
     StrandedPeers,
+    TrustRotationError,
     stranded_peer,
 )
 

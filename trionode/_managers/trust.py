@@ -24,22 +24,26 @@ from typing import TYPE_CHECKING, Protocol, final
 
 from trio_util import AsyncValue
 
-from trionode._errors import PeerUnverifiedError, Stage, UnverifiedReason
-from trionode._identity.names import describe_issuer, describe_subject, fingerprint
+from trionode._errors import PeerUnverifiedError, Stage, TrionodeError, UnverifiedReason
+from trionode._identity.describe import (
+    describe_issuer,
+    describe_subject,
+    fingerprint,
+)
 from trionode._tls.engine import Refusal, TrustCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cryptography import x509
 
     from trionode._credentials.policy import TLSPolicy
-    from trionode._errors import Address
     from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer
     from trionode._tls.stream import TLSStream
+    from trionode._util.text import Address
 
-__all__ = ["StrandedPeer", "StrandedPeers"]
+__all__ = ["StrandedPeer", "StrandedPeers", "TrustRotationError"]
 
 _log = logging.getLogger("trionode.security")
 
@@ -130,6 +134,20 @@ class StrandedPeer:
     def __str__(self) -> str:
         """Name, subject, issuer, pool and reason in a few words."""
         return f"{self.name} ({self.subject}, issued by {self.issuer}; {self.pool}: {self.reason.replace('_', ' ')})"
+
+
+@final
+class TrustRotationError(TrionodeError):
+    """New trust would strand live peers, so it was not published; the text names them."""
+
+    def __init__(self, message: str, *, peers: Sequence[StrandedPeer]) -> None:
+        super().__init__(message)
+        self._peers: tuple[StrandedPeer, ...] | None = tuple(peers)
+
+    @property
+    def peers(self) -> tuple[StrandedPeer, ...]:
+        """Who they are, and what is wrong with each; none in a copy that was pickled."""
+        return self._peers or ()
 
 
 @final

@@ -18,11 +18,16 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._errors import HandshakeError, NoRouteError, UnverifiedReason, printable
+from trionode._errors import (
+    HandshakeError,
+    NoRouteError,
+    UnverifiedReason,
+)
 from trionode._handshake.connect import dial
 from trionode._handshake.cookie import as_cookie
 from trionode._handshake.exchange import Dial
 from trionode._identity.names import NodeName, SubjectNames
+from trionode._util.text import printable
 
 from .events import ResolverTrouble, Side
 from .insecure_options import Loosening

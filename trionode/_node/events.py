@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode._connection.connection import Connection, EndReason, RenewalCause
-    from trionode._errors import Address, CertificateError, HandshakeError, TrustRotationError
+    from trionode._errors import CertificateError, HandshakeError
     from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer
+    from trionode._managers.trust import TrustRotationError
+    from trionode._util.text import Address
 
     from .connector import ConnectorState
 

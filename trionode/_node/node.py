@@ -26,7 +26,7 @@ from trionode._errors import LocalProtocolError, NoRouteError
 from trionode._handshake.acceptor import Acceptor, AcceptorStatistics
 from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import NodeName
-from trionode._transport.interfaces import TCP
+from trionode._transport.tcp import TCP
 
 from .connector import Connector
 from .dialer import Dialer

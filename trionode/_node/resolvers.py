@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Final, Protocol, final, runtime_checkable
 import msgspec
 import trio
 
-from trionode._errors import Address, TrionodeError, printable
+from trionode._errors import TrionodeError
 from trionode._identity.names import NodeName, canonical_host
 from trionode._util.private_directory import NotPrivateError, open_private
+from trionode._util.text import Address, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

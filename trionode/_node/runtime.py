@@ -22,14 +22,19 @@ from cryptography import x509
 from trionode._connection.connection import Connection, ConnectionEnd, ConnectionSettings, EndReason, protocol_flood
 from trionode._connection.registry import Registry
 from trionode._connection.services import Services
-from trionode._errors import HandshakeError, NetworkDisabledError, UnverifiedReason, printable
+from trionode._errors import (
+    HandshakeError,
+    NetworkDisabledError,
+    UnverifiedReason,
+)
 from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.exchange import Party
-from trionode._identity.names import NodeName, describe, describe_duration
+from trionode._identity.describe import describe, describe_duration
 from trionode._managers.expiry import watch_expiry
 from trionode._protocol.frames import Limits, Refusal
 from trionode._util.rate_limited_log import FloodGate
+from trionode._util.text import printable
 
 from .events import (
     CertificateExpiring,
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
 
     from trionode._connection.connection import RenewalCause
     from trionode._connection.link import Link
+    from trionode._identity.names import NodeName
     from trionode._managers.expiry import Ending
     from trionode._managers.manager import CertManager
 

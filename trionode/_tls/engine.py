@@ -33,7 +33,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 from weakref import WeakKeyDictionary
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -42,18 +42,26 @@ from OpenSSL import SSL, crypto
 from trionode._credentials.crl import describe_crl
 from trionode._credentials.key_pair import allows
 from trionode._credentials.policy import TLSPolicy
-from trionode._errors import CertificateError, CertificateReason, RejectionCode, UnverifiedReason, printable
-from trionode._identity.names import (
-    NodeName,
-    SubjectNames,
+from trionode._errors import (
+    CertificateError,
+    CertificateReason,
+    RejectionCode,
+    UnverifiedReason,
+)
+from trionode._identity.describe import (
     describe,
     describe_dates,
     describe_issuer,
     describe_names,
     describe_subjects,
     fingerprint,
+)
+from trionode._identity.names import (
+    NodeName,
+    SubjectNames,
     host_address,
 )
+from trionode._util.text import Buffer, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +71,6 @@ if TYPE_CHECKING:
     from trionode._credentials.crl import IssuedLists, Revocation
     from trionode._credentials.key_pair import CAPool, KeyPair
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: A TLS record carries at most this much plaintext (RFC 8446 section 5.1).
 RECORD_SIZE: Final = 16 * 1024

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._errors import printable
+from trionode._util.text import printable
 
 from .engine import TLSFailure, TLSSession, Truncated
 

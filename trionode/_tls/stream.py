@@ -27,22 +27,24 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 import trio
 
 from trionode._errors import (
-    Address,
     HandshakeError,
     PeerRejectedError,
     PeerUnverifiedError,
     RemoteProtocolError,
     Stage,
+)
+from trionode._identity.describe import describe
+from trionode._transport.sockets import READ_SIZE, receive, send, socket_of, wait_and_read, write_at_once
+from trionode._util.text import (
+    Address,
+    Buffer,
     at,
     printable,
 )
-from trionode._identity.names import describe
-from trionode._transport.sockets import READ_SIZE, receive, send, socket_of, wait_and_read, write_at_once
 
 from .engine import (
     RECORD_SIZE,
     AlertReceived,
-    Buffer,
     Misbehaved,
     PeerRefused,
     TLSFailure,

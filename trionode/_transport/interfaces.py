@@ -9,18 +9,14 @@ This seam is for tests (`trionode.testing.MemoryNetwork`) and for transports oth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import trio
 
-from trionode._identity.names import host_address
-
-from .tcp import TCPListener, open_listeners
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from trionode._errors import Address
+    from trionode._util.text import Address
 
 __all__ = ["Listener", "Transport"]
 
@@ -85,27 +81,11 @@ class Transport(Protocol):
         """
 
 
-@final
-class _TCP:
-    """The default."""
-
-    async def listen(self, host: str | None, port: int, *, port_range: int, only_local: bool) -> Sequence[Listener]:
-        listeners = await open_listeners(host, port, port_range=port_range, only_local=only_local)
-        return [TCPListener(listener) for listener in listeners]
-
-    async def connect(self, host: str, port: int) -> trio.SocketStream:
-        address = host_address(host)
-        if address is None:
-            return await trio.open_tcp_stream(host, port)
-        # Nothing to resolve, and nothing to race: Trio's way would take a nursery and two tasks for it.
-        family = trio.socket.AF_INET if address.version == 4 else trio.socket.AF_INET6
-        socket = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None]) -> None:
+    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed."""
+    while True:
         try:
-            await socket.connect((str(address), port))
-        except BaseException:
-            socket.close()
-            raise
-        return trio.SocketStream(socket)
-
-
-TCP: Final = _TCP()
+            stream = await listener.accept()
+        except trio.ClosedResourceError:
+            return
+        take(stream)

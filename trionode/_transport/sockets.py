@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
-    from trionode._tls.engine import Buffer
+    from trionode._util.text import Buffer
 
 #: Where `os.readv` and `os.write` work on sockets.
 _POSSIBLE: Final = sys.platform != "win32"

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._errors import Address, ListenError, place
-from trionode._identity.names import unbracketed
+from trionode._errors import ListenError
+from trionode._identity.names import host_address, unbracketed
+from trionode._util.text import Address, place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from .interfaces import Listener
 
@@ -158,11 +159,27 @@ class TCPListener:
         self._listener.socket.close()
 
 
-async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None]) -> None:
-    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed."""
-    while True:
+@final
+class _TCP:
+    """The default."""
+
+    async def listen(self, host: str | None, port: int, *, port_range: int, only_local: bool) -> Sequence[Listener]:
+        listeners = await open_listeners(host, port, port_range=port_range, only_local=only_local)
+        return [TCPListener(listener) for listener in listeners]
+
+    async def connect(self, host: str, port: int) -> trio.SocketStream:
+        address = host_address(host)
+        if address is None:
+            return await trio.open_tcp_stream(host, port)
+        # Nothing to resolve, and nothing to race: Trio's way would take a nursery and two tasks for it.
+        family = trio.socket.AF_INET if address.version == 4 else trio.socket.AF_INET6
+        socket = trio.socket.socket(family, trio.socket.SOCK_STREAM)
         try:
-            stream = await listener.accept()
-        except trio.ClosedResourceError:
-            return
-        take(stream)
+            await socket.connect((str(address), port))
+        except BaseException:
+            socket.close()
+            raise
+        return trio.SocketStream(socket)
+
+
+TCP: Final = _TCP()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trionode import ClientAuth, Severity, check_key_pair
-from trionode._identity.names import describe
+from trionode._identity.describe import describe
 
 from .exits import ExitStatus
 from .given import (

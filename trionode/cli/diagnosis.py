@@ -9,8 +9,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode import NodeName, RejectionCode, UnverifiedReason
 from trionode._credentials.key_pair import allows
-from trionode._identity.names import (
-    SubjectNames,
+from trionode._identity.describe import (
     describe,
     describe_duration,
     describe_issuer,
@@ -18,6 +17,7 @@ from trionode._identity.names import (
     describe_subject,
     describe_subjects,
 )
+from trionode._identity.names import SubjectNames
 from trionode._tls.engine import AlertReceived, Misbehaved
 
 from .shown import certificate_state, is_self_issued

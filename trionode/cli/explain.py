@@ -12,7 +12,8 @@ from rich.text import Text
 
 from trionode import CAPool
 from trionode._credentials.key_pair import parse_certificates, read_file
-from trionode._identity.names import canonical_host, describe_subject
+from trionode._identity.describe import describe_subject
+from trionode._identity.names import canonical_host
 
 from .diagnosis import Ours, Target
 from .exits import ExitStatus, run

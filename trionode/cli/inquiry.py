@@ -38,13 +38,12 @@ from trionode import (
     open_node,
 )
 from trionode._credentials.policy import TLSPolicy
-from trionode._identity.names import (
-    SubjectNames,
+from trionode._identity.describe import (
     describe,
     describe_subject,
     fingerprint,
-    unbracketed,
 )
+from trionode._identity.names import SubjectNames, unbracketed
 from trionode._protocol.frames import ALPN
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import (

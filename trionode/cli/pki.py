@@ -25,7 +25,11 @@ from trionode import (
 )
 from trionode._credentials.crl import next_update
 from trionode._credentials.key_pair import parse_certificates, read_file
-from trionode._identity.names import describe, describe_subject, fingerprint
+from trionode._identity.describe import (
+    describe,
+    describe_subject,
+    fingerprint,
+)
 from trionode.pki import (
     CertificateAuthority,
     KeyType,

@@ -19,16 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from trionode import Finding, Severity
-from trionode._errors import printable
-from trionode._identity.names import (
-    SubjectNames,
+from trionode._identity.describe import (
     describe_duration,
     describe_issuer,
     describe_names,
     describe_subject,
     fingerprint,
-    host_address,
 )
+from trionode._identity.names import SubjectNames, host_address
+from trionode._util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.text import Text
 
-from trionode._identity.names import describe_duration
+from trionode._identity.describe import describe_duration
 from trionode._node.status_socket import (
     ConnectionStatus,
     NodeStatus,

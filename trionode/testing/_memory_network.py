@@ -37,8 +37,8 @@ from ._memory_stream import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from trionode._errors import Address
     from trionode._transport.interfaces import Listener
+    from trionode._util.text import Address
 
 __all__ = ["MemoryConnection", "MemoryHost", "MemoryNetwork"]
 

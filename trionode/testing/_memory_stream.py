@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from trionode._errors import Address
+    from trionode._util.text import Address
 
     from ._faults import Faults
 
