@@ -13,16 +13,15 @@ import pickle
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, final
 
-from trionode._util.text import printable
+from ._util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cryptography import x509
 
-    from trionode._util.text import Address
-
     from ._identity.names import NodeName
+    from ._util.text import Address
 
 __all__ = [
     "CertificateError",

@@ -1,7 +1,5 @@
 """Everything that can be imported from `trionode`, which takes it from here."""
 
-from trionode._managers.trust import TrustRotationError as TrustRotationError
-
 from ._connection.channel import ServiceChannel as ServiceChannel
 from ._connection.connection import (
     Connection as Connection,
@@ -57,7 +55,11 @@ from ._managers.manager import (
     Unchanged as Unchanged,
 )
 from ._managers.sources import Credentials as Credentials, FileSource as FileSource, Source as Source
-from ._managers.trust import StrandedPeer as StrandedPeer, StrandedPeers as StrandedPeers
+from ._managers.trust import (
+    StrandedPeer as StrandedPeer,
+    StrandedPeers as StrandedPeers,
+    TrustRotationError as TrustRotationError,
+)
 from ._node.connector import Connector as Connector, ConnectorPhase as ConnectorPhase, ConnectorState as ConnectorState
 from ._node.events import (
     AcceptorDown as AcceptorDown,

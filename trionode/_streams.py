@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from trionode._transport.interfaces import accept_forever
-
 from ._errors import HandshakeError
 from ._handshake.admission import Admission
 from ._handshake.connect import connect
 from ._handshake.exchange import accept_tls, dial_tls
 from ._identity.names import canonical_host
 from ._tls.stream import address_of
+from ._transport.interfaces import accept_forever
 from ._transport.tcp import TCPListener, open_listeners
 from ._util.rate_limited_log import FloodGate
 

@@ -39,13 +39,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from trionode._identity.describe import (
-    describe,
-    describe_dates,
-    describe_subject,
-    fingerprint,
-)
-
 from ._credentials.crl import CRLSet
 from ._credentials.key_pair import (
     BACKDATE,
@@ -56,6 +49,12 @@ from ._credentials.key_pair import (
     general_name,
 )
 from ._errors import CertificateError, CertificateReason
+from ._identity.describe import (
+    describe,
+    describe_dates,
+    describe_subject,
+    fingerprint,
+)
 from ._identity.names import (
     URI_SCHEME,
     NodeName,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMAND = Path(__file__).parents[1] / "benchmarks" / "interleaving.py"
+COMMAND = Path(__file__).parents[2] / "benchmarks" / "interleaving.py"
 
 
 def test_a_small_call_does_not_wait_for_a_whole_large_message() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-COMMAND = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+COMMAND = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 #: Besides the edges, every so many bytes: a prime, so that what repeats is not always met at the same place.
 STRIDE = 499

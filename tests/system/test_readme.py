@@ -40,7 +40,7 @@ from trionode.pki import CertificateAuthority, write_key_pair
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = Path(trionode.__file__).parent
 

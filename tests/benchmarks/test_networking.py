@@ -13,7 +13,7 @@ import pytest
 
 import trionode
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMMANDS = pytest.mark.parametrize("command", ["mesh", "crossing"])
 
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from trionode import Node, ServiceChannel
     from trionode.pki import CertificateAuthority
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DAY = timedelta(days=1)
 #: What runs in a process of its own is bounded by this. Seconds.
 PATIENCE = 60

@@ -18,7 +18,7 @@ import trionode
 if TYPE_CHECKING:
     from types import ModuleType
 
-COMMAND = Path(__file__).parents[1] / "benchmarks" / "rotation.py"
+COMMAND = Path(__file__).parents[2] / "benchmarks" / "rotation.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

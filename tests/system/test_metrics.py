@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from trionode import NodeStatistics, Peer, ServiceChannel
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BETA = NodeName.parse("beta@localhost")
 PATIENCE = 10.0
 

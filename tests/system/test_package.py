@@ -23,7 +23,7 @@ import trionode
 if TYPE_CHECKING:
     from email.message import Message
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 STEM = f"{PROJECT['name']}-{PROJECT['version']}"
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from trionode import ServiceChannel
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 MODEL = (HERE / "THREATS.md").read_text(encoding="utf-8")
 
 #: Everything here is over long before. Seconds.
@@ -134,7 +134,7 @@ def test_every_row_names_what_stops_it_and_tests_that_exist(row: list[str]) -> N
     modules = re.findall(r"`(_\w+(?:/\w+)?|pki)`", defence)
     assert modules
     assert all((Path(trionode.__file__).parent / f"{module}.py").exists() for module in modules), defence
-    tests = re.findall(r"`(\w+\.py)::(\w+)`", shown)
+    tests = re.findall(r"`((?:\w+/)?\w+\.py)::(\w+)`", shown)
     assert tests
     assert len(tests) == shown.count("::") == shown.count("`") / 2
     missing = [f"{file}::{name}" for file, name in tests if name not in collect(file)]
