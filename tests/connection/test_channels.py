@@ -167,7 +167,7 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
 
 def connection_of(node: Node, name: str | NodeName) -> Connection:
     """The one connection that a node has to another."""
-    [connection] = [each for each in node._core.running if each.peer.name == NodeName.parse(name)]
+    [connection] = [each for each in node._runtime.running if each.peer.name == NodeName.parse(name)]
     return connection
 
 

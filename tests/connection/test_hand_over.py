@@ -456,7 +456,7 @@ async def test_a_certificates_whole_life(
         await reported(events, HandedOver)
         assert connection.generation == 2
         now += timedelta(hours=10, seconds=1)
-        alpha._core.renewal.rotated(certs)  # have the clock looked at; else it would be within a minute
+        alpha._runtime.renewal.rotated(certs)  # have the clock looked at; else it would be within a minute
         with trio.fail_after(10):
             assert (await connection.wait_closed()).reason is EndReason.EXPIRED
 

@@ -218,7 +218,7 @@ class World:
 
     def connections(self) -> tuple[list[Connection], list[Connection]]:
         """What runs on either side, usable or not."""
-        return list(self.alpha._core.running), list(self.beta._core.running)
+        return list(self.alpha._runtime.running), list(self.beta._runtime.running)
 
     def the_connection(self) -> tuple[Connection, Connection]:
         """Both ends of the one connection, after a check that it is the only one, and the same one."""
@@ -1018,7 +1018,7 @@ async def test_peer_that_lost_its_end_alone_comes_back_soon(
         new = await node.connect(other.name)
         assert trio.current_time() - began < 5
         await settle()
-        assert old not in other._core.running
+        assert old not in other._runtime.running
         assert new in here.the_connection()
 
 

@@ -287,7 +287,7 @@ class Meeting:
             await self.alpha.connect(BETA, replace(self.route, **route))
         assert await refusal(self.at_alpha) is caught.value
         assert not self.alpha.connections
-        assert not self.beta._core.running
+        assert not self.beta._runtime.running
         return caught.value, await refusal(self.at_beta)
 
 

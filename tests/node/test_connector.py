@@ -292,7 +292,7 @@ async def phase_of(events: EventStream, phase: ConnectorPhase) -> ConnectorState
 
 def end_of(node: Node) -> Connection:
     """A node's one connection."""
-    [connection] = node._core.running
+    [connection] = node._runtime.running
     return connection
 
 
@@ -461,8 +461,8 @@ async def test_two_that_keep_each_other_have_one_connection(open_pair: PairFacto
             for round_ in range(10):
                 ours, theirs = await pair.alpha.wait_connected(BETA), await pair.beta.wait_connected(ALPHA)
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                assert [ours] == list(pair.alpha._core.running)
-                assert [theirs] == list(pair.beta._core.running)
+                assert [ours] == list(pair.alpha._runtime.running)
+                assert [theirs] == list(pair.beta._runtime.running)
                 assert ours.link.dialled is not theirs.link.dialled
                 async with pair.alpha.events() as at_alpha, pair.beta.events() as at_beta:
                     await (ours if round_ % 2 else theirs).aclose()

@@ -202,7 +202,7 @@ async def test_reason_shutting_down(node: NodeFactory, route_to: Callable[..., R
     with trio.fail_after(10):
         async with node(str(BETA)) as beta, beta.events() as theirs:
             async with node(str(ALPHA)) as alpha:
-                with alpha._core.events.subscribe() as ours:
+                with alpha._runtime.events.subscribe() as ours:
                     await alpha.connect(BETA, route_to(beta))
                     await alpha.drain()
                     assert await down(ours) == (EndReason.SHUTTING_DOWN, None)
@@ -469,7 +469,7 @@ async def test_flood_of_refused_handshakes_is_summarised_in_the_log(
     monkeypatch.setattr("trionode._util.rate_limited_log.LOG_BURST", 5)
     with trio.fail_after(20):
         async with node(str(BETA)) as beta:
-            with beta._core.events.subscribe() as events:
+            with beta._runtime.events.subscribe() as events:
                 await flood(beta, 40)
                 for _ in range(40):
                     assert isinstance((await event_of(events, HandshakeRefused)).error, HandshakeError)

@@ -912,5 +912,5 @@ async def test_a_crash_that_cancels_a_nursery_in_the_block_comes_alone(node: Nod
         with pytest.RaisesGroup(CrashError, flatten_subgroups=True):
             async with node("alpha@localhost") as alpha, trio.open_nursery() as nursery:
                 nursery.start_soon(trio.sleep_forever)
-                alpha._core.spawn(crash, "crash")
+                alpha._runtime.spawn(crash, "crash")
                 await trio.sleep_forever()

@@ -341,11 +341,11 @@ async def test_route_option_is_applied_to_every_reconnect(
             for _ in range(3):
                 up: Connection = (await until(events, ConnectionUp)).connection
                 assert up.peer.verified is case.verified
-                await next(iter(peer._core.running)).aclose()
+                await next(iter(peer._runtime.running)).aclose()
             await until(events, ConnectionUp)
             alpha.add_route(case.name, way(peer, case, complete=False))
             handle.remove()
-            await next(iter(peer._core.running)).aclose()
+            await next(iter(peer._runtime.running)).aclose()
             refused = await until(events, HandshakeRefused)
             assert case.without(refused.error)
             connector.stop()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from trionode._handshake.connect import Connecting
     from trionode._managers.manager import CertManager
 
-    from .runtime import Core
+    from .runtime import Runtime
 
 #: How often a dial is repeated that lost to another which then failed. Seconds have passed each time.
 _DUPLICATE_RETRIES: Final = 3
@@ -60,13 +60,13 @@ class _OvertakenError(Exception):
 class Dialer:
     """A node's outward side."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._network = core.options.network
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._network = runtime.options.network
         self.routes = RouteTable()
         for pattern, route in self._network.routes.items():
             self.routes.add(pattern, route)
-        self._dials: SharedDials[Connection] = SharedDials(core.spawn)
+        self._dials: SharedDials[Connection] = SharedDials(runtime.spawn)
 
     def cancel(self) -> None:
         """Give up every dial under way."""
@@ -76,7 +76,7 @@ class Dialer:
 
     def find(self, name: NodeName, route: Route | None) -> Connection | None:
         """The live connection that a verb with this route may use, or None."""
-        return self._core.registry.find(name, lambda connection: self._fits(connection, name, route))
+        return self._runtime.registry.find(name, lambda connection: self._fits(connection, name, route))
 
     def _fits(self, connection: Connection, name: NodeName, route: Route | None) -> bool:
         if not connection.peer.verified:
@@ -85,7 +85,7 @@ class Dialer:
                 return False
         if route is None:
             return True
-        if self._core.running.get(connection) is not self._manager(route):
+        if self._runtime.running.get(connection) is not self._manager(route):
             return False
         if route.server_name is None or self._is_insecure(route):
             return True
@@ -97,7 +97,7 @@ class Dialer:
         return self._network.insecure_skip_verify if own is None else own
 
     def _manager(self, route: Route) -> CertManager:
-        return route.cert_manager or self._core.options.cert_manager
+        return route.cert_manager or self._runtime.options.cert_manager
 
     # Making one
 
@@ -116,7 +116,7 @@ class Dialer:
 
     async def _attempt(self, name: NodeName, route: Route | None) -> tuple[Connection, bool]:
         """The connection, and whether this task is the one to run it."""
-        registry = self._core.registry
+        registry = self._runtime.registry
         for attempt in range(_DUPLICATE_RETRIES):
             # There may be one by now: what our dial lost to, or what came in while this task was being started.
             connection = self.find(name, route)
@@ -162,16 +162,16 @@ class Dialer:
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
     async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> Connection:
-        core, manager = self._core, self._manager(route)
-        core.use(manager, as_server=False)
-        limits = core.limits()
+        runtime, manager = self._runtime, self._manager(route)
+        runtime.managers.use(manager, as_server=False)
+        limits = runtime.limits()
         plan = self._plan(name, route, replace=replace)
         link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
-        if core.nursery is None:
+        if runtime.nursery is None:
             await link.stream.aclose()
-            msg = f"the node {core.name} was closed while it was dialling"
+            msg = f"the node {runtime.name} was closed while it was dialling"
             raise trio.ClosedResourceError(msg)
-        return core.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))
+        return runtime.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))
 
     async def _redial(self, connection: Connection, plan: Dial, manager: CertManager) -> Link:
         """The link to hand a connection over to: by the same way, and as strictly, as its first."""
@@ -180,14 +180,14 @@ class Dialer:
     async def _dial_link(
         self, plan: Dial, manager: CertManager, will_do: Callable[[Connection], bool] | None = None
     ) -> Link:
-        core = self._core
+        runtime = self._runtime
         reach = None if will_do is None else partial(self._unless_overtaken, plan.name, will_do)
-        timed = core.tally.handshake(Side.DIAL, manager.contexts, abandoned=_OvertakenError)
+        timed = runtime.tally.handshake(Side.DIAL, manager.contexts, abandoned=_OvertakenError)
         try:
             with timed as contexts_channel:
-                return await dial(plan, contexts_channel, core.party(core.limits()), reach=reach)
+                return await dial(plan, contexts_channel, runtime.party(runtime.limits()), reach=reach)
         except HandshakeError as exc:
-            core.refused(Side.DIAL, exc)
+            runtime.refused(Side.DIAL, exc)
             raise
 
     async def _unless_overtaken(
@@ -198,14 +198,14 @@ class Dialer:
         Raises:
             _OvertakenError: a connection that will do came in meanwhile.
         """
-        with trio.CancelScope() as scope, self._core.registry.cancelling(scope, name, will_do):
+        with trio.CancelScope() as scope, self._runtime.registry.cancelling(scope, name, will_do):
             return await connecting()
         raise _OvertakenError
 
     def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
         insecure = self._is_insecure(route)
         if insecure:
-            self._core.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers for {name}")
+            self._runtime.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers for {name}")
         network = self._network
         return Dial(
             name=name,
@@ -236,7 +236,7 @@ class Dialer:
         except Exception as exc:  # noqa: BLE001 -- whatever a resolver does wrong, it costs this dial only
             trouble = ResolverError(f"the resolver failed for {name}: {type(exc).__name__}: {printable(str(exc))}")
             trouble.__cause__ = exc
-            self._core.events.publish(ResolverTrouble(node=self._core.name, name=name, error=trouble))
+            self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=name, error=trouble))
             msg = f"no route to {name}: {trouble}. Add a route, or see to the resolver"
             raise NoRouteError(msg, name=name) from trouble
         if not endpoints:

@@ -46,7 +46,7 @@ from .options import (
     Route,
 )
 from .resolvers import Registrar, ResolverError
-from .runtime import Core
+from .runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -179,26 +179,26 @@ class Node:
     """
 
     def __init__(self, name: NodeName, options: NodeOptions) -> None:
-        self._core = Core(name, options)
-        self._dialer = Dialer(self._core)
+        self._runtime = Runtime(name, options)
+        self._dialer = Dialer(self._runtime)
         self._connectors: dict[NodeName, Connector] = {}
         self._accepting: list[trio.CancelScope] = []
         self.name: NodeName = name
         self.options: NodeOptions = options
-        self.incarnation: int = self._core.incarnation
+        self.incarnation: int = self._runtime.incarnation
         self.acceptors: Sequence[Acceptor] = ()
         self.connections: ConnectionsView = ConnectionsView(
-            self._core.registry, lambda peer: self._dialer.find(peer, None)
+            self._runtime.registry, lambda peer: self._dialer.find(peer, None)
         )
 
     def __repr__(self) -> str:
-        state = "open" if self._core.nursery is not None else "closed"
-        return f"<Node {self.name}, {state}, {len(self._core.running)} connections>"
+        state = "open" if self._runtime.nursery is not None else "closed"
+        return f"<Node {self.name}, {state}, {len(self._runtime.running)} connections>"
 
     @property
     def unverified_connections(self) -> Sequence[Connection]:
         """Inbound connections of peers that nobody verified, oldest first; never used for dialling out."""
-        return self._core.registry.unverified
+        return self._runtime.registry.unverified
 
     @property
     def connectors(self) -> Mapping[NodeName, Connector]:
@@ -207,15 +207,15 @@ class Node:
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of what it did and does, taken in one step; in the node's own thread."""
-        core, tally = self._core, self._core.tally
-        connections = [connection.statistics() for connection in core.running]
+        runtime, tally = self._runtime, self._runtime.tally
+        connections = [connection.statistics() for connection in runtime.running]
         return NodeStatistics(
-            open=core.nursery is not None,
+            open=runtime.nursery is not None,
             connections=len(connections),
             channels=sum(each.channels for each in connections),
-            services=core.services.running,
+            services=runtime.services.running,
             acceptors=tuple(acceptor.statistics() for acceptor in self.acceptors),
-            managers=tuple(self._use_of(manager, label) for label, manager in core.managers.items()),
+            managers=tuple(self._use_of(manager, label) for label, manager in runtime.managers.by_label.items()),
             channels_opened=tally.channels_opened + sum(each.channels_opened for each in connections),
             bytes_sent=tally.bytes_sent + sum(each.bytes_sent for each in connections),
             bytes_received=tally.bytes_received + sum(each.bytes_received for each in connections),
@@ -230,7 +230,7 @@ class Node:
 
     def _use_of(self, manager: CertManager, label: str) -> ManagerUse:
         statistics = manager.statistics()
-        generations = Counter(each.generation for each, its in self._core.running.items() if its is manager)
+        generations = Counter(each.generation for each, its in self._runtime.running.items() if its is manager)
         older = sum(count for generation, count in generations.items() if generation < statistics.generation)
         return ManagerUse(label=label, manager=statistics, connections=dict(generations), superseded=older)
 
@@ -240,7 +240,7 @@ class Node:
 
         A reader that is too slow loses its oldest events, counted in `missed`; it never blocks the node.
         """
-        with self._core.events.subscribe() as reader:
+        with self._runtime.events.subscribe() as reader:
             yield reader
 
     # Dialling
@@ -318,7 +318,7 @@ class Node:
 
     def _dialable(self, name: str | NodeName) -> NodeName:
         peer = NodeName.parse(name)
-        self._core.check_open()
+        self._runtime.check_open()
         if peer == self.name:
             msg = f"{peer} is this node's own name; call the service directly"
             raise LocalProtocolError(msg)
@@ -337,13 +337,13 @@ class Node:
             CertificateError: the route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
         """
-        if self._core.nursery is None:
+        if self._runtime.nursery is None:
             msg = f"the node {self.name} is closed"
             raise trio.ClosedResourceError(msg)
         if route.cert_manager is not None:
-            self._core.use(route.cert_manager, as_server=False)
+            self._runtime.managers.use(route.cert_manager, as_server=False)
         if route.insecure_skip_verify:
-            self._core.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers on the route {pattern}")
+            self._runtime.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers on the route {pattern}")
         return self._dialer.routes.add(pattern, route, weight=weight)
 
     def keep_connected(self, name: str | NodeName) -> Connector:
@@ -363,7 +363,7 @@ class Node:
         if connector is None or connector.stopped:
             connector = Connector(peer, lambda: self.connect(peer), self._report_connector)
             self._connectors[peer] = connector
-            self._core.spawn(partial(self._run_connector, connector), f"connector to {peer}")
+            self._runtime.spawn(partial(self._run_connector, connector), f"connector to {peer}")
         return connector
 
     async def _run_connector(self, connector: Connector) -> None:
@@ -375,7 +375,7 @@ class Node:
 
     def _report_connector(self, connector: Connector) -> None:
         event = ConnectorChanged(node=self.name, name=connector.name, state=connector.state)
-        self._core.events.publish(event)
+        self._runtime.events.publish(event)
 
     async def wait_connected(self, name: str | NodeName) -> Connection:
         """Wait until there is a connection to a node that a connector keeps up. Cancelling is harmless.
@@ -409,14 +409,14 @@ class Node:
         Raises:
             ValueError: the name is empty, too long or taken, or `allow` has a pattern that is none.
         """
-        self._core.services.add(name, service, allow=allow)
+        self._runtime.services.add(name, service, allow=allow)
 
     # Life
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Node]:
         body: BaseException | None = None
-        with self._core.uses:
+        with self._runtime.uses:
             await self._set_up()
             try:
                 async with trio.open_nursery() as nursery:
@@ -427,7 +427,7 @@ class Node:
                         # Kept out of the nursery, which would wrap it, and split it where it is a group.
                         body = exc
                         # It closes with its last task, before this one goes on: nobody may start one from here on.
-                        self._core.nursery = None
+                        self._runtime.nursery = None
                     else:
                         await self._leave()
                     nursery.cancel_scope.cancel()
@@ -440,46 +440,46 @@ class Node:
                     msg = f"the node {self.name} crashed, and its block failed"
                     raise BaseExceptionGroup(msg, [own, crash]) from None
             finally:
-                self._core.nursery = None
-                self._core.events.end()
+                self._runtime.nursery = None
+                self._runtime.events.end()
         if body is not None:
             raise body
 
     async def _set_up(self) -> None:
-        """Everything that can fail at start-up; undone by the core's `uses`."""
-        core, network = self._core, self.options.network
+        """Everything that can fail at start-up; undone by the runtime's `uses`."""
+        runtime, network = self._runtime, self.options.network
         plans = list(network.acceptors)
         if network.mode is NetworkMode.ENABLED and not plans:
             plans = [AcceptorOptions()]
         for plan in plans:
-            core.use(plan.cert_manager or self.options.cert_manager, as_server=True)
+            runtime.managers.use(plan.cert_manager or self.options.cert_manager, as_server=True)
         if network.mode is not NetworkMode.DISABLED:
-            core.use(self.options.cert_manager, as_server=False)
+            runtime.managers.use(self.options.cert_manager, as_server=False)
         for route in network.routes.values():
             if route.cert_manager is not None:
-                core.use(route.cert_manager, as_server=False)
+                runtime.managers.use(route.cert_manager, as_server=False)
         for loosening, text in loosenings(self.options, plans).items():
-            core.warn(loosening, text)
+            runtime.warn(loosening, text)
         acceptors: list[Acceptor] = []
         for plan in plans:
             acceptor = await self._open_acceptor(plan)
-            core.uses.callback(acceptor.close)
+            runtime.uses.callback(acceptor.close)
             acceptors.append(acceptor)
         self.acceptors = tuple(acceptors)
         self._register()
 
     async def _open_acceptor(self, plan: AcceptorOptions) -> Acceptor:
-        core, network = self._core, self.options.network
+        runtime, network = self._runtime, self.options.network
         manager = plan.cert_manager or self.options.cert_manager
-        limits = core.limits(plan.max_message_size)
+        limits = runtime.limits(plan.max_message_size)
 
         async def established(link: Link) -> None:
             if link.joins is not None:
                 await _join(link.joins, link)
-            elif core.nursery is None:  # it came through while we were leaving
+            elif runtime.nursery is None:  # it came through while we were leaving
                 await link.stream.aclose()
             else:
-                connection = core.adopt(link, manager, limits)
+                connection = runtime.adopt(link, manager, limits)
                 del link  # as in the acceptor
                 await connection.run()
 
@@ -489,13 +489,13 @@ class Node:
         return Acceptor(
             listeners,
             manager.contexts,
-            core.party(limits, as_cookie(plan.cookie or network.cookie)),
+            runtime.party(limits, as_cookie(plan.cookie or network.cookie)),
             bind_names=network.bind_names if plan.bind_names is None else plan.bind_names,
             handshake_timeout=plan.handshake_timeout or network.handshake_timeout,
-            admission=core.admission,
+            admission=runtime.admission,
             established=established,
-            refused=partial(core.refused, Side.ACCEPT),
-            timed=partial(core.tally.handshake, Side.ACCEPT),
+            refused=partial(runtime.refused, Side.ACCEPT),
+            timed=partial(runtime.tally.handshake, Side.ACCEPT),
         )
 
     def _register(self) -> None:
@@ -505,31 +505,31 @@ class Node:
             return
         addresses = [address for acceptor in self.acceptors for address in acceptor.addresses]
         try:
-            self._core.uses.enter_context(registrar.register(self.name, addresses))
+            self._runtime.uses.enter_context(registrar.register(self.name, addresses))
         except Exception as exc:
-            self._core.events.publish(ResolverTrouble(node=self.name, name=None, error=exc))
+            self._runtime.events.publish(ResolverTrouble(node=self.name, name=None, error=exc))
             if isinstance(exc, ResolverError):
                 raise
             msg = f"{self.name} cannot be registered with {resolver!r}: {exc}"
             raise ResolverError(msg) from exc
 
     def _start(self, nursery: trio.Nursery) -> None:
-        self._core.start(nursery)
+        self._runtime.start(nursery)
         for acceptor in self.acceptors:
-            self._core.spawn(partial(self._accept, acceptor, nursery), repr(acceptor))
+            self._runtime.spawn(partial(self._accept, acceptor, nursery), repr(acceptor))
         for peer in self.options.network.keep_connected:
             self.keep_connected(peer)
 
     async def _accept(self, acceptor: Acceptor, nursery: trio.Nursery) -> None:
-        self._core.events.publish(AcceptorUp(node=self.name, address=acceptor.address))
+        self._runtime.events.publish(AcceptorUp(node=self.name, address=acceptor.address))
         try:
             with trio.CancelScope() as scope:
                 self._accepting.append(scope)
-                if self._core.nursery is None:  # left before it began
+                if self._runtime.nursery is None:  # left before it began
                     scope.cancel()
                 await acceptor.run(nursery)
         finally:
-            self._core.events.publish(AcceptorDown(node=self.name, address=acceptor.address))
+            self._runtime.events.publish(AcceptorDown(node=self.name, address=acceptor.address))
 
     async def drain(self) -> None:
         """End gracefully, at leisure: for a rolling deploy, before leaving the block.
@@ -541,11 +541,11 @@ class Node:
         Afterwards every verb raises `trio.ClosedResourceError`.
         """
         self._stop()
-        services = self._core.services
+        services = self._runtime.services
         try:
             await trio.lowlevel.checkpoint()
             async with trio.open_nursery() as nursery:
-                for connection in list(self._core.running):
+                for connection in list(self._runtime.running):
                     nursery.start_soon(connection.drain)
             await services.wait_idle()  # one whose caller is done may outlive its connection
         finally:
@@ -554,7 +554,7 @@ class Node:
     def _stop(self) -> None:
         for connector in list(self._connectors.values()):
             connector.stop()
-        self._core.nursery = None
+        self._runtime.nursery = None
         for scope in self._accepting:
             scope.cancel()
         for acceptor in self.acceptors:
@@ -566,10 +566,10 @@ class Node:
         grace = self.options.shutdown_grace
         deadline = trio.current_time() + grace
         self._stop()
-        connections = list(self._core.running)
+        connections = list(self._runtime.running)
         with trio.move_on_at(deadline - grace / 4):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._core.services.wait_idle)
+                nursery.start_soon(self._runtime.services.wait_idle)
                 for connection in connections:
                     nursery.start_soon(connection.quiesce)
         with trio.move_on_at(deadline):

@@ -1,9 +1,8 @@
 """What the parts of a node share: its identity, its connections, the managers that it uses, and what it reports.
 
-Theory. A manager is in use from the moment that the node first needs it (its own, an acceptor's, a route's) until the
-node closes; that is what fixes its pools and binds it to this Trio run. A link becomes a connection here, in one step
-without a checkpoint: built, registered, reported; whoever brought the link then runs it. Tasks are spawned in the
-node's own context variables, not in those of whoever happened to cause them.
+Theory. A link becomes a connection here, in one step without a checkpoint: built, registered, reported; the task that
+made the link then runs it. Tasks are spawned in the node's own context variables, not in those of the task that
+happened to cause them.
 """
 
 from __future__ import annotations
@@ -12,12 +11,10 @@ import contextvars
 import logging
 import secrets
 from contextlib import ExitStack
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
-from cryptography import x509
 
 from trionode._connection.connection import Connection, ConnectionEnd, ConnectionSettings, EndReason, protocol_flood
 from trionode._connection.registry import Registry
@@ -30,27 +27,20 @@ from trionode._errors import (
 from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.exchange import Party
-from trionode._identity.describe import describe, describe_duration
-from trionode._managers.expiry import watch_expiry
 from trionode._protocol.frames import Limits, Refusal
 from trionode._util.rate_limited_log import FloodGate
-from trionode._util.text import printable
 
 from .events import (
-    CertificateExpiring,
     ConnectionDown,
     ConnectionUp,
     EventHub,
-    GenerationPublished,
     HandedOver,
     HandOverFailed,
     HandshakeRefused,
     NameInUse,
-    RevocationListExpiring,
-    RotationRefused,
     Side,
-    SourceTrouble,
 )
+from .manager_watch import ManagerWatch
 from .options import NetworkMode, NodeOptions
 from .renewal import Renewal
 from .statistics import Tally
@@ -61,7 +51,6 @@ if TYPE_CHECKING:
     from trionode._connection.connection import RenewalCause
     from trionode._connection.link import Link
     from trionode._identity.names import NodeName
-    from trionode._managers.expiry import Ending
     from trionode._managers.manager import CertManager
 
     from .insecure_options import Loosening
@@ -74,7 +63,7 @@ _MAX_RETIRING: Final = 32
 
 
 @final
-class Core:
+class Runtime:
     """The shared inside of one node.
 
     Attributes:
@@ -89,6 +78,7 @@ class Core:
         renewal: moves or closes them when certificates rotate or end.
         admission: the handshakes that its acceptors have under way.
         uses: what is undone when the node has closed.
+        managers: the managers that it uses.
         nursery: the node's nursery while it is open for new business, else None.
     """
 
@@ -114,10 +104,12 @@ class Core:
         )
         self.admission = Admission(limit=network.max_handshakes, per_address=network.max_handshakes_per_address)
         self.uses = ExitStack()
+        self.managers = ManagerWatch(
+            name, options.cert_manager, uses=self.uses, events=self.events, rotated=self.renewal.rotated
+        )
         self.nursery: trio.Nursery | None = None
         self._arbiter = Arbiter(name, self.registry)
         self._retiring: dict[NodeName, list[Connection]] = {}
-        self._managers: dict[CertManager, bool] = {}
         self._attached: dict[Connection, Link] = {}
         self._warned: set[Loosening] = set()
         self._settings: dict[tuple[CertManager, Limits], ConnectionSettings] = {}
@@ -132,8 +124,7 @@ class Core:
         self.nursery = nursery
         self.services.open(nursery)
         self.spawn(self.renewal.run, "renewal")
-        for manager in self._managers:
-            self._start_watching(manager)
+        self.managers.start(self.spawn)
 
     def check_open(self) -> None:
         """Check that a network verb may be used now.
@@ -160,70 +151,6 @@ class Core:
             msg = f"the node {self.name} is closed"
             raise trio.ClosedResourceError(msg)
         self._context.copy().run(lambda: nursery.start_soon(function, name=name))
-
-    # Managers
-
-    def use(self, manager: CertManager, *, as_server: bool) -> None:
-        """Declare a use for as long as the node is open, once per manager and role.
-
-        Raises:
-            CertificateError: its key pair is unusable.
-            RuntimeError: it is in use by another Trio run.
-        """
-        known = self._managers.get(manager)
-        if known is not None and (known or not as_server):
-            return
-        self.uses.enter_context(manager.use(as_server=as_server, name=self.name))
-        self._managers[manager] = as_server or bool(known)
-        if known is None and self.nursery is not None:
-            self._start_watching(manager)
-
-    @property
-    def managers(self) -> dict[str, CertManager]:
-        """Those in use: `own` is the node's, the others are numbered in the order in which they were first used."""
-        others = [manager for manager in self._managers if manager is not self.options.cert_manager]
-        own = {"own": self.options.cert_manager} if self.options.cert_manager in self._managers else {}
-        return own | {str(number): manager for number, manager in enumerate(others, 1)}
-
-    def _start_watching(self, manager: CertManager) -> None:
-        self.spawn(partial(self._watch, manager, manager.generation), f"watch {manager!r}")
-        self.spawn(partial(self._watch_refusals, manager, manager.refused_updates), f"watch refusals of {manager!r}")
-        self.spawn(partial(watch_expiry, manager, self._report_expiry), f"watch expiry of {manager!r}")
-        self.spawn(partial(self._watch_source, manager), f"watch the source of {manager!r}")
-
-    def _report_expiry(self, ending: Ending, left: timedelta) -> None:
-        text = f"will end in {describe_duration(left)}" if left > timedelta() else "has ended"
-        if isinstance(ending, x509.Certificate):
-            _log.warning("a certificate of ours %s; rotate it: %s", text, describe(ending))
-            self.events.publish(CertificateExpiring(node=self.name, certificate=ending, left=left))
-        else:
-            issuer = printable(ending.issuer.rfc4514_string())
-            _log.warning("the revocation list of %s %s; then its peers are refused: get a new one", issuer, text)
-            self.events.publish(RevocationListExpiring(node=self.name, crl=ending, left=left))
-
-    async def _watch_refusals(self, manager: CertManager, seen: int) -> None:
-        """Report a manager's refused updates after those seen."""
-        while True:
-            error = await manager.wait_refused(seen + 1)
-            seen = manager.refused_updates
-            _log.warning("a rotation was refused, generation %d stays: %s", manager.generation, error)
-            self.events.publish(RotationRefused(node=self.name, generation=manager.generation, error=error))
-
-    async def _watch_source(self, manager: CertManager) -> None:
-        """Report how a manager's source is, from the first trouble on; the follower has logged it."""
-        trouble = None
-        while True:
-            trouble = await manager.wait_source(trouble)
-            self.events.publish(SourceTrouble(node=self.name, error=trouble))
-
-    async def _watch(self, manager: CertManager, seen: int) -> None:
-        """Report a manager's generations after the one seen."""
-        while True:
-            await manager.wait_generation(seen + 1)
-            seen = manager.generation
-            fingerprint = manager.key_pair.fingerprint
-            self.events.publish(GenerationPublished(node=self.name, generation=seen, fingerprint=fingerprint))
-            self.renewal.rotated(manager)
 
     # Handshakes
 
