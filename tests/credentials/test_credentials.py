@@ -1077,9 +1077,7 @@ def hook(event, args):
     elif event.startswith(("tempfile.", "shutil.", "os.mkdir", "os.rename", "os.link", "os.symlink", "subprocess.")):
         seen.append(event)
 
-from trionode._cert_manager import CertAuthManager
-from trionode._credentials import CAPool, KeyPair
-from trionode._policy import ClientAuth
+from trionode import CAPool, CertAuthManager, ClientAuth, KeyPair
 from trionode.pki import CertificateAuthority
 
 sys.addaudithook(hook)
