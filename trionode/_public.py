@@ -99,7 +99,6 @@ from ._node.options import (
 )
 from ._node.resolvers import (
     Endpoint as Endpoint,
-    LocalRegistry as LocalRegistry,
     Registrar as Registrar,
     Resolver as Resolver,
     ResolverError as ResolverError,
@@ -117,3 +116,4 @@ from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
 from ._tls.contexts import TLSContexts as TLSContexts
 from ._tls.stream import TLSStream as TLSStream
 from ._transport.interfaces import Listener as Listener, Transport as Transport
+from .discovery.local import LocalRegistry as LocalRegistry

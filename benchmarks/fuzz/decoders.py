@@ -21,13 +21,15 @@ from trionode import (
     NodeName,
     RemoteError,
     RemoteProtocolError,
+    ResolverError,
 )
 from trionode._errors import RejectionCode
 from trionode._identity import describe as _describe, names as _identity
-from trionode._node import resolvers as _resolvers, typed as _typed
+from trionode._node import typed as _typed
 from trionode._protocol import frames as wire
 from trionode._tls import engine as _openssl
 from trionode._util.text import printable
+from trionode.discovery import local as _local
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -298,7 +300,7 @@ class RegistryTarget(Target):
     name = "registry"
     about = "a file of the local registry that somebody else has written"
     repeats = False  # it is read to 16 KiB, whatever it has
-    traced: Sequence[Path] = (Path(_resolvers.__file__), Path(_identity.__file__))
+    traced: Sequence[Path] = (Path(_local.__file__), Path(_identity.__file__))
     longest = 32 * 1024
 
     def __init__(self) -> None:
@@ -307,7 +309,7 @@ class RegistryTarget(Target):
     def seeds(self) -> list[bytes]:
         """What a node of this process would write."""
         own = 1
-        started = _resolvers._process_started(own)  # noqa: SLF001 -- nothing else says what an entry has to have
+        started = _local._process_started(own)  # noqa: SLF001 -- nothing else says what an entry has to have
         entry = {"name": NAME, "process": own, "started": started, "endpoints": [["127.0.0.1", 15000], ["::1", 1]]}
         return [msgspec.json.encode(entry)]
 
@@ -324,12 +326,12 @@ class RegistryTarget(Target):
     def run(self, data: bytes) -> str:
         """Endpoints, none, or a `ResolverError`."""
         with tempfile.TemporaryDirectory() as directory:
-            file = Path(directory, _resolvers._file_name(self._node))  # noqa: SLF001 -- ditto
+            file = Path(directory, _local._file_name(self._node))  # noqa: SLF001 -- ditto
             file.write_bytes(data)
-            registry = _resolvers.LocalRegistry(directory)
+            registry = _local.LocalRegistry(directory)
             try:
                 found = registry._look_up(self._node)  # noqa: SLF001 -- what its thread does
-            except _resolvers.ResolverError as exc:
+            except ResolverError as exc:
                 return said(exc)
             with contextlib.suppress(FileNotFoundError), registry.register(NodeName.parse("beta@localhost"), []):
                 pass

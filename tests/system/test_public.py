@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import trionode
+import trionode.discovery
 import trionode.metrics
 import trionode.pki
 import trionode.testing
@@ -19,7 +20,7 @@ import trionode.testing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MODULES = [trionode, trionode.pki, trionode.metrics, trionode.testing]
+MODULES = [trionode, trionode.discovery, trionode.pki, trionode.metrics, trionode.testing]
 
 #: "As `connect`", "see `load`": what another docstring says of its parameters holds here, too.
 _ELSEWHERE = re.compile(r"\b(?:[Aa]s|[Ss]ee|to) `([\w.]+)`")

@@ -131,7 +131,7 @@ def test_every_row_names_what_stops_it_and_tests_that_exist(row: list[str]) -> N
     threat, defence, shown, residual = row
     assert re.match(r"\*\*.+?\*\*", threat)
     assert residual
-    modules = re.findall(r"`(_\w+(?:/\w+)?|pki)`", defence)
+    modules = re.findall(r"`(_\w+(?:/\w+)?|\w+/\w+|pki)`", defence)
     assert modules
     assert all((Path(trionode.__file__).parent / f"{module}.py").exists() for module in modules), defence
     tests = re.findall(r"`((?:\w+/)?\w+\.py)::(\w+)`", shown)

@@ -1,0 +1,251 @@
+"""The local registry: the nodes of one user on one machine find each other with nothing else running.
+
+Theory. One small file for each node in a private directory. There is no shared fallback directory: a place where others
+can write could point our nodes anywhere (TLS would still hold, but why offer it). A file names its process and when
+that started, so that what a crash left behind is known to be stale, process ids being reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+from trionode._node.resolvers import MAX_ENDPOINTS, Endpoint, ResolverError
+from trionode._util.private_directory import NotPrivateError, open_private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from trionode._identity.names import NodeName
+    from trionode._util.text import Address
+
+__all__ = ["LocalRegistry"]
+
+_MAX_ENTRY_BYTES: Final = 16 * 1024
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    name: str
+    process: int
+    started: float
+    endpoints: list[tuple[str, int]]
+
+
+@final
+class LocalRegistry:
+    """The nodes of this user on this machine; a `Resolver` and a `Registrar`.
+
+    Attributes:
+        directory: where the files are.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+        """Use a directory, which is made at the first use.
+
+        Args:
+            directory: must be, or become, this user's own with mode 0700 and no link. By default `trionode` in
+                `$XDG_RUNTIME_DIR`, or in `~/.local/state` where that is not set.
+        """
+        self.directory: Path = Path(directory) if directory is not None else _default_directory()
+
+    def __repr__(self) -> str:
+        return f"<LocalRegistry {self.directory}>"
+
+    async def resolve(self, name: NodeName, /) -> Sequence[Endpoint]:
+        """The endpoints that a live node of this user registered under the name.
+
+        Args:
+            name: of the node that is dialled.
+
+        Raises:
+            ResolverError: the directory is not private.
+        """
+        return await trio.to_thread.run_sync(self._look_up, name, abandon_on_cancel=True)
+
+    @contextmanager
+    def register(self, name: NodeName, addresses: Sequence[Address], /) -> Iterator[None]:
+        """Make a node known for the length of the block. Blocks for the time of writing one small file.
+
+        Args:
+            name: of the node.
+            addresses: where it listens: hosts and ports.
+
+        Raises:
+            ResolverError: the directory is not private, or cannot be written.
+        """
+        endpoints = [_reachable(address) for address in addresses[:MAX_ENDPOINTS]]
+        entry = _Entry(str(name), os.getpid(), _process_started(os.getpid()), endpoints)
+        file = _file_name(name)
+        with self._opened() as directory:
+            try:
+                _write(directory, file, msgspec.json.encode(entry))
+            except OSError as exc:
+                msg = f"{name} cannot be registered in {self.directory}: {exc.strerror}. See to space and permissions"
+                raise ResolverError(msg) from exc
+            for other in os.listdir(directory):  # noqa: PTH208 -- by descriptor, so that no link can be swapped in
+                _expire(directory, other)
+        try:
+            yield
+        finally:
+            # Only our own: a successor may have taken the name over meanwhile.
+            with contextlib.suppress(ResolverError), self._opened() as directory:
+                _remove(directory, file, lambda found: found == entry)
+
+    def _look_up(self, name: NodeName) -> Sequence[Endpoint]:
+        with self._opened() as directory:
+            entry = _read(directory, _file_name(name))
+            if entry is None or entry.name != str(name):
+                return []
+            if not _alive(entry):
+                _expire(directory, _file_name(name))
+                return []
+        try:
+            return [Endpoint(host, port) for host, port in entry.endpoints[:MAX_ENDPOINTS]]
+        except ValueError as exc:
+            msg = f"the local registry's entry for {name} is damaged: {exc}"
+            raise ResolverError(msg) from None
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The directory as a descriptor, made if need be, and known to be private."""
+        try:
+            descriptor = open_private(self.directory)
+        except NotPrivateError as exc:
+            msg = (
+                f"the local registry's directory {self.directory} {exc}; or set XDG_RUNTIME_DIR, or give LocalRegistry "
+                "another directory"
+            )
+            raise ResolverError(msg) from exc
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _default_directory() -> Path:
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute():  # what is relative is to be ignored (XDG Base Directory Specification)
+        return runtime / "trionode"
+    try:
+        return Path.home() / ".local" / "state" / "trionode"
+    except RuntimeError as exc:
+        msg = "no directory for the local registry: neither XDG_RUNTIME_DIR nor HOME is set; give LocalRegistry one"
+        raise ResolverError(msg) from exc
+
+
+def _file_name(name: NodeName) -> str:
+    # Names are case-sensitive, file systems need not be; and a name can be longer than a file name may.
+    return hashlib.sha256(str(name).encode()).hexdigest() + ".json"
+
+
+def _reachable(address: Address) -> Address:
+    """An address as a peer on this machine dials it: an acceptor on all interfaces is on loopback too."""
+    host, port = address
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104 -- compared, not bound to
+
+
+def _write(directory: int, file: str, data: bytes) -> None:
+    temporary = f".{file}.{secrets.token_hex(8)}"
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        os.rename(temporary, file, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+
+
+def _read(directory: int, file: str) -> _Entry | None:
+    """An entry, or None if there is none or it is no entry of ours."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return None
+        return msgspec.json.decode(os.read(descriptor, _MAX_ENTRY_BYTES), type=_Entry)
+    except (OSError, msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _expire(directory: int, file: str) -> None:
+    """Remove what a dead process left behind."""
+    if not file.endswith(".json"):
+        _expire_temporary(directory, file)
+        return
+    entry = _read(directory, file)
+    if entry is not None and not _alive(entry):
+        _remove(directory, file, lambda found: not _alive(found))
+
+
+def _remove(directory: int, file: str, doomed: Callable[[_Entry], bool]) -> None:
+    """Remove an entry, but not what a newcomer may have put in its place since it was looked at.
+
+    There is no "unlink if it is still that file", so it is moved aside, looked at again, and put back if need be.
+    """
+    aside = f".{file}.{secrets.token_hex(8)}"
+    try:
+        os.rename(file, aside, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        return
+    entry = _read(directory, aside)
+    with contextlib.suppress(OSError):
+        if entry is not None and not doomed(entry):
+            # Not rename: should there be a newer one by now, that stays.
+            os.link(aside, file, src_dir_fd=directory, dst_dir_fd=directory)
+    with contextlib.suppress(OSError):
+        os.unlink(aside, dir_fd=directory)
+
+
+def _expire_temporary(directory: int, file: str) -> None:
+    with contextlib.suppress(OSError):
+        if time.time() - os.stat(file, dir_fd=directory, follow_symlinks=False).st_mtime > 60:
+            os.unlink(file, dir_fd=directory)
+
+
+def _alive(entry: _Entry) -> bool:
+    started = _process_started(entry.process)
+    return started >= 0 and started == entry.started
+
+
+def _process_started(process: int) -> float:
+    """When a process started, in clock ticks since boot, by which two of the same number are told apart; -1 if gone.
+
+    Where there is no /proc, 0 for every live process: then only the number counts.
+    """
+    try:
+        # Field 22 of proc(5) stat; the second, the command in parentheses, may contain anything, in any encoding.
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return -1
+    except OSError:
+        return -1
+    else:
+        # A zombie is dead, if nobody has asked for its exit status; in a container that may be never.
+        return -1 if fields[0] in (b"Z", b"X") else float(fields[19])
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return -1
+    except PermissionError:
+        pass
+    return 0
