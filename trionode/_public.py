@@ -1,5 +1,7 @@
 """Everything that can be imported from `trionode`, which takes it from here."""
 
+from trionode._credentials.ca_pool import CAPool as CAPool
+
 from ._connection.channel import ServiceChannel as ServiceChannel
 from ._connection.connection import (
     Connection as Connection,
@@ -10,7 +12,7 @@ from ._connection.connection import (
 )
 from ._connection.services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._credentials.crl import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
-from ._credentials.key_pair import CAPool as CAPool, KeyPair as KeyPair
+from ._credentials.key_pair import KeyPair as KeyPair
 from ._credentials.policy import ClientAuth as ClientAuth
 from ._credentials.validity import CredentialRole as CredentialRole, Validity as Validity
 from ._errors import (

@@ -35,38 +35,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from ._credentials.crl import CRLSet
-from ._credentials.key_pair import (
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import CRLSet
+from trionode._credentials.issuing import (
     BACKDATE,
     BOTH_PURPOSES,
-    LEAF_KEY_USAGE,
-    CAPool,
-    KeyPair,
+    authority_key_identifier,
+    ca_builder,
     general_name,
+    leaf_builder,
+    signing_hash,
 )
-from ._errors import CertificateError, CertificateReason
-from ._identity.describe import (
+from trionode._credentials.key_pair import KeyPair
+from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.certificate import fingerprint, is_ca
+from trionode._identity.describe import (
     describe,
     describe_dates,
     describe_subject,
-    fingerprint,
 )
-from ._identity.names import (
+from trionode._identity.names import (
     URI_SCHEME,
     NodeName,
     canonical_host,
 )
-from ._util.immutable import HoldsPrivateKey
+from trionode._util.immutable import HoldsPrivateKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ._credentials.key_pair import FilePath, PrivateKey
-    from ._credentials.policy import Clock
+    from trionode._credentials.pem import FilePath, PrivateKey
+    from trionode._credentials.policy import Clock
 
 __all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_crl_set", "write_key_pair"]
 
@@ -82,18 +85,6 @@ _END_OF_TIME: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 _PRIVATE: Final = 0o600
 _PUBLIC: Final = 0o644
-
-_CA_KEY_USAGE: Final = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
 
 
 @final
@@ -152,7 +143,7 @@ class CertificateAuthority(HoldsPrivateKey):
                 `chain_order` or `unsupported_key`.
         """
         for candidate in (certificate, intermediate):
-            if candidate is not None and not _is_ca(candidate):
+            if candidate is not None and not is_ca(candidate):
                 msg = (
                     f"this is not a CA certificate, its basic constraints do not say so: {describe(candidate)}. Give "
                     "the certificate of the CA, not one that it issued"
@@ -192,16 +183,16 @@ class CertificateAuthority(HoldsPrivateKey):
             ValueError: `lifetime` is not positive, or `common_name` is empty or cannot be encoded.
         """
         now = _now(clock)
-        start, end = now - BACKDATE, _end(now, lifetime)
+        validity = now - BACKDATE, _end(now, lifetime)
         root_key = ec.generate_private_key(ec.SECP256R1())
         root = _ca_certificate(
-            f"root {_key_digits(root_key)}", common_name, root_key, start, end, path_length=1 if intermediate else 0
+            f"root {_key_digits(root_key)}", common_name, root_key, validity, path_length=1 if intermediate else 0
         )
         if not intermediate:
             return cls(root, root_key, clock=clock)
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = _ca_certificate(
-            f"issuing {_key_digits(key)}", common_name, key, start, end, path_length=0, signed_by=(root, root_key)
+            f"issuing {_key_digits(key)}", common_name, key, validity, path_length=0, signed_by=(root, root_key)
         )
         return cls(root, key, intermediate=issuer, clock=clock)
 
@@ -268,20 +259,19 @@ class CertificateAuthority(HoldsPrivateKey):
         if purposes is not None and not len(purposes):
             msg = "extended_key_usage is empty; name a purpose, or give None for a certificate without restriction"
             raise ValueError(msg)
-        start, end = self._validity(lifetime, not_before, not_after)
+        validity = self._validity(lifetime, not_before, not_after)
         key = _GENERATE[kind]()
         subject = _name(common_name if common_name is not None else str(nodes[0] if "@" in str(names[0]) else hosts[0]))
         uris = [x509.UniformResourceIdentifier(f"{URI_SCHEME}://{node}") for node in nodes]
-        builder = (
-            _builder(subject, self._issuer.subject, key, start, end)
-            .add_extension(x509.SubjectAlternativeName([*map(general_name, hosts), *uris]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(LEAF_KEY_USAGE, critical=True)
-            .add_extension(_authority_key_identifier(self._issuer), critical=False)
-        )
-        if purposes is not None:
-            builder = builder.add_extension(purposes, critical=False)
-        leaf = builder.sign(self._key, _digest(self._key))
+        builder = leaf_builder(
+            subject,
+            self._issuer.subject,
+            key.public_key(),
+            validity,
+            names=[*map(general_name, hosts), *uris],
+            purposes=purposes,
+        ).add_extension(authority_key_identifier(self._issuer), critical=False)
+        leaf = builder.sign(self._key, signing_hash(self._key))
         return KeyPair([leaf] if self.intermediate is None else [leaf, self.intermediate], key)
 
     def revocation_list(
@@ -315,7 +305,7 @@ class CertificateAuthority(HoldsPrivateKey):
             .issuer_name(self._issuer.subject)
             .last_update(now - BACKDATE)
             .next_update(_end(now, lifetime))
-            .add_extension(_authority_key_identifier(self._issuer), critical=False)
+            .add_extension(authority_key_identifier(self._issuer), critical=False)
             .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
         )
         for each in revoked:
@@ -326,7 +316,7 @@ class CertificateAuthority(HoldsPrivateKey):
             entries.setdefault(certificate.serial_number, entry.build())
         for revocation in entries.values():
             builder = builder.add_revoked_certificate(revocation)
-        return CRLSet([builder.sign(self._key, _digest(self._key))])
+        return CRLSet([builder.sign(self._key, signing_hash(self._key))])
 
     def save(self, directory: FilePath, *, password: str | bytes | None = None) -> None:
         """Write the CA into a directory: `ca.pem`, `ca.key` and, if it has one, `intermediate.pem`.
@@ -486,13 +476,6 @@ def _only(certificates: tuple[x509.Certificate, ...], file: Path) -> x509.Certif
     return certificate
 
 
-def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
-        return False
-
-
 # Making certificates ------------------------------------------------------------------------------------------------
 
 
@@ -500,55 +483,18 @@ def _ca_certificate(
     unit: str,
     common_name: str,
     key: ec.EllipticCurvePrivateKey,
-    start: datetime,
-    end: datetime,
+    validity: tuple[datetime, datetime],
     *,
     path_length: int,
     signed_by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
 ) -> x509.Certificate:
     subject = _name(common_name, unit)
     issuer, issuer_key = (None, key) if signed_by is None else signed_by
-    builder = (
-        _builder(subject, subject if issuer is None else issuer.subject, key, start, end)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_CA_KEY_USAGE, critical=True)
-    )
+    issuer_name = subject if issuer is None else issuer.subject
+    builder = ca_builder(subject, issuer_name, key.public_key(), validity, path_length=path_length)
     if issuer is not None:
-        builder = builder.add_extension(_authority_key_identifier(issuer), critical=False)
-    return builder.sign(issuer_key, _digest(issuer_key))
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PrivateKey, start: datetime, end: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(end)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-
-
-def _authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    try:
-        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        # A CA from elsewhere; `KeyPair` has made sure that its key is one of ours.
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())  # type: ignore[arg-type]
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-
-
-def _digest(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None:
-    """The hash to sign with, as strong as the key; None for keys that bring their own."""
-    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
-        return None
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size > 256:
-        return hashes.SHA384() if key.key_size <= 384 else hashes.SHA512()
-    return hashes.SHA256()
+        builder = builder.add_extension(authority_key_identifier(issuer), critical=False)
+    return builder.sign(issuer_key, signing_hash(issuer_key))
 
 
 _GENERATE: Final[dict[KeyType, Callable[[], PrivateKey]]] = {

@@ -23,19 +23,18 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat as Format
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from trionode._credentials import key_pair as _credentials
-from trionode._credentials.key_pair import (
+from trionode._credentials import ca_pool
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.issuing import (
     BOTH_PURPOSES,
     LEAF_KEY_USAGE,
-    MAX_FILE_BYTES,
-    CAPool,
-    KeyPair,
-    allows,
     general_name,
 )
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import MAX_FILE_BYTES
 from trionode._credentials.policy import ClientAuth
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.describe import fingerprint
+from trionode._identity.certificate import allows, fingerprint
 from trionode._identity.names import SubjectNames
 from trionode._managers.findings import check_usable
 from trionode._managers.manager import CertAuthManager
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from trionode._credentials.key_pair import PrivateKey
+    from trionode._credentials.pem import PrivateKey
 
     OpenSSL: TypeAlias = Callable[..., bytes]
 
@@ -936,7 +935,7 @@ def test_odd_entries_of_the_system_store_are_left_out(monkeypatch: pytest.Monkey
     serial = root.serial_number.to_bytes(20, "big").lstrip(b"\0")
     zero = root.public_bytes(Encoding.DER).replace(serial, b"\0" * len(serial), 1)
     monkeypatch.setattr(
-        _credentials,
+        ca_pool,
         "_system_certificates",
         lambda: iter([b"junk", root.public_bytes(Encoding.DER), zero, root.public_bytes(Encoding.DER)]),
     )

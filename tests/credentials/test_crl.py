@@ -37,7 +37,8 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
-from trionode._credentials.crl import MAX_CRL_BYTES, STRICT
+from trionode._credentials.crl import STRICT
+from trionode._credentials.pem import MAX_CRL_BYTES
 from trionode._credentials.policy import TLSPolicy
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import (

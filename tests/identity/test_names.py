@@ -38,12 +38,12 @@ from trionode._errors import (
     TrionodeError,
     UnverifiedReason,
 )
+from trionode._identity.certificate import fingerprint
 from trionode._identity.describe import (
     describe,
     describe_dates,
     describe_names,
     describe_subjects,
-    fingerprint,
 )
 from trionode._identity.names import (
     NodeName,

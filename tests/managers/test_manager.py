@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from trionode._credentials.key_pair import CAPool, KeyPair
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.policy import ClientAuth
 from trionode._errors import (
     CertificateError,

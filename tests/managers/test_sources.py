@@ -44,14 +44,18 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
-from trionode._credentials.key_pair import MAX_FILE_BYTES, Secret, read_file
+from trionode._credentials.pem import (
+    MAX_FILE_BYTES,
+    Secret,
+    read_file,
+)
 from trionode._managers import sources as _sources
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from trionode._credentials.key_pair import FilePath
+    from trionode._credentials.pem import FilePath
 
 #: Nothing waits for anything real to happen for longer than this. Seconds.
 PATIENCE = 20.0

@@ -24,15 +24,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from trionode import pki
-from trionode._credentials.key_pair import (
-    BACKDATE,
-    LEAF_KEY_USAGE,
-    CAPool,
-    KeyPair,
-)
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.issuing import BACKDATE, LEAF_KEY_USAGE
+from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.describe import fingerprint
+from trionode._identity.certificate import fingerprint
 from trionode._identity.names import NodeName, SubjectNames
 from trionode._managers.findings import check_usable
 from trionode._tls.contexts import TLSContexts
@@ -46,7 +43,7 @@ from trionode.pki import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from trionode._credentials.key_pair import PrivateKey
+    from trionode._credentials.pem import PrivateKey
 
     OpenSSL: TypeAlias = Callable[..., bytes]
 

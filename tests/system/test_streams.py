@@ -47,7 +47,7 @@ from trionode import (
     serve_tls,
 )
 from trionode._handshake.exchange import accept_tls, dial_tls
-from trionode._identity.describe import fingerprint
+from trionode._identity.certificate import fingerprint
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import (
     ACCEPT_PAUSE,

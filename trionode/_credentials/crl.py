@@ -30,22 +30,15 @@ from trionode._errors import CertificateError, CertificateReason
 from trionode._util.immutable import Immutable
 from trionode._util.text import printable
 
-from .key_pair import read_file
+from .pem import MAX_CRL_BYTES, parse_crls, read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from .key_pair import FilePath
+    from .pem import FilePath
 
 __all__ = ["CRLPolicy", "CRLSet", "Revocation"]
-
-#: A CRL file larger than this is refused: room for some 300 000 revoked certificates. Each generation keeps its lists
-#: parsed, at about seven times this size.
-MAX_CRL_BYTES: Final = 16 * 1024 * 1024
-
-_PEM_BEGIN: Final = b"-----BEGIN X509 CRL-----"
-_PEM_END: Final = b"-----END X509 CRL-----"
 
 
 @final
@@ -311,44 +304,6 @@ def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) ->
         return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # other keys raise TypeError
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return False
-
-
-# Parsing ------------------------------------------------------------------------------------------------------------
-
-
-def parse_crls(data: bytes, where: str) -> list[x509.CertificateRevocationList]:
-    """All lists of a PEM text, or the one of a DER encoding.
-
-    Args:
-        data: the text or encoding.
-        where: what to call it in messages.
-
-    Raises:
-        CertificateError: reason `no_crl`, or `bad_crl` where one is damaged or cut off.
-    """
-    blocks = data.count(_PEM_BEGIN)
-    if not blocks:
-        if b"-----BEGIN " in data:
-            msg = f"no CRL in {where}: a '{_PEM_BEGIN.decode()}' block is needed, or DER. Are two files swapped?"
-            raise CertificateError(msg, reason=CertificateReason.NO_CRL)
-        if not data.strip():
-            msg = f"no CRL in {where}: it is empty. Write the file anew"
-            raise CertificateError(msg, reason=CertificateReason.NO_CRL)
-        return [_parsed(x509.load_der_x509_crl, data, where)]
-    pieces = data.split(_PEM_BEGIN)[1:]
-    return [
-        _parsed(x509.load_pem_x509_crl, _PEM_BEGIN + piece.partition(_PEM_END)[0] + _PEM_END, where) for piece in pieces
-    ]
-
-
-def _parsed(
-    parser: Callable[[bytes], x509.CertificateRevocationList], data: bytes, where: str
-) -> x509.CertificateRevocationList:
-    try:
-        return parser(data)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
-        msg = f"a CRL in {where} is damaged or cut off; fetch it anew"
-        raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None
 
 
 def _check_kind(crl: x509.CertificateRevocationList) -> None:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TypeAlias, final
 
+from .ca_pool import CAPool
 from .crl import STRICT, CRLPolicy, CRLSet
-from .key_pair import CAPool
 
 __all__ = ["ClientAuth"]
 

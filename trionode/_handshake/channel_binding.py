@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING
 
-from trionode._identity.describe import fingerprint
+from trionode._identity.certificate import fingerprint
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -6,19 +6,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from trionode._util.text import printable
 
-from .names import general_names
+from .certificate import fingerprint, general_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256 of a certificate's DER encoding, as lower-case hex."""
-    return certificate.fingerprint(SHA256()).hex()
 
 
 def describe_names(certificate: x509.Certificate) -> str:

@@ -25,6 +25,8 @@ from service_identity.hazmat import DNS_ID, DNSPattern, IPAddress_ID, IPAddressP
 
 from trionode._util.text import printable
 
+from .certificate import general_names
+
 __all__ = ["NodeName"]
 
 URI_SCHEME: Final = "trionode"
@@ -259,12 +261,3 @@ def _single_address(value: object) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
         return value
     msg = "a network, not an address"
     raise ValueError(msg)
-
-
-def general_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    """The entries of the subject alternative name extension; none if it is absent or cannot be parsed."""
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
-        return []
-    return list(extension.value)

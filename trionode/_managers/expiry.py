@@ -17,7 +17,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from trionode._identity.describe import fingerprint
+from trionode._identity.certificate import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

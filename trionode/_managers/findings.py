@@ -23,10 +23,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
-from trionode._credentials.key_pair import CAPool, allows
 from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.certificate import allows, extension, is_self_issued
 from trionode._identity.describe import (
     describe,
     describe_duration,
@@ -264,10 +265,10 @@ def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
 
 def _key_usage(leaf: x509.Certificate) -> Iterator[Finding]:
     try:
-        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        usage = extension(leaf, x509.KeyUsage)
+    except ValueError:
         return  # where extensions cannot be read, the purposes are missed already
-    if not usage.digital_signature:
+    if usage is not None and not usage.digital_signature:
         yield Finding(
             code=FindingCode.KEY_USAGE,
             severity=Severity.ERROR,
@@ -278,7 +279,7 @@ def _key_usage(leaf: x509.Certificate) -> Iterator[Finding]:
 
 def _strength(key_pair: KeyPair) -> Iterator[Finding]:
     for certificate in key_pair.chain:
-        if certificate.issuer == certificate.subject:
+        if is_self_issued(certificate):
             continue  # nobody checks what a root says of itself
         try:
             weak = isinstance(certificate.signature_hash_algorithm, hashes.SHA1 | hashes.MD5)
@@ -333,7 +334,7 @@ def _names(leaf: x509.Certificate, wanted: list[NodeName | str]) -> Iterator[Fin
 
 def _chain(key_pair: KeyPair) -> Iterator[Finding]:
     last = key_pair.chain[-1]
-    if len(key_pair.chain) > 1 and last.issuer == last.subject:
+    if len(key_pair.chain) > 1 and is_self_issued(last):
         yield Finding(
             code=FindingCode.SUPERFLUOUS_ROOT,
             severity=Severity.WARNING,

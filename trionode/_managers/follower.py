@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import AsyncIterator, Collection, Iterator
 
+    from trionode._credentials.ca_pool import CAPool
     from trionode._credentials.crl import CRLSet
-    from trionode._credentials.key_pair import CAPool, KeyPair
+    from trionode._credentials.key_pair import KeyPair
 
     from .manager import Unchanged
     from .sources import Source

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias, final
 import trio
 from trio_util import AsyncValue
 
+from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
-from trionode._credentials.key_pair import CAPool, KeyPair
+from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._credentials.validity import Validity, validities
 from trionode._errors import (

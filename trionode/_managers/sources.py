@@ -37,14 +37,23 @@ from typing import TYPE_CHECKING, Final, Protocol, final, runtime_checkable
 
 import trio
 
-from trionode._credentials.crl import MAX_CRL_BYTES, CRLSet, parse_crls
-from trionode._credentials.key_pair import MAX_FILE_BYTES, CAPool, KeyPair, Secret, parse_certificates, read_file
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import CRLSet
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import (
+    MAX_CRL_BYTES,
+    MAX_FILE_BYTES,
+    Secret,
+    parse_certificates,
+    parse_crls,
+    read_file,
+)
 from trionode._errors import CertificateError, CertificateReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trionode._credentials.key_pair import FilePath
+    from trionode._credentials.pem import FilePath
 
 __all__ = ["Credentials", "FileSource", "Source"]
 

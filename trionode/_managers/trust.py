@@ -25,11 +25,8 @@ from typing import TYPE_CHECKING, Protocol, final
 from trio_util import AsyncValue
 
 from trionode._errors import PeerUnverifiedError, Stage, TrionodeError, UnverifiedReason
-from trionode._identity.describe import (
-    describe_issuer,
-    describe_subject,
-    fingerprint,
-)
+from trionode._identity.certificate import fingerprint
+from trionode._identity.describe import describe_issuer, describe_subject
 from trionode._tls.engine import Refusal, TrustCheck
 
 if TYPE_CHECKING:

@@ -40,7 +40,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
 from trionode._credentials.crl import describe_crl
-from trionode._credentials.key_pair import allows
 from trionode._credentials.policy import TLSPolicy
 from trionode._errors import (
     CertificateError,
@@ -48,13 +47,13 @@ from trionode._errors import (
     RejectionCode,
     UnverifiedReason,
 )
+from trionode._identity.certificate import allows, fingerprint
 from trionode._identity.describe import (
     describe,
     describe_dates,
     describe_issuer,
     describe_names,
     describe_subjects,
-    fingerprint,
 )
 from trionode._identity.names import (
     NodeName,
@@ -68,8 +67,9 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
+    from trionode._credentials.ca_pool import CAPool
     from trionode._credentials.crl import IssuedLists, Revocation
-    from trionode._credentials.key_pair import CAPool, KeyPair
+    from trionode._credentials.key_pair import KeyPair
 
 
 #: A TLS record carries at most this much plaintext (RFC 8446 section 5.1).

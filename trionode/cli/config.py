@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args, get_origin, get_type
 
 import msgspec
 
-from trionode._credentials.key_pair import read_file
+from trionode._credentials.pem import read_file
 
 from .exits import ExitStatus, Trouble
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode import NodeName, RejectionCode, UnverifiedReason
-from trionode._credentials.key_pair import allows
+from trionode._identity.certificate import allows, is_self_issued
 from trionode._identity.describe import (
     describe,
     describe_duration,
@@ -20,7 +20,7 @@ from trionode._identity.describe import (
 from trionode._identity.names import SubjectNames
 from trionode._tls.engine import AlertReceived, Misbehaved
 
-from .shown import certificate_state, is_self_issued
+from .shown import certificate_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

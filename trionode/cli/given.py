@@ -27,7 +27,7 @@ from trionode import (
     KeyPair,
     NodeName,
 )
-from trionode._credentials.key_pair import Secret, read_file
+from trionode._credentials.pem import Secret, read_file
 from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import canonical_host
 from trionode._node.options import DEFAULT_PORT

@@ -24,12 +24,9 @@ from trionode import (
     NodeName,
 )
 from trionode._credentials.crl import next_update
-from trionode._credentials.key_pair import parse_certificates, read_file
-from trionode._identity.describe import (
-    describe,
-    describe_subject,
-    fingerprint,
-)
+from trionode._credentials.pem import parse_certificates, read_file
+from trionode._identity.certificate import fingerprint, is_ca, is_self_issued
+from trionode._identity.describe import describe, describe_subject
 from trionode.pki import (
     CertificateAuthority,
     KeyType,
@@ -59,8 +56,6 @@ from .shown import (
     certificate_values,
     console,
     grid,
-    is_ca,
-    is_self_issued,
     now_utc,
     put,
     put_json,
@@ -72,7 +67,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from trionode._credentials.key_pair import Secret
+    from trionode._credentials.pem import Secret
 
 _REASONS: Final = {
     "unspecified": x509.ReasonFlags.unspecified,

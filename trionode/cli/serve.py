@@ -38,7 +38,7 @@ from trionode import (
     serve_status,
 )
 from trionode._connection.services import check_service_name
-from trionode._identity.describe import fingerprint
+from trionode._identity.certificate import fingerprint
 from trionode._identity.patterns import NamePattern
 from trionode._node.options import DEFAULT_PORT
 

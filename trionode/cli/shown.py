@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import click
 from cryptography import x509
@@ -19,20 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from trionode import Finding, Severity
+from trionode._identity.certificate import extension, fingerprint, is_ca, is_self_issued
 from trionode._identity.describe import (
     describe_duration,
     describe_issuer,
     describe_names,
     describe_subject,
-    fingerprint,
 )
 from trionode._identity.names import SubjectNames, host_address
 from trionode._util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-E = TypeVar("E", bound=x509.ExtensionType)
 
 HELD: Final = "✓"
 FAILED: Final = "✗"
@@ -189,17 +187,6 @@ def now_utc() -> datetime:
     return datetime.now(UTC)
 
 
-def is_ca(certificate: x509.Certificate) -> bool:
-    """Whether its basic constraints say that it is a CA's."""
-    constraints = _extension(certificate, x509.BasicConstraints)
-    return constraints is not None and constraints.ca
-
-
-def is_self_issued(certificate: x509.Certificate) -> bool:
-    """Whether it names itself as its issuer."""
-    return certificate.issuer == certificate.subject
-
-
 def hosts_of(names: SubjectNames) -> list[str]:
     """The hosts that a certificate covers."""
     return [pattern.pattern.decode() for pattern in names.dns] + [str(each.pattern) for each in names.addresses]
@@ -220,7 +207,10 @@ def speaks_for(certificate: x509.Certificate) -> str:
 
 def purposes(certificate: x509.Certificate) -> list[str] | None:
     """The extended key usages by their short names; None where the certificate does not restrict them."""
-    usage = _extension(certificate, x509.ExtendedKeyUsage)
+    try:
+        usage = extension(certificate, x509.ExtendedKeyUsage)
+    except ValueError:
+        return None
     return None if usage is None else [_PURPOSES.get(each, each.dotted_string) for each in usage]
 
 
@@ -259,10 +249,3 @@ def signature_kind(certificate: x509.Certificate) -> str:
     """How it is signed."""
     name: str = getattr(certificate.signature_algorithm_oid, "_name", "") or "?"
     return printable(name, 40)
-
-
-def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
-        return None

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from trionode._credentials.key_pair import BACKDATE, KeyPair
+from trionode._credentials.issuing import BACKDATE
+from trionode._credentials.key_pair import KeyPair
 from trionode._identity.names import NodeName
 from trionode._node.node import Node
 from trionode._tls.contexts import TLSContexts

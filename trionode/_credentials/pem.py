@@ -1,0 +1,179 @@
+"""Reading credential files: bytes of a file into `cryptography` objects, or a `CertificateError` that says why not.
+
+Theory. Everything that reads a certificate, a key or a revocation list from a file or a text goes through here, so that
+one place decides what a file may hold, how large it may be, and what is said of one that is damaged. What the objects
+are then good for is decided by `key_pair`, `ca_pool` and `crl`.
+
+Errors from the parsers are replaced rather than chained where they could quote input: some of it is a private key.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+
+from trionode._errors import CertificateError, CertificateReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What can sign in TLS 1.3.
+PrivateKey: TypeAlias = (
+    ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+)
+FilePath: TypeAlias = str | os.PathLike[str]
+
+#: A certificate or key file larger than this is not one: the system's whole CA bundle has about 220 KiB.
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+
+#: A CRL file larger than this is refused: room for some 300 000 revoked certificates. Each generation keeps its lists
+#: parsed, at about seven times this size.
+MAX_CRL_BYTES: Final = 16 * 1024 * 1024
+
+_PEM_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+_PEM_CRL: Final = b"-----BEGIN X509 CRL-----"
+_PEM_CRL_END: Final = b"-----END X509 CRL-----"
+
+
+@final
+class Secret:
+    """Bytes that may be a key or a password: no frame holds them bare, for tracebacks that print local variables."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | str) -> None:
+        # "surrogatepass": an encoding error would carry the text, perhaps a key, in its attributes.
+        self.data: bytes = data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.data)} bytes, not shown>"
+
+
+def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM certificate or key file") -> Secret:
+    """A file's content, if it is not unreasonably large.
+
+    Args:
+        file: its path.
+        limit: bytes.
+        kind: what it is meant to be, for the message.
+
+    Raises:
+        CertificateError: reason `unreadable`.
+    """
+    try:
+        with Path(file).open("rb") as stream:
+            content = Secret(stream.read(limit + 1))
+    except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the path
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        msg = f"cannot read {os.fspath(file)}: {why}. Check the path and its permissions"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from exc
+    if len(content.data) > limit:
+        msg = f"{os.fspath(file)} is larger than {limit} bytes; this is not a {kind}"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
+    return content
+
+
+def parse_certificates(pem: Secret, where: str) -> tuple[x509.Certificate, ...]:
+    """All certificates of a PEM text, at least one.
+
+    Args:
+        pem: the text.
+        where: what to call it in messages.
+
+    Raises:
+        CertificateError: reason `no_certificate`, or `unreadable` where one is damaged or cut off.
+    """
+    if _PEM_CERTIFICATE not in pem.data:
+        hint = " It holds a private key: are the two files swapped?" if b"PRIVATE KEY-----" in pem.data else ""
+        msg = f"no PEM certificate in {where}: a '{_PEM_CERTIFICATE.decode()}' block is needed.{hint}"
+        raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
+    try:
+        certificates = tuple(x509.load_pem_x509_certificates(pem.data))
+    except (ValueError, x509.InvalidVersion):
+        certificates = ()
+    # The parser skips a last block without its END line: a file that was cut off must not pass as a shorter one.
+    if len(certificates) < pem.data.count(_PEM_CERTIFICATE):
+        msg = f"a certificate in {where} is damaged or cut off; write the file anew"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
+    return certificates
+
+
+def parse_private_key(pem: Secret, password: Secret | None, where: str) -> object:
+    # Parser errors are dropped, not chained: none of them says more than we do, and some quote their input.
+    if b"PRIVATE KEY-----" not in pem.data:
+        hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem.data else ""
+        msg = f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed.{hint}"
+        raise CertificateError(msg, reason=CertificateReason.NO_KEY)
+    block = Secret(_key_block(pem.data))
+    if b"-----BEGIN OPENSSH" in block.data:
+        msg = f"the private key in {where} is in OpenSSH's own format; convert it with ssh-keygen -p -m PKCS8 -f FILE"
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
+    encrypted = b"ENCRYPTED" in block.data
+    if encrypted and password is None:
+        msg = f"the private key in {where} is encrypted; give its password"
+        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+    if not encrypted and password is not None:
+        msg = f"a password was given, but the private key in {where} is not encrypted; leave it out, or encrypt the key"
+        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+    try:
+        key = serialization.load_pem_private_key(block.data, None if password is None else password.data)
+    except UnsupportedAlgorithm:
+        msg = f"the private key in {where} is of a kind that is not supported; use EC P-256, P-384, Ed25519 or RSA"
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
+    except (ValueError, TypeError):
+        if encrypted:
+            msg = f"the password does not open the private key in {where} (or the key is damaged)"
+            raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD) from None
+        msg = f"the private key in {where} is damaged or cut off; write the file anew"
+        raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
+    return key
+
+
+def _key_block(pem: bytes) -> bytes:
+    """The first private key block: OpenSSL writes `EC PARAMETERS` before it, and a file may hold certificates too."""
+    marker = pem.index(b"PRIVATE KEY-----")
+    start = max(0, pem.rfind(b"-----BEGIN ", 0, marker))
+    end = pem.find(b"PRIVATE KEY-----", marker + 1)
+    return pem[start:] if end < 0 else pem[start : end + len(b"PRIVATE KEY-----")]
+
+
+def parse_crls(data: bytes, where: str) -> list[x509.CertificateRevocationList]:
+    """All lists of a PEM text, or the one of a DER encoding.
+
+    Args:
+        data: the text or encoding.
+        where: what to call it in messages.
+
+    Raises:
+        CertificateError: reason `no_crl`, or `bad_crl` where one is damaged or cut off.
+    """
+    blocks = data.count(_PEM_CRL)
+    if not blocks:
+        if b"-----BEGIN " in data:
+            msg = f"no CRL in {where}: a '{_PEM_CRL.decode()}' block is needed, or DER. Are two files swapped?"
+            raise CertificateError(msg, reason=CertificateReason.NO_CRL)
+        if not data.strip():
+            msg = f"no CRL in {where}: it is empty. Write the file anew"
+            raise CertificateError(msg, reason=CertificateReason.NO_CRL)
+        return [_parse_crl(x509.load_der_x509_crl, data, where)]
+    pieces = data.split(_PEM_CRL)[1:]
+    return [
+        _parse_crl(x509.load_pem_x509_crl, _PEM_CRL + piece.partition(_PEM_CRL_END)[0] + _PEM_CRL_END, where)
+        for piece in pieces
+    ]
+
+
+def _parse_crl(
+    parser: Callable[[bytes], x509.CertificateRevocationList], data: bytes, where: str
+) -> x509.CertificateRevocationList:
+    try:
+        return parser(data)
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        msg = f"a CRL in {where} is damaged or cut off; fetch it anew"
+        raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None
