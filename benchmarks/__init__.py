@@ -1,1 +1,1 @@
-"""The benchmark suite: `python -m benchmarks`, from a checkout. See README.md beside this file."""
+"""The benchmark suite (`suite`) and the stress programs (`stress`), from a checkout. See README.md beside this file."""

@@ -134,7 +134,7 @@ def test_every_row_names_what_stops_it_and_tests_that_exist(row: list[str]) -> N
     modules = re.findall(r"`(_\w+(?:/\w+)?|\w+/\w+|pki)`", defence)
     assert modules
     assert all((Path(trionode.__file__).parent / f"{module}.py").exists() for module in modules), defence
-    tests = re.findall(r"`((?:\w+/)?\w+\.py)::(\w+)`", shown)
+    tests = re.findall(r"`((?:\w+/)*\w+\.py)::(\w+)`", shown)
     assert tests
     assert len(tests) == shown.count("::") == shown.count("`") / 2
     missing = [f"{file}::{name}" for file, name in tests if name not in collect(file)]

@@ -1,0 +1,1 @@
+"""Programs that check rather than measure: does trionode hold what it promises while everything goes wrong?"""

@@ -1,0 +1,18 @@
+"""The scenarios, in the order in which they run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from . import calls, connecting, footprint, hand_over, messages, rotation, sweeps
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.suite.model import Scenario
+
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    scenario.name: scenario
+    for module in (connecting, messages, calls, rotation, hand_over, footprint, sweeps)
+    for scenario in module.SCENARIOS
+}

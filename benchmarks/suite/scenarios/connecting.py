@@ -1,0 +1,118 @@
+"""Connecting: TCP, mutual TLS, and what a peer needs beyond that to know whom it talks to; closed again.
+
+Where the CPU time of one connect and close of two nodes goes, both ends in one process (py-spy, of 2.0 ms):
+
+| what | % |
+| -- | -- |
+| OpenSSL's handshake; both ends in memory take 0.78 ms, of which 0.1 are the post-quantum key exchange | 44 |
+| OpenSSL and pyOpenSSL otherwise: making the connections, records, tickets that nobody uses, close_notify | 6 |
+| kernel: sockets, epoll | 12 |
+| Trio: 16 ticks, 27 task steps, 6 tasks | 13 |
+| callbacks in the handshake: chains, names, ALPN, certificate request | 4.5 |
+| hello, verdicts, the connection and what the node knows of it | 17.5 |
+| other libraries, and the benchmark itself | 3 |
+
+Half of the rate in memory would leave 0.3 ms for Trio and for us, beside OpenSSL and the kernel: out of reach.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.suite import in_memory
+from benchmarks.suite.arena import GRPC, NAIVE, OURS, contestant
+from benchmarks.suite.model import Better, Contestant, Placement, Scenario, Target
+
+if TYPE_CHECKING:
+    from benchmarks.suite.arena import Arena
+    from benchmarks.suite.model import Sample
+
+PYOPENSSL: Final = "OpenSSL in memory"
+STDLIB: Final = "ssl in memory"
+REQUEST: Final = bytes(100)
+
+
+async def connect(arena: Arena, *, at_once: int = 1, call: bool = False) -> Sample:
+    """Connections one after the other, in so many lanes."""
+    each = -(-arena.job.count // at_once)
+
+    async def lane(number: int) -> None:
+        for _ in range(each):
+            async with arena.client.dial(number) as session:
+                if call:
+                    await session.call(REQUEST)
+                else:
+                    await session.settle()
+
+    with arena.watch() as watch:
+        await arena.peer.together(*(partial(lane, number) for number in range(at_once)))
+    return watch.rate(each * at_once)
+
+
+async def first_call(arena: Arena) -> Sample:
+    """Connect, call, close."""
+    if not arena.peer.multiplexes:  # its server has to be told first what is wanted
+        return await _settled_call(arena)
+    return await connect(arena, call=True)
+
+
+async def _settled_call(arena: Arena) -> Sample:
+    with arena.watch() as watch:
+        for _ in range(arena.job.count):
+            async with arena.client.dial() as session:
+                await session.settle()
+                await session.call(REQUEST)
+    return watch.rate(arena.job.count)
+
+
+IN_MEMORY: Final = (
+    Contestant(
+        title=PYOPENSSL, measure=in_memory.pyopenssl_handshakes, placements=frozenset([Placement.ONE]), series=PYOPENSSL
+    ),
+    Contestant(title=STDLIB, measure=in_memory.stdlib_handshakes, placements=frozenset([Placement.ONE]), series=STDLIB),
+)
+STREAMS: Final = (NAIVE, "asyncio streams", "uvloop streams")
+
+
+def _connect(at_once: int, name: str, how: str) -> Scenario:
+    peers = [contestant(title, connect, clients=at_once, at_once=at_once) for title in (OURS, *STREAMS)]
+    return Scenario(
+        name=name,
+        measures=f"TCP, mutual TLS, hello and name check, closed again; {how}. Streams: one byte echoed for a hello.",
+        unit="/s",
+        better=Better.HIGHER,
+        contestants=[*peers, *IN_MEMORY],
+        baseline=NAIVE,
+        targets=[
+            Target(of=OURS, against=NAIVE, at_least=1),
+            Target(of=OURS, against=PYOPENSSL, at_least=0.5),
+            Target(of=OURS, against=STDLIB, at_least=0.5),
+        ],
+        placements=[Placement.ONE, Placement.TWO],
+        start=8,
+        seconds=0.7,
+        quick_start=8,
+    )
+
+
+SCENARIOS: Final = (
+    _connect(1, "connect", "one after the other"),
+    _connect(8, "connect-8", "8 at once"),
+    Scenario(
+        name="first-call",
+        measures="Connect, verified on both sides, and one call of 100 bytes; closed again.",
+        unit="/s",
+        better=Better.HIGHER,
+        contestants=[
+            contestant(title, first_call)
+            for title in (OURS, NAIVE, "asyncio streams", GRPC, "trio-websocket", "websockets")
+        ],
+        baseline=NAIVE,
+        targets=[Target(of=OURS, against=GRPC, at_least=1.2)],
+        placements=[Placement.ONE, Placement.TWO],
+        start=8,
+        seconds=0.7,
+        quick_start=4,
+    ),
+)
