@@ -39,13 +39,10 @@ from trionode import (
 from trionode._connection.connection import Connection, ConnectionSettings
 from trionode._connection.registry import Registry
 from trionode._connection.services import Services
+from trionode._handshake.accept import accept_link
 from trionode._handshake.collisions import Arbiter
-from trionode._handshake.exchange import (
-    Dial,
-    Party,
-    accept_link,
-    dial_link,
-)
+from trionode._handshake.dial import Dial, dial_link
+from trionode._handshake.exchange import Party
 from trionode._protocol import frames as wire
 from trionode._tls.stream import client_handshake, server_handshake
 from trionode.cli import main

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
+from trionode._handshake.accept import accept_tls
+from trionode._handshake.dial import dial_tls
+
 from ._errors import HandshakeError
 from ._handshake.admission import Admission
 from ._handshake.connect import connect
-from ._handshake.exchange import accept_tls, dial_tls
 from ._identity.names import canonical_host
 from ._tls.stream import address_of
 from ._transport.interfaces import accept_forever

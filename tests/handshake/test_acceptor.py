@@ -23,15 +23,12 @@ from trionode import (
     TLSContexts,
 )
 from trionode._connection.registry import Registry
+from trionode._handshake.accept import accept_link
 from trionode._handshake.acceptor import Acceptor
 from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
-from trionode._handshake.exchange import (
-    Dial,
-    Party,
-    accept_link,
-    dial_link,
-)
+from trionode._handshake.dial import Dial, dial_link
+from trionode._handshake.exchange import Party
 from trionode._protocol import frames as wire
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import TCPListener, open_listeners

@@ -23,9 +23,11 @@ from trionode import (
 )
 from trionode._connection.registry import Registry
 from trionode._credentials.policy import TLSPolicy
+from trionode._handshake.accept import accept_link
 from trionode._handshake.collisions import Arbiter
-from trionode._handshake.connect import connect, dial
-from trionode._handshake.exchange import Dial, Party, accept_link
+from trionode._handshake.connect import connect
+from trionode._handshake.dial import Dial, dial
+from trionode._handshake.exchange import Party
 from trionode._protocol import frames as wire
 from trionode._tls.stream import address_of
 from trionode._transport.tcp import open_listeners

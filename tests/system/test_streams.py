@@ -46,7 +46,8 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
-from trionode._handshake.exchange import accept_tls, dial_tls
+from trionode._handshake.accept import accept_tls
+from trionode._handshake.dial import dial_tls
 from trionode._identity.certificate import fingerprint
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import (

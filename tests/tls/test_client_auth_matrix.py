@@ -45,7 +45,7 @@ from trionode import (
     UnverifiedReason,
     open_tls_stream,
 )
-from trionode._handshake.exchange import accept_tls
+from trionode._handshake.accept import accept_tls
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ from trionode import (
     UnverifiedReason,
     open_tls_stream,
 )
-from trionode._handshake.exchange import accept_tls
+from trionode._handshake.accept import accept_tls
 from trionode._identity.names import SubjectNames, canonical_host
 from trionode._tls import engine as _openssl
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair

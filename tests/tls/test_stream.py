@@ -27,7 +27,8 @@ from trionode._errors import (
     Stage,
     UnverifiedReason,
 )
-from trionode._handshake.exchange import accept_tls, dial_tls
+from trionode._handshake.accept import accept_tls
+from trionode._handshake.dial import dial_tls
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import RECORD_SIZE
 from trionode._tls.stream import (

@@ -21,7 +21,7 @@ from trionode._transport.interfaces import accept_forever
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import Address, place
 
-from .exchange import Party, accept_link
+from .accept import accept_link
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trionode._transport.interfaces import Listener
 
     from .admission import Admission
+    from .exchange import Party
 
 __all__ = ["Acceptor", "AcceptorStatistics"]
 

@@ -1,25 +1,19 @@
-"""Connectors: dial one route, and bring back a link. They see a receive channel of contexts, never a manager.
+"""Connecting: resolve a host and open the transport's connection, within a deadline.
 
 Over TCP, connecting resolves without blocking and tries addresses the happy-eyeballs way (RFC 8305, Trio's
-`open_tcp_stream`); contexts are taken after it, afresh for each attempt.
+`open_tcp_stream`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import trio
 
 from trionode._errors import HandshakeError, HandshakeTimeoutError, Stage
 from trionode._transport.tcp import TCP
 
-from .exchange import Dial, Party, dial_link
-
 if TYPE_CHECKING:
-    from trionode._connection.link import Link
-    from trionode._tls.contexts import TLSContexts
     from trionode._transport.interfaces import Transport
 
 
@@ -65,30 +59,3 @@ def _explain(exc: OSError) -> str:
     if isinstance(cause, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(str(inner) for inner in cause.exceptions))
     return str(cause or exc)
-
-
-Connecting: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
-
-
-async def dial(
-    dial: Dial,
-    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
-    party: Party,
-    *,
-    reach: Callable[[Connecting], Awaitable[trio.abc.Stream]] | None = None,
-) -> Link:
-    """One attempt at one route: connect, then the handshake.
-
-    Args:
-        dial: what is to be reached.
-        contexts_channel: where the handshake takes its contexts.
-        party: who we are.
-        reach: runs the connecting, and may end it early by an exception of its own.
-
-    Raises:
-        HandshakeError: it failed, at whichever stage; see its subclasses.
-        CertificateError: the system's CAs are needed and there are none.
-    """
-    connecting = partial(connect, dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
-    stream = await (connecting() if reach is None else reach(connecting))
-    return await dial_link(stream, contexts_channel, party, dial)

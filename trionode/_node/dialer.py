@@ -23,9 +23,8 @@ from trionode._errors import (
     NoRouteError,
     UnverifiedReason,
 )
-from trionode._handshake.connect import dial
 from trionode._handshake.cookie import as_cookie
-from trionode._handshake.exchange import Dial
+from trionode._handshake.dial import Dial, dial
 from trionode._identity.names import NodeName, SubjectNames
 from trionode._util.text import printable
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
     from trionode._connection.connection import Connection
     from trionode._connection.link import Link
-    from trionode._handshake.connect import Connecting
+    from trionode._handshake.dial import Connecting
     from trionode._managers.manager import CertManager
 
     from .runtime import Runtime

@@ -248,7 +248,7 @@ class Tally:
         return self._connecting.snapshot()
 
 
-#: What a broken handshake may say, see `_handshake.exchange` and `_handshake.connect`; TLS has OpenSSL's words for
+#: What a broken handshake may say, see `_handshake.exchange`, `.accept` and `.connect`; TLS has OpenSSL's words for
 #: more.
 _BROKEN: Final = frozenset(
     {"unreachable", "silent", "closed", "broken", "protocol", "truncated", "superseded", "no_application_protocol"}

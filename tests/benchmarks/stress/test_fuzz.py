@@ -22,7 +22,7 @@ from benchmarks.stress.fuzz.dispatch import MOVE_HERE, NEW_LINK, Case, DispatchT
 from benchmarks.stress.fuzz.live import AsFrames
 from trionode import Connection, HandshakeError, RemoteProtocolError
 from trionode._connection.services import Services
-from trionode._handshake.exchange import _FIRST_READ
+from trionode._handshake.accept import _FIRST_READ
 from trionode._protocol import frames as wire
 from trionode._tls import stream as tls
 from trionode._tls.stream import MAX_FLIGHTS, client_handshake, server_handshake
