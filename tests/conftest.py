@@ -478,7 +478,8 @@ def scripted(manager: ManagerFactory) -> ScriptedFactory:
                 plan = Dial(name=other, host="localhost", port=1, connect_timeout=60, handshake_timeout=60)
                 links.append(await dial_link(stream, ours.contexts, party, plan))
             else:
-                links.append(await accept_link(stream, ours.contexts, party, bind_names=True, handshake_timeout=60))
+                link, _ = await accept_link(stream, ours.contexts, party, bind_names=True, handshake_timeout=60)
+                links.append(link)
 
         async def introduce() -> None:
             contexts = await theirs.contexts.receive()

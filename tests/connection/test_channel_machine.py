@@ -99,7 +99,7 @@ async def connected(
     links: dict[int, Link] = {}
 
     async def accept() -> None:
-        links[1] = await accept_link(far, managers[1].contexts, parties[1], bind_names=True, handshake_timeout=60)
+        links[1], _ = await accept_link(far, managers[1].contexts, parties[1], bind_names=True, handshake_timeout=60)
 
     async def dial() -> None:
         plan = Dial(name=names[1], host="localhost", port=1, connect_timeout=60, handshake_timeout=60)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory
 
     from trionode._connection.link import Link
+    from trionode._handshake.accept import Joined
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 LIMITS = wire.Limits(max_message_size=65536, window=65536, max_channels=16)
@@ -77,7 +78,7 @@ class Accepting:
         self.errors: list[HandshakeError] = []
         self.changed = trio.lowlevel.ParkingLot()
 
-    async def established(self, link: Link) -> None:
+    async def established(self, link: Link, joined: Joined | None) -> None:
         """Keep the link until it ends."""
         self.links.append(link)
         self.changed.unpark_all()
@@ -481,13 +482,14 @@ async def test_cancelled_at_any_step_a_handshake_closes_its_transport(
         instrument = CancelAtStep(scope, step)
 
         async def accept(transport: Watched) -> Link:
-            return await accept_link(
+            link, _ = await accept_link(
                 transport,
                 contexts["accept"].receive,  # noqa: B023 -- awaited within the same turn
                 party(BETA),
                 bind_names=True,
                 handshake_timeout=math.inf,
             )
+            return link
 
         async def connect(transport: Watched) -> Link:
             plan = Dial(name=BETA, host="localhost", port=1, connect_timeout=math.inf, handshake_timeout=math.inf)

@@ -82,7 +82,10 @@ def generations(manager: ManagerFactory) -> Callable[[int], list[TLSContexts]]:
 async def serve(listener: trio.SocketListener, contexts: TLSContexts) -> Link:
     """Accept one link, as beta."""
     transport = await listener.accept()
-    return await accept_link(transport, Contexts(contexts).receive, party(BETA), bind_names=True, handshake_timeout=10)
+    channel = Contexts(contexts).receive
+    link, joined = await accept_link(transport, channel, party(BETA), bind_names=True, handshake_timeout=10)
+    assert joined is None
+    return link
 
 
 async def failure(attempt: Awaitable[object]) -> HandshakeError:

@@ -117,7 +117,7 @@ class Double:
             raise self.error
         return SimpleNamespace()
 
-    def commit(self, link: object) -> None:
+    def commit(self, link: object, *, follows: object) -> None:
         """It moves, and that settles at once."""
         self.generation = self.world.manager.generation
         self.records = 0
@@ -128,7 +128,7 @@ class Double:
         """The peer is asked."""
         self.asks.append(trio.current_time())
         if self.obeys:
-            self.commit(None)
+            self.commit(None, follows=None)
 
     async def supersede(self, reason: EndReason, *, grace: float) -> None:
         """It is closed gracefully; what is under way takes the whole grace."""
@@ -539,7 +539,7 @@ async def test_by_hand_on_the_accepting_side_brings_our_newest_certificate(
             connection.new_link(None, None)  # that one
             await trio.sleep(0.5)
             assert len(connection.asks) == 2
-            connection.commit(None)
+            connection.commit(None, follows=None)
         assert not connection.superseded
 
 

@@ -852,24 +852,24 @@ class Connection:
                 self._joining = None
                 self._changed.unpark_all()
 
-    def commit(self, link: Link) -> None:
+    def commit(self, link: Link, *, follows: Link) -> None:
         """Move to a link that joined: from here on it carries everything. Synchronous.
 
         Args:
             link: the new one, whose handshake and hello are done; owned by the connection from then on.
+            follows: the link that the connection was on when the new one was let in: the proofs are for these two.
 
         Raises:
             trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended; the link is still the
                 caller's to close.
         """
         self.check_not_ended()
-        if self._move is not None or link.follows is not self._link:
+        if self._move is not None or follows is not self._link:
             msg = "the connection has moved to another link meanwhile"
             raise trio.BrokenResourceError(msg)
         if self._nursery is None:
             msg = f"the connection to {self.peer.name} is being cancelled"
             raise trio.BrokenResourceError(msg)
-        link.follows = None  # or every link would keep all before it
         _ = self.identifier
         old, self._link = self._link, link
         first = wire.encode_hello(wire.Confirmation()) if link.dialled else b""

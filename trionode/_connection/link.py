@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from trionode._protocol.frames import Limits
     from trionode._tls.stream import TLSStream
 
-    from .connection import Connection
-
 _ID_LABEL: Final = b"EXPORTER-trionode-connection"
 _ID_BYTES: Final = 16
 
@@ -38,9 +36,7 @@ class Link:
         peer_generation: of those that the peer took.
         key_pair_fingerprint: of the key pair in this side's contexts.
         peer_limits: what the peer accepts.
-        door: on the accepting side, what it came in by: a link that joins has to come in by the same.
-        joins: the connection that it is to carry, if that is there already.
-        follows: the link that the connection was on when it was let in; None once it carries the connection.
+        acceptor: on the accepting side, what stands for its acceptor: a link that joins has to come from the same.
         rest: bytes that came behind the hello, until they are read.
         decoder: cuts the stream into frames.
         finished: whether the peer's last frame on it was read (SWITCH).
@@ -56,9 +52,7 @@ class Link:
     peer_generation: int
     key_pair_fingerprint: str
     peer_limits: Limits
-    door: object = None
-    joins: Connection | None = None
-    follows: Link | None = None
+    acceptor: object = None
     rest: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     finished: bool = False

@@ -49,6 +49,18 @@ if TYPE_CHECKING:
 _FIRST_READ: Final = 16 * 1024
 
 
+class Joined(NamedTuple):
+    """What a new link joins.
+
+    Attributes:
+        connection: the one that it is to carry.
+        follows: the link that this was on when the dialer's proof was checked.
+    """
+
+    connection: Connection
+    follows: Link
+
+
 async def accept_tls(
     transport: trio.abc.Stream,
     contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
@@ -76,8 +88,11 @@ async def accept_link(
     bind_names: bool,
     handshake_timeout: float,
     ticket: Ticket | None = None,
-) -> Link:
+) -> tuple[Link, Joined | None]:
     """The accepting side of a node's handshake; owns the transport.
+
+    Returns:
+        The link, and what it joins where it is to carry a connection that is there.
 
     Raises:
         PeerUnverifiedError: we refused the dialler.
@@ -126,7 +141,7 @@ async def _accept_tls(
 
 async def _accept_hello(
     stream: TLSStream, contexts: TLSContexts, party: Party, handshake: Handshake, *, bind_names: bool
-) -> Link:
+) -> tuple[Link, Joined | None]:
     conversation = Conversation(stream, handshake)
     hello = await conversation.receive(wire.Hello)
     with ExitStack() as reservation:
@@ -135,7 +150,9 @@ async def _accept_hello(
             peer = _judge_dialler(stream, hello, party, handshake, bind_names=bind_names)
             proof = _answer_cookie(stream, hello, peer, party, handshake)
             mutual = peer.verified and hello.verified
-            joined = None if hello.join is None else await _judge_join(stream, hello.join, peer, party, mutual=mutual)
+            joined, join_proof_of_ours = None, b""
+            if hello.join is not None:
+                joined, join_proof_of_ours = await _judge_join(stream, hello.join, peer, party, mutual=mutual)
             check_authorized(peer, party, handshake)
             if joined is not None:
                 pass
@@ -160,14 +177,14 @@ async def _accept_hello(
                 limits=party.limits,
                 verified=peer.verified,
                 proof=proof,
-                join=b"" if joined is None else joined.answer,
+                join=join_proof_of_ours,
             )
         )
         confirmation = await conversation.receive(wire.Confirmation)
         if confirmation.refusal is not None:
             raise handshake.rejected(confirmation.refusal)
     # The name stays reserved up to here; the link is registered before anybody else runs.
-    return Link(
+    link = Link(
         stream=stream,
         peer=peer,
         dialled=False,
@@ -177,23 +194,17 @@ async def _accept_hello(
         peer_generation=hello.generation,
         key_pair_fingerprint=contexts.key_pair.fingerprint,
         peer_limits=hello.limits,
-        door=party,
-        joins=None if joined is None else joined.connection,
-        follows=None if joined is None else joined.link,
+        acceptor=party,
         rest=conversation.rest(),
     )
+    return link, joined
 
 
-class _Joined(NamedTuple):
-    """A connection that a dialer has proved to be its own, the link that it is on, and our proof in turn."""
-
-    connection: Connection
-    link: Link
-    answer: bytes
-
-
-async def _judge_join(stream: TLSStream, join: wire.Join, peer: Peer, party: Party, *, mutual: bool) -> _Joined:
-    connection = party.arbiter.joined(join.connection, peer, door=party)
+async def _judge_join(
+    stream: TLSStream, join: wire.Join, peer: Peer, party: Party, *, mutual: bool
+) -> tuple[Joined, bytes]:
+    """What the new link joins, and our proof in answer to the dialer's."""
+    connection = party.arbiter.joined(join.connection, peer, acceptor=party)
     try:
         await connection.wait_settled()
     except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
@@ -217,7 +228,7 @@ async def _judge_join(stream: TLSStream, join: wire.Join, peer: Peer, party: Par
         msg = f"{peer.name} repeats attempt {join.attempt} to move the connection, after {connection.last_attempt}"
         raise Conflict(UnverifiedReason.JOIN, peer, msg)
     connection.last_attempt = join.attempt
-    return _Joined(connection, link, prove(answers=join.proof))
+    return Joined(connection, link), prove(answers=join.proof)
 
 
 def _common_version(hello: wire.Hello, party: Party, handshake: Handshake) -> int:

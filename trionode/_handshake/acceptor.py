@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trionode._tls.contexts import TLSContexts
     from trionode._transport.interfaces import Listener
 
+    from .accept import Joined
     from .admission import Admission
     from .exchange import Party
 
@@ -86,7 +87,7 @@ class Acceptor:
         bind_names: bool,
         handshake_timeout: float,
         admission: Admission,
-        established: Callable[[Link], Awaitable[None]],
+        established: Callable[[Link, Joined | None], Awaitable[None]],
         refused: Refused,
         timed: Timed = nullcontext,
     ) -> None:
@@ -175,7 +176,7 @@ class Acceptor:
                 self._admission.admitted(address_of(transport)) as ticket,
                 self._timed(self._contexts_channel) as contexts_channel,
             ):
-                link = await accept_link(
+                link, joined = await accept_link(
                     transport,
                     contexts_channel,
                     self._party,
@@ -197,6 +198,6 @@ class Acceptor:
         finally:
             self._handshaking -= 1
         self._established += 1
-        established = self._on_established(link)
-        del link  # not kept: the connection may leave it, and live long
+        established = self._on_established(link, joined)
+        del link, joined  # not kept: connections leave links, and may live long
         await established

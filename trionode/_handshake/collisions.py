@@ -190,20 +190,20 @@ class Arbiter:
 
     # Joining
 
-    def joined(self, identifier: bytes, peer: Peer, *, door: object) -> Connection:
+    def joined(self, identifier: bytes, peer: Peer, *, acceptor: object) -> Connection:
         """The connection that a dialer wants to move to its new link. That it may is to be shown (`check_same`, proof).
 
         Args:
             identifier: the connection's.
             peer: the dialer, as the new link shows it.
-            door: what the new link came in by.
+            acceptor: what stands for the acceptor that the new link came in by.
 
         Raises:
             Conflict: it has no such connection here.
         """
         for connection in self._registry.named(peer.name):
             link = connection.link
-            if link.dialled or link.door is not door or connection.identifier != identifier:
+            if link.dialled or link.acceptor is not acceptor or connection.identifier != identifier:
                 continue
             return connection
         msg = f"there is no connection of {peer.name} here that it could be moved to; dial anew"

@@ -210,8 +210,6 @@ async def _dial_hello(stream: TLSStream, contexts: TLSContexts, party: Party, ha
         peer_generation=answer.generation,
         key_pair_fingerprint=contexts.key_pair.fingerprint,
         peer_limits=answer.limits,
-        joins=dial.join,
-        follows=None if joining is None else joining.link,
         rest=conversation.rest(),
     )
 
@@ -222,11 +220,10 @@ class _Joining:
     def __init__(self, connection: Connection, stream: TLSStream, party: Party) -> None:
         connection.last_attempt += 1
         peer = connection.peer
-        self.link = connection.link
         self._connection = connection
         self._prove = partial(
             join_proof,
-            self.link.stream,
+            connection.link.stream,
             stream,
             connection=connection.identifier,
             attempt=connection.last_attempt,

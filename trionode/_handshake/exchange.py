@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode._connection.connection import Connection
-    from trionode._connection.link import Link
     from trionode._identity.peer import Peer
     from trionode._tls.contexts import TLSContexts
 
@@ -183,7 +182,7 @@ class Handshake:
         )
 
 
-async def closing_on_failure(stream: TLSStream, exchange: Awaitable[Link], handshake: Handshake) -> Link:
+async def closing_on_failure(stream: TLSStream, exchange: Awaitable[T], handshake: Handshake) -> T:
     try:
         return await exchange
     except PeerUnverifiedError:

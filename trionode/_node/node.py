@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from trionode._connection.connection import Connection, RenewalCause
     from trionode._connection.link import Link
     from trionode._connection.services import Allow, Service
+    from trionode._handshake.accept import Joined
     from trionode._managers.manager import CertManager, ManagerStatistics
 
     from .routes import RouteHandle
@@ -473,9 +474,9 @@ class Node:
         manager = plan.cert_manager or self.options.cert_manager
         limits = runtime.limits(plan.max_message_size)
 
-        async def established(link: Link) -> None:
-            if link.joins is not None:
-                await _join(link.joins, link)
+        async def established(link: Link, joined: Joined | None) -> None:
+            if joined is not None:
+                await _join(joined, link)
             elif runtime.nursery is None:  # it came through while we were leaving
                 await link.stream.aclose()
             else:
@@ -578,9 +579,9 @@ class Node:
                     nursery.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
 
 
-async def _join(connection: Connection, link: Link) -> None:
+async def _join(joined: Joined, link: Link) -> None:
     try:
-        connection.commit(link)
+        joined.connection.commit(link, follows=joined.follows)
     except (trio.ClosedResourceError, trio.BrokenResourceError):  # it ended just now, and this link with it
         await link.stream.aclose()
 

@@ -365,11 +365,12 @@ class Renewal:
             watched.not_before = trio.current_time() + SPACING
             # Nobody needs it once the connection has ended.
             with trio.CancelScope() as scope, connection.joining(scope):
+                follows = connection.link
                 link = await redial()
             if scope.cancelled_caught:
                 connection.check_not_ended()
             try:
-                connection.commit(link)
+                connection.commit(link, follows=follows)
             except BaseException:
                 await trio.aclose_forcefully(link.stream)
                 raise

@@ -232,7 +232,7 @@ class Case:
 
     # What it is made of
 
-    def _link(self, stream: FakeStream, *, follows: Link | None = None) -> Link:
+    def _link(self, stream: FakeStream) -> Link:
         return Link(
             stream=cast("TLSStream", stream),
             peer=established_peer(
@@ -244,7 +244,6 @@ class Case:
             peer_generation=1,
             key_pair_fingerprint="",
             peer_limits=LIMITS,
-            follows=follows,
         )
 
     def _settings(self, services: Services) -> ConnectionSettings:
@@ -326,9 +325,9 @@ class Case:
         self._second = FakeStream(b"2" * 16)
         self._streams.append(self._second)
         connection.last_attempt += 1
-        link = self._link(self._second, follows=connection.link)
+        link = self._link(self._second)
         with connection.joining(trio.CancelScope()), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            connection.commit(link)
+            connection.commit(link, follows=connection.link)
 
     # What has to hold
 

@@ -89,7 +89,7 @@ async def test_nothing_is_committed_to_a_connection_that_does_not_run() -> None:
     connection = Connection(case._link(case._first), case._settings(services))
     before = connection.link
     with pytest.raises(trio.BrokenResourceError, match="being cancelled"):
-        connection.commit(case._link(FakeStream(b"2" * 16), follows=before))
+        connection.commit(case._link(FakeStream(b"2" * 16)), follows=before)
     assert connection.link is before
 
 
