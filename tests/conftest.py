@@ -49,7 +49,7 @@ from trionode.cli import main
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -60,6 +60,15 @@ if TYPE_CHECKING:
         TLSStream,
     )
     from trionode._connection.link import Link
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What was logged may hold text that cannot be encoded; a report that goes to another process has to be."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
 
 T = TypeVar("T")
 
