@@ -34,6 +34,7 @@ from trionode import (
     NodeName,
     NodeOptions,
     Route,
+    _protocol as wire,
     open_node,
 )
 from trionode._connection.connection import Connection, ConnectionSettings
@@ -43,7 +44,6 @@ from trionode._handshake.accept import accept_link
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.dial import Dial, dial_link
 from trionode._handshake.exchange import Party
-from trionode._protocol import frames as wire
 from trionode._tls.stream import client_handshake, server_handshake
 from trionode.cli import main
 from trionode.pki import CertificateAuthority

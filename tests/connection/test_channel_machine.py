@@ -28,6 +28,7 @@ from trionode import (
     RemoteCode,
     RemoteError,
     ServiceChannel,
+    _protocol as wire,
 )
 from trionode._connection.connection import ConnectionSettings
 from trionode._connection.registry import Registry
@@ -36,7 +37,6 @@ from trionode._handshake.accept import accept_link
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.dial import Dial, dial_link
 from trionode._handshake.exchange import Party
-from trionode._protocol import frames as wire
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

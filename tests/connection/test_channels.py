@@ -38,13 +38,13 @@ from trionode import (
     Route,
     ServiceChannel,
     TypedChannel,
+    _protocol as wire,
     call_typed,
     current_channel,
     open_node,
     typed_service,
 )
 from trionode._connection import send_queue as outbox
-from trionode._protocol import frames as wire
 from trionode.testing import check_two_way_channel
 
 if TYPE_CHECKING:

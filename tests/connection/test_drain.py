@@ -17,8 +17,8 @@ from trionode import (
     RemoteCode,
     RemoteError,
     Route,
+    _protocol as wire,
 )
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from conftest import NodeFactory, PairFactory, ScriptedFactory

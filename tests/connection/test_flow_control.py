@@ -17,11 +17,10 @@ import pytest
 import trio
 from hypothesis import example, given, settings, strategies as st
 
-from trionode import RemoteProtocolError, ServiceChannel
+from trionode import RemoteProtocolError, ServiceChannel, _protocol as wire
 from trionode._connection import flow_control as _flow
 from trionode._connection.flow_control import MessageBudget, ReceiveWindow
 from trionode._connection.send_queue import Outbox
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

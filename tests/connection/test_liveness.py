@@ -14,9 +14,8 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from trionode import EndReason, NetworkOptions
+from trionode import EndReason, NetworkOptions, _protocol as wire
 from trionode._connection.connection import CLOSE_GRACE
-from trionode._protocol import frames as wire
 from trionode._tls.stream import FAREWELL
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from trionode import RemoteCode
-from trionode._protocol import frames as wire
+from trionode import RemoteCode, _protocol as wire
 from trionode._util import rate_limited_log as floodgate
 
 if TYPE_CHECKING:

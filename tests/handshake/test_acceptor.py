@@ -21,6 +21,7 @@ from trionode import (
     HandshakeTimeoutError,
     NodeName,
     TLSContexts,
+    _protocol as wire,
 )
 from trionode._connection.registry import Registry
 from trionode._handshake.accept import accept_link
@@ -29,7 +30,6 @@ from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.dial import Dial, dial_link
 from trionode._handshake.exchange import Party
-from trionode._protocol import frames as wire
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import TCPListener, open_listeners
 

@@ -34,6 +34,7 @@ from trionode import (
     Route,
     Side,
     UnverifiedReason,
+    _protocol as wire,
 )
 from trionode._connection.registry import Registry
 from trionode._handshake.collisions import (
@@ -43,7 +44,6 @@ from trionode._handshake.collisions import (
     Conflict,
 )
 from trionode._identity.peer import established_peer
-from trionode._protocol import frames as wire
 from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ from trionode import (
     Route,
     Stage,
     UnverifiedReason,
+    _protocol as wire,
     generate_cookie,
 )
 from trionode._handshake import channel_binding as _proof, cookie as _cookie
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -38,10 +38,10 @@ from trionode import (
     Side,
     Stage,
     UnverifiedReason,
+    _protocol as wire,
     open_tls_stream,
     serve_tls,
 )
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

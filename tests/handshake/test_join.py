@@ -22,12 +22,12 @@ from trionode import (
     PeerRejectedError,
     PeerUnverifiedError,
     Refused,
+    _protocol as wire,
 )
 from trionode._connection import connection as _connection
 from trionode._connection.link import connection_id
 from trionode._handshake.cookie import dialer_proof
 from trionode._handshake.join import Ends, join_proof
-from trionode._protocol import frames as wire
 from trionode._tls.stream import TLSStream
 
 if TYPE_CHECKING:

@@ -41,9 +41,9 @@ from trionode import (
     StrandedPeers,
     TrustRotationError,
     UnverifiedReason,
+    _protocol as wire,
 )
 from trionode._managers.trust import LiveLinks
-from trionode._protocol import frames as wire
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

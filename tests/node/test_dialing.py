@@ -20,6 +20,7 @@ from trionode import (
     NodeName,
     Stage,
     TLSContexts,
+    _protocol as wire,
 )
 from trionode._connection.registry import Registry
 from trionode._credentials.policy import TLSPolicy
@@ -28,7 +29,6 @@ from trionode._handshake.collisions import Arbiter
 from trionode._handshake.connect import connect
 from trionode._handshake.dial import Dial, dial
 from trionode._handshake.exchange import Party
-from trionode._protocol import frames as wire
 from trionode._tls.stream import address_of
 from trionode._transport.tcp import open_listeners
 

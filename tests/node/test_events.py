@@ -41,9 +41,9 @@ from trionode import (
     Side,
     StrandedPeers,
     UnverifiedReason,
+    _protocol as wire,
 )
 from trionode._node.events import BUFFER, EventHub
-from trionode._protocol import frames as wire
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import place
 

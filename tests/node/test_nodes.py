@@ -39,8 +39,8 @@ from trionode import (
     Side,
     Stage,
     UnverifiedReason,
+    _protocol as wire,
 )
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -31,10 +31,10 @@ from trionode import (
     NodeOptions,
     RemoteError,
     Route,
+    _protocol as wire,
     open_node,
     serve_node,
 )
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -20,8 +20,8 @@ from trionode import (
     PeerRejectedError,
     RejectionCode,
     Route,
+    _protocol as wire,
 )
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

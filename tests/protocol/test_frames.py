@@ -10,8 +10,7 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from trionode import RemoteProtocolError
-from trionode._protocol import frames as wire
+from trionode import RemoteProtocolError, _protocol as wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

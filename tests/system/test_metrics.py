@@ -48,11 +48,11 @@ from trionode import (
     TimeHistogram,
     UnverifiedReason,
     Validity,
+    _protocol as wire,
     metrics,
     open_node,
 )
 from trionode._node import statistics as tally
-from trionode._protocol import frames as wire
 from trionode.metrics import NodeCollector, serve_metrics
 from trionode.pki import CertificateAuthority
 

@@ -22,8 +22,8 @@ from trionode import (
     NodeName,
     RotationRefused,
     Route,
+    _protocol as wire,
 )
-from trionode._protocol import frames as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable

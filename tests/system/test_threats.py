@@ -43,11 +43,11 @@ from trionode import (
     StrandedPeers,
     TLSStream,
     UnverifiedReason,
+    _protocol as wire,
     open_node,
     serve_tls,
 )
 from trionode._identity.names import SubjectNames
-from trionode._protocol import frames as wire
 from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:

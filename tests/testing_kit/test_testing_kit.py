@@ -176,7 +176,7 @@ async def test_a_peer_with_the_weak_key_is_refused_in_both_directions(
             context = ssl.create_default_context(cafile=files[2])
             context.set_ciphers("DEFAULT:@SECLEVEL=0")
             context.load_cert_chain(*files[:2])
-            context.set_alpn_protocols([trionode._protocol.frames.ALPN])
+            context.set_alpn_protocols([trionode._protocol.ALPN])
             async with expect_refusal_at(node, U.BAD_CHAIN) as refusal:
                 transport = await trio.open_tcp_stream(*node.acceptors[0].address)
                 async with trio.SSLStream(transport, context, server_hostname="strict.test") as stream:

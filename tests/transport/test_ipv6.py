@@ -20,10 +20,10 @@ from trionode import (
     Route,
     Stage,
     UnverifiedReason,
+    _protocol as wire,
     open_tls_stream,
     serve_tls,
 )
-from trionode._protocol import frames as wire
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self, final
 import outcome
 import trio
 
+from trionode import _protocol as wire
 from trionode._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
-from trionode._protocol import frames as wire
 
 from .flow_control import ReceiveWindow
 from .send_queue import HIGH_WATER

@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trionode import _protocol as wire
 from trionode._errors import (
     LocalProtocolError,
     RemoteCode,
     RemoteError,
     RemoteProtocolError,
 )
-from trionode._protocol import frames as wire
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import at, printable
 from trionode._util.waiter import Sleeper

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
-from trionode._protocol.frames import FrameDecoder
+from trionode._protocol import FrameDecoder
 
 if TYPE_CHECKING:
     from trionode._identity.peer import Peer
-    from trionode._protocol.frames import Limits
+    from trionode._protocol import Limits
     from trionode._tls.stream import TLSStream
 
 _ID_LABEL: Final = b"EXPORTER-trionode-connection"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from trionode import _protocol as wire
 from trionode._connection.link import Link
 from trionode._errors import (
     PeerUnverifiedError,
@@ -29,7 +30,6 @@ from trionode._errors import (
 from trionode._identity.describe import describe, describe_names
 from trionode._identity.names import SubjectNames
 from trionode._identity.peer import Peer, established_peer
-from trionode._protocol import frames as wire
 from trionode._tls.stream import TLSStream, address_of, server_handshake
 from trionode._transport.sockets import receive
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
 
+from trionode import _protocol as wire
 from trionode._connection.link import Link
 from trionode._errors import (
     PeerUnverifiedError,
@@ -27,7 +28,6 @@ from trionode._errors import (
 )
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.peer import Peer, established_peer
-from trionode._protocol import frames as wire
 from trionode._tls.stream import TLSStream, address_of, client_handshake
 
 from .channel_binding import same_proof

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar, final
 
 import trio
 
+from trionode import _protocol as wire
 from trionode._errors import (
     HandshakeError,
     HandshakeTimeoutError,
@@ -32,7 +33,6 @@ from trionode._errors import (
 )
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName
-from trionode._protocol import frames as wire
 from trionode._tls.stream import TLSStream, drain_and_close
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import Address, at, printable

@@ -27,7 +27,7 @@ from trionode._errors import (
 from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.exchange import Party
-from trionode._protocol.frames import Limits, Refusal
+from trionode._protocol import Limits, Refusal
 from trionode._util.rate_limited_log import FloodGate
 
 from .events import (

@@ -1,1 +1,134 @@
-"""The node protocol on the wire, sans-IO. `frames` is its specification."""
+"""The node protocol on the wire, version 1. Sans-IO: bytes in, values out, and back.
+
+This page is the specification; it is meant to suffice for a second implementation. All integers are big-endian.
+"MUST" is meant as in RFC 2119; breaking one is a protocol error, which ends the connection.
+
+Underneath
+    TLS 1.3 with ALPN `trionode/1`. A client that offers no ALPN is let through TLS and has to speak the hello.
+
+Hello
+    Right after TLS, three messages, each a u16 length (at most 4096) and that many bytes of msgpack, a map with string
+    keys. Unknown keys are ignored. Names are node names, `name@host`.
+
+    1. Dialer: `versions` (list of protocol versions it speaks), `name` (its own), `incarnation` (u64, drawn at random
+       when the node opened), `generation` (of the contexts it took), `limits`, `verified` (whether it verified the
+       acceptor's certificate and name in TLS), `replace` (whether it wants this connection although it knows of
+       another), `proof` (of the cookie, if it has one; see `_handshake.cookie`), `join` (if this is to be a new link of
+       a connection that is there, see Hand-over).
+    2. Acceptor: `refusal`, or `version` (the highest that both speak), `name`, `incarnation`, `generation`, `limits`,
+       `verified` (whether it verified the dialer's certificate and name), `proof`, `join` (its proof in turn).
+    3. Dialer: `refusal`, or nothing.
+
+    `limits` is a map: `max_message_size` (bytes of a message that this side accepts), `window` (credit that each
+    channel starts with, towards this side), `max_channels` (that the other side may have open at once).
+    `refusal` is a map: `code` and `message`, for people. Who refuses closes.
+    The connection exists once the third message has arrived without refusal; the dialer may send frames right
+    behind it, the acceptor only after reading it.
+
+Frames
+    Then both sides send frames: u32 whose top byte is the kind and whose lower three bytes are the payload's length
+    (at most 65 540), u32 channel, payload. Channel 0 is the connection. The dialer opens odd channels, the acceptor
+    even ones, each in increasing order, never twice.
+
+    ==== ======== ============================ ======================================================================
+    0x01 OPEN     msgpack `service`, `timeout` open a channel to a service; `timeout` is the caller's remaining time
+                                               in seconds, null for none
+    0x02 MESSAGE  the message                  one whole message, at most 65 536 bytes
+    0x03 FIRST    u32 total, then bytes        the first fragment of a message of `total` bytes
+    0x04 MORE     bytes                        the next fragment; the message ends when `total` bytes have come
+    0x05 DISCARD  none                         the sender gave up the message under way: drop its fragments
+    0x06 EOF      none                         half-close: no more messages from this side
+    0x07 CLOSE    none                         no more messages from this side, and it reads none; nothing is wrong
+    0x08 RESET    msgpack `code`, `message`    the channel is over; a service is cancelled, a caller gets the error
+    0x09 CREDIT   u32 bytes                    the receiver of messages grants this much more
+    0x0A GOODBYE  msgpack `code`, `message`    on channel 0: the connection is over, nothing follows
+    0x0B PING     8 bytes                      on channel 0: answer with the same bytes in a PONG
+    0x0C PONG     8 bytes                      on channel 0
+    0x0D DRAIN    none                         on channel 0: open no more channels here; those that are open may end
+    0x0E RETURN   u32 bytes                    the sender of messages gives back credit that it does not need
+    0x0F SWITCH   none                         on channel 0: the last frame on this link, the next is on the new one
+    0x10 RENEW    none                         on channel 0, from the acceptor: hand this connection over, please
+    ==== ======== ============================ ======================================================================
+
+    Fragments of different channels may interleave; those of one channel are in order, with only CREDIT, RESET and
+    CLOSE of that channel between them.
+
+    A channel is over for a side that sent or received CLOSE or RESET. What came before a CLOSE is still delivered.
+    Frames for a channel that is over are ignored (they crossed with its end); frames for one that was never opened
+    are a protocol error.
+
+    Credit. A message costs its length plus 64 (so that empty ones are not free), debited fragment by fragment, the
+    64 with the first. A side MUST NOT send more than it has credit for. The receiver grants as its application
+    consumes, and grants a fragmented message its credit to the end. A sender that gave such a message up returns what
+    it has beyond the window, from then on. The receiver may grant more than the window where it likes.
+
+Hand-over
+    A connection can be moved to a new TLS session between the same two nodes. Only the side that dialled it does so,
+    one at a time; the other may ask with RENEW. The dialer opens a second link and says hello on it with `join`, a map:
+    `connection` (16 bytes, exported from the connection's first TLS session under the label
+    `EXPORTER-trionode-connection`), `attempt` (higher than in any `join` before for this connection), `proof` (see
+    `_handshake.join`). Everything that a hello is checked for is checked again; names, incarnations and roles
+    MUST be those of the connection, and nothing verified less than before; `limits` stay those of the connection.
+    The acceptor's `join` is its own proof. A refusal, or a link that fails up to here, changes nothing.
+
+    The dialer commits by sending SWITCH on the old link and, on the new one, its third message and every frame from
+    then on. The acceptor commits when it has that third message: SWITCH on the old link, everything after it on the
+    new one. Who receives parses nothing of the new link before it has read SWITCH on the old one, so frames stay in
+    order. A side that has sent its SWITCH and read the other's sends close_notify on the old link; the other's
+    close_notify tells it that its own SWITCH has arrived. From a side's commit until then, a failure of either link is
+    a failure of the connection.
+
+Compatibility
+    Versions negotiate what frames mean; within a version, maps may gain keys, and kinds from 0x80 up may be added:
+    a receiver ignores kinds from 0x80 that it does not know, and refuses unknown ones below.
+"""
+
+from .codec import (
+    MAX_TEXT as MAX_TEXT,
+    decode as decode,
+    text as text,
+)
+from .frames import (
+    CLOSE as CLOSE,
+    CREDIT as CREDIT,
+    DISCARD as DISCARD,
+    DRAIN as DRAIN,
+    EOF as EOF,
+    FIRST as FIRST,
+    GOODBYE as GOODBYE,
+    LAST_CHANNEL as LAST_CHANNEL,
+    MAX_CONTROL as MAX_CONTROL,
+    MAX_FRAGMENT as MAX_FRAGMENT,
+    MAX_PAYLOAD as MAX_PAYLOAD,
+    MESSAGE as MESSAGE,
+    MESSAGE_OVERHEAD as MESSAGE_OVERHEAD,
+    MORE as MORE,
+    OPEN as OPEN,
+    PING as PING,
+    PONG as PONG,
+    RENEW as RENEW,
+    RESET as RESET,
+    RETURN as RETURN,
+    SWITCH as SWITCH,
+    End as End,
+    FrameDecoder as FrameDecoder,
+    Open as Open,
+    control as control,
+    credit as credit,
+    first as first,
+    header as header,
+    unpack_u32 as unpack_u32,
+)
+from .hello import (
+    ALPN as ALPN,
+    MAX_HELLO as MAX_HELLO,
+    VERSIONS as VERSIONS,
+    Answer as Answer,
+    Confirmation as Confirmation,
+    Hello as Hello,
+    HelloReader as HelloReader,
+    Join as Join,
+    Limits as Limits,
+    Refusal as Refusal,
+    encode_hello as encode_hello,
+)

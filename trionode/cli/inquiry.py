@@ -41,7 +41,7 @@ from trionode._credentials.policy import TLSPolicy
 from trionode._identity.certificate import fingerprint
 from trionode._identity.describe import describe, describe_subject
 from trionode._identity.names import SubjectNames, unbracketed
-from trionode._protocol.frames import ALPN
+from trionode._protocol import ALPN
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import (
     AlertReceived,

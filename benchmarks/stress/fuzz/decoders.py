@@ -20,11 +20,11 @@ from trionode import (
     RemoteError,
     RemoteProtocolError,
     ResolverError,
+    _protocol as wire,
 )
 from trionode._errors import RejectionCode
 from trionode._identity import describe as _describe, names as _identity
 from trionode._node import typed as _typed
-from trionode._protocol import frames as wire
 from trionode._tls import engine as _openssl
 from trionode._util.text import printable
 from trionode.discovery import local as _local
@@ -76,7 +76,7 @@ class FrameTarget(Target):
 
     name = "frames"
     about = "the frame decoder, fed in pieces"
-    traced: Sequence[Path] = (Path(wire.__file__),)
+    traced: Sequence[Path] = tuple(Path(wire.__file__).parent.glob("*.py"))
     longest = 16 * 1024
 
     def seeds(self) -> list[bytes]:
@@ -120,7 +120,7 @@ class FrameTarget(Target):
 class HelloTarget(Target):
     """The hello reader, for one of the three messages."""
 
-    traced: Sequence[Path] = (Path(wire.__file__), Path(_identity.__file__))
+    traced: Sequence[Path] = (*Path(wire.__file__).parent.glob("*.py"), Path(_identity.__file__))
     longest = 3 * wire.MAX_HELLO
     memory = (128 * 1024, 16)
 
@@ -179,7 +179,7 @@ class HelloTarget(Target):
 class ControlTarget(Target):
     """The messages in frames."""
 
-    traced: Sequence[Path] = (Path(wire.__file__),)
+    traced: Sequence[Path] = tuple(Path(wire.__file__).parent.glob("*.py"))
     longest = 16 * 1024
     memory = (128 * 1024, 16)
 

@@ -30,6 +30,7 @@ from trionode import (
     RemoteError,
     RemoteProtocolError,
     ServiceChannel,
+    _protocol as wire,
 )
 from trionode._connection import channel as _channel, connection as _connection, flow_control as _flow
 from trionode._connection.connection import ConnectionSettings
@@ -37,7 +38,6 @@ from trionode._connection.link import Link
 from trionode._connection.send_queue import CEILING
 from trionode._connection.services import Services
 from trionode._identity.peer import established_peer
-from trionode._protocol import frames as wire
 
 from .campaign import Target, Violation
 from .decoders import said
@@ -383,7 +383,7 @@ class DispatchTarget(Target):
         Path(_connection.__file__),
         Path(_channel.__file__),
         Path(_flow.__file__),
-        Path(wire.__file__),
+        *Path(wire.__file__).parent.glob("*.py"),
     )
     longest = 24 * 1024
     #: Channels and their windows, the budget, a message, what may wait for a peer that does not read; and the input.

@@ -36,12 +36,12 @@ from trionode import (
     RemoteProtocolError,
     Route,
     UnverifiedReason,
+    _protocol as wire,
     open_node,
 )
 from trionode._connection.link import connection_id
 from trionode._handshake import exchange as _handshake
 from trionode._handshake.join import Ends, join_proof
-from trionode._protocol import frames as wire
 from trionode._tls import stream as _tls_stream
 from trionode._tls.stream import client_handshake, server_handshake
 from trionode.pki import CertificateAuthority

@@ -20,10 +20,9 @@ from benchmarks.stress.fuzz import command
 from benchmarks.stress.fuzz.campaign import Campaign, Target, Violation
 from benchmarks.stress.fuzz.dispatch import MOVE_HERE, NEW_LINK, Case, DispatchTarget, FakeStream, frame
 from benchmarks.stress.fuzz.live import AsFrames
-from trionode import Connection, HandshakeError, RemoteProtocolError
+from trionode import Connection, HandshakeError, RemoteProtocolError, _protocol as wire
 from trionode._connection.services import Services
 from trionode._handshake.accept import _FIRST_READ
-from trionode._protocol import frames as wire
 from trionode._tls import stream as tls
 from trionode._tls.stream import MAX_FLIGHTS, client_handshake, server_handshake
 

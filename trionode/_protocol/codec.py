@@ -1,0 +1,48 @@
+"""Untrusted msgpack into typed structs: the field types that all messages share, and the one place that decodes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from trionode._errors import RemoteProtocolError
+
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
+Code: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Text: TypeAlias = Annotated[str, Meta(max_length=1000)]
+Proof: TypeAlias = Annotated[bytes, Meta(max_length=64)]
+U32: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]
+#: Generations and incarnations; msgpack integers end at 2**64 - 1, which msgspec checks by itself.
+U64: TypeAlias = Annotated[int, Meta(ge=0)]
+
+T = TypeVar("T")
+
+#: Longest text for people in a message, encoded; in a hello it has to fit beside the rest. Bytes.
+MAX_TEXT: Final = 1000
+
+#: A struct as msgpack.
+encode: Final = msgspec.msgpack.Encoder().encode
+
+_decoders: Final[dict[type, msgspec.msgpack.Decoder[object]]] = {}
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """Decode untrusted msgpack into a struct.
+
+    Raises:
+        RemoteProtocolError: whatever is wrong with it.
+    """
+    try:
+        decoder = _decoders.get(kind) or _decoders.setdefault(kind, msgspec.msgpack.Decoder(kind))
+        return decoder.decode(data)  # type: ignore[return-value]  # the table pairs each type with its decoder
+    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as exc:
+        # Junk nested in an unknown field raises RecursionError, bad UTF-8 a ValueError.
+        msg = f"the peer sent a malformed {kind.__name__} message ({type(exc).__name__})"
+        raise RemoteProtocolError(msg) from None
+
+
+def text(words: str) -> str:
+    """Words as they may travel: encodable, and at most 1000 bytes."""
+    return words.encode("utf-8", "backslashreplace")[:MAX_TEXT].decode("utf-8", "ignore")
