@@ -84,9 +84,7 @@ from ._node.events import (
     SourceTrouble as SourceTrouble,
 )
 from ._node.node import (
-    ManagerUse as ManagerUse,
     Node as Node,
-    NodeStatistics as NodeStatistics,
     open_node as open_node,
     serve_node as serve_node,
 )
@@ -110,6 +108,8 @@ from ._node.statistics import (
     HandshakeCount as HandshakeCount,
     HandshakeOutcome as HandshakeOutcome,
     HandshakeTimes as HandshakeTimes,
+    ManagerUse as ManagerUse,
+    NodeStatistics as NodeStatistics,
     TimeHistogram as TimeHistogram,
 )
 from ._node.status_socket import serve_status as serve_status

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from ._credentials.validity import Validity
-    from ._node.node import ManagerUse, Node, NodeStatistics
+    from ._node.node import Node
+    from ._node.statistics import ManagerUse, NodeStatistics
 
 __all__ = ["NodeCollector", "serve_metrics"]
 

@@ -330,11 +330,11 @@ async def test_another_door(world: Callable[..., Any], node: NodeFactory) -> Non
     """What came in by one acceptor is not handed over by another, which may ask for less."""
     doors = [AcceptorOptions(host="127.0.0.1", port=0) for _ in range(2)]
     async with world(acceptors=doors) as w:
-        front, w.beta.acceptors = w.beta.acceptors, w.beta.acceptors[1:]
+        front, w.beta._acceptors.opened = w.beta.acceptors, w.beta.acceptors[1:]
         second = await w.dialer.dial()
         answer = await w.dialer.ask(second, w.dialer.join(second))
         assert "no connection" in answer.refusal.message
-        w.beta.acceptors = front
+        w.beta._acceptors.opened = front
         await w.dialer.let_in()
 
 

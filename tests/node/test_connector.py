@@ -29,7 +29,8 @@ from trionode import (
     NoRouteError,
     Route,
 )
-from trionode._node.connector import FIRST_BACKOFF, LASTED, LONGEST_BACKOFF
+from trionode._node.connector import BACKOFF, LASTED, ConnectorTask
+from trionode._util.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,10 +86,10 @@ class Bench:
     draws: Callable[[], float] = lambda: 1.0
     dials: list[float] = field(default_factory=list)
     states: list[tuple[float, ConnectorState]] = field(default_factory=list)
-    connector: Connector = field(init=False)
+    task: ConnectorTask = field(init=False)
 
     def __post_init__(self) -> None:
-        self.connector = Connector(BETA, self._connect, self._changed, self.draws)
+        self.task = ConnectorTask(BETA, self._connect, self._changed, self.draws)
 
     async def _connect(self) -> Connection:
         await trio.lowlevel.checkpoint()
@@ -104,6 +105,11 @@ class Bench:
             trio.lowlevel.spawn_system_task(self._end_later, connection, step)
         return connection  # type: ignore[no-any-return]
 
+    @property
+    def connector(self) -> Connector:
+        """What the application holds."""
+        return self.task.connector
+
     async def _end_later(self, connection: FakeConnection, seconds: float) -> None:
         await trio.sleep(seconds)
         connection.end(trio.BrokenResourceError(f"lost after {seconds:g} s"))
@@ -115,7 +121,7 @@ class Bench:
     async def run(self, seconds: float) -> None:
         """Let it work for a while."""
         with trio.move_on_after(seconds):
-            await self.connector.run()
+            await self.task.run()
 
     @property
     def gaps(self) -> list[float]:
@@ -138,10 +144,10 @@ async def test_states_of_a_connector(autojump_clock: trio.testing.MockClock) -> 
     states = [state for _, state in bench.states]
     assert bench.phases == [CONNECTING, WAITING, CONNECTING, WAITING, CONNECTING, UP, WAITING, CONNECTING, UP, STOPPED]
     assert states[0] == ConnectorState(phase=CONNECTING, attempts=1)
-    assert states[1] == ConnectorState(phase=WAITING, error=first, next_attempt=began + FIRST_BACKOFF, attempts=1)
+    assert states[1] == ConnectorState(phase=WAITING, error=first, next_attempt=began + BACKOFF.first, attempts=1)
     assert states[2] == ConnectorState(phase=CONNECTING, error=first, attempts=2)
     assert states[3].error is second
-    assert states[3].next_attempt == pytest.approx(began + 3 * FIRST_BACKOFF)
+    assert states[3].next_attempt == pytest.approx(began + 3 * BACKOFF.first)
     assert states[5].phase is UP
     assert states[5].connection is not None
     assert states[5].error is second
@@ -159,10 +165,10 @@ async def test_backoff_is_exponential_and_capped(autojump_clock: trio.testing.Mo
     """Each wait may be twice as long as the one before, from the first one on, up to a cap; it never gives up."""
     bench = Bench([OSError("down")])
     await bench.run(3600)
-    expected = [min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**n) for n in range(len(bench.gaps))]
+    expected = [min(BACKOFF.longest, BACKOFF.first * 2**n) for n in range(len(bench.gaps))]
     assert bench.gaps == pytest.approx(expected)
-    assert bench.gaps[0] == pytest.approx(FIRST_BACKOFF)
-    assert bench.gaps[-1] == LONGEST_BACKOFF
+    assert bench.gaps[0] == pytest.approx(BACKOFF.first)
+    assert bench.gaps[-1] == BACKOFF.longest
     assert len(bench.gaps) > 100
 
 
@@ -171,7 +177,7 @@ async def test_backoff_is_jittered(autojump_clock: trio.testing.MockClock) -> No
     draws = [0.5, 0.0, 0.25, 1.0, 0.75]
     bench = Bench([OSError("down")], draws=itertools.chain(draws, itertools.repeat(1.0)).__next__)
     await bench.run(60)
-    assert bench.gaps[: len(draws)] == pytest.approx([draw * FIRST_BACKOFF * 2**n for n, draw in enumerate(draws)])
+    assert bench.gaps[: len(draws)] == pytest.approx([draw * BACKOFF.first * 2**n for n, draw in enumerate(draws)])
     benches = [Bench([OSError("down")], draws=random.Random(seed).random) for seed in range(20)]
     async with trio.open_nursery() as nursery:
         for each in benches:
@@ -185,9 +191,9 @@ def test_jitter_is_on_by_default() -> None:
     async def connect() -> Connection:
         raise OSError("down")
 
-    connector = Connector(BETA, connect, lambda _: None)
-    assert len({connector._draw() for _ in range(10)}) > 1
-    assert all(0 <= connector._draw() < 1 for _ in range(100))
+    task = ConnectorTask(BETA, connect, lambda _: None)
+    assert len({task._draw() for _ in range(10)}) > 1
+    assert all(0 <= task._draw() < 1 for _ in range(100))
 
 
 async def test_backoff_begins_anew_after_success(autojump_clock: trio.testing.MockClock) -> None:
@@ -196,21 +202,21 @@ async def test_backoff_begins_anew_after_success(autojump_clock: trio.testing.Mo
     bench = Bench([*down * 6, LASTED + 1, *down * 2, float("inf")])
     await bench.run(600)
     waits = bench.gaps
-    assert waits[5] == pytest.approx(FIRST_BACKOFF * 2**5)
-    assert waits[6] == pytest.approx(LASTED + 1 + FIRST_BACKOFF)
-    assert waits[7:9] == pytest.approx([FIRST_BACKOFF, FIRST_BACKOFF * 2])
+    assert waits[5] == pytest.approx(BACKOFF.first * 2**5)
+    assert waits[6] == pytest.approx(LASTED + 1 + BACKOFF.first)
+    assert waits[7:9] == pytest.approx([BACKOFF.first, BACKOFF.first * 2])
 
 
 async def test_connection_that_ends_soon_is_no_success(autojump_clock: trio.testing.MockClock) -> None:
     """A peer that lets us in and throws us out at once is not stormed: the back-off goes on growing."""
     bench = Bench([0.0])
     await bench.run(600)
-    assert bench.gaps[:5] == pytest.approx([FIRST_BACKOFF * 2**n for n in range(5)])
-    assert bench.gaps[-1] == LONGEST_BACKOFF
+    assert bench.gaps[:5] == pytest.approx([BACKOFF.first * 2**n for n in range(5)])
+    assert bench.gaps[-1] == BACKOFF.longest
     assert len(bench.dials) < 35
     bench = Bench([LASTED / 2])
     await bench.run(600)
-    assert bench.gaps[-1] == pytest.approx(LASTED / 2 + LONGEST_BACKOFF)
+    assert bench.gaps[-1] == pytest.approx(LASTED / 2 + BACKOFF.longest)
 
 
 async def test_waits_of_zero_do_not_spin(autojump_clock: trio.testing.MockClock) -> None:
@@ -218,7 +224,7 @@ async def test_waits_of_zero_do_not_spin(autojump_clock: trio.testing.MockClock)
     bench = Bench([0.0], draws=lambda: 0.0)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bench.connector.run)
+            nursery.start_soon(bench.task.run)
             for _ in range(20):
                 await trio.lowlevel.checkpoint()
             scope.cancel()
@@ -278,8 +284,7 @@ async def test_stopped_connector_says_so(autojump_clock: trio.testing.MockClock)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of milliseconds, for tests on real sockets."""
-    monkeypatch.setattr("trionode._node.connector.FIRST_BACKOFF", 0.002)
-    monkeypatch.setattr("trionode._node.connector.LONGEST_BACKOFF", 0.02)
+    monkeypatch.setattr("trionode._node.connector.BACKOFF", Backoff(first=0.002, longest=0.02))
 
 
 async def phase_of(events: EventStream, phase: ConnectorPhase) -> ConnectorState:
@@ -565,7 +570,7 @@ async def test_drained_peer_is_not_stormed(node: NodeFactory, route_to: Callable
                         while True:
                             await phase_of(events, CONNECTING)
                             dials += 1
-                    # Waits are 10 ms on average by now; LONGEST_BACKOFF is what bounds them in real life.
+                    # Waits are 10 ms on average by now; BACKOFF.longest is what bounds them in real life.
                     assert 2 <= dials <= 150
                     busy.set()
                     assert await channel.receive() == b"done"

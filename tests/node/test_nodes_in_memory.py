@@ -27,7 +27,7 @@ from trionode import (
     Stage,
     UnverifiedReason,
 )
-from trionode._node.connector import FIRST_BACKOFF, LONGEST_BACKOFF
+from trionode._node.connector import BACKOFF
 from trionode.pki import CertificateAuthority
 from trionode.testing import (
     Faults,
@@ -309,16 +309,16 @@ async def test_a_connector_backs_off_for_hours_and_comes_back(
                     waits.append(  # noqa: PERF401 -- it ends by cancellation
                         (event.state.attempts, event.state.next_attempt - trio.current_time())
                     )
-        assert all(0 <= wait <= min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(n - 1, 20)) for n, wait in waits)
+        assert all(0 <= wait <= min(BACKOFF.longest, BACKOFF.first * 2 ** min(n - 1, 20)) for n, wait in waits)
         assert [n for n, _ in waits] == list(range(1, len(waits) + 1))
         late = [wait for n, wait in waits if n > 10]
         # Full jitter: on average half of the cap. More than a thousand draws are not that far off by chance.
-        assert sum(late) / len(late) == pytest.approx(LONGEST_BACKOFF / 2, rel=0.1)
-        assert 6 * HOUR / LONGEST_BACKOFF <= len(waits) <= 6 * HOUR / (LONGEST_BACKOFF / 2) * 1.2
+        assert sum(late) / len(late) == pytest.approx(BACKOFF.longest / 2, rel=0.1)
+        assert 6 * HOUR / BACKOFF.longest <= len(waits) <= 6 * HOUR / (BACKOFF.longest / 2) * 1.2
         async with node(str(BETA), transport=b, acceptors=()):
             began = trio.current_time()
             await alpha.wait_connected(BETA)
-            assert trio.current_time() - began <= LONGEST_BACKOFF + 1
+            assert trio.current_time() - began <= BACKOFF.longest + 1
     assert not network.open_streams
 
 

@@ -18,7 +18,7 @@ from trionode import HandshakeError, LiveConnections, Renew
 from trionode._connection.connection import EndReason, RenewalCause
 from trionode._node.renewal import (
     ASK_AGAIN,
-    LONGEST_BACKOFF,
+    BACKOFF,
     LOOK_AT_CLOCK,
     SPACING,
     Renewal,
@@ -278,12 +278,12 @@ async def test_a_failure_is_reported_and_tried_again_with_backoff(autojump_clock
         await trio.sleep(600)
         waits = [after - before for before, after in zip(connection.moves, connection.moves[1:], strict=False)]
         for number, wait in enumerate(waits):
-            longest = min(LONGEST_BACKOFF, 0.5 * 2**number)
+            longest = min(BACKOFF.longest, 0.5 * 2**number)
             assert longest / 2 - 1e-6 <= wait <= longest + 1e-6
         assert len(set(waits)) == len(waits)
         assert [cause for _, cause in world.failed] == [RenewalCause.ROTATED] * len(connection.moves)
         connection.error = None
-        await trio.sleep(LONGEST_BACKOFF)
+        await trio.sleep(BACKOFF.longest)
         assert not connection.superseded
         assert world.moved == [connection]
 

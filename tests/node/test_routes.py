@@ -35,6 +35,7 @@ from trionode import (
 )
 from trionode._identity.patterns import NamePattern
 from trionode._node.routes import RouteTable
+from trionode._util.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -333,7 +334,7 @@ async def test_route_option_is_applied_to_every_reconnect(
     node: NodeFactory, open_case: Callable[[Case], Any], case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connector that reconnects heeds the route's options each time, and those of a route that took its place."""
-    monkeypatch.setattr("trionode._node.connector.FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr("trionode._node.connector.BACKOFF", Backoff(first=0.001, longest=30))
     with trio.fail_after(20):
         async with open_case(case) as peer, node("alpha@localhost") as alpha, alpha.events() as events:
             handle = alpha.add_route(case.name, way(peer, case, complete=True))

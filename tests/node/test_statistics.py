@@ -42,7 +42,7 @@ from trionode import (
     UnverifiedReason,
 )
 from trionode._node import statistics as tally
-from trionode._node.statistics import Tally
+from trionode._node.statistics import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ class OvertakenError(Exception):
 )
 async def test_each_outcome_is_counted_for_what_it_is(error: BaseException, outcome: str, reason: str) -> None:
     """By the error's class and words of ours; the error itself goes on."""
-    numbers = Tally()
+    numbers = Counters()
     with pytest.raises(type(error)) as caught, numbers.handshake(Side.DIAL, no_contexts(), abandoned=OvertakenError):
         raise error
     assert caught.value is error
@@ -149,7 +149,7 @@ async def test_each_outcome_is_counted_for_what_it_is(error: BaseException, outc
 
 async def test_cancelled_is_abandoned() -> None:
     """Also where a nursery made a group of it."""
-    numbers = Tally()
+    numbers = Counters()
     with trio.CancelScope() as scope:
         scope.cancel()
         with numbers.handshake(Side.ACCEPT, no_contexts()):
@@ -176,7 +176,7 @@ async def test_a_handshake_is_timed_from_its_contexts_on(
     side: Side, manager: ManagerFactory, autojump_clock: trio.testing.MockClock
 ) -> None:
     """What came before is a dial's time to connect, and nobody's of an acceptor."""
-    numbers, certs = Tally(), manager("localhost")
+    numbers, certs = Counters(), manager("localhost")
     for _ in range(2):
         with numbers.handshake(side, certs.contexts) as channel:
             assert numbers.pending[side] == 1
@@ -194,7 +194,7 @@ async def test_a_handshake_is_timed_from_its_contexts_on(
 
 async def test_what_never_took_contexts_has_no_time() -> None:
     """It is counted all the same."""
-    numbers = Tally()
+    numbers = Counters()
     with pytest.raises(HandshakeError), numbers.handshake(Side.DIAL, no_contexts()):
         raise handshake_error("unreachable", Stage.CONNECT)
     assert len(numbers.handshakes()) == 1

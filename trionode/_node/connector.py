@@ -1,8 +1,10 @@
-"""Connectors that stay: one task per peer that keeps a connection to it up.
+"""A connector: one task that keeps a connection to one peer up.
 
-Dial, wait until the connection ends, dial again. After a failure, and after a connection that ended soon, it waits:
-exponential back-off with full jitter (so that a cluster does not reconnect in step), capped, reset once a connection
-has lasted. Every attempt takes fresh contexts and asks routes and resolver anew.
+Theory. Dial, wait until the connection ends, dial again. After a failure, and after a connection that ended soon, the
+task waits: exponential back-off with full jitter (so that a cluster does not reconnect in step), capped, reset once a
+connection has lasted. Every attempt takes the current contexts and asks routes and resolver anew.
+
+`Connector` is what the application holds: it shows the state and can be stopped. `ConnectorTask` does the work.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 from trio_util import AsyncValue
 
+from trionode._util.backoff import Backoff
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -23,10 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connector", "ConnectorPhase", "ConnectorState"]
 
-#: The first wait is drawn from zero to this. Seconds.
-FIRST_BACKOFF: Final = 0.2
-#: Waits are drawn from zero to at most this. Seconds.
-LONGEST_BACKOFF: Final = 30.0
+#: Between dials.
+BACKOFF: Final = Backoff(first=0.2, longest=30)
 #: A connection that lasted this long was a success: the next wait is a first one again. Seconds.
 LASTED: Final = 5.0
 
@@ -68,19 +70,17 @@ class Connector:
         name: the peer.
     """
 
-    def __init__(
-        self,
-        name: NodeName,
-        connect: Callable[[], Awaitable[Connection]],
-        changed: Callable[[Connector], None],
-        draw: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, name: NodeName, state: AsyncValue, scope: trio.CancelScope) -> None:
+        """Made by its task.
+
+        Args:
+            name: the peer.
+            state: its `ConnectorState`, set by the task.
+            scope: cancelled to stop the task.
+        """
         self.name = name
-        self._connect = connect
-        self._changed = changed
-        self._draw = draw
-        self._state = AsyncValue(ConnectorState(phase=ConnectorPhase.CONNECTING))
-        self._scope = trio.CancelScope()
+        self._state = state
+        self._scope = scope
 
     def __repr__(self) -> str:
         return f"<Connector to {self.name}, {self.state.phase}>"
@@ -116,13 +116,44 @@ class Connector:
         """Stop reconnecting; a connection that is up stays. Idempotent."""
         self._scope.cancel()
 
+
+@final
+class ConnectorTask:
+    """The work of a connector.
+
+    Attributes:
+        connector: what the application holds.
+    """
+
+    def __init__(
+        self,
+        name: NodeName,
+        connect: Callable[[], Awaitable[Connection]],
+        changed: Callable[[Connector], None],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """Make one; `run()` does the work.
+
+        Args:
+            name: the peer.
+            connect: dials it.
+            changed: called after each change of state.
+            draw: a number from 0 to 1, for the jitter.
+        """
+        self._connect = connect
+        self._changed = changed
+        self._draw = draw
+        self._state = AsyncValue(ConnectorState(phase=ConnectorPhase.CONNECTING))
+        self._scope = trio.CancelScope()
+        self.connector = Connector(name, self._state, self._scope)
+
     async def run(self) -> None:
         """Keep the connection up until stopped or cancelled."""
         try:
             with self._scope:
                 await self._keep_up()
         finally:
-            self._set(ConnectorState(phase=ConnectorPhase.STOPPED, error=self.state.error))
+            self._set(ConnectorState(phase=ConnectorPhase.STOPPED, error=self.connector.state.error))
 
     async def _keep_up(self) -> None:
         attempts = 0
@@ -137,16 +168,13 @@ class Connector:
             else:
                 since = trio.current_time()
                 self._set(ConnectorState(phase=ConnectorPhase.UP, connection=connection, error=error))
-                end = await connection.wait_unusable()
-                error = end
+                error = await connection.wait_unusable()
                 if trio.current_time() - since >= LASTED:
                     attempts = 0
-            failures = max(attempts - 1, 0)  # before this one
-            wait = self._draw() * min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(failures, 20))
-            due = trio.current_time() + wait
+            due = trio.current_time() + BACKOFF.wait(attempts, self._draw)
             self._set(ConnectorState(phase=ConnectorPhase.WAITING, error=error, next_attempt=due, attempts=attempts))
             await trio.sleep_until(due)
 
     def _set(self, state: ConnectorState) -> None:
         self._state.value = state
-        self._changed(self)
+        self._changed(self.connector)

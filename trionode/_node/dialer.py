@@ -29,7 +29,7 @@ from trionode._identity.names import NodeName, SubjectNames
 from trionode._util.text import printable
 
 from .events import ResolverTrouble, Side
-from .insecure_options import Loosening
+from .insecure_options import InsecureOption
 from .options import Route
 from .resolvers import ResolverError, checked_endpoints
 from .routes import RouteTable
@@ -57,7 +57,11 @@ class _OvertakenError(Exception):
 
 @final
 class Dialer:
-    """A node's outward side."""
+    """A node's outward side.
+
+    Attributes:
+        routes: the route table.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -97,6 +101,21 @@ class Dialer:
 
     def _manager(self, route: Route) -> CertManager:
         return route.cert_manager or self._runtime.options.cert_manager
+
+    async def connect(self, name: NodeName, route: Route | None) -> Connection:
+        """The live connection, else a new one; always a checkpoint.
+
+        Raises:
+            HandshakeError, NoRouteError, CertificateError, trio.ClosedResourceError: as `dial`.
+            NetworkDisabledError: the network mode is DISABLED.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._runtime.check_open()
+        connection = self.find(name, route)
+        if connection is None:
+            return await self.dial(name, route)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return connection
 
     # Making one
 
@@ -166,7 +185,7 @@ class Dialer:
         limits = runtime.limits()
         plan = self._plan(name, route, replace=replace)
         link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
-        if runtime.nursery is None:
+        if not runtime.is_open:
             await link.stream.aclose()
             msg = f"the node {runtime.name} was closed while it was dialling"
             raise trio.ClosedResourceError(msg)
@@ -181,7 +200,7 @@ class Dialer:
     ) -> Link:
         runtime = self._runtime
         reach = None if will_do is None else partial(self._unless_overtaken, plan.name, will_do)
-        timed = runtime.tally.handshake(Side.DIAL, manager.contexts, abandoned=_OvertakenError)
+        timed = runtime.counters.handshake(Side.DIAL, manager.contexts, abandoned=_OvertakenError)
         try:
             with timed as contexts_channel:
                 return await dial(plan, contexts_channel, runtime.party(runtime.limits()), reach=reach)
@@ -204,7 +223,9 @@ class Dialer:
     def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
         insecure = self._is_insecure(route)
         if insecure:
-            self._runtime.warn(Loosening.INSECURE_SKIP_VERIFY, f"nobody verifies who answers for {name}")
+            self._runtime.warn_insecure(
+                InsecureOption.INSECURE_SKIP_VERIFY, f"the server that answers for {name} is not verified"
+            )
         network = self._network
         return Dial(
             name=name,

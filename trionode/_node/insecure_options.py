@@ -1,4 +1,4 @@
-"""What a node's options give up of its security: named, so that it is said once and loudly."""
+"""Options that make a node less strict than the default: named, so that each is logged, once, as a warning."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .options import AcceptorOptions, NodeOptions
 
 
-class Loosening(Enum):
-    """One way to be less strict than the default."""
+class InsecureOption(Enum):
+    """One way to be less strict than the default; the values are those of the options."""
 
     INSECURE_SKIP_VERIFY = "insecure_skip_verify"
     UNBOUND_NAMES = "bind_names=False"
@@ -22,25 +22,25 @@ class Loosening(Enum):
     UNKNOWN_REVOCATION = "crl_policy"
 
 
-def loosenings(options: NodeOptions, acceptors: Sequence[AcceptorOptions]) -> dict[Loosening, str]:
-    """What these options, with these acceptors, loosen; with the sentence to log."""
-    found: dict[Loosening, str] = {}
+def insecure_options(options: NodeOptions, acceptors: Sequence[AcceptorOptions]) -> dict[InsecureOption, str]:
+    """Those that are in effect with these options and acceptors, each with the sentence to log."""
+    found: dict[InsecureOption, str] = {}
     network = options.network
     if network.insecure_skip_verify or any(route.insecure_skip_verify for route in network.routes.values()):
-        found[Loosening.INSECURE_SKIP_VERIFY] = "some dials accept any server under any name"
+        found[InsecureOption.INSECURE_SKIP_VERIFY] = "some dials accept any server under any name"
     routed = [route.cert_manager for route in network.routes.values()]
     for manager in (options.cert_manager, *(plan.cert_manager for plan in acceptors), *routed):
         if manager is not None and manager.crls is not None and manager.crl_policy != STRICT:
-            found[Loosening.UNKNOWN_REVOCATION] = (
+            found[InsecureOption.UNKNOWN_REVOCATION] = (
                 f"certificates may pass though they were revoked: {manager.crl_policy}"
             )
     for plan in acceptors:
         if not (network.bind_names if plan.bind_names is None else plan.bind_names):
-            found[Loosening.UNBOUND_NAMES] = "whoever holds a verified certificate may claim any node name"
+            found[InsecureOption.UNBOUND_NAMES] = "every holder of a verified certificate may claim any node name"
         mode = (plan.cert_manager or options.cert_manager).client_auth
         guarded = options.authorize is not None or (plan.cookie or network.cookie) is not None
         if not (mode.verifies and mode.requires) and not guarded:
-            found[Loosening.UNVERIFIED_CLIENTS] = (
+            found[InsecureOption.UNVERIFIED_CLIENTS] = (
                 f"client_auth {mode.name} with neither cookie nor authorize: anybody may connect and call services"
             )
     return found

@@ -37,6 +37,7 @@ import trio
 
 from trionode._connection.connection import EndReason, RenewalCause
 from trionode._errors import HandshakeTimeoutError, Stage
+from trionode._util.backoff import Backoff
 
 from .options import LiveConnections, Renew
 
@@ -51,10 +52,8 @@ if TYPE_CHECKING:
 ASK_AGAIN: Final = 5.0
 #: Hand-overs of one connection begin at least so far apart, however often a peer asks. Seconds.
 SPACING: Final = 0.05
-#: The first wait after a failure is drawn from half of this to this, each further one is twice as long. Seconds.
-FIRST_BACKOFF: Final = 0.5
-#: No wait is longer. Seconds.
-LONGEST_BACKOFF: Final = 60.0
+#: After hand-overs that failed.
+BACKOFF: Final = Backoff(first=0.5, longest=60, least=0.5)
 #: Dates are compared at least so often: clocks are set, and machines sleep. Seconds.
 LOOK_AT_CLOCK: Final = 60.0
 #: With less than this left of a certificate nothing more is tried. Seconds.
@@ -318,8 +317,7 @@ class Renewal:
                 await self.reauthenticate(connection, cause)
             except Exception:  # noqa: BLE001 -- it was reported; the connection goes on, and it is tried again
                 watched.failures += 1
-                longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(watched.failures - 1, 20))
-                watched.not_before = trio.current_time() + longest * random.uniform(0.5, 1)  # noqa: S311 -- as above
+                watched.not_before = trio.current_time() + BACKOFF.wait(watched.failures)
 
     async def _close(self, connection: Connection, reason: EndReason) -> None:
         await connection.supersede(reason, grace=self._options.grace)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import secrets
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
@@ -21,6 +22,7 @@ from trionode._connection.registry import Registry
 from trionode._connection.services import Services
 from trionode._errors import (
     HandshakeError,
+    LocalProtocolError,
     NetworkDisabledError,
     UnverifiedReason,
 )
@@ -43,17 +45,18 @@ from .events import (
 from .manager_watch import ManagerWatch
 from .options import NetworkMode, NodeOptions
 from .renewal import Renewal
-from .statistics import Tally
+from .statistics import Counters, ManagerUse, NodeStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trionode._connection.connection import RenewalCause
     from trionode._connection.link import Link
+    from trionode._handshake.acceptor import AcceptorStatistics
     from trionode._identity.names import NodeName
     from trionode._managers.manager import CertManager
 
-    from .insecure_options import Loosening
+    from .insecure_options import InsecureOption
 
 _log = logging.getLogger("trionode.node")
 _security_log = logging.getLogger("trionode.security")
@@ -73,7 +76,7 @@ class Runtime:
         registry: its connections by name.
         services: by name.
         events: what it reports.
-        tally: what it counts.
+        counters: what it counts.
         running: every connection that has not finished, and the manager that its link is from.
         renewal: moves or closes them when certificates rotate or end.
         admission: the handshakes that its acceptors have under way.
@@ -93,7 +96,7 @@ class Runtime:
         for service_name, service in options.services.items():
             self.services.add(service_name, service)
         self.events = EventHub()
-        self.tally = Tally()
+        self.counters = Counters()
         self.running: dict[Connection, CertManager] = {}
         network = options.network
         self.renewal = Renewal(
@@ -111,7 +114,7 @@ class Runtime:
         self._arbiter = Arbiter(name, self.registry)
         self._retiring: dict[NodeName, list[Connection]] = {}
         self._attached: dict[Connection, Link] = {}
-        self._warned: set[Loosening] = set()
+        self._warned: set[InsecureOption] = set()
         self._settings: dict[tuple[CertManager, Limits], ConnectionSettings] = {}
         self._hand_over_flood = FloodGate(_log, "hand-overs failed")
         self._protocol_flood = protocol_flood()
@@ -126,19 +129,41 @@ class Runtime:
         self.spawn(self.renewal.run, "renewal")
         self.managers.start(self.spawn)
 
-    def check_open(self) -> None:
-        """Check that a network verb may be used now.
+    @property
+    def is_open(self) -> bool:
+        """Whether it starts what is new; not before its block, nor once it drains or is left."""
+        return self.nursery is not None
+
+    def close(self) -> None:
+        """Start nothing new from here on; idempotent."""
+        self.nursery = None
+
+    def check_open(self, *, network: bool = True) -> None:
+        """Check that a verb may be used now.
+
+        Args:
+            network: whether the verb needs the network.
 
         Raises:
-            NetworkDisabledError: the network mode is DISABLED.
+            NetworkDisabledError: the verb needs the network, and its mode is DISABLED.
             trio.ClosedResourceError: the node is closed.
         """
-        if self.options.network.mode is NetworkMode.DISABLED:
+        if network and self.options.network.mode is NetworkMode.DISABLED:
             msg = f"the network of {self.name} is disabled; open the node with NetworkMode.ENABLED or HIDDEN"
             raise NetworkDisabledError(msg)
-        if self.nursery is None:
+        if not self.is_open:
             msg = f"the node {self.name} is closed"
             raise trio.ClosedResourceError(msg)
+
+    def check_other(self, name: NodeName) -> None:
+        """Check that a name is not the node's own.
+
+        Raises:
+            LocalProtocolError: it is.
+        """
+        if name == self.name:
+            msg = f"{name} is this node's own name; call the service directly"
+            raise LocalProtocolError(msg)
 
     def spawn(self, function: Callable[[], Awaitable[object]], name: str) -> None:
         """Start a task of the node.
@@ -176,7 +201,7 @@ class Runtime:
         )
 
     def _refuse_all(self) -> Refusal | None:
-        if self.nursery is not None:
+        if self.is_open:
             return None
         return Refusal(code=UnverifiedReason.SHUTTING_DOWN, message=f"{self.name} is shutting down")
 
@@ -272,7 +297,7 @@ class Runtime:
             if not retiring:
                 del self._retiring[connection.peer.name]
         del self.running[connection]
-        self.tally.retire(connection.statistics())
+        self.counters.add_ended(connection.statistics())
         self.renewal.forget(connection)
 
     def _moved(self, connection: Connection, _: Link) -> None:
@@ -282,18 +307,18 @@ class Runtime:
         self.renewal.moved(connection)
 
     def _report_hand_over(self, connection: Connection, cause: RenewalCause) -> None:
-        self.tally.hand_overs[cause] += 1
+        self.counters.hand_overs[cause] += 1
         self.events.publish(HandedOver(node=self.name, connection=connection))
 
     def _report_failed_hand_over(self, connection: Connection, cause: RenewalCause, error: Exception) -> None:
-        self.tally.hand_overs_failed[cause] += 1
+        self.counters.hand_overs_failed[cause] += 1
         self._hand_over_flood.warning(
             "the hand-over of the connection to %s failed, it goes on as it was: %s", connection, error
         )
         self.events.publish(HandOverFailed(node=self.name, connection=connection, cause=cause, error=error))
 
     def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
-        self.tally.ends[end.reason] += 1
+        self.counters.ends[end.reason] += 1
         self.events.publish(
             ConnectionDown(
                 node=self.name, peer=connection.peer, connection=connection, reason=end.reason, error=end.error
@@ -301,10 +326,43 @@ class Runtime:
         )
         _log.info("connection down: %s: %s", connection, end.error or end.reason)
 
-    # Telling people
+    # What is shown
 
-    def warn(self, loosening: Loosening, text: str) -> None:
-        """Log a loosening, once per node and kind."""
-        if loosening not in self._warned:
-            self._warned.add(loosening)
-            _security_log.warning("%s: %s: %s", self.name, loosening.value, text)
+    def statistics(self, acceptors: tuple[AcceptorStatistics, ...]) -> NodeStatistics:
+        """A snapshot of the node, taken in one step.
+
+        Args:
+            acceptors: theirs.
+        """
+        counters = self.counters
+        connections = [connection.statistics() for connection in self.running]
+        return NodeStatistics(
+            open=self.is_open,
+            connections=len(connections),
+            channels=sum(each.channels for each in connections),
+            services=self.services.running,
+            acceptors=acceptors,
+            managers=tuple(self._use_of(manager, label) for label, manager in self.managers.by_label.items()),
+            channels_opened=counters.channels_opened + sum(each.channels_opened for each in connections),
+            bytes_sent=counters.bytes_sent + sum(each.bytes_sent for each in connections),
+            bytes_received=counters.bytes_received + sum(each.bytes_received for each in connections),
+            pending_handshakes=dict(counters.pending),
+            handshakes=counters.handshakes(),
+            handshake_times=counters.handshake_times(),
+            connect_times=counters.connect_times(),
+            hand_overs=dict(counters.hand_overs),
+            hand_overs_failed=dict(counters.hand_overs_failed),
+            ends=dict(counters.ends),
+        )
+
+    def _use_of(self, manager: CertManager, label: str) -> ManagerUse:
+        statistics = manager.statistics()
+        generations = Counter(each.generation for each, its in self.running.items() if its is manager)
+        older = sum(count for generation, count in generations.items() if generation < statistics.generation)
+        return ManagerUse(label=label, manager=statistics, connections=dict(generations), superseded=older)
+
+    def warn_insecure(self, option: InsecureOption, text: str) -> None:
+        """Log that an option makes the node less strict, once per node and option."""
+        if option not in self._warned:
+            self._warned.add(option)
+            _security_log.warning("%s: %s: %s", self.name, option.value, text)

@@ -1,16 +1,15 @@
 """What a node has counted: handshakes, hand-overs, ends of connections, bytes.
 
-Theory. One tally per node, always on. A number goes up in the step in which the thing happens, in the node's own
-thread, so there is neither lock nor task, and a snapshot taken without a checkpoint is consistent. Nothing is counted
-per message: bytes and channels are each connection's own to count, are added up when somebody asks, and are kept here
-once it has ended, so that the sums never go down.
+Theory. One set of counters per node, always on. A number goes up in the step in which the thing happens, in the node's
+own thread, so there is neither lock nor task, and a snapshot taken without a checkpoint is consistent. Nothing is
+counted per message: bytes and channels are each connection's own to count. They are added up when a snapshot is taken,
+and are kept here once the connection has ended, so that the sums never go down.
 
-A handshake is timed from where it takes its contexts, which is after the client's first byte or after the TCP connect,
-to its verdict: so the tally is what hands it the channel to take them from. What came before that is, for a dial, its
-time to connect; for an acceptor it is the client's time and nobody's measure.
+A handshake is timed from where it takes its contexts (after the client's first byte, or after the TCP connect) to its
+verdict; so it takes them from a channel that it gets from here. What comes before that is, for a dial, its time to
+connect; for an acceptor it is the client's time, which is not measured.
 
-Every key is a member of an enumeration or a word of this package, never a peer's text: what can be counted is bounded,
-whoever knocks.
+Every key is a member of an enumeration or a word of this package, never a peer's text: no peer can add keys.
 """
 
 from __future__ import annotations
@@ -38,12 +37,14 @@ from trionode._errors import (
 from .events import Side
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from trionode._connection.connection import ConnectionStatistics, EndReason, RenewalCause
+    from trionode._handshake.acceptor import AcceptorStatistics
+    from trionode._managers.manager import ManagerStatistics
     from trionode._tls.contexts import TLSContexts
 
-__all__ = ["HandshakeCount", "HandshakeOutcome", "HandshakeTimes", "TimeHistogram"]
+__all__ = ["HandshakeCount", "HandshakeOutcome", "HandshakeTimes", "ManagerUse", "NodeStatistics", "TimeHistogram"]
 
 
 class HandshakeOutcome(StrEnum):
@@ -128,6 +129,66 @@ class HandshakeTimes:
 
 
 @final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManagerUse:
+    """A manager that a node uses, and the node's connections by it.
+
+    Attributes:
+        label: `own` for the manager in `NodeOptions`; others have numbers, in the order in which they were first used.
+        manager: its own snapshot.
+        connections: how many of the node's connections there are of each of its generations that has any.
+        superseded: of these, those of older generations than what it publishes.
+    """
+
+    label: str
+    manager: ManagerStatistics
+    connections: Mapping[int, int]
+    superseded: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeStatistics:
+    """A snapshot of a node; "so far" is since it was opened.
+
+    Attributes:
+        open: whether it takes and makes connections; not before its block, nor once it drains or is left.
+        connections: open now, verified or not.
+        channels: open on them.
+        services: service tasks that run.
+        acceptors: one entry for each.
+        managers: one entry for each that it uses.
+        channels_opened: so far, by either side.
+        bytes_sent: so far, on all connections, before encryption.
+        bytes_received: so far, on all connections, after decryption.
+        pending_handshakes: under way, by side, those of clients that have not said a word included.
+        handshakes: those that are over.
+        handshake_times: how long they took.
+        connect_times: how long dials took to resolve and to connect, where they did.
+        hand_overs: connections that moved to a new link so far, by cause: `asked` where it was the peer that wanted it.
+        hand_overs_failed: hand-overs that failed before their commit, by cause.
+        ends: connections that have ended so far, by reason.
+    """
+
+    open: bool
+    connections: int
+    channels: int
+    services: int
+    acceptors: tuple[AcceptorStatistics, ...]
+    managers: tuple[ManagerUse, ...]
+    channels_opened: int
+    bytes_sent: int
+    bytes_received: int
+    pending_handshakes: Mapping[Side, int]
+    handshakes: tuple[HandshakeCount, ...]
+    handshake_times: tuple[HandshakeTimes, ...]
+    connect_times: TimeHistogram
+    hand_overs: Mapping[RenewalCause, int]
+    hand_overs_failed: Mapping[RenewalCause, int]
+    ends: Mapping[EndReason, int]
+
+
+@final
 class _Times:
     """A histogram that is being filled."""
 
@@ -163,7 +224,7 @@ class _Timed(trio.abc.ReceiveChannel["TLSContexts"]):
 
 
 @final
-class Tally:
+class Counters:
     """One node's numbers.
 
     Attributes:
@@ -223,7 +284,7 @@ class Tally:
                     times = self._times[side, outcome] = _Times()
                 times.add(trio.current_time() - timed.taken)
 
-    def retire(self, connection: ConnectionStatistics) -> None:
+    def add_ended(self, connection: ConnectionStatistics) -> None:
         """Keep the numbers of a connection that is gone."""
         self.channels_opened += connection.channels_opened
         self.bytes_sent += connection.bytes_sent

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from trionode._connection.connection import Connection
 
-    from .node import ManagerUse, Node
+    from .node import Node
+    from .statistics import ManagerUse
 
 __all__ = ["serve_status"]
 

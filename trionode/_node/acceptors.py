@@ -1,0 +1,131 @@
+"""A node's inward side: what listens, and what becomes of the links that come in.
+
+Theory. Acceptors are opened before the node's nursery, so that a port which cannot be had is an error of `open_node`
+itself. Each then runs in a task of its own, and every handshake in one of the node's. Stopping closes the listeners; it
+does not cancel the handshakes in progress: a link that comes through once the node is leaving is closed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from trionode._handshake.acceptor import Acceptor
+from trionode._handshake.cookie import as_cookie
+from trionode._transport.tcp import TCP
+
+from .events import AcceptorDown, AcceptorUp, Side
+from .options import AcceptorOptions, NetworkMode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trionode._connection.link import Link
+    from trionode._handshake.accept import Joined
+    from trionode._handshake.acceptor import AcceptorStatistics
+    from trionode._util.text import Address
+
+    from .runtime import Runtime
+
+
+@final
+class Acceptors:
+    """The acceptors of one node.
+
+    Attributes:
+        plans: the options of each; a default one where the node listens and has none.
+        opened: those that listen, or have listened.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        network = runtime.options.network
+        default = [AcceptorOptions()] if network.mode is NetworkMode.ENABLED else []
+        self.plans: Sequence[AcceptorOptions] = network.acceptors or default
+        self.opened: Sequence[Acceptor] = ()
+        self._runtime = runtime
+        self._scopes: list[trio.CancelScope] = []
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Everything that they listen on."""
+        return [address for acceptor in self.opened for address in acceptor.addresses]
+
+    def statistics(self) -> tuple[AcceptorStatistics, ...]:
+        """A snapshot of each."""
+        return tuple(acceptor.statistics() for acceptor in self.opened)
+
+    async def open(self) -> None:
+        """Listen; the runtime's `uses` closes what was opened.
+
+        Raises:
+            ListenError: an acceptor cannot listen.
+        """
+        opened: list[Acceptor] = []
+        for plan in self.plans:
+            acceptor = await self._open(plan)
+            self._runtime.uses.callback(acceptor.close)
+            opened.append(acceptor)
+        self.opened = tuple(opened)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Accept from now on; handshakes run in the nursery."""
+        for acceptor in self.opened:
+            self._runtime.spawn(partial(self._run, acceptor, nursery), repr(acceptor))
+
+    def stop(self) -> None:
+        """Stop listening; handshakes in progress go on."""
+        for scope in self._scopes:
+            scope.cancel()
+        for acceptor in self.opened:
+            acceptor.close()
+
+    async def _open(self, plan: AcceptorOptions) -> Acceptor:
+        runtime, network = self._runtime, self._runtime.options.network
+        manager = plan.cert_manager or runtime.options.cert_manager
+        limits = runtime.limits(plan.max_message_size)
+
+        async def established(link: Link, joined: Joined | None) -> None:
+            if joined is not None:
+                await _join(joined, link)
+            elif not runtime.is_open:  # it came through while the node was leaving
+                await link.stream.aclose()
+            else:
+                connection = runtime.adopt(link, manager, limits)
+                del link  # as in the acceptor
+                await connection.run()
+
+        host = None if plan.host == "*" else plan.host or runtime.name.host
+        transport = TCP if network.transport is None else network.transport
+        listeners = await transport.listen(host, plan.port, port_range=plan.port_range, only_local=plan.host is None)
+        return Acceptor(
+            listeners,
+            manager.contexts,
+            runtime.party(limits, as_cookie(plan.cookie or network.cookie)),
+            bind_names=network.bind_names if plan.bind_names is None else plan.bind_names,
+            handshake_timeout=plan.handshake_timeout or network.handshake_timeout,
+            admission=runtime.admission,
+            established=established,
+            refused=partial(runtime.refused, Side.ACCEPT),
+            timed=partial(runtime.counters.handshake, Side.ACCEPT),
+        )
+
+    async def _run(self, acceptor: Acceptor, nursery: trio.Nursery) -> None:
+        events, name = self._runtime.events, self._runtime.name
+        events.publish(AcceptorUp(node=name, address=acceptor.address))
+        try:
+            with trio.CancelScope() as scope:
+                self._scopes.append(scope)
+                if not self._runtime.is_open:  # the node left before this task began
+                    scope.cancel()
+                await acceptor.run(nursery)
+        finally:
+            events.publish(AcceptorDown(node=name, address=acceptor.address))
+
+
+async def _join(joined: Joined, link: Link) -> None:
+    try:
+        joined.connection.commit(link, follows=joined.follows)
+    except (trio.ClosedResourceError, trio.BrokenResourceError):  # it ended just now, and this link with it
+        await link.stream.aclose()

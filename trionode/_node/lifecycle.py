@@ -1,0 +1,171 @@
+"""Opening a node, draining it and leaving it: in which order its parts start and stop.
+
+Theory. Everything that can fail at start-up (uses of managers, listeners, registration) is done before the nursery is
+opened, so its error comes out bare; `Runtime.uses` undoes it at the end, in reverse order. There are three ends:
+
+- the block is left by an exception or a cancellation: everything is cancelled at once;
+- the block is left cleanly: stop, let open channels and services end for most of `shutdown_grace`, say goodbye, cancel;
+- `drain()`: stop, and let open channels and services end for as long as the caller's deadline allows.
+
+To stop is one synchronous step: from then on no verb starts anything, nothing is accepted and no dial goes on.
+
+What the block raises is kept out of the nursery, which would wrap it, and is raised again as the same object behind
+it. Only a crash of one of the node's own tasks, or several errors, come as a group.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, final
+
+import trio
+
+from trionode._connection.connection import EndReason
+from trionode._identity.names import NodeName
+
+from .events import ResolverTrouble
+from .insecure_options import insecure_options
+from .options import NetworkMode
+from .resolvers import Registrar, ResolverError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from .acceptors import Acceptors
+    from .connectors import Connectors
+    from .dialer import Dialer
+    from .runtime import Runtime
+
+T = TypeVar("T")
+
+
+@final
+class Lifecycle:
+    """Starts and stops the parts of one node."""
+
+    def __init__(self, runtime: Runtime, acceptors: Acceptors, dialer: Dialer, connectors: Connectors) -> None:
+        self._runtime = runtime
+        self._acceptors = acceptors
+        self._dialer = dialer
+        self._connectors = connectors
+
+    @asynccontextmanager
+    async def opened(self, node: T) -> AsyncIterator[T]:
+        """Open for the length of a block, which is given `node`.
+
+        Raises:
+            CertificateError, ListenError, ResolverError, RuntimeError: as `open_node`.
+            BaseExceptionGroup: a task of the node crashed.
+        """
+        body: BaseException | None = None
+        with self._runtime.uses:
+            await self._set_up()
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._start(nursery)
+                    try:
+                        yield node
+                    except BaseException as exc:  # noqa: ASYNC103, BLE001 -- raised again below, outside the nursery
+                        # Kept out of the nursery, which would wrap it, and split it where it is a group.
+                        body = exc
+                        # The nursery closes with its last task, before this one goes on: no task may be started in it
+                        # from here on.
+                        self._runtime.close()
+                    else:
+                        await self._leave()
+                    nursery.cancel_scope.cancel()
+            except BaseExceptionGroup as group:
+                crash = _without_cancelled(group)
+                own = None if body is None else _without_cancelled(body)
+                if body is None or (crash is not None and own is None):
+                    raise  # a cancellation from outside, or a crash inside, which cancelled the body
+                if crash is not None and own is not None:
+                    msg = f"the node {self._runtime.name} crashed, and its block failed"
+                    raise BaseExceptionGroup(msg, [own, crash]) from None
+            finally:
+                self._runtime.close()
+                self._runtime.events.end()
+        if body is not None:
+            raise body
+
+    async def drain(self) -> None:
+        """Stop, and return once open channels and services have ended; see `Node.drain`."""
+        self._stop()
+        services = self._runtime.services
+        try:
+            await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                for connection in list(self._runtime.running):
+                    nursery.start_soon(connection.drain)
+            await services.wait_idle()  # one whose caller is done may outlive its connection
+        finally:
+            services.cancel()
+
+    async def _set_up(self) -> None:
+        """Everything that can fail at start-up; undone by the runtime's `uses`."""
+        runtime, options, plans = self._runtime, self._runtime.options, self._acceptors.plans
+        for peer in options.network.keep_connected:
+            runtime.check_other(NodeName.parse(peer))
+        for plan in plans:
+            runtime.managers.use(plan.cert_manager or options.cert_manager, as_server=True)
+        if options.network.mode is not NetworkMode.DISABLED:
+            runtime.managers.use(options.cert_manager, as_server=False)
+        for route in options.network.routes.values():
+            if route.cert_manager is not None:
+                runtime.managers.use(route.cert_manager, as_server=False)
+        for option, text in insecure_options(options, plans).items():
+            runtime.warn_insecure(option, text)
+        await self._acceptors.open()
+        self._register()
+
+    def _register(self) -> None:
+        runtime = self._runtime
+        resolver = runtime.options.network.resolver
+        registrar: object = resolver
+        addresses = self._acceptors.addresses
+        if not isinstance(registrar, Registrar) or not addresses:
+            return
+        try:
+            runtime.uses.enter_context(registrar.register(runtime.name, addresses))
+        except Exception as exc:
+            runtime.events.publish(ResolverTrouble(node=runtime.name, name=None, error=exc))
+            if isinstance(exc, ResolverError):
+                raise
+            msg = f"{runtime.name} cannot be registered with {resolver!r}: {exc}"
+            raise ResolverError(msg) from exc
+
+    def _start(self, nursery: trio.Nursery) -> None:
+        self._runtime.start(nursery)
+        self._acceptors.start(nursery)
+        for peer in self._runtime.options.network.keep_connected:
+            self._connectors.keep(NodeName.parse(peer))
+
+    def _stop(self) -> None:
+        self._connectors.stop()
+        self._runtime.close()
+        self._acceptors.stop()
+        self._dialer.cancel()
+
+    async def _leave(self) -> None:
+        """The clean end: quiesce for three quarters of `shutdown_grace`, then say goodbye to the peers left."""
+        grace = self._runtime.options.shutdown_grace
+        deadline = trio.current_time() + grace
+        self._stop()
+        connections = list(self._runtime.running)
+        with trio.move_on_at(deadline - grace / 4):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._runtime.services.wait_idle)
+                for connection in connections:
+                    nursery.start_soon(connection.quiesce)
+        with trio.move_on_at(deadline):
+            async with trio.open_nursery() as nursery:
+                for connection in connections:
+                    nursery.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
+
+
+def _without_cancelled(exc: BaseException) -> BaseException | None:
+    """What an exception is besides cancellation; None if it is nothing else."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(trio.Cancelled)[1]
+    return None if isinstance(exc, trio.Cancelled) else exc
