@@ -30,6 +30,7 @@ import msgspec
 import trio
 
 from trionode._errors import ListenError, TrionodeError
+from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.private_directory import NotPrivateError, open_private
 
 if TYPE_CHECKING:
@@ -372,10 +373,10 @@ def read_status(path: Path) -> NodeStatus:
                 size += len(piece)
                 if size > MAX_BYTES:
                     break
-        return msgspec.json.decode(b"".join(pieces), type=NodeStatus)
+        return decode_untrusted(msgspec.json.Decoder(NodeStatus), b"".join(pieces))
     except OSError as exc:
         msg = f"no node answers at {path}: {exc.strerror or exc}. Does it run, and serve its status (serve_status)?"
         raise StatusError(msg) from exc
-    except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
+    except UndecodableError as exc:
         msg = f"what {path} says is no status of a node of this release: {exc}"
         raise StatusError(msg) from None

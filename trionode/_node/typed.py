@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from trionode._errors import RemoteCode, RemoteError
+from trionode._util.decoding import UndecodableError, decode_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -121,9 +122,9 @@ async def call_typed(
 
 def _decode(decoder: msgspec.msgpack.Decoder[R], data: bytes, channel: ServiceChannel | None) -> R:
     try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
-        text = str(exc) if isinstance(exc, msgspec.ValidationError) else f"not msgpack ({type(exc).__name__})"
+        return decode_untrusted(decoder, data)
+    except UndecodableError as exc:
+        text = str(exc)
         if channel is not None:
             channel.reset(RemoteCode.BAD_MESSAGE, text)
         raise RemoteError(text, code=RemoteCode.BAD_MESSAGE) from None

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from trionode._errors import RemoteProtocolError
+from trionode._util.decoding import UndecodableError, decode_untrusted
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
 Code: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -34,12 +35,11 @@ def decode(kind: type[T], data: bytes) -> T:
     Raises:
         RemoteProtocolError: whatever is wrong with it.
     """
+    decoder = _decoders.get(kind) or _decoders.setdefault(kind, msgspec.msgpack.Decoder(kind))
     try:
-        decoder = _decoders.get(kind) or _decoders.setdefault(kind, msgspec.msgpack.Decoder(kind))
-        return decoder.decode(data)  # type: ignore[return-value]  # the table pairs each type with its decoder
-    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as exc:
-        # Junk nested in an unknown field raises RecursionError, bad UTF-8 a ValueError.
-        msg = f"the peer sent a malformed {kind.__name__} message ({type(exc).__name__})"
+        return decode_untrusted(decoder, data)  # type: ignore[return-value]  # the table pairs each type with its own
+    except UndecodableError as exc:
+        msg = f"the peer sent a malformed {kind.__name__} message: {exc}"
         raise RemoteProtocolError(msg) from None
 
 

@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from trionode._node.resolvers import MAX_ENDPOINTS, Endpoint, ResolverError
+from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.private_directory import NotPrivateError, open_private
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class _Entry(msgspec.Struct, frozen=True):
     process: int
     started: float
     endpoints: list[tuple[str, int]]
+
+
+_decoder: Final = msgspec.json.Decoder(_Entry)
 
 
 @final
@@ -179,8 +183,8 @@ def _read(directory: int, file: str) -> _Entry | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return None
-        return msgspec.json.decode(os.read(descriptor, _MAX_ENTRY_BYTES), type=_Entry)
-    except (OSError, msgspec.MsgspecError, RecursionError, ValueError):
+        return decode_untrusted(_decoder, os.read(descriptor, _MAX_ENTRY_BYTES))
+    except (OSError, UndecodableError):
         return None
     finally:
         os.close(descriptor)
