@@ -44,7 +44,7 @@ from trionode._handshake.accept import accept_link
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.dial import Dial, dial_link
 from trionode._handshake.exchange import Party
-from trionode._tls.stream import client_handshake, server_handshake
+from trionode._tls.handshake import client_handshake, server_handshake
 from trionode.cli import main
 from trionode.pki import CertificateAuthority
 

@@ -9,12 +9,12 @@ import trio
 
 from trionode._handshake.accept import accept_tls
 from trionode._handshake.dial import dial_tls
+from trionode._transport.sockets import address_of
 
 from ._errors import HandshakeError
 from ._handshake.admission import Admission
 from ._handshake.connect import connect
 from ._identity.names import canonical_host
-from ._tls.stream import address_of
 from ._transport.interfaces import accept_forever
 from ._transport.tcp import TCPListener, open_listeners
 from ._util.rate_limited_log import FloodGate

@@ -32,7 +32,11 @@ from trionode import (
     Route,
     open_node,
 )
-from trionode._tls.engine import AlertReceived, Misbehaved, Truncated
+from trionode._tls.failures import (
+    AlertReceived,
+    Misbehaved,
+    Truncated,
+)
 from trionode._tls.probe import Inspection
 from trionode.cli.diagnosis import (
     Target,

@@ -41,14 +41,13 @@ from trionode._credentials.crl import STRICT
 from trionode._credentials.pem import MAX_CRL_BYTES
 from trionode._credentials.policy import TLSPolicy
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.engine import (
+from trionode._tls.failures import (
     AlertReceived,
     PeerRefused,
     Refusal,
     TLSFailure,
-    TLSSession,
-    TrustCheck,
 )
+from trionode._tls.verification import TrustCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from conftest import Authority, AuthorityFactory
 
     from trionode import TLSStream
+    from trionode._tls.session import TLSSession
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MUTUAL = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT

@@ -16,13 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from trionode import (
-    HandshakeError,
-    HandshakeTimeoutError,
-    NodeName,
-    TLSContexts,
-    _protocol as wire,
-)
+from trionode import HandshakeError, HandshakeTimeoutError, NodeName, TLSContexts, _protocol as wire
 from trionode._connection.registry import Registry
 from trionode._handshake.accept import accept_link
 from trionode._handshake.acceptor import Acceptor

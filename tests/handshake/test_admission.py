@@ -10,12 +10,7 @@ import pytest
 import trio
 from hypothesis import given, strategies as st
 
-from trionode import (
-    HandshakeError,
-    HandshakeRefused,
-    open_tls_stream,
-    serve_tls,
-)
+from trionode import HandshakeError, HandshakeRefused, open_tls_stream, serve_tls
 from trionode._handshake.admission import Admission, Progress
 
 if TYPE_CHECKING:

@@ -37,12 +37,7 @@ from trionode import (
     _protocol as wire,
 )
 from trionode._connection.registry import Registry
-from trionode._handshake.collisions import (
-    PROBE_TIMEOUT,
-    RECENTLY,
-    Arbiter,
-    Conflict,
-)
+from trionode._handshake.collisions import PROBE_TIMEOUT, RECENTLY, Arbiter, Conflict
 from trionode._identity.peer import established_peer
 from trionode._transport.tcp import TCP
 
@@ -51,14 +46,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import (
-        CertManager,
-        EventStream,
-        Listener,
-        NodeEvent,
-        Peer,
-        ServiceChannel,
-    )
+    from trionode import CertManager, EventStream, Listener, NodeEvent, Peer, ServiceChannel
 
 E = TypeVar("E")
 

@@ -38,12 +38,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import (
-        EventStream,
-        KeyPair,
-        Node,
-        ServiceChannel,
-    )
+    from trionode import EventStream, KeyPair, Node, ServiceChannel
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")

@@ -49,13 +49,7 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
     from cryptography import x509
 
-    from trionode import (
-        EventStream,
-        Node,
-        Peer,
-        ServiceChannel,
-        TLSStream,
-    )
+    from trionode import EventStream, Node, Peer, ServiceChannel, TLSStream
     from trionode.pki import CertificateAuthority
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -35,13 +35,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import (
-        CertManager,
-        Connection,
-        Node,
-        Peer,
-        ServiceChannel,
-    )
+    from trionode import CertManager, Connection, Node, Peer, ServiceChannel
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 

@@ -34,7 +34,8 @@ from trionode import (
 from trionode._credentials.policy import TLSPolicy
 from trionode._managers.findings import CLOCK_SKEW, check_usable
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.engine import Misbehaved, TLSFailure, TLSSession
+from trionode._tls.failures import Misbehaved, TLSFailure
+from trionode._tls.session import TLSSession
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

@@ -30,17 +30,17 @@ from trionode._errors import (
     UnverifiedReason,
 )
 from trionode._managers.manager import CertAuthManager, CertManager
-from trionode._tls.engine import (
+from trionode._tls.failures import (
     AlertReceived,
     PeerRefused,
     TLSFailure,
-    TLSSession,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trionode._tls.contexts import TLSContexts
+    from trionode._tls.session import TLSSession
 
 HOST = "localhost"
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH

@@ -29,7 +29,7 @@ from trionode._handshake.collisions import Arbiter
 from trionode._handshake.connect import connect
 from trionode._handshake.dial import Dial, dial
 from trionode._handshake.exchange import Party
-from trionode._tls.stream import address_of
+from trionode._transport.sockets import address_of
 from trionode._transport.tcp import open_listeners
 
 if TYPE_CHECKING:

@@ -159,7 +159,7 @@ async def test_cancelled_is_abandoned() -> None:
     assert [each.outcome for each in numbers.handshakes()] == [HandshakeOutcome.ABANDONED]
 
 
-@pytest.mark.parametrize("module", ["_handshake/exchange", "_handshake/accept", "_handshake/connect", "_tls/stream"])
+@pytest.mark.parametrize("module", ["_handshake/exchange", "_handshake/accept", "_handshake/connect", "_tls/failures"])
 def test_words_for_what_broke_are_told_apart(module: str) -> None:
     """Every word that these modules have for it is counted as itself; a new one has to be entered."""
     source = (Path(tally.__file__).parents[1] / f"{module}.py").read_text(encoding="utf-8")

@@ -49,7 +49,7 @@ from trionode import (
 )
 from trionode._handshake.accept import accept_tls
 from trionode._identity.names import SubjectNames, canonical_host
-from trionode._tls import engine as _openssl
+from trionode._tls.verification import Examination
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -909,14 +909,14 @@ class Clock:
 def examined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The depth of each certificate that a server's verify callback sees."""
     depths: list[int] = []
-    original = _openssl._Examination.examine
+    original = Examination.examine
 
-    def examine(self: _openssl._Examination, *args: Any) -> bool:
+    def examine(self: Examination, *args: Any) -> bool:
         if self.accepting:
             depths.append(args[3])
         return original(self, *args)
 
-    monkeypatch.setattr(_openssl._Examination, "examine", examine)
+    monkeypatch.setattr(Examination, "examine", examine)
     return depths
 
 

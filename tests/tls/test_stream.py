@@ -30,15 +30,9 @@ from trionode._errors import (
 from trionode._handshake.accept import accept_tls
 from trionode._handshake.dial import dial_tls
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.engine import RECORD_SIZE
-from trionode._tls.stream import (
-    AT_ONCE,
-    FAREWELL,
-    LINGER,
-    TLSStream,
-    client_handshake,
-    server_handshake,
-)
+from trionode._tls.handshake import LINGER, client_handshake, server_handshake
+from trionode._tls.session import RECORD_SIZE
+from trionode._tls.stream import AT_ONCE, FAREWELL, TLSStream
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

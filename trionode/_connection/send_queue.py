@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._tls.engine import RECORD_SIZE
+from trionode._tls.session import RECORD_SIZE
 from trionode._util.waiter import Sleeper
 
 if TYPE_CHECKING:

@@ -22,16 +22,12 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._connection.link import Link
-from trionode._errors import (
-    PeerUnverifiedError,
-    Stage,
-    UnverifiedReason,
-)
+from trionode._errors import PeerUnverifiedError, Stage, UnverifiedReason
 from trionode._identity.describe import describe, describe_names
 from trionode._identity.names import SubjectNames
 from trionode._identity.peer import Peer, established_peer
-from trionode._tls.stream import TLSStream, address_of, server_handshake
-from trionode._transport.sockets import receive
+from trionode._tls.handshake import server_handshake
+from trionode._transport.sockets import address_of, receive
 
 from .admission import Progress, Ticket
 from .channel_binding import same_proof
@@ -43,6 +39,7 @@ from .join import Ends, join_proof
 if TYPE_CHECKING:
     from trionode._connection.connection import Connection
     from trionode._tls.contexts import TLSContexts
+    from trionode._tls.stream import TLSStream
 
 
 #: A client's first flight has a few hundred bytes (1.7 KiB with a post-quantum key share): one read is enough.

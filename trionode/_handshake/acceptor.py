@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol, final
 import trio
 
 from trionode._errors import HandshakeError, UnverifiedReason
-from trionode._tls.stream import address_of
 from trionode._transport.interfaces import accept_forever
+from trionode._transport.sockets import address_of
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import Address, place
 

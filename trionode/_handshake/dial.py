@@ -21,14 +21,11 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._connection.link import Link
-from trionode._errors import (
-    PeerUnverifiedError,
-    Stage,
-    UnverifiedReason,
-)
+from trionode._errors import PeerUnverifiedError, Stage, UnverifiedReason
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.peer import Peer, established_peer
-from trionode._tls.stream import TLSStream, address_of, client_handshake
+from trionode._tls.handshake import client_handshake
+from trionode._transport.sockets import address_of
 
 from .channel_binding import same_proof
 from .collisions import Conflict
@@ -40,6 +37,7 @@ from .join import Ends, join_proof
 if TYPE_CHECKING:
     from trionode._connection.connection import Connection
     from trionode._tls.contexts import TLSContexts
+    from trionode._tls.stream import TLSStream
     from trionode._transport.interfaces import Transport
 
 

@@ -33,7 +33,7 @@ from trionode._errors import (
 )
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName
-from trionode._tls.stream import TLSStream, drain_and_close
+from trionode._tls.handshake import drain_and_close
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import Address, at, printable
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from trionode._connection.connection import Connection
     from trionode._identity.peer import Peer
     from trionode._tls.contexts import TLSContexts
+    from trionode._tls.stream import TLSStream
 
     from .admission import Progress, Ticket
     from .collisions import Arbiter, Conflict

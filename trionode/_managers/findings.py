@@ -40,7 +40,8 @@ from trionode._identity.names import (
     canonical_host,
 )
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.engine import PeerRefused, TLSFailure, TLSSession, TrustCheck
+from trionode._tls.failures import PeerRefused, TLSFailure
+from trionode._tls.verification import TrustCheck
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.policy import Clock
+    from trionode._tls.session import TLSSession
 
 __all__ = ["Finding", "FindingCode", "Severity", "check_key_pair"]
 

@@ -27,7 +27,8 @@ from trio_util import AsyncValue
 from trionode._errors import PeerUnverifiedError, Stage, TrionodeError, UnverifiedReason
 from trionode._identity.certificate import fingerprint
 from trionode._identity.describe import describe_issuer, describe_subject
-from trionode._tls.engine import Refusal, TrustCheck
+from trionode._tls.failures import Refusal
+from trionode._tls.verification import TrustCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -16,12 +16,14 @@ import trio
 
 from trionode._util.text import printable
 
-from .engine import TLSFailure, TLSSession, Truncated
+from .failures import TLSFailure, Truncated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cryptography import x509
+
+    from .session import TLSSession
 
 _RECEIVE_SIZE: Final = 16 * 1024
 

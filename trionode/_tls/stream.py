@@ -1,14 +1,11 @@
-"""TLS on any Trio stream: an explicit handshake that yields a `TLSStream`.
+"""TLS as a Trio stream, once the handshake is done.
 
-Theory. `server_handshake` and `client_handshake` own the transport: on failure or cancellation they close it, on
-success the `TLSStream` owns it. So no half-made stream exists, and facts such as `peer_certificate` are plain
-attributes.
+Theory. `handshake` makes a `TLSStream` only when the handshake has succeeded. So no half-made stream exists, and facts
+such as `peer_certificate` are plain attributes.
 
-Who says what, and when. In TLS 1.3 a client's handshake ends before the server has judged its certificate, so a
-refusal arrives with the first read. Hence:
+Which side reports what, and when. In TLS 1.3 a client's handshake ends before the server has judged its certificate, so
+a refusal arrives with the first read. Hence:
 
-* A refusing side flushes its alert, half-closes, reads on for a bounded time, then closes. Closing with unread bytes
-  would send a TCP reset, which may overtake the alert.
 * A failed send does not break receiving: the refused side reads before it reports, so that the reason is not lost to
   an EPIPE.
 * Receiving never writes, but for a fatal alert, bounded. OpenSSL's (dead) session tickets ride with the first send;
@@ -26,72 +23,31 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
-from trionode._errors import (
-    HandshakeError,
-    PeerRejectedError,
-    PeerUnverifiedError,
-    RemoteProtocolError,
-    Stage,
-)
 from trionode._identity.describe import describe
-from trionode._transport.sockets import READ_SIZE, receive, send, socket_of, wait_and_read, write_at_once
-from trionode._util.text import (
-    Address,
-    Buffer,
-    at,
-    printable,
-)
+from trionode._transport.sockets import READ_SIZE, socket_of, wait_and_read, write_at_once
 
-from .engine import (
-    RECORD_SIZE,
-    AlertReceived,
-    Misbehaved,
-    PeerRefused,
-    TLSFailure,
-    TLSSession,
-    Truncated,
-)
+from .failures import TLSFailure, failure_error
+from .session import RECORD_SIZE, TLSSession
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable
 
     from cryptography import x509
 
-    from trionode._identity.names import NodeName
+    from trionode._util.text import Address, Buffer
 
     from .contexts import TLSContexts
 
 __all__ = ["TLSStream"]
 
-#: How long a refusing side reads on, so that its alert arrives before the close does. Seconds.
-LINGER: Final = 1.0
-#: How much it reads meanwhile: no honest peer has more than a flight under way.
-LINGER_BYTES: Final = 256 * 1024
 #: How long a close_notify may take that the transport does not accept at once. Seconds.
 FAREWELL: Final = 0.01
 
-#: What a peer may send until the handshake is done: it is not authenticated yet. Bytes, several times what a long chain
-#: of certificates takes; OpenSSL alone would collect twice that.
-MAX_FLIGHTS: Final = 64 * 1024
-
-_FLIGHT_READ: Final = 16 * 1024
 #: What is encrypted at once, at most, in full records.
 AT_ONCE: Final = 16 * RECORD_SIZE
 #: What a transport that is no socket gets at once: `bytes_taken` grows in such steps.
 _STEP: Final = 4 * RECORD_SIZE
 _RECEIVE_SIZE: Final = 64 * 1024
-
-
-def address_of(transport: trio.abc.Stream) -> Address | None:
-    """The peer's (host, port): the transport's `peer_address`, or of a socket what it still knows."""
-    if not isinstance(transport, trio.SocketStream):
-        address: Address | None = getattr(transport, "peer_address", None)
-        return address
-    try:
-        host, port, *_ = transport.socket.getpeername()
-    except (OSError, ValueError):
-        return None
-    return host, port
 
 
 @final
@@ -419,7 +375,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         if alert:
             self._send_broken = True
             with trio.move_on_after(FAREWELL):
-                await _quietly(self.transport_stream.send_all(alert))
+                await quietly(self.transport_stream.send_all(alert))
 
     def _raise_broken(self, failure: TLSFailure) -> NoReturn:
         error = failure_error(failure, self.peer_address, self.generation, self._presented)
@@ -440,7 +396,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
             farewell = self._farewell()
             if farewell:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL):
-                    await _quietly(self.transport_stream.send_all(farewell))
+                    await quietly(self.transport_stream.send_all(farewell))
         finally:
             await trio.aclose_forcefully(self.transport_stream)
 
@@ -466,276 +422,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         return self._ciphertext()
 
 
-# Handshakes ---------------------------------------------------------------------------------------------------------
-
-
-async def server_handshake(
-    transport: trio.abc.Stream,
-    contexts: TLSContexts,
-    *,
-    received: Buffer = b"",
-    alpn: Sequence[str] = (),
-    decided: Callable[[], None] = lambda: None,
-    greeted: Callable[[], None] = lambda: None,
-) -> TLSStream:
-    """Run the server side of a handshake; owns the transport and closes it on failure or cancellation.
-
-    Args:
-        transport: where the client is.
-        contexts: what to present and to ask for.
-        received: bytes that were already read from the transport.
-        alpn: protocols in order of preference; a client that offers only others is refused.
-        decided: called when we refuse, before the time is taken to deliver the alert.
-        greeted: called when the client has sent a whole ClientHello that we can answer.
-
-    Raises:
-        PeerUnverifiedError: we refused the client.
-        PeerRejectedError: the client refused us.
-        HandshakeError: it broke off, or spoke something else.
-    """
-    session = contexts.server.session(alpn=[protocol.encode("ascii") for protocol in alpn])
-    session.feed(received)
-    presented = contexts.key_pair.certificate
-    address = address_of(transport)
-    await _handshake(transport, session, contexts, presented, address, decided, greeted, flush_last_flight=False)
-    return TLSStream(transport, session, contexts, presented, address)
-
-
-async def client_handshake(
-    transport: trio.abc.Stream,
-    contexts: TLSContexts,
-    *,
-    reference: str,
-    node: NodeName | None = None,
-    alpn: Sequence[str] = (),
-    insist_on_alpn: bool = False,
-    flush_last_flight: bool = True,
-    insecure_skip_verify: bool = False,
-    decided: Callable[[], None] = lambda: None,
-) -> TLSStream:
-    """Run the client side of a handshake; owns the transport and closes it on failure or cancellation.
-
-    Args:
-        transport: where the server is.
-        contexts: what to present and to verify with.
-        reference: the canonical host that the server's certificate must cover.
-        node: the node name that its URI SANs, if any, must admit.
-        alpn: protocols to offer.
-        insist_on_alpn: fail, before our certificate is sent, unless one of them was selected.
-        flush_last_flight: send our last flight, certificate and all; else it goes with the first that is sent.
-        insecure_skip_verify: accept any certificate under any name.
-        decided: called when we refuse, before the time is taken to deliver the alert.
-
-    Raises:
-        PeerUnverifiedError: we refused the server.
-        PeerRejectedError: the server refused us.
-        HandshakeError: it broke off, or spoke something else.
-    """
-    try:
-        session = contexts.client.session(
-            reference=reference,
-            node=node,
-            alpn=[protocol.encode("ascii") for protocol in alpn],
-            insecure_skip_verify=insecure_skip_verify,
-        )
-    except BaseException:
-        await trio.aclose_forcefully(transport)
-        raise
-    presented = contexts.key_pair.certificate
-    address = address_of(transport)
-    await _handshake(
-        transport,
-        session,
-        contexts,
-        presented,
-        address,
-        decided,
-        flush_last_flight=flush_last_flight,
-        insist_on_alpn=insist_on_alpn,
-    )
-    return TLSStream(transport, session, contexts, presented, address)
-
-
-async def _handshake(
-    transport: trio.abc.Stream,
-    session: TLSSession,
-    contexts: TLSContexts,
-    presented: x509.Certificate,
-    address: Address | None,
-    decided: Callable[[], None],
-    greeted: Callable[[], None] = lambda: None,
-    *,
-    flush_last_flight: bool = True,
-    insist_on_alpn: bool = False,
-) -> None:
-    try:
-        try:
-            await _exchange_flights(
-                transport, session, greeted, flush_last_flight=flush_last_flight, insist=insist_on_alpn
-            )
-        except TLSFailure:
-            decided()
-            await _linger(transport, session)  # noqa: ASYNC120 -- bounded, and a cancellation matters more
-            raise
-    except TLSFailure as exc:
-        await trio.aclose_forcefully(transport)
-        error = failure_error(exc, address, contexts.generation, presented)
-        raise error from error.__cause__
-    except trio.BrokenResourceError as exc:
-        await trio.aclose_forcefully(transport)
-        msg = f"the connection{at(address)} broke during the TLS handshake: {exc.__cause__ or exc}"
-        raise HandshakeError(
-            msg, stage=Stage.TLS, reason="broken", address=address, generation=contexts.generation
-        ) from exc
-    except BaseException:
-        await trio.aclose_forcefully(transport)
-        raise
-
-
-async def _exchange_flights(
-    transport: trio.abc.Stream,
-    session: TLSSession,
-    greeted: Callable[[], None],
-    *,
-    flush_last_flight: bool,
-    insist: bool,
-) -> None:
-    send_failure: trio.BrokenResourceError | None = None
-    received = 0
-    while True:
-        done = session.handshake()
-        if done and insist and session.alpn is None:
-            session.outgoing()  # dropped: it holds our certificate, and this is no peer of ours
-            failure = Misbehaved("no_application_protocol")
-            raise failure
-        if not done or flush_last_flight:
-            outgoing = session.outgoing()
-            if outgoing and send_failure is None:
-                greeted()
-                try:
-                    await send(transport, outgoing)
-                except trio.BrokenResourceError as exc:
-                    send_failure = exc  # read on: the alert that says why may already be here
-        if done:
-            if send_failure is not None:
-                raise send_failure
-            return
-        if received >= MAX_FLIGHTS:
-            failure = Misbehaved("excessive message size")
-            raise failure
-        data = await receive(transport, _FLIGHT_READ)
-        if data:
-            received += len(data)
-            session.feed(data)
-        elif send_failure is not None:
-            raise send_failure
-        else:
-            session.feed_eof()
-
-
-async def _linger(transport: trio.abc.Stream, session: TLSSession) -> None:
-    """Deliver what the session still has to say: flush, half-close, read on for a bounded time."""
-    with trio.move_on_after(LINGER):
-        await _quietly(_say_and_drain(transport, session.outgoing()))
-
-
-async def _say_and_drain(transport: trio.abc.Stream, last_words: bytes) -> None:
-    if last_words:
-        await transport.send_all(last_words)
-    if isinstance(transport, trio.abc.HalfCloseableStream):
-        await transport.send_eof()
-    drained = 0
-    while drained < LINGER_BYTES and (data := await transport.receive_some()):
-        drained += len(data)
-
-
-async def drain_and_close(stream: TLSStream) -> None:
-    """Close a stream on which we just said why we refuse: half-close, read on for a bounded time, close."""
-    try:
-        with trio.move_on_after(LINGER):
-            await _quietly(_say_and_drain(stream, b""))
-    finally:
-        await stream.aclose()
-
-
-async def _quietly(attempt: Awaitable[object]) -> None:
+async def quietly(attempt: Awaitable[object]) -> None:
     """Await something on a connection that is ending anyway: that it broke is no news."""
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
         await attempt
-
-
-def failure_error(
-    failure: TLSFailure, address: Address | None, generation: int, presented: x509.Certificate | None
-) -> HandshakeError:
-    """The public exception for what happened to a TLS session, with its cause set."""
-    there = at(address)
-    if isinstance(failure, PeerRefused):
-        refusal = failure.refusal
-        return PeerUnverifiedError(
-            f"peer{there}: {refusal.text}",
-            stage=Stage.TLS,
-            reason=refusal.reason,
-            address=address,
-            generation=generation,
-            certificate=refusal.certificate,
-            wanted=refusal.wanted,
-            offered=refusal.offered,
-        )
-    if isinstance(failure, AlertReceived):
-        shown = "no certificate" if presented is None else describe(presented)
-        return PeerRejectedError(
-            f"the peer{there} refused us with the TLS alert {failure.code.replace('_', ' ')!r}: we presented {shown}. "
-            f"{_ALERT_REMEDIES.get(failure.code, 'Its log says why')}",
-            stage=Stage.TLS,
-            code=failure.code,
-            address=address,
-            generation=generation,
-            presented=presented,
-        )
-    if isinstance(failure, Misbehaved):
-        detail = printable(failure.detail)
-        explained = _MISBEHAVIOUR.get(detail, "Is there a TLS 1.3 server or client at the other end?")
-        error = HandshakeError(
-            f"the peer{there} does not speak TLS as we do: {detail}. {explained}",
-            stage=Stage.TLS,
-            reason=detail,
-            address=address,
-            generation=generation,
-        )
-        error.__cause__ = RemoteProtocolError(f"TLS: {detail}")
-        return error
-    assert isinstance(failure, Truncated)
-    error = HandshakeError(
-        f"the peer{there} ended the connection without a word: {failure}. It may have crashed, refused us without an "
-        "alert, or something in between cut the connection",
-        stage=Stage.TLS,
-        reason="truncated",
-        address=address,
-        generation=generation,
-    )
-    error.__cause__ = trio.BrokenResourceError(str(failure))
-    return error
-
-
-_ALERT_REMEDIES: Final = {
-    "certificate_required": "It requires a client certificate; give this manager a key pair that its client "
-    "CAs vouch for",
-    "unknown_ca": "Its CA pool does not have the CA that signed this certificate; add the CA there, or issue the "
-    "certificate from one that is there, and send the intermediates",
-    "certificate_expired": "By its clock our certificate has expired; rotate to a new one, and compare the clocks",
-    "certificate_revoked": "Our certificate is on its revocation list; issue a new one",
-    "unsupported_certificate": "Our certificate does not allow this use; issue it with both serverAuth and clientAuth",
-    "bad_certificate": "It could not verify our certificate (not yet valid by its clock, for one); its log says why",
-    "internal_error": "A server name mismatch arrives like this: see which names our certificate covers, and its log",
-    "no_application_protocol": "It does not speak the protocol that we offered; is it a trionode acceptor?",
-    "protocol_version": "It does not speak TLS 1.3",
-}
-
-_MISBEHAVIOUR: Final = {
-    "no_application_protocol": "No application protocol in common (ALPN); is it a trionode peer?",
-    "unsupported protocol": "It offers only TLS versions before 1.3",
-    "wrong version number": "That was no TLS at all: is it a plain-text port?",
-    "http request": "That was plain HTTP, on a TLS port",
-    "excessive message size": "It sent more than a TLS handshake takes",
-    "certificate cannot be parsed": "Its certificate does not follow RFC 5280; have it issued anew",
-}

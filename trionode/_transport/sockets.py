@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
-    from trionode._util.text import Buffer
+    from trionode._util.text import Address, Buffer
 
 #: Where `os.readv` and `os.write` work on sockets.
 _POSSIBLE: Final = sys.platform != "win32"
@@ -35,6 +35,18 @@ _KEPT: Final = 1024 * 1024
 _CLOSED: Final = "this socket was already closed"
 
 _buffer: Final = trio.lowlevel.RunVar[memoryview]("trionode.read_buffer")
+
+
+def address_of(transport: trio.abc.Stream) -> Address | None:
+    """The peer's (host, port): the transport's `peer_address`, or of a socket what it still knows."""
+    if not isinstance(transport, trio.SocketStream):
+        address: Address | None = getattr(transport, "peer_address", None)
+        return address
+    try:
+        host, port, *_ = transport.socket.getpeername()
+    except (OSError, ValueError):
+        return None
+    return host, port
 
 
 def socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:

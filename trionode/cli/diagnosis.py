@@ -18,7 +18,7 @@ from trionode._identity.describe import (
     describe_subjects,
 )
 from trionode._identity.names import SubjectNames
-from trionode._tls.engine import AlertReceived, Misbehaved
+from trionode._tls.failures import AlertReceived, Misbehaved
 
 from .shown import certificate_state
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode import CAPool, CRLSet, KeyPair
-    from trionode._tls.engine import TrustCheck
     from trionode._tls.probe import Inspection
+    from trionode._tls.verification import TrustCheck
 
 #: The steps that diagnoses are about.
 OURS: Final = "ours"

@@ -43,14 +43,10 @@ from trionode._identity.describe import describe, describe_subject
 from trionode._identity.names import SubjectNames, unbracketed
 from trionode._protocol import ALPN
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.engine import (
-    AlertReceived,
-    PeerRefused,
-    TLSSession,
-    TrustCheck,
-    inspecting_session,
-)
+from trionode._tls.engine import inspecting_session
+from trionode._tls.failures import AlertReceived, PeerRefused
 from trionode._tls.probe import Inspection, inspect
+from trionode._tls.verification import TrustCheck
 
 from .diagnosis import (
     HELLO_REMEDIES,
@@ -76,6 +72,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode import CAPool, KeyPair
+    from trionode._tls.session import TLSSession
 
 #: What is offered, so that servers of any kind have something to choose.
 _OFFERED: Final = (ALPN.encode(), b"h2", b"http/1.1")

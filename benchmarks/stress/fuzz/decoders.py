@@ -25,7 +25,7 @@ from trionode import (
 from trionode._errors import RejectionCode
 from trionode._identity import describe as _describe, names as _identity
 from trionode._node import typed as _typed
-from trionode._tls import engine as _openssl
+from trionode._tls import session as _session
 from trionode._util.text import printable
 from trionode.discovery import local as _local
 from trionode.pki import CertificateAuthority
@@ -215,7 +215,7 @@ class RecordTarget(Target):
 
     name = "records"
     about = "the scanner of TLS records, fed in pieces"
-    traced: Sequence[Path] = (Path(_openssl.__file__),)
+    traced: Sequence[Path] = (Path(_session.__file__),)
 
     def seeds(self) -> list[bytes]:
         """Records, empty ones and one that is not complete among them."""
@@ -224,7 +224,7 @@ class RecordTarget(Target):
     def run(self, data: bytes) -> str:
         """Every cut gives the count that a plain loop gives."""
         for chunks in ([data], pieces(data)):
-            scanner = _openssl.RecordScanner()
+            scanner = _session.RecordScanner()
             scanner.complete = 0
             for chunk in chunks:
                 scanner.feed(chunk)

@@ -40,10 +40,10 @@ from trionode import (
     open_node,
 )
 from trionode._connection.link import connection_id
-from trionode._handshake import exchange as _handshake
+from trionode._handshake import accept as _accept, dial as _dial, exchange as _exchange
 from trionode._handshake.join import Ends, join_proof
-from trionode._tls import stream as _tls_stream
-from trionode._tls.stream import client_handshake, server_handshake
+from trionode._tls import handshake as _tls_handshake, stream as _tls_stream
+from trionode._tls.handshake import client_handshake, server_handshake
 from trionode.pki import CertificateAuthority
 from trionode.testing import MemoryNetwork
 
@@ -360,7 +360,9 @@ def hello(**fields: object) -> wire.Hello:
 class LiveTarget(Target):
     """Bytes at one stage of a life; the inputs are those of another target."""
 
-    traced: Sequence[Path] = (Path(_handshake.__file__), Path(_tls_stream.__file__))
+    traced: Sequence[Path] = tuple(
+        Path(module.__file__ or "") for module in (_accept, _dial, _exchange, _tls_handshake, _tls_stream)
+    )
     #: Two nodes and their connections are in it.
     memory = (12 * 2**20, 256)
     measured = 8

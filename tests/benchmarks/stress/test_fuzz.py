@@ -23,8 +23,12 @@ from benchmarks.stress.fuzz.live import AsFrames
 from trionode import Connection, HandshakeError, RemoteProtocolError, _protocol as wire
 from trionode._connection.services import Services
 from trionode._handshake.accept import _FIRST_READ
-from trionode._tls import stream as tls
-from trionode._tls.stream import MAX_FLIGHTS, client_handshake, server_handshake
+from trionode._tls import handshake as tls
+from trionode._tls.handshake import (
+    MAX_FLIGHTS,
+    client_handshake,
+    server_handshake,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,0 +1,352 @@
+"""One TLS connection over memory buffers, sans-IO.
+
+Theory. Ciphertext is fed in and taken out, so that the caller alone decides when bytes move, and byte order is
+encryption order. A session does no I/O and knows no Trio.
+
+Errors of OpenSSL repeat without their text, so a session keeps its first failure and raises that for ever after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final, NoReturn, final
+
+from OpenSSL import SSL, crypto
+
+from trionode._errors import UnverifiedReason
+from trionode._util.text import Buffer, printable
+
+from .failures import (
+    AlertReceived,
+    Misbehaved,
+    NoOverlap,
+    PeerRefused,
+    Refusal,
+    TLSFailure,
+    Truncated,
+    openssl_reason,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography import x509
+
+    from .verification import Examination
+
+#: A TLS record carries at most this much plaintext (RFC 8446 section 5.1).
+RECORD_SIZE: Final = 16 * 1024
+
+_CHUNK: Final = 64 * 1024
+#: What a record adds to its plaintext: header, content type, tag (RFC 8446 section 5.2).
+_RECORD_OVERHEAD: Final = 5 + 1 + 16
+#: Room for what nobody asked OpenSSL to send: handshake flights, dead tickets, alerts.
+_UNASKED: Final = 4096
+
+#: Alerts whose reason strings do not say that they are some (sslerr.h, from RFC 6066).
+_UNMARKED_ALERTS: Final = frozenset({"tlsv1 unrecognized name", "tlsv1 unsupported extension"})
+
+
+@final
+class RecordScanner:
+    """Counts the records that are complete in a stream of ciphertext, by their headers (RFC 8446 section 5.1).
+
+    It saves asking OpenSSL once more after each record whether that was all, which costs an exception. It knows
+    nothing for sure: records that hold no data are counted, too, and then OpenSSL is asked once for nothing.
+    """
+
+    __slots__ = ("_header", "_left", "complete")
+
+    def __init__(self) -> None:
+        #: Complete records that were fed and not taken; None if that is not known.
+        self.complete: int | None = None
+        self._header = b""
+        self._left = 0
+
+    def feed(self, data: Buffer) -> None:
+        """Look at more ciphertext."""
+        position, end, found = 0, len(data), 0
+        while position < end:
+            if self._left:
+                step = min(self._left, end - position)
+                self._left -= step
+                position += step
+                found += not self._left
+            else:
+                wanted = 5 - len(self._header)
+                header = self._header + bytes(data[position : position + wanted])
+                position += wanted
+                if len(header) < 5:
+                    self._header = header
+                    break
+                self._header = b""
+                self._left = header[3] << 8 | header[4]
+                found += not self._left
+        if self.complete is not None:
+            self.complete += found
+
+
+@final
+class TLSSession:
+    """One TLS connection over memory: feed ciphertext in, take ciphertext out.
+
+    Every method is synchronous and either succeeds or raises `TLSFailure`; the first failure is final. Whatever the
+    outcome, `outgoing()` may hold bytes that the peer should get (an alert, for one).
+    """
+
+    __slots__ = (
+        "_connection",
+        "_examination",
+        "_failure",
+        "_produced",
+        "_rebuild",
+        "_scanner",
+        "peer_certificate",
+        "records_received",
+        "records_sent",
+        "verified",
+    )
+
+    def __init__(
+        self, connection: SSL.Connection, examination: Examination, rebuild: Callable[[], SSL.Context]
+    ) -> None:
+        self._connection = connection
+        self._examination = examination
+        self._failure: TLSFailure | None = None
+        self._rebuild = rebuild if examination.policy.clock is not None and examination.verifies else None
+        self._produced = 0
+        self._scanner = RecordScanner()
+        #: The peer's leaf certificate, once the handshake is done; None if it sent none.
+        self.peer_certificate: x509.Certificate | None = None
+        #: Whether this side verified that certificate (and, dialling, its name), once the handshake is done.
+        self.verified: bool = False
+        #: Records of data so far, under one key each way: AES-GCM is good for 2^24.5 (RFC 8446 section 5.5).
+        self.records_sent: int = 0
+        self.records_received: int = 0
+
+    # Ciphertext
+
+    def feed(self, data: Buffer) -> None:
+        """Take ciphertext from the transport."""
+        if data:
+            self._connection.bio_write(data)
+            self._scanner.feed(data)
+
+    def feed_eof(self) -> None:
+        """The transport ended."""
+        self._connection.bio_shutdown()
+        self._scanner.complete = None
+
+    def outgoing(self) -> bytes:
+        """All ciphertext that waits to be sent; empty if there is none."""
+        # One read of the right size: to ask OpenSSL for more than there is costs an exception, larger buffers cost.
+        size = self._produced + _UNASKED
+        self._produced = 0
+        pieces: list[bytes] = []
+        with contextlib.suppress(SSL.WantReadError):
+            pieces.append(self._connection.bio_read(size))
+            while len(pieces[-1]) == size:
+                size = _CHUNK
+                pieces.append(self._connection.bio_read(size))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    # Handshake
+
+    def handshake(self) -> bool:
+        """One step of the handshake; True once it is done, False while it needs more from the peer."""
+        self._raise_if_failed()
+        if self._rebuild is not None:
+            self._set_clock(self._rebuild())
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except NoOverlap:
+            self._fail(Misbehaved("no_application_protocol"))
+        except SSL.Error as exc:
+            self._fail(self._translate(exc))
+        self._conclude()
+        return True
+
+    def _set_clock(self, context: SSL.Context) -> None:
+        # A store's verification time can be set once: OpenSSL keeps a time that is there. So an injected clock costs
+        # a context per step, and published contexts are never touched.
+        store = context.get_cert_store()
+        assert store is not None
+        store.set_time(self._examination.policy.now())
+        self._connection.set_context(context)
+
+    def _conclude(self) -> None:
+        examination = self._examination
+        if examination.refusal is not None:
+            self._fail(PeerRefused(examination.refusal))
+        try:
+            certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
+            if certificate is not None:
+                _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # year 0 is valid DER, for one
+        except Exception:  # noqa: BLE001 -- where nothing is verified, what comes is anybody's, and so is how it fails
+            self._fail(Misbehaved("certificate cannot be parsed"))
+        self.peer_certificate = certificate
+        self.verified = examination.verifies and examination.leaf is not None
+        if (
+            examination.verifies
+            and not self.verified
+            and (self.peer_certificate is not None or not examination.accepting)
+        ):
+            self._fail(Misbehaved("verification did not run"))
+
+    @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer presented, its leaf first; parsed anew each time, nothing more is kept."""
+        if self.peer_certificate is None:
+            return ()
+        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        # A server's OpenSSL keeps the leaf apart.
+        return (self.peer_certificate, *(chain if self._examination.accepting else chain[1:]))
+
+    @property
+    def presented(self) -> bool:
+        """Whether the peer has seen our certificate: a server's always, a client's if it was asked for."""
+        return self._examination.accepting or self._examination.certificate_requested
+
+    @property
+    def shown_chain(self) -> tuple[x509.Certificate, ...]:
+        """What a server has presented so far, also where the handshake failed; empty where it cannot be parsed."""
+        try:
+            return tuple(self._connection.get_peer_cert_chain(as_cryptography=True) or ())
+        except Exception:  # noqa: BLE001 -- what comes is anybody's, and so is how it fails
+            return ()
+
+    @property
+    def certificate_requested(self) -> bool:
+        """Whether the server has asked for our certificate."""
+        return self._examination.certificate_requested
+
+    @property
+    def requested_cas(self) -> dict[bytes, str]:
+        """The CAs whose certificates the server says it accepts (RFC 8446 section 4.2.4), DER to text; often none."""
+        return {name.der(): _name_shown(name) for name in self._connection.get_client_ca_list()}
+
+    # Plaintext
+
+    def encrypt(self, data: Buffer) -> None:
+        """Encrypt into `outgoing()`."""
+        self._raise_if_failed()
+        if data:
+            records = -(-len(data) // RECORD_SIZE)
+            self.records_sent += records
+            self._produced += len(data) + records * _RECORD_OVERHEAD
+            try:
+                self._connection.sendall(data)
+            except SSL.Error as exc:
+                self._fail(self._translate(exc))
+
+    @property
+    def readable(self) -> bool:
+        """Whether `decrypt` may find something."""
+        return self._scanner.complete != 0
+
+    def decrypt(self, limit: int | None = None) -> list[bytes] | None:
+        """Plaintext, one piece a record: None while more ciphertext is needed, [] at the end.
+
+        The end is the peer's close_notify; a transport that just ended is `Truncated`.
+
+        Args:
+            limit: at most so many bytes; by default all that is there.
+        """
+        self._raise_if_failed()
+        scanner, recv = self._scanner, self._connection.recv
+        pieces: list[bytes] = []
+        ask = RECORD_SIZE
+        while scanner.complete != 0:
+            if limit is not None:
+                ask = min(limit, RECORD_SIZE)
+                if not ask:
+                    break
+            try:
+                piece = recv(ask)
+            except SSL.WantReadError:
+                scanner.complete = 0
+                break
+            except SSL.ZeroReturnError:
+                scanner.complete = None  # whoever asks again gets the same answer
+                return pieces
+            except SSL.Error as exc:
+                if pieces:  # the failure is the session's for good, so the next call meets it again
+                    scanner.complete = None
+                    break
+                self._fail(self._translate(exc))
+            self.records_received += 1
+            pieces.append(piece)
+            if limit is not None:
+                limit -= len(piece)
+            if ask < RECORD_SIZE:
+                scanner.complete = None  # there may be more of that record
+            elif scanner.complete:
+                scanner.complete -= 1
+        return pieces or None
+
+    def finish(self) -> None:
+        """Put our close_notify into `outgoing()`; receiving goes on (RFC 8446 section 6.1)."""
+        if self._failure is None:
+            with contextlib.suppress(SSL.Error):
+                self._connection.shutdown()
+
+    # Facts
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that was agreed on, or None."""
+        return self._connection.get_alpn_proto_negotiated().decode("ascii", "backslashreplace") or None
+
+    @property
+    def tls_version(self) -> str:
+        """The protocol version, `TLSv1.3`."""
+        return self._connection.get_protocol_version_name()
+
+    @property
+    def cipher(self) -> str | None:
+        """The cipher suite's name."""
+        return self._connection.get_cipher_name()
+
+    def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
+        """A secret that only the two ends of this session know (RFC 8446 section 7.5, RFC 9266)."""
+        return self._connection.export_keying_material(label, length, context)
+
+    # Failure
+
+    def _raise_if_failed(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, failure: TLSFailure) -> NoReturn:
+        self._failure = failure
+        raise failure from None
+
+    def _translate(self, exc: SSL.Error) -> TLSFailure:
+        if isinstance(exc, SSL.SysCallError):
+            return Truncated("the connection ended without a TLS close_notify")
+        reason = openssl_reason(exc)
+        if self._examination.refusal is not None:
+            return PeerRefused(self._examination.refusal)
+        if reason == "peer did not return a certificate":
+            return PeerRefused(
+                Refusal(
+                    reason=UnverifiedReason.NO_CERTIFICATE,
+                    text=(
+                        "client refused: it sent no certificate, and this acceptor requires one. Give the client a "
+                        "key pair signed by a CA of our client-CA pool (a client that holds another CA's certificate "
+                        "may send none)"
+                    ),
+                    wanted="a client certificate",
+                )
+            )
+        if " alert " in f" {reason}" or reason in _UNMARKED_ALERTS:
+            return AlertReceived(reason)
+        return Misbehaved(reason)
+
+
+def _name_shown(name: crypto.X509Name) -> str:
+    """A distinguished name from the wire, as RFC 4514 writes it."""
+    parts = (f"{key.decode()}={value.decode(errors='replace')}" for key, value in reversed(name.get_components()))
+    return printable(",".join(parts), 120)
