@@ -1,15 +1,11 @@
 """Everything that can be imported from `trionode`, which takes it from here."""
 
+from trionode._connection.end import ConnectionEnd as ConnectionEnd, EndReason as EndReason
+from trionode._connection.hand_over import RenewalCause as RenewalCause
 from trionode._credentials.ca_pool import CAPool as CAPool
 
 from ._connection.channel import ServiceChannel as ServiceChannel
-from ._connection.connection import (
-    Connection as Connection,
-    ConnectionEnd as ConnectionEnd,
-    ConnectionStatistics as ConnectionStatistics,
-    EndReason as EndReason,
-    RenewalCause as RenewalCause,
-)
+from ._connection.connection import Connection as Connection, ConnectionStatistics as ConnectionStatistics
 from ._connection.services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._credentials.crl import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
 from ._credentials.key_pair import KeyPair as KeyPair

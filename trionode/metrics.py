@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
-from ._connection.connection import EndReason, RenewalCause
+from trionode._connection.end import EndReason
+from trionode._connection.hand_over import RenewalCause
+
 from ._errors import ListenError
 from ._node.events import Side
 from ._node.statistics import HandshakeOutcome, TimeHistogram

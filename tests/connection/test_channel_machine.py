@@ -472,13 +472,13 @@ class Model:
     def nothing_is_left(self, service_nursery: trio.Nursery) -> None:
         """No channel, no task, no reservation, nobody who waits."""
         for connection in self.connections:
-            assert connection._channels == {}
-            assert connection._served == {}
-            assert not connection._waiting_opens
+            assert connection._channels.open == {}
+            assert connection._channels.served == {}
+            assert not connection._channels.waiting
             if connection.live:  # else it counts no more
-                assert (connection._budget._total, connection._budget._reserved) == (0, {})
-                assert not connection._budget._waiting
-                assert connection._budget._over is None
+                assert (connection._channels._budget._total, connection._channels._budget._reserved) == (0, {})
+                assert not connection._channels._budget._waiting
+                assert connection._channels._budget._over is None
             assert not connection._outbox.room
             assert connection.statistics().channels == connection.statistics().services == 0
         assert not service_nursery.child_tasks

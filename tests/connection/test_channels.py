@@ -173,14 +173,14 @@ def connection_of(node: Node, name: str | NodeName) -> Connection:
 
 def held_bytes(connection: Connection) -> int:
     """What a connection has received for channels that are open and that no application has taken yet, as credit."""
-    return sum(channel._window.held for channel in connection._channels.values())
+    return sum(channel._window.held for channel in connection._channels.open.values())
 
 
 def nothing_is_left(*connections: Connection) -> bool:
     """Whether connections that live on hold no channels, tasks or reservations."""
     return not any(
-        connection._channels or connection._served or connection._waiting_opens or connection._budget._total
-        for connection in connections
+        table.open or table.served or table.waiting or table._budget._total
+        for table in (connection._channels for connection in connections)
     )
 
 
@@ -747,7 +747,7 @@ async def test_a_send_cancelled_after_its_first_fragment_leaves_the_channel_usab
                 nursery.start_soon(channel.send, b"x" * 100_000)
                 assert await theirs.receive() == b"x" * 100_000
             await settled()
-            assert connection_of(pair.beta, ALPHA)._budget._total == 0
+            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
             assert channel._credit == 8192
         shielded.let_go.set()
 
@@ -1011,7 +1011,7 @@ async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_cha
                 with trio.fail_after(5):
                     assert await theirs.receive() == b"l" * 2_000_000
             await settled()
-            assert connection_of(pair.beta, ALPHA)._budget._total == 0
+            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
         shielded.let_go.set()
 
 
@@ -1047,7 +1047,7 @@ async def test_a_channel_that_ended_keeps_no_place_in_the_budget(open_pair: Pair
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.send, b"l" * 50_000)
                 assert await theirs.receive() == b"l" * 50_000
-            assert connection_of(pair.beta, ALPHA)._budget._total == 0
+            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
         shielded.let_go.set()
 
 
@@ -1086,7 +1086,7 @@ async def test_credit_that_comes_too_late_for_its_message(open_pair: PairFactory
                     assert await others.receive() == b"l" * 300_000
             await settled()
             assert connection.live
-            assert connection_of(pair.beta, ALPHA)._budget._total == 0
+            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
         shielded.let_go.set()
 
 
@@ -1909,7 +1909,7 @@ async def test_a_connection_whose_channel_numbers_are_used_up_is_replaced(open_p
     """After 2**31 channels the next verb dials anew."""
     async with open_pair(beta={"services": {"echo": echo}}) as pair:
         connection = await pair.alpha.connect(BETA)
-        connection._next_channel = 2**32 - 3
+        connection._channels._next = 2**32 - 3
         for _ in range(4):
             assert await pair.alpha.call(BETA, "echo", b"x") == b"x"
 

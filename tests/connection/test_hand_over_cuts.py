@@ -332,7 +332,7 @@ async def test_the_node_is_cancelled_at_every_checkpoint(open_pair: PairFactory)
                 finally:
                     trio.lowlevel.remove_instrument(instrument)
         assert connection.ended
-        links = connection._links()
+        links = connection._hand_over.links
         both += len(links) == 2
         for link in links:
             transport = link.stream.transport_stream

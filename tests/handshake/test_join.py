@@ -24,7 +24,7 @@ from trionode import (
     Refused,
     _protocol as wire,
 )
-from trionode._connection import connection as _connection
+from trionode._connection import hand_over as _hand_over
 from trionode._connection.link import connection_id
 from trionode._handshake.cookie import dialer_proof
 from trionode._handshake.join import Ends, join_proof
@@ -461,7 +461,7 @@ async def test_half_a_hand_over(
     world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, steps: str, reason: EndReason, words: str
 ) -> None:
     """A hand-over that is not gone through with as it has to be ends the connection; nothing goes on with a loss."""
-    monkeypatch.setattr(_connection, "SETTLE_GRACE", 0.3)
+    monkeypatch.setattr(_hand_over, "SETTLE_GRACE", 0.3)
     async with world() as w:
         first, second = w.dialer.first, None
         connection = w.dialer.connection
@@ -659,7 +659,7 @@ async def test_an_acceptor_that_stops_half_way(
     met: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """From the dialer's commit on, what fails is the connection."""
-    monkeypatch.setattr(_connection, "SETTLE_GRACE", 0.3)
+    monkeypatch.setattr(_hand_over, "SETTLE_GRACE", 0.3)
     async with met() as acceptor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fails, acceptor.connection, trio.BrokenResourceError, "has ended")

@@ -15,7 +15,8 @@ import trio
 import trio.testing
 
 from trionode import HandshakeError, LiveConnections, Renew
-from trionode._connection.connection import EndReason, RenewalCause
+from trionode._connection.end import EndReason
+from trionode._connection.hand_over import RenewalCause
 from trionode._node.renewal import (
     ASK_AGAIN,
     BACKOFF,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-    from trionode._connection.connection import Connection, EndReason, RenewalCause
+    from trionode._connection.connection import Connection
+    from trionode._connection.end import EndReason
+    from trionode._connection.hand_over import RenewalCause
     from trionode._errors import CertificateError, HandshakeError
     from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer

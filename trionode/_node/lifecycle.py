@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
 
-from trionode._connection.connection import EndReason
+from trionode._connection.end import EndReason
 from trionode._identity.names import NodeName
 
 from .events import ResolverTrouble

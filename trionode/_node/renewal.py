@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._connection.connection import EndReason, RenewalCause
+from trionode._connection.end import EndReason
+from trionode._connection.hand_over import RenewalCause
 from trionode._errors import HandshakeTimeoutError, Stage
 from trionode._util.backoff import Backoff
 

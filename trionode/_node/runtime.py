@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._connection.connection import Connection, ConnectionEnd, ConnectionSettings, EndReason, protocol_flood
+from trionode._connection.connection import (
+    Connection,
+    ConnectionSettings,
+    protocol_flood,
+)
+from trionode._connection.end import ConnectionEnd, EndReason
 from trionode._connection.registry import Registry
 from trionode._connection.services import Services
 from trionode._errors import (
@@ -50,7 +55,7 @@ from .statistics import Counters, ManagerUse, NodeStatistics
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trionode._connection.connection import RenewalCause
+    from trionode._connection.hand_over import RenewalCause
     from trionode._connection.link import Link
     from trionode._handshake.acceptor import AcceptorStatistics
     from trionode._identity.names import NodeName

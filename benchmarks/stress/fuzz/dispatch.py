@@ -32,7 +32,13 @@ from trionode import (
     ServiceChannel,
     _protocol as wire,
 )
-from trionode._connection import channel as _channel, connection as _connection, flow_control as _flow
+from trionode._connection import (
+    channel as _channel,
+    channels as _channels,
+    connection as _connection,
+    flow_control as _flow,
+    hand_over as _hand_over,
+)
 from trionode._connection.connection import ConnectionSettings
 from trionode._connection.link import Link
 from trionode._connection.send_queue import CEILING
@@ -381,6 +387,8 @@ class DispatchTarget(Target):
 
     traced: Sequence[Path] = (
         Path(_connection.__file__),
+        Path(_channels.__file__),
+        Path(_hand_over.__file__),
         Path(_channel.__file__),
         Path(_flow.__file__),
         *Path(wire.__file__).parent.glob("*.py"),

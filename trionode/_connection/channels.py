@@ -1,0 +1,268 @@
+"""The channels of one connection: their numbers, the frames that concern one of them, and the peer's services.
+
+Theory. Each side numbers the channels that it opens, upwards and by twos, so both may open at once. A channel is in
+`open` from its OPEN until it is over for us. The services that the peer opened channels to are another matter: a
+service may outlive its channel, since a caller that has closed cleanly leaves its service to finish. So at most
+`max_channels` *services* run at a time, and what is opened beyond that waits for its turn, in order and in bounded
+number.
+
+Nothing here knows the connection: what has to happen to the whole of it is the caller's to do.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from trionode import _protocol as wire
+from trionode._errors import RemoteCode, RemoteError, RemoteProtocolError
+
+from .channel import ServiceChannel
+from .flow_control import MessageBudget
+from .services import ServiceRefusal
+
+if TYPE_CHECKING:
+    from .link import Link
+    from .send_queue import Outbox
+    from .services import Service, Services
+
+
+@final
+class Channels:
+    """All channels of one connection, and the services that run for its peer.
+
+    Attributes:
+        open: the channels that are not over, by number.
+        served: those whose service runs, whether open or over.
+        waiting: those whose service waits for another to end.
+        accepting: whether the peer may open more.
+        opened: how many were opened so far, by either side.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_ended",
+        "_last_of_peer",
+        "_limits",
+        "_max_pending_opens",
+        "_next",
+        "_outbox",
+        "_peer_limits",
+        "_quiet",
+        "_services",
+        "accepting",
+        "open",
+        "opened",
+        "served",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        link: Link,
+        outbox: Outbox,
+        *,
+        services: Services,
+        limits: wire.Limits,
+        max_pending_opens: int,
+        budget: int,
+    ) -> None:
+        """Begin without any.
+
+        Args:
+            link: the connection's first: who dialled, and what the peer accepts.
+            outbox: the connection's.
+            services: what the peer may open channels to.
+            limits: what this side accepts, as its hello said.
+            max_pending_opens: channels opened by the peer whose service waits for another to end.
+            budget: bytes that may be held for messages beyond their channels' windows.
+        """
+        self._outbox = outbox
+        self._services = services
+        self._limits = limits
+        self._peer_limits = link.peer_limits
+        self._max_pending_opens = max_pending_opens
+        self._budget = MessageBudget(budget)
+        self._next = 1 if link.dialled else 2
+        self._last_of_peer = 0 if link.dialled else -1
+        self._quiet = trio.lowlevel.ParkingLot()
+        self._ended = False
+        self.open: dict[int, ServiceChannel] = {}
+        self.served: dict[int, ServiceChannel] = {}
+        self.waiting: dict[int, tuple[Service, ServiceChannel]] = {}
+        self.accepting: bool = True
+        self.opened: int = 0
+
+    # Opened by us
+
+    def begin(self, service: str) -> ServiceChannel:
+        """Open a channel to a service of the peer, for as long as the caller's effective deadline lets it run.
+
+        Args:
+            service: its name over there.
+
+        Raises:
+            RemoteError: code `limit`: the peer does not allow more channels at once.
+        """
+        limit, mine = self._peer_limits.max_channels, self._next & 1
+        if len(self.open) >= limit and sum(number & 1 == mine for number in self.open) >= limit:
+            msg = f"{self._outbox.link.peer.name} allows {limit} channels at once (max_channels); close some first"
+            raise RemoteError(msg, code=RemoteCode.LIMIT)
+        deadline = trio.current_effective_deadline()
+        timeout = None if deadline == float("inf") else max(0.0, deadline - trio.current_time())
+        number = self._next
+        self._next += 2
+        self._outbox.append(wire.control(wire.OPEN, number, wire.Open(service=service, timeout=timeout)))
+        return self._add(number, service)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether our numbers are used up, and no further channel can be opened."""
+        return self._next > wire.LAST_CHANNEL - 2
+
+    def _add(self, number: int, service: str) -> ServiceChannel:
+        channel = self.open[number] = ServiceChannel(
+            identifier=number,
+            service=service,
+            outbox=self._outbox,
+            budget=self._budget,
+            window=self._limits.window,
+            credit=self._peer_limits.window,
+            receive_limit=self._limits.max_message_size,
+            send_limit=self._peer_limits.max_message_size,
+            on_over=self._forget,
+        )
+        self.opened += 1
+        self._budget.company(len(self.open))
+        return channel
+
+    def _forget(self, channel: ServiceChannel) -> None:
+        if self.open.pop(channel.identifier, None) is not None:
+            self._budget.company(len(self.open))
+        self._wake_if_quiet()
+
+    # What the peer sends. Synchronous, never waits.
+
+    def dispatch(self, kind: int, number: int, payload: bytes) -> None:
+        """A frame came that is not the connection's.
+
+        Args:
+            kind: of the frame.
+            number: the channel's; not 0.
+            payload: of the frame.
+
+        Raises:
+            RemoteProtocolError: there cannot be such a frame now.
+        """
+        channel = self.open.get(number)
+        if channel is None:
+            if kind == wire.OPEN:
+                self._on_open(number, wire.decode(wire.Open, payload))
+            elif kind == wire.RESET and number in self.served:
+                self.served[number].on_lost(_reset_cause(payload))
+            else:
+                self._check_opened(number)
+        elif kind == wire.MESSAGE:
+            channel.on_message(payload)
+        elif kind == wire.CREDIT:
+            channel.on_credit(wire.unpack_u32(payload))
+        elif kind == wire.MORE:
+            channel.on_more(payload)
+        elif kind == wire.FIRST:
+            channel.on_first(payload)
+        elif kind in (wire.EOF, wire.CLOSE):
+            channel.on_end(kind)
+        elif kind == wire.RESET:
+            self.waiting.pop(number, None)
+            self._forget(channel)
+            channel.on_lost(_reset_cause(payload))
+        elif kind == wire.DISCARD:
+            channel.on_discard()
+        elif kind == wire.RETURN:
+            channel.on_return(wire.unpack_u32(payload))
+        else:
+            msg = f"the peer sent a frame of kind {kind:#04x} on channel {number}"
+            raise RemoteProtocolError(msg)
+
+    def _check_opened(self, number: int) -> None:
+        """A frame for a channel that is over is ignored; one for a channel that never was is an error."""
+        mine = number & 1 == self._next & 1
+        if number >= self._next if mine else number > self._last_of_peer:
+            msg = f"the peer sent a frame for channel {number}, which was never opened"
+            raise RemoteProtocolError(msg)
+
+    def _on_open(self, number: int, request: wire.Open) -> None:
+        if number & 1 == self._next & 1 or number <= self._last_of_peer:
+            msg = f"the peer opened channel {number}, which is not its to open"
+            raise RemoteProtocolError(msg)
+        self._last_of_peer = number
+        try:
+            service = self._services.find(request.service, self._outbox.link.peer)
+            if not self.accepting:
+                raise ServiceRefusal(RemoteCode.SHUTTING_DOWN, "this connection opens no more channels")
+            if len(self.waiting) >= self._max_pending_opens:
+                limit = f"{len(self.served)} services run (max_channels), {self._max_pending_opens} more wait"
+                raise ServiceRefusal(RemoteCode.LIMIT, f"{limit} (max_pending_opens)")
+        except ServiceRefusal as refusal:
+            payload = wire.End(code=refusal.code, message=wire.text(refusal.message))
+            self._outbox.append(wire.control(wire.RESET, number, payload))
+            return
+        channel = self._add(number, request.service)
+        channel.scope = trio.CancelScope()
+        if request.timeout is not None:
+            channel.scope.deadline = trio.current_time() + request.timeout
+        self.waiting[number] = service, channel
+        self._start_services()
+
+    # Services
+
+    def _start_services(self) -> None:
+        """Start what waits, up to `max_channels` at once: a service may outlive a channel that its caller closed."""
+        while self.waiting and len(self.served) < self._limits.max_channels:
+            number = next(iter(self.waiting))
+            service, channel = self.waiting.pop(number)
+            self.served[number] = channel
+            self._services.start(service, channel, partial(self._served_out, number))
+
+    def _served_out(self, number: int) -> None:
+        del self.served[number]
+        if not self.served:
+            self._outbox.flush()  # its reply and its end, in one write
+        self._start_services()
+        self._wake_if_quiet()
+
+    # All of them
+
+    async def wait_quiet(self) -> None:
+        """Wait until no channel is open and no service runs, or the connection ends. Cancelling is harmless."""
+        await trio.lowlevel.checkpoint()
+        while (self.open or self.served) and not self._ended:
+            await self._quiet.park()
+
+    def _wake_if_quiet(self) -> None:
+        if not (self.open or self.served):
+            self._quiet.unpark_all()
+
+    def end(self, error: Exception | None) -> None:
+        """The connection has ended: every channel learns why, and the services are cancelled that may not finish.
+
+        Args:
+            error: what happened; None where this program closed the connection.
+        """
+        self._ended = True
+        for channel in {**self.open, **self.served}.values():
+            if error is None:
+                channel.abandon()
+            else:
+                channel.on_lost(error)
+        self.open.clear()
+        # Those that the peer had closed cleanly get what it sent, whenever their turn comes.
+        self.waiting = {number: waits for number, waits in self.waiting.items() if waits[1].peer_closed}
+        self._quiet.unpark_all()
+
+
+def _reset_cause(payload: bytes) -> RemoteError:
+    end = wire.decode(wire.End, payload)
+    return RemoteError(end.message, code=end.code)

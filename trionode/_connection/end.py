@@ -1,0 +1,135 @@
+"""How a connection ends: for which reason, and what follows from each.
+
+Theory. A connection ends once, for one reason; the first stands. From the reason follows everything else, by the one
+table below: what its channels raise from then on, whether what was accepted for sending is still written, and whether
+the peer is told. There are three cases.
+
+*This program closed it* (`CLOSED`, `SHUTTING_DOWN`): channels raise `trio.ClosedResourceError`.
+
+*This side ended it, though the program did not close it* (`REPLACED`, `LIMIT`, `SUPERSEDED`, `EXPIRED`, `WORN`,
+`UNVERIFIED`, `PROTOCOL_ERROR`): channels raise `trio.BrokenResourceError`, whose text says why. The peer is told. What
+was accepted for sending is written first, except after a protocol error: the peer has lost count by then.
+
+*The peer or the network ended it* (`CLOSED_BY_PEER`, `LOST`): channels raise `trio.BrokenResourceError`; nothing more
+is written, since the peer does not read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trionode._identity.names import NodeName
+
+__all__ = ["ConnectionEnd", "EndReason"]
+
+
+class EndReason(StrEnum):
+    """Why a connection ended.
+
+    `SUPERSEDED`: a certificate was rotated, and the node closes connections that were made with the old one.
+    `EXPIRED`: a certificate that it was authenticated with ended. `WORN`: its keys had protected too much, and it could
+    not be handed over. `UNVERIFIED`: the peer's was revoked, or its CA is
+    not trusted any more.
+    """
+
+    CLOSED = "closed"
+    CLOSED_BY_PEER = "closed_by_peer"
+    REPLACED = "replaced"
+    SHUTTING_DOWN = "shutting_down"
+    LIMIT = "limit"
+    SUPERSEDED = "superseded"
+    EXPIRED = "expired"
+    WORN = "worn"
+    UNVERIFIED = "unverified"
+    LOST = "lost"
+    PROTOCOL_ERROR = "protocol_error"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionEnd:
+    """How a connection ended.
+
+    Attributes:
+        reason: see `EndReason`.
+        error: what happened, where something did; None after a close by this program.
+    """
+
+    reason: EndReason
+    error: Exception | None = None
+
+
+class _Consequences(NamedTuple):
+    """What follows from a reason.
+
+    Attributes:
+        flush: whether what was accepted for sending is still written.
+        goodbye: whether the peer is told.
+        text: what channels say, where nothing that happened says more.
+    """
+
+    flush: bool
+    goodbye: bool
+    text: str = ""
+
+
+_CONSEQUENCES: Final[Mapping[EndReason, _Consequences]] = {
+    EndReason.CLOSED: _Consequences(flush=True, goodbye=True),
+    EndReason.SHUTTING_DOWN: _Consequences(flush=True, goodbye=True),
+    EndReason.REPLACED: _Consequences(
+        flush=True, goodbye=True, text="a newer connection to the same node took its place"
+    ),
+    EndReason.LIMIT: _Consequences(
+        flush=True, goodbye=True, text="too many connections of unverified peers (max_unverified)"
+    ),
+    EndReason.SUPERSEDED: _Consequences(
+        flush=True,
+        goodbye=True,
+        text="a certificate was rotated, and this connection was made with the old one; connect again",
+    ),
+    EndReason.WORN: _Consequences(
+        flush=True,
+        goodbye=True,
+        text="its TLS keys have protected as much as they may, and it could not be handed over; connect again",
+    ),
+    EndReason.EXPIRED: _Consequences(
+        flush=True,
+        goodbye=True,
+        text="a certificate that it was authenticated with has ended; rotate it, and connect again",
+    ),
+    EndReason.UNVERIFIED: _Consequences(flush=True, goodbye=True),
+    EndReason.PROTOCOL_ERROR: _Consequences(flush=False, goodbye=True),
+    EndReason.CLOSED_BY_PEER: _Consequences(flush=False, goodbye=False),
+    EndReason.LOST: _Consequences(flush=False, goodbye=False),
+}
+
+
+def end_of(peer: NodeName, reason: EndReason, error: Exception | None) -> ConnectionEnd:
+    """The end of a connection to a peer.
+
+    Args:
+        peer: the peer's name.
+        reason: why it ends.
+        error: what happened; without one, channels break with the reason's text if it has one.
+    """
+    text = _CONSEQUENCES[reason].text
+    if error is None and text:
+        error = trio.BrokenResourceError(f"the connection to {peer} ended: {text}")
+    return ConnectionEnd(reason=reason, error=error)
+
+
+def flushes(reason: EndReason) -> bool:
+    """Whether what was accepted for sending is still written."""
+    return _CONSEQUENCES[reason].flush
+
+
+def says_goodbye(reason: EndReason) -> bool:
+    """Whether the peer is told of the end."""
+    return _CONSEQUENCES[reason].goodbye
