@@ -1,4 +1,4 @@
-"""Reading credential files: bytes of a file into `cryptography` objects, or a `CertificateError` that says why not.
+"""What credential files hold, as `cryptography` objects or a `CertificateError` that says why not; and the way back.
 
 Theory. Everything that reads a certificate, a key or a revocation list from a file or a text goes through here, so that
 one place decides what a file may hold, how large it may be, and what is said of one that is damaged. What the objects
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from trionode._errors import CertificateError, CertificateReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 #: What can sign in TLS 1.3.
 PrivateKey: TypeAlias = (
@@ -177,3 +177,28 @@ def _parse_crl(
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         msg = f"a CRL in {where} is damaged or cut off; fetch it anew"
         raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def to_pem(objects: Iterable[x509.Certificate | x509.CertificateRevocationList]) -> bytes:
+    """Certificates or revocation lists as one PEM text, in order."""
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in objects)
+
+
+def private_key_to_pem(key: PrivateKey, password: str | bytes | None = None) -> bytes:
+    """A private key as PKCS#8 in PEM.
+
+    Args:
+        key: the key.
+        password: to encrypt it with; None leaves it readable.
+
+    Raises:
+        ValueError: the password is empty.
+    """
+    secret = password.encode() if isinstance(password, str) else password
+    encryption: serialization.KeySerializationEncryption = (
+        serialization.NoEncryption() if secret is None else serialization.BestAvailableEncryption(secret)
+    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)

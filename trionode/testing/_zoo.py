@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode._credentials.issuing import BACKDATE
 from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import private_key_to_pem, to_pem
 from trionode._identity.names import NodeName
 from trionode._node.node import Node
 from trionode._tls.contexts import TLSContexts
@@ -170,8 +170,8 @@ def _with_a_weak_key(ca: CertificateAuthority, model: KeyPair) -> PEMPair:
     key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 -- that is the point
     chain = [_copy(ca, model, key.public_key()), *model.chain[1:]]
     return PEMPair(
-        b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain),
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        to_pem(chain),
+        private_key_to_pem(key),
     )
 
 

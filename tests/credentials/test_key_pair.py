@@ -1,32 +1,44 @@
-"""Key pairs and CA pools: every way in, every defect with its remedy, and that nothing of a key ever gets out."""
+"""Key pairs: every way in, every defect with its remedy, and that nothing of a key ever gets out."""
 
 from __future__ import annotations
 
-import base64
 import copy
 import functools
 import json
 import logging
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import traceback
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat as Format
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from trionode._credentials import ca_pool
+from specimens import (
+    DAY,
+    NOW,
+    PASSWORD,
+    armour,
+    assert_no_key_in,
+    certificate_of_unknown_version,
+    chain,
+    cut,
+    dsa_key,
+    key_of,
+    key_pem,
+    leaf,
+    make_certificate,
+    patched,
+    pem,
+)
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.issuing import (
-    BOTH_PURPOSES,
     LEAF_KEY_USAGE,
     general_name,
 )
@@ -34,168 +46,23 @@ from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import MAX_FILE_BYTES
 from trionode._credentials.policy import ClientAuth
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.certificate import allows, fingerprint
+from trionode._identity.certificate import fingerprint
 from trionode._identity.names import SubjectNames
 from trionode._managers.findings import check_usable
 from trionode._managers.manager import CertAuthManager
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-    from trionode._credentials.pem import PrivateKey
-
     OpenSSL: TypeAlias = Callable[..., bytes]
-
-NOW = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
-DAY = timedelta(days=1)
-PASSWORD = "correct horse"
-
-SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
-
-
-# Making material ----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def key_of(kind: str) -> PrivateKey:
-    """One key of each kind for the whole module: RSA keys are slow to make."""
-    make: dict[str, Callable[[], PrivateKey]] = {
-        "p256": lambda: ec.generate_private_key(ec.SECP256R1()),
-        "p256-other": lambda: ec.generate_private_key(ec.SECP256R1()),
-        "p384": lambda: ec.generate_private_key(ec.SECP384R1()),
-        "p521": lambda: ec.generate_private_key(ec.SECP521R1()),
-        "k256": lambda: ec.generate_private_key(ec.SECP256K1()),
-        "ed25519": ed25519.Ed25519PrivateKey.generate,
-        "ed448": ed448.Ed448PrivateKey.generate,
-        "rsa": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
-        "rsa-1024": lambda: rsa.generate_private_key(public_exponent=65537, key_size=1024),  # noqa: S505
-    }
-    return make[kind]()
-
-
-@functools.cache
-def dsa_key() -> dsa.DSAPrivateKey:
-    """A key that TLS 1.3 has no use for."""
-    return dsa.generate_private_key(1024)  # noqa: S505
-
-
-def name(text: str) -> x509.Name:
-    """A distinguished name of a common name alone."""
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def make_certificate(
-    subject: str = "leaf",
-    *,
-    key: PrivateKey | dsa.DSAPrivateKey | None = None,
-    issuer: str | None = None,
-    issuer_key: PrivateKey | dsa.DSAPrivateKey | None = None,
-    not_before: datetime = NOW - DAY,
-    not_after: datetime = NOW + DAY,
-    purposes: Sequence[ObjectIdentifier] | None = (SERVER, CLIENT),
-    extensions: Sequence[x509.ExtensionType] = (),
-) -> x509.Certificate:
-    """A certificate for `host.example`, self-signed unless an issuer is given."""
-    key = key or key_of("p256")
-    signer = issuer_key or key
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name(subject))
-        .issuer_name(name(issuer or subject))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("host.example")]), critical=False)
-    )
-    if purposes is not None:
-        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
-    own_hash = isinstance(signer, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
-    return builder.sign(signer, None if own_hash else hashes.SHA256())
-
-
-@functools.cache
-def chain() -> tuple[x509.Certificate, x509.Certificate, x509.Certificate]:
-    """Leaf (key `p256`), intermediate (key `p384`), root (key `ed25519`)."""
-    return (
-        make_certificate("leaf", key=key_of("p256"), issuer="intermediate", issuer_key=key_of("p384")),
-        make_certificate("intermediate", key=key_of("p384"), issuer="root", issuer_key=key_of("ed25519")),
-        make_certificate("root", key=key_of("ed25519")),
-    )
-
-
-def pem(*certificates: x509.Certificate) -> bytes:
-    """Certificates as PEM."""
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
-
-
-def key_pem(
-    key: PrivateKey | dsa.DSAPrivateKey | x25519.X25519PrivateKey,
-    style: Format = Format.PKCS8,
-    password: str | None = None,
-) -> bytes:
-    """A private key as PEM."""
-    encryption = (
-        serialization.NoEncryption() if password is None else serialization.BestAvailableEncryption(password.encode())
-    )
-    return key.private_bytes(Encoding.PEM, style, encryption)
-
-
-@functools.cache
-def leaf() -> x509.Certificate:
-    """A self-signed certificate of key `p256`."""
-    return make_certificate()
 
 
 @functools.cache
 def key_pair() -> KeyPair:
     """The key pair of `leaf`."""
     return KeyPair([leaf()], key_of("p256"))
-
-
-def patched(original: x509.Certificate, old: bytes, new: bytes) -> bytes:
-    """The certificate's PEM with some of its bytes exchanged; its signature no longer holds."""
-    der = original.public_bytes(Encoding.DER)
-    assert old in der
-    return armour(der.replace(old, new, 1))
-
-
-def armour(der: bytes) -> bytes:
-    """A certificate's DER as PEM, without a look at it."""
-    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
-
-
-def assert_no_key_in(text: str, key: PrivateKey) -> None:
-    """No encoding of a private key, nor a good part of one, is in a text."""
-    match key:
-        case ec.EllipticCurvePrivateKey():
-            number = key.private_numbers().private_value
-        case rsa.RSAPrivateKey():
-            number = key.private_numbers().d
-        case _:
-            number = int.from_bytes(key.private_bytes_raw(), "big")
-    secret = number.to_bytes(-(-number.bit_length() // 8), "big")
-    # The ends of the lines: the beginning of the first is the algorithm's name, which all keys of a kind share.
-    parts = [line[-16:] for line in key_pem(key).decode().splitlines()[1:-1]]
-    parts += [str(number), f"{number:x}", secret[4:16].hex(), secret[4:16].hex(":"), repr(secret[4:16])[2:-1]]
-    assert not [part for part in parts if part in text or part in text.lower()]
-
-
-@pytest.fixture
-def openssl() -> OpenSSL:
-    """The `openssl` command: call it with its arguments, get its output."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("no openssl on PATH")
-
-    def run(*arguments: str | Path) -> bytes:
-        return subprocess.run([program, *map(str, arguments)], check=True, capture_output=True, timeout=60).stdout
-
-    return run
 
 
 # Reading key pairs --------------------------------------------------------------------------------------------------
@@ -309,19 +176,9 @@ def test_keys_from_the_openssl_command_load(openssl: OpenSSL, tmp_path: Path) ->
 Reason = CertificateReason
 
 
-def cut(text: bytes, keep: float) -> bytes:
-    """The first part of a text."""
-    return text[: int(len(text) * keep)]
-
-
 def certificate_of_unknown_key() -> bytes:
     """A certificate whose key is of an algorithm that nobody knows."""
     return patched(leaf(), bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0202"))
-
-
-def certificate_of_unknown_version() -> bytes:
-    """A certificate that says it is X.509 version 8."""
-    return patched(leaf(), b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07")
 
 
 def key_of_unknown_algorithm() -> bytes:
@@ -748,6 +605,14 @@ def test_a_manager_shows_no_key() -> None:
     assert_no_key_in(shown, key_of("p256"))
 
 
+def test_logging_a_key_pair_logs_no_key(caplog: pytest.LogCaptureFixture) -> None:
+    """A key pair in a log line is names, dates and fingerprint."""
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("test").info("using %s and %r", key_pair(), {"pair": key_pair()})
+    assert key_pair().fingerprint[:16] in caplog.text
+    assert_no_key_in(caplog.text, key_of("p256"))
+
+
 # Self-signed --------------------------------------------------------------------------------------------------------
 
 
@@ -787,273 +652,6 @@ def test_a_self_signed_pair_pleases_strict_openssl(openssl: OpenSSL, tmp_path: P
     file.write_bytes(pem(KeyPair.self_signed("host.example").certificate))
     for purpose in ("sslserver", "sslclient"):
         openssl("verify", "-x509_strict", "-partial_chain", "-purpose", purpose, "-trusted", file, file)
-
-
-# CA pools -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_pool_keeps_each_certificate_once_and_in_order() -> None:
-    """A pool is a set that remembers the order of its first occurrences."""
-    leaf_certificate, intermediate, root = chain()
-    pool = CAPool([root, leaf_certificate, root, intermediate])
-    assert pool.certificates == tuple(pool) == (root, leaf_certificate, intermediate)
-    assert len(pool) == 3
-
-
-def test_pools_compare_and_hash_by_content() -> None:
-    """Two pools of the same certificates are equal whatever their order; other things are not equal to a pool."""
-    _, intermediate, root = chain()
-    assert CAPool([root, intermediate]) == CAPool([intermediate, root])
-    assert hash(CAPool([root, intermediate])) == hash(CAPool([intermediate, root]))
-    assert CAPool([root]) != CAPool([intermediate])
-    assert CAPool([root]) != {root}
-    assert len({CAPool([root]), CAPool.from_pem(pem(root)), CAPool([intermediate])}) == 2
-
-
-def test_pools_are_joined() -> None:
-    """`a | b` trusts what either trusts, leaves both as they were, and joins pools only."""
-    _, intermediate, root = chain()
-    first, second = CAPool([root]), CAPool([intermediate, root])
-    assert (first | second).certificates == (root, intermediate)
-    assert first.certificates == (root,)
-    assert first | first == first
-    with pytest.raises(TypeError):
-        first | [intermediate]
-
-
-def test_membership_is_of_the_very_certificate() -> None:
-    """`in` asks whether a certificate is itself an anchor: not its issuer's, not its name, not something else."""
-    leaf_certificate, intermediate, root = chain()
-    pool = CAPool([root, intermediate])
-    assert root in pool
-    assert x509.load_pem_x509_certificate(pem(root)) in pool
-    assert leaf_certificate not in pool
-    assert fingerprint(root) not in pool
-    assert None not in pool
-
-
-def test_a_pool_is_never_empty(tmp_path: Path) -> None:
-    """No way in makes a pool without a certificate."""
-    empty = tmp_path / "empty.pem"
-    empty.touch()
-    makers: list[tuple[Callable[[], CAPool], str]] = [
-        (lambda: CAPool([]), "an empty pool would trust nobody"),
-        (CAPool.load, "an empty pool would trust nobody"),
-        (lambda: CAPool.load(empty), f"no PEM certificate in {empty}"),
-        (lambda: CAPool.from_pem(""), "no PEM certificate in the CA text"),
-        (lambda: CAPool.from_pem(key_pem(key_of("p256"))), "are the two files swapped?"),
-    ]
-    for make, text in makers:
-        with pytest.raises(CertificateError) as caught:
-            make()
-        assert caught.value.reason is CertificateReason.NO_CERTIFICATE
-        assert text in str(caught.value)
-
-
-def test_pools_load_from_several_files_of_several_certificates(tmp_path: Path) -> None:
-    """All certificates of all files are in, private keys beside them are not looked at."""
-    leaf_certificate, intermediate, root = chain()
-    first, second = tmp_path / "a.pem", tmp_path / "b.pem"
-    first.write_bytes(key_pem(key_of("rsa")) + pem(root, intermediate))
-    second.write_bytes(pem(intermediate, leaf_certificate))
-    assert CAPool.load(first, str(second)).certificates == (root, intermediate, leaf_certificate)
-
-
-@pytest.mark.parametrize("keep", [0.3, 0.52, 0.9, 0.99])
-def test_a_bundle_that_was_cut_off_is_refused(keep: float) -> None:
-    """A file that ends inside a certificate never passes as a shorter list of anchors."""
-    whole = pem(*chain()[1:])
-    with pytest.raises(CertificateError, match="damaged or cut off; write the file anew") as caught:
-        CAPool.from_pem(cut(whole, keep))
-    assert caught.value.reason is CertificateReason.UNREADABLE
-
-
-def test_a_pool_is_immutable_and_its_copies_are_itself() -> None:
-    """A pool cannot be changed, so that copying it gives it back."""
-    pool = CAPool(chain())
-    with pytest.raises(AttributeError, match="immutable; cannot set certificates"):
-        pool.certificates = ()
-    with pytest.raises(AttributeError, match="immutable; cannot delete certificates"):
-        del pool.certificates
-    assert copy.copy(pool) is pool
-    assert copy.deepcopy([pool])[0] is pool
-
-
-def test_a_pool_shows_its_subjects() -> None:
-    """What is shown of a pool is how many anchors there are and the first few by name."""
-    assert repr(CAPool(chain())) == "<CAPool of 3: CN=leaf, CN=intermediate, CN=root>"
-
-
-# The system's pool --------------------------------------------------------------------------------------------------
-
-
-def ca(subject: str, key: PrivateKey) -> x509.Certificate:
-    """A self-signed CA certificate; reading the system's store yields nothing else."""
-    return make_certificate(
-        subject, key=key, purposes=None, extensions=[x509.BasicConstraints(ca=True, path_length=None)]
-    )
-
-
-def test_the_system_pool_honours_ssl_cert_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`SSL_CERT_FILE` names the file that the system pool is read from."""
-    first, second = ca("one", key_of("p256")), ca("two", key_of("p384"))
-    file = tmp_path / "bundle.pem"
-    file.write_bytes(b"# two of them\n" + pem(first, second, first))
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "missing"))
-    assert CAPool.system() == CAPool([first, second])
-
-
-def test_the_system_pool_honours_ssl_cert_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`SSL_CERT_DIR` is a list of directories of hashed files; what cannot be read in them is left out."""
-    first, second = ca("one", key_of("p256")), ca("two", key_of("p384"))
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    (tmp_path / "a" / "0123abcd.0").write_bytes(b"Certificate:\n    Data: as openssl's -text writes it\n" + pem(first))
-    (tmp_path / "a" / "0123abcd.1").write_bytes(b"junk")
-    (tmp_path / "a" / "0123abcd.2").mkdir()
-    (tmp_path / "a" / "0123abcd.3").write_bytes(certificate_of_unknown_version())
-    (tmp_path / "a" / "README").write_bytes(pem(ca("not hashed", key_of("rsa"))))
-    (tmp_path / "b" / "4567abcd.0").write_bytes(pem(second))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
-    monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([str(tmp_path / "a"), "", str(tmp_path / "b")]))
-    assert CAPool.system() == CAPool([first, second])
-
-
-def test_a_machine_without_cas_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no system CA is found, the error says what to install or to give."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    with pytest.raises(CertificateError, match="install ca-certificates, or give the CA pool explicitly") as caught:
-        CAPool.system()
-    assert caught.value.reason is CertificateReason.NO_CERTIFICATE
-
-
-def test_odd_entries_of_the_system_store_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries that cannot be parsed cost themselves, and old roots with a zero serial number raise no warning."""
-    root = ca("root", key_of("p256"))
-    serial = root.serial_number.to_bytes(20, "big").lstrip(b"\0")
-    zero = root.public_bytes(Encoding.DER).replace(serial, b"\0" * len(serial), 1)
-    monkeypatch.setattr(
-        ca_pool,
-        "_system_certificates",
-        lambda: iter([b"junk", root.public_bytes(Encoding.DER), zero, root.public_bytes(Encoding.DER)]),
-    )
-    pool = CAPool.system()
-    assert len(pool) in (1, 2)  # a later release of cryptography may refuse the one without a serial number
-    assert root in pool
-
-
-# Using a key pair ---------------------------------------------------------------------------------------------------
-
-
-def pair_with(
-    *,
-    not_before: datetime = NOW - DAY,
-    not_after: datetime = NOW + DAY,
-    purposes: Sequence[ObjectIdentifier] | None = (SERVER, CLIENT),
-) -> KeyPair:
-    """A self-signed key pair with this validity and these purposes."""
-    return KeyPair([make_certificate(not_before=not_before, not_after=not_after, purposes=purposes)], key_of("p256"))
-
-
-def test_a_key_pair_is_usable_from_its_first_to_its_last_second() -> None:
-    """Both ends of the validity period belong to it (RFC 5280 section 4.1.2.5)."""
-    pair = pair_with(not_before=NOW, not_after=NOW + DAY)
-    for now in (NOW, NOW + DAY / 2, NOW + DAY):
-        check_usable(pair, now=now, as_server=True, as_client=True)
-
-
-def test_an_expired_key_pair_is_refused_with_our_clock_and_the_remedy() -> None:
-    """An expired leaf is `expired`, and the text has our clock, its dates and what to do."""
-    with pytest.raises(CertificateError) as caught:
-        check_usable(pair_with(), now=NOW + 2 * DAY, as_server=False, as_client=False)
-    assert caught.value.reason is CertificateReason.EXPIRED
-    for part in (
-        "our clock says 2026-06-03 12:00:00 UTC",
-        "to 2026-06-02 12:00:00 UTC",
-        "rotate to it with manager.update()",
-    ):
-        assert part in str(caught.value)
-
-
-def test_a_key_pair_of_the_future_is_refused_as_such() -> None:
-    """A leaf that is not yet valid is `not_yet_valid`, never `expired`, and the text points at the clocks."""
-    with pytest.raises(CertificateError) as caught:
-        check_usable(pair_with(), now=NOW - 2 * DAY, as_server=False, as_client=False)
-    assert caught.value.reason is CertificateReason.NOT_YET_VALID
-    for part in ("our clock says 2026-05-30 12:00:00 UTC", "from 2026-05-31 12:00:00", "Check this machine's clock"):
-        assert part in str(caught.value)
-    assert "expired" not in str(caught.value)
-
-
-ANY = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
-CODE = ExtendedKeyUsageOID.CODE_SIGNING
-
-
-@pytest.mark.parametrize("as_client", [False, True])
-@pytest.mark.parametrize("as_server", [False, True])
-@pytest.mark.parametrize(
-    ("purposes", "server_fits", "client_fits"),
-    [
-        (None, True, True),
-        ((SERVER, CLIENT), True, True),
-        ((SERVER,), True, False),
-        ((CLIENT,), False, True),
-        ((CODE,), False, False),
-        ((ANY,), False, False),
-        ((ANY, SERVER, CODE), True, False),
-    ],
-)
-def test_a_key_pair_is_used_for_its_purposes_only(
-    purposes: Sequence[ObjectIdentifier] | None,
-    server_fits: bool,
-    client_fits: bool,
-    as_server: bool,
-    as_client: bool,
-) -> None:
-    """A purpose that is needed and not allowed is `wrong_eku` and named; one that is not needed is not asked for."""
-    pair = pair_with(purposes=purposes)
-    assert allows(pair.certificate, SERVER) is server_fits
-    assert allows(pair.certificate, CLIENT) is client_fits
-    if (server_fits or not as_server) and (client_fits or not as_client):
-        check_usable(pair, now=NOW, as_server=as_server, as_client=as_client)
-        return
-    with pytest.raises(CertificateError, match="Issue it with both serverAuth and clientAuth") as caught:
-        check_usable(pair, now=NOW, as_server=as_server, as_client=as_client)
-    assert caught.value.reason is CertificateReason.WRONG_EKU
-    missing = "serverAuth" if as_server and not server_fits else "clientAuth"
-    assert f"does not allow {missing}:" in str(caught.value)
-
-
-def test_purposes_that_cannot_be_read_allow_nothing() -> None:
-    """A certificate whose extensions are doubled or unreadable is fit for no purpose."""
-    other = x509.UnrecognizedExtension(ObjectIdentifier("2.5.29.99"), b"\x30\x00")
-    twice = patched(make_certificate(extensions=[other]), b"\x55\x1d\x63", b"\x55\x1d\x25")
-    garbled = make_certificate(
-        purposes=None, extensions=[x509.UnrecognizedExtension(x509.ExtendedKeyUsage.oid, b"\xff")]
-    )
-    odd_name = patched(make_certificate(), b"\x82\x0chost.example", b"\xa3\x0chost.example")
-    for certificate in (x509.load_pem_x509_certificate(twice), garbled, x509.load_pem_x509_certificate(odd_name)):
-        assert not allows(certificate, SERVER)
-        assert not allows(certificate, CLIENT)
-
-
-def test_building_blocks_are_for_both_sides() -> None:
-    """What leaves are made with says digital signature, server and client, and an IP SAN for an address."""
-    assert list(BOTH_PURPOSES) == [SERVER, CLIENT]
-    assert LEAF_KEY_USAGE.digital_signature
-    assert not LEAF_KEY_USAGE.key_cert_sign
-    assert general_name("host.example") == x509.DNSName("host.example")
-    assert isinstance(general_name("[::1]"), x509.IPAddress)
-
-
-def test_logging_a_key_pair_logs_no_key(caplog: pytest.LogCaptureFixture) -> None:
-    """A key pair in a log line is names, dates and fingerprint."""
-    with caplog.at_level(logging.INFO):
-        logging.getLogger("test").info("using %s and %r", key_pair(), {"pair": key_pair()})
-    assert key_pair().fingerprint[:16] in caplog.text
-    assert_no_key_in(caplog.text, key_of("p256"))
 
 
 # Keys stay in memory ------------------------------------------------------------------------------------------------

@@ -12,30 +12,18 @@ names in the SANs and never in the Common Name alone.
 A node name's certificate says the name twice: its host as a DNS or IP SAN, which is what TLS peers match, and itself
 as a URI SAN `trionode://name@host`, which narrows the certificate to that node.
 
-Files are replaced atomically: written beside the target under a random name, with the final permissions from the first
-byte, then moved over it, so a reader sees the old or the new content and never a part. A symbolic link is replaced, not
-followed. What spans several files (a key pair, a CA) is first staged completely, so a full disk leaves the old files
-as they were, and is then moved *key first, certificate last*. A reader that takes the certificate first, as
-`KeyPair.load` does, can therefore never combine a new certificate with an old key; and whoever watches the
-certificate finds the key in place when it changes. What can still be read in between, an old certificate with a new
-key, is refused as `key_mismatch`; read again.
-
 This is no CA for production: its key lies in a file, and it keeps no record of what it issued or revoked.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
@@ -51,6 +39,7 @@ from trionode._credentials.issuing import (
     signing_hash,
 )
 from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import private_key_to_pem, to_pem
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import fingerprint, is_ca
 from trionode._identity.describe import (
@@ -65,13 +54,15 @@ from trionode._identity.names import (
 )
 from trionode._util.immutable import HoldsPrivateKey
 
+from ._files import PRIVATE, PUBLIC, replace_files
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from trionode._credentials.pem import FilePath, PrivateKey
     from trionode._credentials.policy import Clock
 
-__all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_crl_set", "write_key_pair"]
+__all__ = ["CertificateAuthority", "KeyType"]
 
 _CA_FILE: Final = "ca.pem"
 _INTERMEDIATE_FILE: Final = "intermediate.pem"
@@ -82,9 +73,6 @@ _MAX_COMMON_NAME_BYTES: Final = 64
 
 #: RFC 5280 section 4.1.2.5: stands for "no well-defined expiration date", and is the last one that can be encoded.
 _END_OF_TIME: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-
-_PRIVATE: Final = 0o600
-_PUBLIC: Final = 0o644
 
 
 @final
@@ -333,13 +321,13 @@ class CertificateAuthority(HoldsPrivateKey):
             ValueError: the password is empty.
         """
         folder = Path(directory)
-        key = _key_pem(self._key, password)
+        key = private_key_to_pem(self._key, password)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files = [(folder / _KEY_FILE, key, _PRIVATE)]
+        files = [(folder / _KEY_FILE, key, PRIVATE)]
         if self.intermediate is not None:
-            files.append((folder / _INTERMEDIATE_FILE, _pem([self.intermediate]), _PUBLIC))
-        files.append((folder / _CA_FILE, _pem([self.certificate]), _PUBLIC))
-        _replace(files)
+            files.append((folder / _INTERMEDIATE_FILE, to_pem([self.intermediate]), PUBLIC))
+        files.append((folder / _CA_FILE, to_pem([self.certificate]), PUBLIC))
+        replace_files(files)
         if self.intermediate is None:
             (folder / _INTERMEDIATE_FILE).unlink(missing_ok=True)
 
@@ -370,99 +358,6 @@ class CertificateAuthority(HoldsPrivateKey):
             f"<CertificateAuthority {describe_subject(self.certificate)} (valid {describe_dates(self.certificate)}; "
             f"SHA-256 {fingerprint(self.certificate)[:16]}…){through}>"
         )
-
-
-# Writing ------------------------------------------------------------------------------------------------------------
-
-
-def write_key_pair(
-    key_pair: KeyPair, cert_file: FilePath, key_file: FilePath, *, password: str | bytes | None = None
-) -> None:
-    """Write a key pair as `KeyPair.load` reads it: the chain as PEM, the key as PKCS#8, readable for the owner only.
-
-    Each file is replaced atomically, the key first and the certificate last (the module says why); where both are the
-    same file, it holds both and is replaced in one step. Blocks while it writes.
-
-    Args:
-        key_pair: what to write.
-        cert_file: gets the certificates, leaf first, intermediates after it; mode 0644 less the umask.
-        key_file: gets the private key; mode 0600.
-        password: to encrypt the key with; by default it is not encrypted.
-
-    Raises:
-        OSError: a file cannot be written. Nothing was changed then, unless it was the last step that failed, moving the
-            certificate to where it belongs.
-        ValueError: the password is empty.
-    """
-    cert, key = _target(cert_file), _target(key_file)
-    key_pem = _key_pem(key_pair.private_key, password)
-    if cert == key:
-        _replace([(key, key_pem + _pem(key_pair.chain), _PRIVATE)])
-    else:
-        _replace([(key, key_pem, _PRIVATE), (cert, _pem(key_pair.chain), _PUBLIC)])
-
-
-def write_ca_pool(pool: CAPool, file: FilePath) -> None:
-    """Write a CA pool as `CAPool.load` reads it: all its certificates as PEM. Replaces the file atomically; blocks.
-
-    Args:
-        pool: what to write.
-        file: the target; mode 0644 less the umask.
-
-    Raises:
-        OSError: the file cannot be written; nothing was changed.
-    """
-    _replace([(_target(file), _pem(pool), _PUBLIC)])
-
-
-def write_crl_set(crls: CRLSet, file: FilePath) -> None:
-    """Write revocation lists as `CRLSet.load` reads them, as PEM. Replaces the file atomically; blocks.
-
-    Args:
-        crls: what to write.
-        file: the target; mode 0644 less the umask.
-
-    Raises:
-        OSError: the file cannot be written; nothing was changed.
-    """
-    pem = b"".join(crl.public_bytes(serialization.Encoding.PEM) for crl in crls)
-    _replace([(_target(file), pem, _PUBLIC)])
-
-
-def _replace(files: Iterable[tuple[Path, bytes, int]]) -> None:
-    """Stage all the contents beside their targets, then move them there in the given order."""
-    with ExitStack() as leftovers:
-        staged: list[tuple[Path, Path]] = []
-        for target, content, mode in files:
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-            # Our own rather than the tempfile module's: that makes certificates unreadable for other users, too.
-            temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            leftovers.callback(temporary.unlink, missing_ok=True)
-            with open(descriptor, "wb") as stream:  # noqa: PTH123 -- a descriptor, not a path
-                stream.write(content)
-            staged.append((temporary, target))
-        for temporary, target in staged:
-            temporary.replace(target)
-
-
-def _target(file: FilePath) -> Path:
-    """One path for one file, however it is spelt; a link in the last place stays, because it is what is replaced."""
-    path = Path(file)
-    return path.parent.resolve() / path.name
-
-
-def _pem(certificates: Iterable[x509.Certificate]) -> bytes:
-    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
-
-
-def _key_pem(key: PrivateKey, password: str | bytes | None) -> bytes:
-    secret = password.encode() if isinstance(password, str) else password
-    encryption: serialization.KeySerializationEncryption = (
-        serialization.NoEncryption() if secret is None else serialization.BestAvailableEncryption(secret)
-    )
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
