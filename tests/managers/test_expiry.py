@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trionode import EventStream
-    from trionode._managers.expiry import Ending
+    from trionode._credentials.validity import Ending
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -113,6 +113,17 @@ async def test_pools_are_watched_too(authority: CertificateAuthority, autojump_c
     ca = CertificateAuthority.create(common_name="short", clock=lambda: START, lifetime=3 * DAY)
     pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 300 * DAY)
     manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool, clock=trio_clock())
+    seen = await watched(manager, 4 * DAY)
+    assert [subject for subject, _ in seen] == [ca.certificate.subject.rfc4514_string()] * 4
+
+
+async def test_a_ca_in_two_pools_is_reported_once(
+    authority: CertificateAuthority, autojump_clock: trio.testing.MockClock
+) -> None:
+    """However many roles a certificate has, and whatever else is in the pools beside it."""
+    ca = CertificateAuthority.create(common_name="short", clock=lambda: START, lifetime=3 * DAY)
+    pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 300 * DAY)
+    manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool | authority.pool, clock=trio_clock())
     seen = await watched(manager, 4 * DAY)
     assert [subject for subject, _ in seen] == [ca.certificate.subject.rfc4514_string()] * 4
 

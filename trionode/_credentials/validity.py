@@ -1,10 +1,12 @@
-"""How long what a manager presents and trusts is good for: dates as plain values, for whoever shows or watches them."""
+"""How long what a manager presents and trusts is good for; also as plain values, to be shown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeAlias, final
+
+from cryptography import x509
 
 from trionode._identity.describe import describe_subject
 
@@ -14,10 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+    from .ca_pool import CAPool
+    from .crl import CRLSet
     from .key_pair import KeyPair
     from .policy import TLSPolicy
 
 __all__ = ["CredentialRole", "Validity"]
+
+Ending: TypeAlias = x509.Certificate | x509.CertificateRevocationList
 
 
 class CredentialRole(StrEnum):
@@ -48,29 +54,50 @@ class Validity:
     not_after: datetime
 
 
-def validities(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Validity]:
-    """The key pair's chain, the pools that were given (the system's CAs are somebody else's to renew), and the lists.
+@final
+@dataclass(frozen=True, slots=True)
+class Dated:
+    """A certificate or revocation list of a manager, and from when until when it is good.
 
-    Of several lists of one issuer those that count.
+    Attributes:
+        role: what it is to the manager.
+        what: the certificate or list.
+        not_before: aware, UTC; of a list, its thisUpdate.
+        not_after: aware, UTC; of a list, its nextUpdate.
+    """
+
+    role: CredentialRole
+    what: Ending
+    not_before: datetime
+    not_after: datetime
+
+
+def dated(
+    key_pair: KeyPair, *, client_cas: CAPool | None, root_cas: CAPool | None, crls: CRLSet | None
+) -> Iterator[Dated]:
+    """Everything of a manager that ends: the key pair's chain, the pools that were given, the lists.
+
+    Not the system's CAs, which the system's vendor renews; of several lists of one issuer those that count.
     """
     chain = key_pair.chain
     for role, certificates in (
         (CredentialRole.LEAF, chain[:1]),
         (CredentialRole.INTERMEDIATE, chain[1:]),
-        (CredentialRole.CLIENT_CA, policy.client_cas or ()),
-        (CredentialRole.ROOT_CA, policy.root_cas or ()),
+        (CredentialRole.CLIENT_CA, client_cas or ()),
+        (CredentialRole.ROOT_CA, root_cas or ()),
     ):
         for certificate in certificates:
-            yield Validity(
-                role=role,
-                subject=describe_subject(certificate),
-                not_before=certificate.not_valid_before_utc,
-                not_after=certificate.not_valid_after_utc,
-            )
-    for crl in () if policy.crls is None else policy.crls.counting():
+            yield Dated(role, certificate, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    for crl in () if crls is None else crls.counting():
+        yield Dated(CredentialRole.CRL, crl, crl.last_update_utc, next_update(crl))
+
+
+def validities(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Validity]:
+    """The same as plain values, for a key pair under a policy."""
+    for each in dated(key_pair, client_cas=policy.client_cas, root_cas=policy.root_cas, crls=policy.crls):
         yield Validity(
-            role=CredentialRole.CRL,
-            subject=crl_issuer(crl),
-            not_before=crl.last_update_utc,
-            not_after=next_update(crl),
+            role=each.role,
+            subject=describe_subject(each.what) if isinstance(each.what, x509.Certificate) else crl_issuer(each.what),
+            not_before=each.not_before,
+            not_after=each.not_after,
         )

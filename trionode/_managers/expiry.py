@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import IntEnum
-from itertools import chain
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import trio
-from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from trionode._identity.certificate import fingerprint
+from trionode._credentials.validity import dated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from .manager import CertManager
+    from trionode._credentials.validity import Ending
 
-Ending: TypeAlias = x509.Certificate | x509.CertificateRevocationList
+    from .manager import CertManager
 
 #: The clock is looked at again after a tenth of the time that is left to the next stage, but not more often than this:
 #: clocks are set, machines sleep, tests drive theirs. Seconds.
@@ -57,7 +55,7 @@ async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta
     """Report what a manager has as it comes to its end, until cancelled.
 
     Args:
-        manager: what it presents, and the pools that it was given; the system's CAs are somebody else's to renew.
+        manager: what it presents, and the pools and lists that it was given; not the system's CAs.
         report: called with a certificate or list and the time that it has left, negative once it has ended.
     """
     reported: dict[str, _Stage] = {}
@@ -65,32 +63,23 @@ async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta
         now, generation = manager.now(), manager.generation
         left = 10 * LOOK_AT_LEAST
         present: dict[str, _Stage] = {}
-        for key, ending, start, end in _endings(manager):
+        endings = {
+            each.what.fingerprint(SHA256()).hex(): each  # a CA may be in both pools
+            for each in dated(
+                manager.key_pair, client_cas=manager.client_cas, root_cas=manager.root_cas, crls=manager.crls
+            )
+        }
+        for key, each in endings.items():
             stage = _Stage.FINE
-            for begins, each in _starts(start, end):
+            for begins, later in _starts(each.not_before, each.not_after):
                 if begins <= now:
-                    stage = each
+                    stage = later
                 else:
                     left = min(left, (begins - now) / timedelta(seconds=1))
                     break
             present[key] = max(stage, reported.get(key, _Stage.FINE))
             if stage > reported.get(key, _Stage.FINE):
-                report(ending, end - now)
+                report(each.what, each.not_after - now)
         reported = present
         with trio.move_on_after(min(left, max(left / 10, LOOK_AT_CLOCK))):
             await manager.wait_generation(generation + 1)
-
-
-def _endings(manager: CertManager) -> Iterator[tuple[str, Ending, datetime, datetime]]:
-    """What a manager has that ends: a key, the thing, its beginning and its end."""
-    pools = {pool for pool in (manager.client_cas, manager.root_cas) if pool is not None}
-    for certificate in chain(manager.key_pair.chain, *pools):
-        yield (
-            fingerprint(certificate),
-            certificate,
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
-        )
-    for crl in manager.crls or ():
-        if crl.next_update_utc is not None:  # a set has no others
-            yield crl.fingerprint(SHA256()).hex(), crl, crl.last_update_utc, crl.next_update_utc

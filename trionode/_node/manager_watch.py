@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from contextlib import ExitStack
 
+    from trionode._credentials.validity import Ending
     from trionode._identity.names import NodeName
-    from trionode._managers.expiry import Ending
     from trionode._managers.manager import CertManager
 
     from .events import EventHub
