@@ -31,7 +31,7 @@ import trio
 
 from trionode._errors import ListenError, TrionodeError
 from trionode._util.decoding import UndecodableError, decode_untrusted
-from trionode._util.private_directory import NotPrivateError, open_private
+from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -227,23 +227,23 @@ def _manager(use: ManagerUse) -> ManagerStatus:
 
 def status_directory() -> Path:
     """Where the sockets are: a directory of their own, for others clean up in its parent."""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    # What is relative is to be ignored (XDG Base Directory Specification).
-    parent = runtime / "trionode" if runtime.is_absolute() else Path("/tmp") / f"trionode-{os.geteuid()}"  # noqa: S108 -- checked
+    parent = runtime_directory() or Path("/tmp") / f"trionode-{os.geteuid()}"  # noqa: S108 -- checked
     return parent / "status"
 
 
 def _default_path(node: Node) -> Path:
     directory = status_directory()
-    # In /tmp anybody may have made the parent, so both are looked at; below one that is ours nobody else can.
-    _check_private(directory.parent)
-    digest = hashlib.sha256(str(node.name).encode()).hexdigest()[:16]
-    return directory / f"{digest}-{os.getpid()}{_SUFFIX}"
+    # In /tmp any user may have made the parent, so both are checked; below one that is ours no other user can.
+    with _private(directory.parent):
+        digest = hashlib.sha256(str(node.name).encode()).hexdigest()[:16]
+        return directory / f"{digest}-{os.getpid()}{_SUFFIX}"
 
 
-def _check_private(directory: Path) -> None:
+@contextlib.contextmanager
+def _private(directory: Path) -> Iterator[int]:
     try:
-        os.close(open_private(directory))
+        with private_directory(directory) as descriptor:
+            yield descriptor
     except NotPrivateError as exc:
         msg = f"the directory {directory}, for the status of a node, {exc}; or name another path, or XDG_RUNTIME_DIR"
         raise ListenError(msg, address=(str(directory), 0)) from exc
@@ -252,11 +252,9 @@ def _check_private(directory: Path) -> None:
 @contextlib.contextmanager
 def _bound(path: Path) -> Iterator[socket.socket]:
     """A socket that listens at a path, for its owner alone; removed at the end."""
-    _check_private(path.parent)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+    with _private(path.parent) as directory, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
         try:
-            if _is_abandoned(path):
-                path.unlink()
+            _remove_abandoned(directory, path)
             with _reachable(path) as address:
                 bound.bind(address)
             bound.listen(8)
@@ -266,13 +264,22 @@ def _bound(path: Path) -> Iterator[socket.socket]:
             why = exc.strerror or exc
             msg = f"cannot serve the status of a node at {path}: {why}. Is another one there, or the path too long?"
             raise ListenError(msg, address=(str(path), 0)) from exc
+
+        def is_ours(aside: str) -> bool:
+            return os.path.samestat(made, path.with_name(aside).lstat())
+
         try:
             yield bound
         finally:
-            with contextlib.suppress(OSError):
-                found = path.lstat()
-                if (found.st_dev, found.st_ino) == (made.st_dev, made.st_ino):  # not a successor's
-                    path.unlink()
+            remove_if(directory, path.name, is_ours)
+
+
+def _remove_abandoned(directory: int, path: Path, *, newest: float = math.inf) -> bool:
+    """Remove a socket of ours that no process serves, made at this time at the latest; whether it was one."""
+    if not _is_abandoned(path, newest=newest):
+        return False
+    remove_if(directory, path.name, lambda aside: _is_abandoned(path.with_name(aside), newest=newest))
+    return True
 
 
 @contextlib.contextmanager
@@ -293,7 +300,7 @@ def _reachable(path: Path) -> Iterator[str]:
 
 
 def _is_abandoned(path: Path, *, newest: float = math.inf) -> bool:
-    """Whether there is a socket of ours that nobody serves, made at this time at the latest."""
+    """Whether there is a socket of ours that no process serves, made at this time at the latest."""
     try:
         status = path.lstat()
         if not stat.S_ISSOCK(status.st_mode) or status.st_mtime > newest:
@@ -337,19 +344,14 @@ def status_sockets() -> list[Path]:
     directory = status_directory()
     if not directory.is_dir():
         return []
-    for each in (directory.parent, directory):
-        try:
-            os.close(open_private(each))
-        except NotPrivateError as exc:
-            msg = f"the directory {each}, where nodes serve their status, {exc}"
-            raise StatusError(msg) from exc
-    found: list[Path] = []
-    for path in sorted(directory.glob(f"*{_SUFFIX}")):
-        if _is_abandoned(path, newest=time.time() - PATIENCE):
-            path.unlink(missing_ok=True)
-        else:
-            found.append(path)
-    return found
+    try:
+        with private_directory(directory.parent), private_directory(directory) as descriptor:
+            newest = time.time() - PATIENCE
+            paths = sorted(directory.glob(f"*{_SUFFIX}"))
+            return [path for path in paths if not _remove_abandoned(descriptor, path, newest=newest)]
+    except NotPrivateError as exc:
+        msg = f"the directory {directory}, where nodes serve their status, {exc}"
+        raise StatusError(msg) from exc
 
 
 def read_status(path: Path) -> NodeStatus:

@@ -22,7 +22,7 @@ import trio
 
 from trionode._node.resolvers import MAX_ENDPOINTS, Endpoint, ResolverError
 from trionode._util.decoding import UndecodableError, decode_untrusted
-from trionode._util.private_directory import NotPrivateError, open_private
+from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -123,23 +123,20 @@ class LocalRegistry:
     def _opened(self) -> Iterator[int]:
         """The directory as a descriptor, made if need be, and known to be private."""
         try:
-            descriptor = open_private(self.directory)
+            with private_directory(self.directory) as descriptor:
+                yield descriptor
         except NotPrivateError as exc:
             msg = (
                 f"the local registry's directory {self.directory} {exc}; or set XDG_RUNTIME_DIR, or give LocalRegistry "
                 "another directory"
             )
             raise ResolverError(msg) from exc
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
 
 
 def _default_directory() -> Path:
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    if runtime.is_absolute():  # what is relative is to be ignored (XDG Base Directory Specification)
-        return runtime / "trionode"
+    runtime = runtime_directory()
+    if runtime is not None:
+        return runtime
     try:
         return Path.home() / ".local" / "state" / "trionode"
     except RuntimeError as exc:
@@ -201,22 +198,11 @@ def _expire(directory: int, file: str) -> None:
 
 
 def _remove(directory: int, file: str, doomed: Callable[[_Entry], bool]) -> None:
-    """Remove an entry, but not what a newcomer may have put in its place since it was looked at.
+    def is_doomed(aside: str) -> bool:
+        entry = _read(directory, aside)
+        return entry is None or doomed(entry)
 
-    There is no "unlink if it is still that file", so it is moved aside, looked at again, and put back if need be.
-    """
-    aside = f".{file}.{secrets.token_hex(8)}"
-    try:
-        os.rename(file, aside, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError:
-        return
-    entry = _read(directory, aside)
-    with contextlib.suppress(OSError):
-        if entry is not None and not doomed(entry):
-            # Not rename: should there be a newer one by now, that stays.
-            os.link(aside, file, src_dir_fd=directory, dst_dir_fd=directory)
-    with contextlib.suppress(OSError):
-        os.unlink(aside, dir_fd=directory)
+    remove_if(directory, file, is_doomed)
 
 
 def _expire_temporary(directory: int, file: str) -> None:
