@@ -28,6 +28,7 @@ __all__ = [
     "CertificateReason",
     "FixedAtStartupError",
     "HandshakeError",
+    "HandshakeReason",
     "HandshakeTimeoutError",
     "ListenError",
     "LocalProtocolError",
@@ -163,6 +164,34 @@ class Stage(StrEnum):
     HELLO = "hello"
 
 
+class HandshakeReason(StrEnum):
+    """Why a handshake failed where neither side judged the other.
+
+    Where TLS itself broke down, `HandshakeError.reason` may also be OpenSSL's own words, such as `http request`.
+    """
+
+    UNREACHABLE = "unreachable"
+    """The host does not resolve, or no address of it can be connected to; `__cause__` is the `OSError`."""
+    TIMEOUT = "timeout"
+    """A deadline passed: `connect_timeout` or `handshake_timeout`."""
+    SILENT = "silent"
+    """The client left without having sent a byte, as port scanners and health checks do."""
+    CLOSED = "closed"
+    """The peer closed the connection in the middle of the hello."""
+    BROKEN = "broken"
+    """The connection broke."""
+    TRUNCATED = "truncated"
+    """The connection ended within TLS, without an alert and without a close_notify."""
+    PROTOCOL = "protocol"
+    """The peer does not speak the node protocol; `__cause__` is the `RemoteProtocolError`."""
+    NO_APPLICATION_PROTOCOL = "no_application_protocol"
+    """The two sides have no application protocol (ALPN) in common."""
+    SHED = "shed"
+    """There were too many handshakes at once (`max_handshakes`, `max_handshakes_per_address`)."""
+    SUPERSEDED = "superseded"
+    """The connection that the new link was to carry has ended, or a later link took its place."""
+
+
 class UnverifiedReason(StrEnum):
     """Why we refused a peer."""
 
@@ -262,7 +291,7 @@ class HandshakeError(TrionodeError):
 
     @property
     def reason(self) -> str:
-        """A short word for what went wrong."""
+        """What went wrong: a `HandshakeReason`, or what OpenSSL says; subclasses have enumerations of their own."""
         return self._reason
 
 

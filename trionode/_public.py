@@ -16,6 +16,7 @@ from ._errors import (
     CertificateReason as CertificateReason,
     FixedAtStartupError as FixedAtStartupError,
     HandshakeError as HandshakeError,
+    HandshakeReason as HandshakeReason,
     HandshakeTimeoutError as HandshakeTimeoutError,
     ListenError as ListenError,
     LocalProtocolError as LocalProtocolError,

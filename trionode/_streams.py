@@ -11,7 +11,7 @@ from trionode._handshake.accept import accept_tls
 from trionode._handshake.dial import dial_tls
 from trionode._transport.sockets import address_of
 
-from ._errors import HandshakeError
+from ._errors import HandshakeError, HandshakeReason
 from ._handshake.admission import Admission
 from ._handshake.connect import connect
 from ._identity.names import canonical_host
@@ -81,7 +81,7 @@ async def serve_tls(
                         ticket=ticket,
                     )
             except HandshakeError as exc:
-                if exc.reason == "silent":
+                if exc.reason == HandshakeReason.SILENT:
                     _log.debug("handshake: %s", exc)
                 else:
                     flood.warning("handshake refused: %s", exc)

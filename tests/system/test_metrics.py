@@ -30,6 +30,7 @@ from trionode import (
     EndReason,
     HandedOver,
     HandshakeOutcome,
+    HandshakeReason,
     ListenError,
     LiveConnections,
     NetworkMode,
@@ -52,7 +53,6 @@ from trionode import (
     metrics,
     open_node,
 )
-from trionode._node import statistics as tally
 from trionode.metrics import NodeCollector, serve_metrics
 from trionode.pki import CertificateAuthority
 
@@ -74,8 +74,8 @@ WORDS: dict[str, set[str]] = {
     "outcome": {*HandshakeOutcome, "settled", "failed"},
     "cause": {*RenewalCause},
     "role": {*CredentialRole},
-    "reason": {*UnverifiedReason, *RejectionCode, *Stage, *EndReason, *CertificateReason}
-    | {*tally._BROKEN, "tls", "other", "unexpected", "stranded"},
+    "reason": {*UnverifiedReason, *RejectionCode, *HandshakeReason, *Stage, *EndReason, *CertificateReason}
+    | {"tls", "other", "unexpected", "stranded"},
 }
 
 

@@ -22,7 +22,7 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._connection.link import Link
-from trionode._errors import PeerUnverifiedError, Stage, UnverifiedReason
+from trionode._errors import HandshakeReason, PeerUnverifiedError, Stage, UnverifiedReason
 from trionode._identity.describe import describe, describe_names
 from trionode._identity.names import SubjectNames
 from trionode._identity.peer import Peer, established_peer
@@ -116,11 +116,13 @@ async def _accept_tls(
     try:
         first = await receive(transport, _FIRST_READ)
         if not first:
-            raise handshake.broken("silent", "connected and left without a byte", trio.BrokenResourceError("no bytes"))
+            raise handshake.broken(
+                HandshakeReason.SILENT, "connected and left without a byte", trio.BrokenResourceError("no bytes")
+            )
         contexts = await contexts_channel.receive()
     except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(transport)
-        raise handshake.broken("silent", "broke the connection before its first byte", exc) from exc
+        raise handshake.broken(HandshakeReason.SILENT, "broke the connection before its first byte", exc) from exc
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise

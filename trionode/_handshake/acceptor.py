@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 import trio
 
-from trionode._errors import HandshakeError, UnverifiedReason
+from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.sockets import address_of
 from trionode._util.rate_limited_log import FloodGate
@@ -157,7 +157,7 @@ class Acceptor:
 
     def _report(self, error: HandshakeError) -> None:
         """Log a refusal; a flood of them is summarised."""
-        if error.reason in ("silent", "superseded", UnverifiedReason.DUPLICATE):
+        if error.reason in (HandshakeReason.SILENT, HandshakeReason.SUPERSEDED, UnverifiedReason.DUPLICATE):
             # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there;
             # a link was to join a connection that ended just then, or got a later one.
             _log.debug("handshake on %s: %s", place(self.address), error)
@@ -186,7 +186,7 @@ class Acceptor:
                 )
         except HandshakeError as exc:
             self._refused += 1
-            self._shed += exc.reason == "shed"
+            self._shed += exc.reason == HandshakeReason.SHED
             self._report(exc)
             self._on_refused(exc)
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trionode._errors import HandshakeError, HandshakeTimeoutError, Stage
+from trionode._errors import HandshakeError, HandshakeReason, HandshakeTimeoutError, Stage
 from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ async def connect(
                 f"cannot connect to {host} port {port}: {_explain(exc)}. Is the node running there, and the way to "
                 "it open?",
                 stage=Stage.CONNECT,
-                reason="unreachable",
+                reason=HandshakeReason.UNREACHABLE,
                 address=address,
             ) from exc
     raise HandshakeTimeoutError(
         f"cannot connect to {host} port {port} within connect_timeout ({connect_timeout:g} s): no answer; a firewall "
         "may drop the packets",
         stage=Stage.CONNECT,
-        reason="timeout",
+        reason=HandshakeReason.TIMEOUT,
         address=address,
     )
 

@@ -22,6 +22,7 @@ import trio
 from trionode import _protocol as wire
 from trionode._errors import (
     HandshakeError,
+    HandshakeReason,
     HandshakeTimeoutError,
     PeerRejectedError,
     PeerUnverifiedError,
@@ -151,7 +152,7 @@ class Handshake:
             presented=self.presented,
         )
 
-    def broken(self, reason: str, text: str, cause: Exception) -> HandshakeError:
+    def broken(self, reason: HandshakeReason, text: str, cause: Exception) -> HandshakeError:
         error = HandshakeError(
             f"the peer{self.where} {text}",
             stage=self.stage,
@@ -169,15 +170,17 @@ class Handshake:
                 "was one unfinished handshake too many (max_handshakes, max_handshakes_per_address): of those that had "
                 f"come least far it was the oldest (stage {self.stage.value!r})"
             )
-            return self.broken("shed", text, too_many)
+            return self.broken(HandshakeReason.SHED, text, too_many)
         if self.joins is not None:
             ended = trio.BrokenResourceError("the connection ended, or a later link joined it")
-            return self.broken("superseded", "was about to join a connection here, but that is gone", ended)
+            return self.broken(
+                HandshakeReason.SUPERSEDED, "was about to join a connection here, but that is gone", ended
+            )
         return HandshakeTimeoutError(
             f"the handshake with the peer{self.where} did not finish within handshake_timeout ({seconds:g} s); it "
             f"had reached the stage {self.stage.value!r}",
             stage=self.stage,
-            reason="timeout",
+            reason=HandshakeReason.TIMEOUT,
             address=self.address,
             generation=self.generation,
         )
@@ -249,7 +252,9 @@ class Conversation:
             # Where an answer is due anyway, reading it comes next.
             if last:
                 await self.receive(wire.Confirmation)  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news
-                raise self._handshake.broken("broken", f"broke the connection in the hello: {exc}", exc) from exc
+                raise self._handshake.broken(
+                    HandshakeReason.BROKEN, f"broke the connection in the hello: {exc}", exc
+                ) from exc
 
     async def receive(self, kind: type[T]) -> T:
         handshake = self._handshake
@@ -258,7 +263,7 @@ class Conversation:
                 data = await self._stream.receive_some(wire.MAX_HELLO)
                 if not data:
                     raise handshake.broken(
-                        "closed",
+                        HandshakeReason.CLOSED,
                         "closed the connection in the middle of the hello; its log may say why",
                         trio.BrokenResourceError("end of stream in the hello"),
                     )
@@ -266,9 +271,9 @@ class Conversation:
         except trio.BrokenResourceError as exc:
             if isinstance(exc.__cause__, PeerRejectedError):
                 raise exc.__cause__ from None
-            raise handshake.broken("broken", f"broke the connection in the hello: {exc}", exc) from exc
+            raise handshake.broken(HandshakeReason.BROKEN, f"broke the connection in the hello: {exc}", exc) from exc
         except RemoteProtocolError as exc:
-            raise handshake.broken("protocol", f"does not speak the node protocol: {exc}", exc) from exc
+            raise handshake.broken(HandshakeReason.PROTOCOL, f"does not speak the node protocol: {exc}", exc) from exc
         return message
 
     def rest(self) -> bytes:

@@ -37,7 +37,7 @@ import trio
 
 from trionode._connection.end import EndReason
 from trionode._connection.hand_over import RenewalCause
-from trionode._errors import HandshakeTimeoutError, Stage
+from trionode._errors import HandshakeReason, HandshakeTimeoutError, Stage
 from trionode._util.backoff import Backoff
 
 from .options import LiveConnections, Renew
@@ -391,7 +391,7 @@ class Renewal:
         raise HandshakeTimeoutError(
             msg,
             stage=Stage.CONNECT,
-            reason="timeout",
+            reason=HandshakeReason.TIMEOUT,
             address=connection.peer.address,
             generation=connection.generation,
         )

@@ -27,6 +27,7 @@ from trionode._connection.registry import Registry
 from trionode._connection.services import Services
 from trionode._errors import (
     HandshakeError,
+    HandshakeReason,
     LocalProtocolError,
     NetworkDisabledError,
     UnverifiedReason,
@@ -215,7 +216,7 @@ class Runtime:
 
         A duplicate is no failure, the connection it duplicates is there; nor is a link that nobody needs any more.
         """
-        if error.reason in ("superseded", UnverifiedReason.DUPLICATE):
+        if error.reason in (HandshakeReason.SUPERSEDED, UnverifiedReason.DUPLICATE):
             return
         self.events.publish(HandshakeRefused(node=self.name, side=side, address=error.address, error=error))
         if error.reason == UnverifiedReason.NAME_IN_USE:

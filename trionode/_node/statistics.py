@@ -26,6 +26,7 @@ import trio
 from trionode._errors import (
     CertificateError,
     HandshakeError,
+    HandshakeReason,
     HandshakeTimeoutError,
     PeerRejectedError,
     PeerUnverifiedError,
@@ -104,7 +105,8 @@ class HandshakeCount:
         side: which side we were.
         outcome: how they went.
         reason: why: an `UnverifiedReason` where we refused, a `RejectionCode` where the peer did, the `Stage` of a
-            timeout, a word for what broke; empty where there is nothing to say.
+            timeout, a `HandshakeReason` for what broke (`tls` for what only OpenSSL has
+            words for); empty where there is nothing to say.
         count: how many.
     """
 
@@ -311,11 +313,8 @@ class Counters:
         return self._connecting.snapshot()
 
 
-#: What a broken handshake may say, see `_handshake.exchange`, `.accept` and `.connect`; TLS has OpenSSL's words for
-#: more.
-_BROKEN: Final = frozenset(
-    {"unreachable", "silent", "closed", "broken", "protocol", "truncated", "superseded", "no_application_protocol"}
-)
+#: Reasons that are counted as themselves; what OpenSSL has words for beyond these is counted as `tls`.
+_REASONS: Final = frozenset(HandshakeReason)
 
 
 def _judge(exc: BaseException) -> tuple[HandshakeOutcome, str]:
@@ -329,11 +328,11 @@ def _judge(exc: BaseException) -> tuple[HandshakeOutcome, str]:
             return HandshakeOutcome.REJECTED, RejectionCode.of(exc.code)
         case HandshakeTimeoutError():
             return HandshakeOutcome.TIMEOUT, exc.stage
-        case HandshakeError(reason="shed"):
+        case HandshakeError(reason=HandshakeReason.SHED):
             return HandshakeOutcome.SHED, ""
         case HandshakeError():
             other = "tls" if exc.stage is Stage.TLS else "other"
-            return HandshakeOutcome.BROKEN, exc.reason if exc.reason in _BROKEN else other
+            return HandshakeOutcome.BROKEN, exc.reason if exc.reason in _REASONS else other
         case CertificateError():
             return HandshakeOutcome.FAILED, exc.reason
         case Exception():

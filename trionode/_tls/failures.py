@@ -13,6 +13,7 @@ import trio
 
 from trionode._errors import (
     HandshakeError,
+    HandshakeReason,
     PeerRejectedError,
     PeerUnverifiedError,
     RejectionCode,
@@ -147,7 +148,7 @@ def failure_error(
         f"the peer{there} ended the connection without a word: {failure}. It may have crashed, refused us without an "
         "alert, or something in between cut the connection",
         stage=Stage.TLS,
-        reason="truncated",
+        reason=HandshakeReason.TRUNCATED,
         address=address,
         generation=generation,
     )

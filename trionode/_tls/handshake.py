@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trionode._errors import HandshakeError, Stage
+from trionode._errors import HandshakeError, HandshakeReason, Stage
 from trionode._transport.sockets import address_of, receive, send
 from trionode._util.text import Address, Buffer, at
 
@@ -159,7 +159,7 @@ async def _handshake(
         await trio.aclose_forcefully(transport)
         msg = f"the connection{at(address)} broke during the TLS handshake: {exc.__cause__ or exc}"
         raise HandshakeError(
-            msg, stage=Stage.TLS, reason="broken", address=address, generation=contexts.generation
+            msg, stage=Stage.TLS, reason=HandshakeReason.BROKEN, address=address, generation=contexts.generation
         ) from exc
     except BaseException:
         await trio.aclose_forcefully(transport)
@@ -180,7 +180,7 @@ async def _exchange_flights(
         done = session.handshake()
         if done and insist and session.alpn is None:
             session.outgoing()  # dropped: it holds our certificate, and this is no peer of ours
-            failure = Misbehaved("no_application_protocol")
+            failure = Misbehaved(HandshakeReason.NO_APPLICATION_PROTOCOL)
             raise failure
         if not done or flush_last_flight:
             outgoing = session.outgoing()

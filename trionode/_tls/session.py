@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from OpenSSL import SSL, crypto
 
-from trionode._errors import UnverifiedReason
+from trionode._errors import HandshakeReason, UnverifiedReason
 from trionode._util.text import Buffer, printable
 
 from .failures import (
@@ -162,7 +162,7 @@ class TLSSession:
         except SSL.WantReadError:
             return False
         except NoOverlap:
-            self._fail(Misbehaved("no_application_protocol"))
+            self._fail(Misbehaved(HandshakeReason.NO_APPLICATION_PROTOCOL))
         except SSL.Error as exc:
             self._fail(self._translate(exc))
         self._conclude()
