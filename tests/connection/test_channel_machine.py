@@ -476,7 +476,7 @@ class Model:
             assert connection._channels.served == {}
             assert not connection._channels.waiting
             if connection.live:  # else it counts no more
-                assert (connection._channels._budget._total, connection._channels._budget._reserved) == (0, {})
+                assert (connection._channels._budget._total, connection._channels._budget.reserved) == (0, {})
                 assert not connection._channels._budget._waiting
                 assert connection._channels._budget._over is None
             assert not connection._outbox.room

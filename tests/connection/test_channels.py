@@ -735,8 +735,8 @@ async def test_a_send_cancelled_after_its_first_fragment_leaves_the_channel_usab
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.send, b"t" * 100_000)
                 await settled()
-                assert theirs._fragments_total == 100_000
-                assert 0 < len(theirs._fragments) < 100_000
+                assert theirs._reassembly is not None
+                assert 0 < theirs._reassembly.cost < 100_000
                 with pytest.raises(trio.WouldBlock):
                     channel.send_nowait(b"others wait")
                 nursery.cancel_scope.cancel()
@@ -983,7 +983,7 @@ async def send_torn(channel: ServiceChannel, size: int) -> int:
 
         with credit_goes_to(channel, cancel), pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "trionode._connection.channel._STRETCH", 2 * outbox.HIGH_WATER
+                "trionode._connection.reassembly._STRETCH", 2 * outbox.HIGH_WATER
             )  # more than is sent before it is given up
             await channel.send(b"t" * size)
     assert scope.cancelled_caught

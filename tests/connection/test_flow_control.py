@@ -208,7 +208,7 @@ def test_the_budget_is_exceeded_by_one_message_at_most(limit: int, seed: int) ->
         del granted[channel]
         budget.release(channel)
     assert not waiting
-    assert (budget._total, budget._reserved, budget._over) == (0, {}, None)
+    assert (budget._total, budget.reserved, budget._over) == (0, {}, None)
 
 
 def test_tiny_fragments_cost_no_more_than_what_they_hold() -> None:
@@ -402,8 +402,8 @@ class World:
             if not sender.done:
                 assert window.outstanding == sender.credit + sum(sender.back) + under_way
             beyond = max(0, window.outstanding + window.held - max(window.size, self.grown))
-            assert beyond <= self.budget._reserved.get(identifier, 0)
-        assert sum(self.budget._reserved.values()) == self.budget._total
+            assert beyond <= self.budget.reserved.get(identifier, 0)
+        assert sum(self.budget.reserved.values()) == self.budget._total
 
     def finish(self) -> None:
         """Let everybody do what they can until all is received; a round in which nothing moves is a deadlock."""
@@ -424,7 +424,7 @@ class World:
         for identifier, sender in self.senders.items():
             assert self.received[identifier] == sender.sent_whole
             assert sender.done or self.window / 2 < sender.credit <= max(self.window, self.grown)
-        assert (self.budget._total, self.budget._reserved, self.budget._over) == (0, {}, None)
+        assert (self.budget._total, self.budget.reserved, self.budget._over) == (0, {}, None)
         assert not self.budget._waiting
 
     def _go_on(self, identifier: int) -> bool:

@@ -27,6 +27,7 @@ from trionode import _protocol as wire
 from trionode._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
 
 from .flow_control import ReceiveWindow
+from .reassembly import Place, Reassembly
 from .send_queue import HIGH_WATER
 
 if TYPE_CHECKING:
@@ -43,10 +44,6 @@ __all__ = ["ServiceChannel"]
 #: A fragment smaller than this is not worth its frame: wait for more credit instead.
 _SMALLEST_FRAGMENT: Final = 2048
 
-#: How far ahead a fragmented message is granted credit beside other channels: what is on the way on one delays the
-#: others. Measured: granted to its end at once, a 16 MiB message filled the kernel's buffers, and a call beside it took
-#: 7 ms; with twice this stretch, 0.8 ms; with this, 0.5 ms.
-_STRETCH: Final = 128 * 1024
 #: Messages that an iteration takes without letting others run, if they are there: a scheduler tick costs more than
 #: everything else that a small message costs to receive.
 _IN_A_ROW: Final = 32
@@ -76,25 +73,20 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         "_credit",
         "_credit_arrived",
         "_eof_sent",
-        "_fragments",
-        "_fragments_total",
         "_gave_up",
-        "_granted",
-        "_grows",
         "_in_a_row",
         "_messages",
         "_on_over",
         "_outbox",
         "_over",
         "_peer_window",
+        "_reassembly",
         "_receive_end",
         "_receive_limit",
         "_receivers",
-        "_reserving",
         "_send_end",
         "_send_limit",
         "_send_lock",
-        "_waiting",
         "_window",
         "_within_message",
         "identifier",
@@ -129,18 +121,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._send_limit = send_limit
         # Receiving
         self._window = ReceiveWindow(window)
-        self._grows = True
+        self._reassembly: Reassembly | None = None
         self._messages: deque[bytes] = deque()
         self._in_a_row = 0
         self._receivers: dict[trio.lowlevel.Task, None] = {}
         self._receive_end: Exception | None = None
-        # One buffer: fragments may be tiny, and each a `bytes` of its own would cost many times what credit counts.
-        self._fragments = bytearray()
-        self._fragments_total: int | None = None
-        # For the message under way: whether it waits for its place in the budget; whether the channel has one.
-        self._waiting = False
-        self._reserving = False
-        self._granted = False
         self._closed = False
         # Whether that was by a clean close of this end: its service has nothing to do with the channel any more.
         self._closed_cleanly = False
@@ -393,12 +378,17 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         grant = window.consume(cost)
         if grant and self._receive_end is None:
             self._outbox.append(wire.credit(self.identifier, grant))
-            window.adapt(alone=self._grows and self._budget.alone)
+            window.adapt(alone=self._budget.alone)
+        reassembly, reserved = self._reassembly, self._budget.reserved
         # Only now is what was reserved neither held here nor still in the sender's hand (as after a DISCARD).
-        if self._reserving and not self._granted and window.within_level:
-            self._reserving = False
+        if (
+            reserved
+            and self.identifier in reserved
+            and (reassembly is None or reassembly.place is not Place.GRANTED)
+            and window.within_level
+        ):
             self._budget.release(self.identifier)
-        if self._waiting:
+        if reassembly is not None and reassembly.place is Place.AWAITED:
             self._budget.consumed()
 
     def _receive_error(self) -> Exception:
@@ -522,7 +512,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         Args:
             message: all of it.
         """
-        if self._receive_end is not None or self._fragments_total is not None:
+        if self._receive_end is not None or self._reassembly is not None:
             self._check_receivable(within=False)
         size = len(message)
         if size > self._receive_limit:
@@ -545,12 +535,14 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             msg = "the peer sent a first fragment that is the whole message, or more"
             raise RemoteProtocolError(msg)
         self._window.take(len(fragment) + wire.MESSAGE_OVERHEAD)
-        self._fragments += fragment
-        self._fragments_total = total
-        if total - len(fragment) > self._window.outstanding:
-            self._waiting = True
-            message = total + wire.MESSAGE_OVERHEAD
-            self._budget.reserve(self.identifier, need=self._need, message=message, grant=self._grant_rest)
+        self._reassembly = Reassembly(
+            fragment,
+            total,
+            channel=self.identifier,
+            window=self._window,
+            budget=self._budget,
+            outbox=self._outbox,
+        )
 
     def on_more(self, fragment: bytes) -> None:
         """A further fragment came.
@@ -559,19 +551,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             fragment: the next bytes of the message that is under way.
         """
         self._check_receivable(within=True)
-        assert self._fragments_total is not None
-        have = len(self._fragments) + len(fragment)
-        if not fragment or have > self._fragments_total:
-            msg = "the peer sent an empty fragment, or more than it announced"
-            raise RemoteProtocolError(msg)
-        self._window.take(len(fragment))
-        self._fragments += fragment
-        if have == self._fragments_total:
-            message = bytes(self._fragments)
-            self._drop_fragments()
+        assert self._reassembly is not None
+        message = self._reassembly.add(fragment)
+        if message is not None:
+            self._reassembly = None
             self._deliver(message)
-        elif self._granted:
-            self._pace()
 
     def on_discard(self) -> None:
         """The sender gave up the message under way."""
@@ -606,11 +590,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         Args:
             amount: how much will not be sent. Bytes.
         """
-        if amount > self._window.outstanding:
-            msg = f"the peer gave back {amount} bytes of credit and had {self._window.outstanding}"
-            raise RemoteProtocolError(msg)
-        self._window.outstanding -= amount
-        self._grows = False  # it would give back every time
+        self._window.take_back(amount)
         self._give_back(0)
 
     def on_end(self, kind: int) -> None:
@@ -619,7 +599,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         Args:
             kind: of the frame.
         """
-        if self._fragments_total is not None and kind == wire.EOF:
+        if self._reassembly is not None and kind == wire.EOF:
             msg = "the peer half-closed in the middle of a message"
             raise RemoteProtocolError(msg)
         if self._receive_end is not None and kind == wire.EOF:
@@ -663,30 +643,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         else:
             self._messages.append(message)
 
-    def _rest(self) -> int:
-        assert self._fragments_total is not None
-        return self._fragments_total - len(self._fragments)
-
-    def _need(self) -> int:
-        return self._window.excess(self._rest())
-
-    def _grant_rest(self) -> None:
-        self._waiting = False
-        self._reserving = self._granted = True
-        self._pace()
-
-    def _pace(self) -> None:
-        """Hand out what was granted to the message under way, a stretch at a time: others want to come between."""
-        rest, window = self._rest(), self._window
-        ahead = max(_STRETCH, window.target) if self._grows and self._budget.alone else _STRETCH
-        if window.outstanding < min(rest, ahead // 2):
-            self._outbox.append(wire.credit(self.identifier, window.extend(min(rest, ahead))))
-
     def _check_receivable(self, *, within: bool) -> None:
         if self._receive_end is not None:
             msg = "the peer sent a message after it had half-closed or closed the channel"
             raise RemoteProtocolError(msg)
-        if (self._fragments_total is not None) is not within:
+        if (self._reassembly is not None) is not within:
             msg = "the peer sent fragments out of order"
             raise RemoteProtocolError(msg)
 
@@ -696,16 +657,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
     def _drop_fragments(self) -> int:
         """Forget the message under way, if there is one; returns what it has cost so far."""
-        if self._fragments_total is None:
+        reassembly, self._reassembly = self._reassembly, None
+        if reassembly is None:
             return 0
-        cost = len(self._fragments) + wire.MESSAGE_OVERHEAD
-        self._fragments = bytearray()
-        self._fragments_total = None
-        self._granted = False
-        if self._waiting:
-            self._waiting = False
-            self._budget.withdraw(self.identifier)
-        return cost
+        reassembly.drop()
+        return reassembly.cost
 
 
 def _as_bytes(value: bytes) -> bytes:

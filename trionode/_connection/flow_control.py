@@ -36,7 +36,7 @@ ALONE_FOR: Final = 0.03
 class ReceiveWindow:
     """The receiver's view of one channel's credit. All amounts are message costs: bytes plus overhead."""
 
-    __slots__ = ("_kept_up", "_level", "held", "outstanding", "size", "target")
+    __slots__ = ("_kept_up", "_level", "grows", "held", "outstanding", "size", "target")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -48,6 +48,8 @@ class ReceiveWindow:
         self.outstanding = size
         #: Received and not yet consumed here.
         self.held = 0
+        #: Whether it may grow. Not once the sender has given back credit, or it would give back every time.
+        self.grows = True
         # Whether the application had consumed everything at some time since it was last looked at.
         self._kept_up = False
 
@@ -82,11 +84,23 @@ class ReceiveWindow:
 
     def adapt(self, *, alone: bool) -> None:
         """Aim higher where the application keeps up and nobody else would wait; at the size where somebody would."""
-        if not alone:
+        if not (alone and self.grows):
             self.target = self.size
         elif self._kept_up and self.target < LARGEST_WINDOW:
             self.target = min(2 * self.target, LARGEST_WINDOW)
         self._kept_up = False
+
+    def take_back(self, amount: int) -> None:
+        """The sender gave credit back that it will not use.
+
+        Raises:
+            RemoteProtocolError: it had less.
+        """
+        if amount > self.outstanding:
+            msg = f"the peer gave back {amount} bytes of credit and had {self.outstanding}"
+            raise RemoteProtocolError(msg)
+        self.outstanding -= amount
+        self.grows = False
 
     def excess(self, rest: int) -> int:
         """What the channel holds or may have to hold beyond its size once `rest` more bytes are granted."""
@@ -111,7 +125,8 @@ class MessageBudget:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._reserved: dict[int, int] = {}
+        #: What is reserved, by channel.
+        self.reserved: dict[int, int] = {}
         self._total = 0
         self._over: int | None = None
         self._waiting: dict[int, _Claim] = {}
@@ -150,7 +165,7 @@ class MessageBudget:
 
     def release(self, channel: int) -> None:
         """What was reserved is not needed any more; a message that waits goes on waiting."""
-        self._total -= self._reserved.pop(channel, 0)
+        self._total -= self.reserved.pop(channel, 0)
         if self._over == channel:
             self._over = None
         self._serve()
@@ -168,11 +183,11 @@ class MessageBudget:
             del self._waiting[channel]
             need = claim.need()
             self._total = self._total_with(channel, need)
-            self._reserved[channel] = need
+            self.reserved[channel] = need
             claim.grant()
 
     def _total_with(self, channel: int, need: int) -> int:
-        return self._total - self._reserved.get(channel, 0) + need
+        return self._total - self.reserved.get(channel, 0) + need
 
     def _may_go_on(self, over: int) -> bool:
         """Whether the one over the limit may begin another message.

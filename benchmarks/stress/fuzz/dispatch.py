@@ -38,6 +38,7 @@ from trionode._connection import (
     connection as _connection,
     flow_control as _flow,
     hand_over as _hand_over,
+    reassembly as _reassembly,
 )
 from trionode._connection.connection import ConnectionSettings
 from trionode._connection.link import Link
@@ -389,6 +390,7 @@ class DispatchTarget(Target):
         Path(_connection.__file__),
         Path(_channels.__file__),
         Path(_hand_over.__file__),
+        Path(_reassembly.__file__),
         Path(_channel.__file__),
         Path(_flow.__file__),
         *Path(wire.__file__).parent.glob("*.py"),
