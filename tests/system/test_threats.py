@@ -133,7 +133,8 @@ def test_every_row_names_what_stops_it_and_tests_that_exist(row: list[str]) -> N
     assert residual
     modules = re.findall(r"`(_\w+(?:/\w+)?|\w+/\w+|pki)`", defence)
     assert modules
-    assert all((Path(trionode.__file__).parent / f"{module}.py").exists() for module in modules), defence
+    package = Path(trionode.__file__).parent
+    assert all((package / module).is_dir() or (package / f"{module}.py").exists() for module in modules), defence
     tests = re.findall(r"`((?:\w+/)*\w+\.py)::(\w+)`", shown)
     assert tests
     assert len(tests) == shown.count("::") == shown.count("`") / 2
