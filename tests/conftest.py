@@ -20,6 +20,7 @@ import trio
 import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from hypothesis import HealthCheck, settings
 
 from trionode import (
     AcceptorOptions,
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
         TLSStream,
     )
     from trionode._connection.link import Link
+
+# How long an example takes depends on what else the machine does: a test fails for what is wrong, not for being slow.
+settings.register_profile("trionode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("trionode")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -458,7 +458,7 @@ worlds: Final = st.builds(
 
 
 @given(world=worlds, seed=st.integers())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_mix_of_sizes_windows_and_budgets_deadlocks(world: World, seed: int) -> None:
     """Everything arrives, in order, as long as the application receives; and at any time the bound holds.
 
@@ -484,7 +484,7 @@ def test_no_mix_of_sizes_windows_and_budgets_deadlocks(world: World, seed: int) 
 
 
 @given(world=worlds, seed=st.integers(), greed=st.integers(1, 5000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_application_that_takes_nothing_bounds_what_is_held(world: World, seed: int, greed: int) -> None:
     """Senders that use every byte they are granted, and give up and begin anew to be granted more, get no further."""
     random = Random(seed)
@@ -511,7 +511,7 @@ def test_an_application_that_takes_nothing_bounds_what_is_held(world: World, see
     greatest=st.sampled_from([8192, 40_000, 100_000]),
 )
 @example(before=[2000] * 30 + [60_000], messages=[[60_000]], budget=0, gives_back=True, greatest=40_000)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nor_does_a_window_that_has_grown(
     before: list[int], messages: list[list[int]], budget: int, greatest: int, *, gives_back: bool
 ) -> None:
@@ -550,7 +550,6 @@ def test_one_channel_alone_never_stalls(size: int, message: int) -> None:
 
 @given(amounts=st.lists(st.integers(0, 60_000), min_size=1, max_size=30), window=st.integers(4096, 8000))
 @example(amounts=[60_000, 0, 60_000, 4032, 4033], window=4096)
-@settings(deadline=None)
 def test_credit_is_restored_when_everything_was_received(amounts: list[int], window: int) -> None:
     """After any messages the sender's credit is within half a window of the whole, and never above it."""
     world = World(window=window, budget=0, largest=60_000, messages=[amounts])

@@ -556,7 +556,7 @@ class _Lying:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_verdict_is_the_same_as_in_a_handshake(world: World, data: st.DataObject) -> None:
     """Law: whatever the chain, the pool, the lists and the policy, OpenSSL in a handshake and `TrustCheck` agree.
 

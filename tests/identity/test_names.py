@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, ObjectIdentifier
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 
 from trionode import _errors
 from trionode._errors import (
@@ -267,7 +267,6 @@ _HOSTS = st.one_of(
 _NAMES = st.one_of(st.text(string.ascii_letters + string.digits + "._~-", min_size=1, max_size=20), st.text(max_size=5))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first example loads IDNA's tables
 @given(st.one_of(st.text(), st.builds("{}@{}{}".format, _NAMES, _HOSTS, st.sampled_from(["", "."]))))
 @example("a@xn--99999999999999999999")
 @example("a@xn--\u0661")
@@ -287,7 +286,6 @@ def test_any_text_gives_a_node_name_or_a_value_error(text: str) -> None:
     assert canonical_host(name.host) == name.host
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first example loads IDNA's tables
 @given(_HOSTS)
 def test_the_canonical_form_of_a_host_is_its_own(text: str) -> None:
     """Making a host canonical twice is making it canonical once, and upper case makes no difference to ASCII."""

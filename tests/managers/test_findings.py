@@ -419,7 +419,7 @@ def test_every_refusal_of_a_certificate_has_a_code() -> None:
     client_auth=st.sampled_from(ClientAuth),
     trusted=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_errors_and_refusals(
     start: timedelta,
     end: timedelta,

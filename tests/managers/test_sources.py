@@ -734,7 +734,7 @@ def test_it_is_a_source_and_says_which(files: Files) -> None:
 PARTS = st.sampled_from(["0", "1", "2", "cut", "junk", "gone"])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps=st.lists(st.tuples(st.sampled_from(["cert", "key"]), PARTS, st.booleans()), max_size=8))
 def test_a_reading_is_what_is_on_disk(pairs: tuple[KeyPair, ...], steps: list[tuple[str, str, bool]]) -> None:
     """After any history: the pair that lies there, if it is one, else an error; never anything older, never a mix."""

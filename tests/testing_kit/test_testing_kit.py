@@ -110,7 +110,7 @@ def test_the_whole_zoo_is_looked_at(zoo: CertificateZoo) -> None:
     assert animals == {*ANIMALS, "good", "weak_key"}
     assert CertificateZoo.__doc__ is not None
     for animal, ((dialer, told), (acceptor, _)) in ANIMALS.items():
-        [row] = re.findall(rf"^ +\| `{animal}`.*$", CertificateZoo.__doc__, re.MULTILINE)
+        [row] = re.findall(rf"^ *\| `{animal}`.*$", CertificateZoo.__doc__, re.MULTILINE)
         _, _, home, by_dialer, by_acceptor, is_told, _ = (cell.strip().replace("`", "") for cell in row.split("|"))
         assert (home, by_dialer, by_acceptor) == (AT_HOME.get(animal, ""), dialer, acceptor)
         assert is_told.startswith((told, "likewise"))
