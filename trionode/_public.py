@@ -3,6 +3,13 @@
 from trionode._connection.end import ConnectionEnd as ConnectionEnd, EndReason as EndReason
 from trionode._connection.hand_over import RenewalCause as RenewalCause
 from trionode._credentials.ca_pool import CAPool as CAPool
+from trionode._managers.auth_manager import (
+    UNCHANGED as UNCHANGED,
+    CertAuthManager as CertAuthManager,
+    Unchanged as Unchanged,
+)
+from trionode._managers.publisher import ManagerStatistics as ManagerStatistics
+from trionode._managers.trust import LiveLink as LiveLink
 
 from ._connection.channel import ServiceChannel as ServiceChannel
 from ._connection.connection import Connection as Connection, ConnectionStatistics as ConnectionStatistics
@@ -45,14 +52,7 @@ from ._managers.findings import (
     check_key_pair as check_key_pair,
 )
 from ._managers.follower import Follower as Follower, FollowerStatus as FollowerStatus, follow_source as follow_source
-from ._managers.manager import (
-    UNCHANGED as UNCHANGED,
-    CertAuthManager as CertAuthManager,
-    CertManager as CertManager,
-    LiveLink as LiveLink,
-    ManagerStatistics as ManagerStatistics,
-    Unchanged as Unchanged,
-)
+from ._managers.manager import CertManager as CertManager
 from ._managers.sources import Credentials as Credentials, FileSource as FileSource, Source as Source
 from ._managers.trust import (
     StrandedPeer as StrandedPeer,

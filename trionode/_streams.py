@@ -9,6 +9,7 @@ import trio
 
 from trionode._handshake.accept import accept_tls
 from trionode._handshake.dial import dial_tls
+from trionode._managers.manager import publisher_of
 from trionode._transport.sockets import address_of
 
 from ._errors import HandshakeError, HandshakeReason
@@ -67,7 +68,7 @@ async def serve_tls(
     protocols = _protocols(alpn)
     flood = FloodGate(_log, f"handshakes refused on port {port}")
     admission = Admission()
-    with cert_manager.use(as_server=True):
+    with publisher_of(cert_manager).use(as_server=True):
         listeners = await open_listeners(host, port)
 
         async def handle(transport: trio.abc.Stream) -> None:
@@ -142,7 +143,7 @@ async def open_tls_stream(
     reference = None if server_name is None else canonical_host(server_name)
     if insecure_skip_verify:
         _security_log.warning("insecure_skip_verify: the server at %s port %d is not verified", host, port)
-    with cert_manager.use(as_server=False):
+    with publisher_of(cert_manager).use(as_server=False):
         transport = await connect(host, port, connect_timeout=connect_timeout)
         return await dial_tls(
             transport,

@@ -48,8 +48,8 @@ from trionode._credentials.policy import ClientAuth
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import fingerprint
 from trionode._identity.names import SubjectNames
+from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.findings import check_usable
-from trionode._managers.manager import CertAuthManager
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:

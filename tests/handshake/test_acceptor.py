@@ -24,6 +24,7 @@ from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.dial import Dial, dial_link
 from trionode._handshake.exchange import Party
+from trionode._managers.manager import publisher_of
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import TCPListener, open_listeners
 
@@ -124,7 +125,7 @@ class Accepting:
 def generations(manager: ManagerFactory) -> Callable[[int], list[TLSContexts]]:
     """A function that makes so many different generations of beta's contexts."""
     certs = manager("beta@localhost", "alpha@localhost")
-    policy = certs._policy
+    policy = publisher_of(certs).policy
 
     def make(count: int) -> list[TLSContexts]:
         return [TLSContexts.build(number, certs.key_pair, policy) for number in range(1, count + 1)]

@@ -33,6 +33,7 @@ from trionode import (
 )
 from trionode._credentials.policy import TLSPolicy
 from trionode._managers.findings import CLOCK_SKEW, check_usable
+from trionode._managers.manager import publisher_of
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.failures import Misbehaved, TLSFailure
 from trionode._tls.session import TLSSession
@@ -475,7 +476,7 @@ async def test_a_manager_checks_by_its_own_policy(
     assert certs.generation == 1
     client_only = ca.issue(NAME, extended_key_usage=[CLIENT])
     assert codes(certs.check(client_only)) == ["wrong_eku!"]
-    with certs.use(as_server=False):
+    with publisher_of(certs).use(as_server=False):
         assert certs.check(client_only) == ()
 
 
@@ -491,9 +492,9 @@ async def test_a_manager_warns_of_each_thing_once(
 ) -> None:
     """At the first use, at updates and at rotations of trust; the same function says it, the remedy included."""
     certs = CertAuthManager(rogue_ca.issue(NAME), client_cas=ca.pool, root_cas=ca.pool)
-    with certs.use(as_server=True):
+    with publisher_of(certs).use(as_server=True):
         assert warnings(caplog) == [str(finding) for finding in certs.check(certs.key_pair)]
-        with certs.use(as_server=True, name=NodeName.parse("beta@localhost")):
+        with publisher_of(certs).use(as_server=True, name=NodeName.parse("beta@localhost")):
             [news] = warnings(caplog)
             assert "beta@localhost" in news
         certs.update(ca.issue(NAME))
@@ -502,7 +503,7 @@ async def test_a_manager_warns_of_each_thing_once(
         [news] = warnings(caplog)
         assert "our own root_cas (unknown ca)" in news
         certs.rotate_trust(root_cas=rogue_ca.pool)
-    with certs.use(as_server=True):
+    with publisher_of(certs).use(as_server=True):
         assert not warnings(caplog)
 
 
@@ -515,7 +516,7 @@ async def test_an_examination_that_fails_keeps_nobody_from_rotating(
         raise ZeroDivisionError
 
     certs = CertManager(ca.issue(NAME))
-    monkeypatch.setattr("trionode._managers.manager.examine", fail)
+    monkeypatch.setattr("trionode._managers.publisher.examine", fail)
     assert certs.update(ca.issue(NAME)) == 2
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert record.exc_info is not None
@@ -528,7 +529,7 @@ def test_a_thread_may_check(ca: CertificateAuthority, manager: ManagerFactory) -
     candidate = ca.issue(NAME)
 
     async def main() -> tuple[Finding, ...]:
-        with certs.use(as_server=True):
+        with publisher_of(certs).use(as_server=True):
             check: Callable[[KeyPair], tuple[Finding, ...]] = certs.check
             return await trio.to_thread.run_sync(check, candidate)
 

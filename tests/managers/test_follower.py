@@ -41,6 +41,7 @@ from trionode import (
     follow_source,
 )
 from trionode._managers import follower as _follower
+from trionode._managers.manager import publisher_of
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ async def test_at_start_up_errors_are_raised(error: Exception, old: KeyPair, sai
         with pytest.raises(type(error)) as caught:
             await nursery.start(follow_source, certs, Scripted(error))
     assert caught.value is error
-    assert certs.source_trouble is None
+    assert publisher_of(certs).source_trouble is None
     assert not said()
 
 
@@ -285,7 +286,7 @@ async def test_a_manager_in_use_elsewhere(old: KeyPair, new: KeyPair) -> None:
         with pytest.raises(RuntimeError, match="in use by a Trio run in another thread"):
             await follow_source(certs, Scripted(credentials(new)))
 
-    with certs.use(as_server=True):
+    with publisher_of(certs).use(as_server=True):
         await trio.to_thread.run_sync(trio.run, elsewhere)
     assert certs.generation == 1
 
@@ -302,7 +303,7 @@ async def test_a_condition_is_told_once(
         follower = await nursery.start(follow_source, certs, source)
         source.set(lambda: unreadable("cannot read tls.crt"))
         status = await follower.wait_changed(FollowerStatus())
-        assert str(status.error) == str(certs.source_trouble) == "cannot read tls.crt"
+        assert str(status.error) == str(publisher_of(certs).source_trouble) == "cannot read tls.crt"
         assert status.pending is None
         await trio.sleep(60)
         assert said() == ["<the vault>: it cannot be read, generation 1 stays: cannot read tls.crt"]
@@ -316,7 +317,7 @@ async def test_a_condition_is_told_once(
         assert certs.key_pair == old
         source.set(credentials(new))
         assert await follower.wait_changed(status) == FollowerStatus()
-        assert (certs.generation, certs.key_pair, certs.source_trouble) == (2, new, None)
+        assert (certs.generation, certs.key_pair, publisher_of(certs).source_trouble) == (2, new, None)
         await trio.sleep(60)
         assert said() == []
         nursery.cancel_scope.cancel()
@@ -415,12 +416,12 @@ async def test_what_was_refused_is_pending_and_not_forced(
         await trio.sleep(600)
         assert source.readings > 500
         assert follower.status.pending == credentials(expired)
-        assert certs.refused_updates == 1
+        assert publisher_of(certs).refused_updates == 1
         [text] = said()
         assert "was not published, generation 1 stays: our certificate has expired" in text
         with pytest.raises(CertificateError, match="has expired"):
             await follower.reload()
-        assert certs.refused_updates == 2
+        assert publisher_of(certs).refused_updates == 2
         assert len(said()) == 1  # who asks is told
         source.set(credentials(good))
         await trio.sleep(60)
@@ -446,7 +447,7 @@ async def test_what_is_not_yet_valid_is_published_in_time(
         await certs.wait_generation(2)
         assert 3600 <= trio.current_time() - began <= 3600 + _follower.JUDGE_AGAIN
         assert follower.status == FollowerStatus()
-        assert (certs.refused_updates, source.readings) == (1, 2)
+        assert (publisher_of(certs).refused_updates, source.readings) == (1, 2)
         nursery.cancel_scope.cancel()
 
 
@@ -456,7 +457,7 @@ async def test_another_key_pair_that_is_refused_is_another_condition(
     """Each candidate is told of; one that cannot heal is left alone."""
     now = datetime.now(UTC)
     certs, source = CertManager(old), Scripted(credentials(old))
-    with certs.use(as_server=True):
+    with publisher_of(certs).use(as_server=True):
         async with trio.open_nursery() as nursery:
             follower = await nursery.start(follow_source, certs, source)
             for count, bad in enumerate(
@@ -470,7 +471,7 @@ async def test_another_key_pair_that_is_refused_is_another_condition(
                 source.set(credentials(bad))
                 await trio.sleep(60)
                 assert len(said()) == 1
-                assert certs.refused_updates == count
+                assert publisher_of(certs).refused_updates == count
             assert follower.status.error.reason is CertificateReason.WRONG_EKU
             nursery.cancel_scope.cancel()
 
@@ -495,7 +496,7 @@ async def test_findings_hold_back_where_that_is_wanted(
         assert status.error.reason is CertificateReason.FINDINGS
         assert "held back" in str(status.error)
         await trio.sleep(60)
-        assert (strict.generation, strict.refused_updates) == (1, 0)
+        assert (strict.generation, publisher_of(strict).refused_updates) == (1, 0)
         strict.rotate_trust(client_cas=ca.pool | rogue_ca.pool, root_cas=ca.pool | rogue_ca.pool)
         await strict.wait_generation(3)
         assert strict.key_pair == key_pair
@@ -553,7 +554,7 @@ async def test_a_ca_is_retired_once_nobody_needs_it(
             assert isinstance(status.error, TrustRotationError)
             assert (certs.key_pair, certs.client_cas) == (new, both)
             await trio.sleep(0.1)
-            assert certs.refused_updates == 1
+            assert publisher_of(certs).refused_updates == 1
             await connection.aclose()
             assert await follower.wait_changed(status) == FollowerStatus()
             assert certs.client_cas == certs.root_cas == rogue_ca.pool
@@ -773,7 +774,7 @@ async def test_a_reload_that_is_overtaken_by_the_end(outcome: str, old: KeyPair,
             inner.cancel_scope.cancel()
         assert not follower.status.following
         go_on.set()
-    assert (certs.generation, certs.source_trouble) == (1, None)
+    assert (certs.generation, publisher_of(certs).source_trouble) == (1, None)
 
 
 class CancelAtStep(trio.abc.Instrument):

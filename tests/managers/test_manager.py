@@ -29,7 +29,8 @@ from trionode._errors import (
     RejectionCode,
     UnverifiedReason,
 )
-from trionode._managers.manager import CertAuthManager, CertManager
+from trionode._managers.auth_manager import CertAuthManager
+from trionode._managers.manager import CertManager, publisher_of
 from trionode._tls.failures import (
     AlertReceived,
     PeerRefused,
@@ -162,9 +163,9 @@ async def reach(manager: CertManager, generation: int) -> None:
 @contextmanager
 def unchanged(manager: CertManager) -> Iterator[None]:
     """What happens inside leaves a manager exactly as it was."""
-    published, generation, key_pair = manager._channel.current, manager.generation, manager.key_pair
+    published, generation, key_pair = publisher_of(manager).channel.current, manager.generation, manager.key_pair
     yield
-    assert manager._channel.current is published
+    assert publisher_of(manager).channel.current is published
     assert manager.generation == generation
     assert manager.key_pair is key_pair
 
@@ -342,7 +343,7 @@ async def test_many_takers_many_updates_and_cancellations(
             for number in rng.sample(range(takers), k=3):
                 scopes[number].cancel()
 
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         async with trio.open_nursery() as nursery:
             for number in range(takers):
                 nursery.start_soon(taker, number)
@@ -400,7 +401,7 @@ async def test_a_failing_update_leaves_everything_as_it_was(
     """update() refuses an unusable key pair, and generation, key pair and published contexts stay."""
     manager = mutual(key_pairs[0])
     bad = make_key_pair(start=start, end=end, purposes=purposes)
-    with manager.use(as_server=True), unchanged(manager):
+    with publisher_of(manager).use(as_server=True), unchanged(manager):
         with pytest.raises(CertificateError) as info:
             manager.update(bad)
         assert info.value.reason is reason
@@ -440,10 +441,10 @@ async def test_purposes_count_where_they_are_needed(manager: CertAuthManager) ->
     client_only = make_key_pair(purposes=(CLIENT,))
     server_only = make_key_pair(purposes=(SERVER,))
     for _ in range(2):  # the second time after a use as a server has come and gone
-        with manager.use(as_server=False):
+        with publisher_of(manager).use(as_server=False):
             manager.update(client_only)
             manager.update(server_only)
-        with manager.use(as_server=True):
+        with publisher_of(manager).use(as_server=True):
             manager.update(server_only)
             with unchanged(manager), pytest.raises(CertificateError) as info:
                 manager.update(client_only)
@@ -454,14 +455,15 @@ async def test_purposes_count_where_they_are_needed(manager: CertAuthManager) ->
 async def test_a_certificate_without_purposes_is_good_for_all() -> None:
     """Without the extended key usage extension, every purpose is allowed (RFC 5280)."""
     key_pair = make_key_pair(purposes=None)
-    with mutual(key_pair).use(as_server=True) as manager:
+    manager = mutual(key_pair)
+    with publisher_of(manager).use(as_server=True):
         assert manager.update(key_pair) == 2
 
 
 async def test_a_name_or_an_issuer_that_does_not_fit_is_no_reason_to_refuse(key_pairs: list[KeyPair]) -> None:
     """update() does not ask whether our own CAs vouch for a certificate or which names it covers: peers decide that."""
     manager = mutual(key_pairs[0])
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         assert manager.update(make_key_pair(host="elsewhere.example")) == 2
 
 
@@ -498,12 +500,12 @@ async def test_two_users_share_one_manager(manager: CertAuthManager, key_pairs: 
     sequencer = trio.testing.Sequencer()
 
     async def early() -> None:
-        with manager.use(as_server=True):
+        with publisher_of(manager).use(as_server=True):
             async with sequencer(0), manager.contexts as contexts:
                 taken["early"].append((await contexts.receive()).generation)
 
     async def late() -> None:
-        with manager.use(as_server=True):
+        with publisher_of(manager).use(as_server=True):
             async with sequencer(1):
                 taken["late"].append((await manager.contexts.receive()).generation)
                 manager.update(key_pairs[1])
@@ -522,7 +524,7 @@ def test_successive_runs_share_one_manager(manager: CertAuthManager, key_pairs: 
     """One manager serves nodes of successive Trio runs, and may be updated between them and from each of them."""
 
     async def use(key_pair: KeyPair) -> tuple[int, int]:
-        with manager.use(as_server=True):
+        with publisher_of(manager).use(as_server=True):
             before = (await manager.contexts.receive()).generation
             manager.update(key_pair)
             await reach(manager, before + 1)
@@ -539,7 +541,7 @@ def test_a_run_that_crashed_leaves_the_manager_free(manager: CertAuthManager, ke
     async def crash() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reach, manager, 5)
-            with manager.use(as_server=True):
+            with publisher_of(manager).use(as_server=True):
                 await trio.testing.wait_all_tasks_blocked()
                 msg = "crash"
                 raise ZeroDivisionError(msg)
@@ -552,7 +554,7 @@ def test_a_run_that_crashed_leaves_the_manager_free(manager: CertAuthManager, ke
 
 def test_a_use_needs_a_run(manager: CertAuthManager) -> None:
     """Outside a Trio run there is no use, and the attempt leaves no trace."""
-    with pytest.raises(RuntimeError), manager.use(as_server=True):
+    with pytest.raises(RuntimeError), publisher_of(manager).use(as_server=True):
         pytest.fail("entered")
     manager.set_server_name("free.example")
 
@@ -576,11 +578,11 @@ async def test_an_unusable_key_pair_is_refused_at_first_use(
 ) -> None:
     """A use is refused while the key pair is unusable, and possible once a good one has taken its place."""
     manager = mutual(make_key_pair(start=start, end=end, purposes=purposes))
-    with pytest.raises(CertificateError) as info, manager.use(as_server=as_server):
+    with pytest.raises(CertificateError) as info, publisher_of(manager).use(as_server=as_server):
         pytest.fail("entered")
     assert info.value.reason is reason
     manager.update(key_pairs[0])
-    with manager.use(as_server=as_server):
+    with publisher_of(manager).use(as_server=as_server):
         pass
 
 
@@ -590,18 +592,19 @@ async def test_a_mode_that_verifies_needs_client_cas(key_pairs: list[KeyPair], m
     manager = CertAuthManager(key_pairs[0], client_auth=mode)
     for as_server in (False, True):
         with pytest.raises(CertificateError, match=f"{mode.name} .*client_cas") as info:
-            with manager.use(as_server=as_server):
+            with publisher_of(manager).use(as_server=as_server):
                 pytest.fail("entered")
         assert info.value.reason is CertificateReason.NO_CLIENT_CAS
     manager.set_client_cas(CAPool(key_pairs[0].chain))
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         pass
 
 
 @pytest.mark.parametrize("mode", [mode for mode in ClientAuth if not mode.verifies])
 async def test_a_mode_that_does_not_verify_needs_none(key_pairs: list[KeyPair], mode: ClientAuth) -> None:
     """The other modes do without client CAs."""
-    with CertAuthManager(key_pairs[0], client_auth=mode).use(as_server=True) as manager:
+    manager = CertAuthManager(key_pairs[0], client_auth=mode)
+    with publisher_of(manager).use(as_server=True):
         assert manager.update(key_pairs[1]) == 2
 
 
@@ -617,13 +620,13 @@ async def test_a_missing_client_purpose_is_a_warning(
         caplog.clear()
         return shown
 
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         assert not warnings()
         manager.update(make_key_pair(purposes=(SERVER,)))
         [warning] = warnings()
         assert "does not allow clientAuth" in warning
         assert "made for a test" in warning
-    with manager.use(as_server=False):
+    with publisher_of(manager).use(as_server=False):
         assert not warnings()
         manager.update(key_pairs[0])
         assert not warnings()
@@ -654,7 +657,7 @@ def in_plain_thread(function: Callable[[], object]) -> RuntimeError | None:
 
 async def test_update_from_a_wrong_thread_is_refused(manager: CertAuthManager, key_pairs: list[KeyPair]) -> None:
     """While in use a manager is updated by its Trio thread only: elsewhere RuntimeError, the way out, and no change."""
-    with manager.use(as_server=False), unchanged(manager):
+    with publisher_of(manager).use(as_server=False), unchanged(manager):
         for error in (
             await trio.to_thread.run_sync(attempt, lambda: manager.update(key_pairs[1])),
             await trio.to_thread.run_sync(in_plain_thread, lambda: manager.update(key_pairs[1])),
@@ -666,7 +669,7 @@ async def test_update_from_a_wrong_thread_is_refused(manager: CertAuthManager, k
 
 async def test_update_from_a_wrong_thread_is_refused_before_the_key_pair_is_judged(manager: CertAuthManager) -> None:
     """The thread is checked first: a wrong one hears of that, whatever it brought."""
-    with manager.use(as_server=False), unchanged(manager):
+    with publisher_of(manager).use(as_server=False), unchanged(manager):
         with pytest.raises(RuntimeError, match=NAMES_THE_WAY_OUT):
             await trio.to_thread.run_sync(manager.update, make_key_pair(end=-HOUR / 2))
 
@@ -675,8 +678,8 @@ async def test_a_manager_belongs_to_its_run_until_the_last_use_has_ended(
     manager: CertAuthManager, key_pairs: list[KeyPair]
 ) -> None:
     """Other uses and waits that came and went meanwhile do not free a manager that is in use."""
-    with manager.use(as_server=True):
-        with manager.use(as_server=False):
+    with publisher_of(manager).use(as_server=True):
+        with publisher_of(manager).use(as_server=False):
             await manager.wait_generation(1)
         with unchanged(manager), pytest.raises(RuntimeError, match=NAMES_THE_WAY_OUT):
             await trio.to_thread.run_sync(manager.update, key_pairs[1])
@@ -700,7 +703,7 @@ async def test_update_by_way_of_from_thread(manager: CertAuthManager, key_pairs:
     def rotate() -> int:
         return trio.from_thread.run_sync(manager.update, key_pairs[1])
 
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reach, manager, 2)
             await trio.testing.wait_all_tasks_blocked()
@@ -715,7 +718,7 @@ async def test_the_way_out_that_the_error_names_works(manager: CertAuthManager, 
     def rotate() -> None:
         trio.from_thread.run_sync(manager.update, key_pairs[1], trio_token=token)
 
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         assert await trio.to_thread.run_sync(in_plain_thread, rotate) is None
         assert manager.generation == 2
 
@@ -724,7 +727,7 @@ async def test_a_second_concurrent_run_is_refused(manager: CertAuthManager, key_
     """A manager in use by one Trio run cannot be used, waited for or updated by another, and the first goes on."""
 
     async def use() -> None:
-        with manager.use(as_server=False):
+        with publisher_of(manager).use(as_server=False):
             pytest.fail("entered")
 
     async def wait() -> None:
@@ -734,7 +737,7 @@ async def test_a_second_concurrent_run_is_refused(manager: CertAuthManager, key_
         await trio.lowlevel.checkpoint()
         manager.update(key_pairs[1])
 
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         with unchanged(manager):
             for verb in (use, wait, update):
                 with pytest.raises(RuntimeError, match="another"):
@@ -783,8 +786,8 @@ async def test_settings_are_fixed_while_in_use(
 ) -> None:
     """Each setter raises FixedAtStartupError, with the remedy, until the last use has ended; then it works again."""
     before = getattr(manager, attribute)
-    with manager.use(as_server=True):
-        with manager.use(as_server=False):
+    with publisher_of(manager).use(as_server=True):
+        with publisher_of(manager).use(as_server=False):
             pass
         with unchanged(manager), pytest.raises(FixedAtStartupError, match="restart the node"):
             setter(manager, key_pairs[1])
@@ -977,7 +980,7 @@ async def test_the_clock_decides_what_is_usable(key_pairs: list[KeyPair]) -> Non
     """Uses and updates judge dates by the injected clock, in whatever zone it speaks."""
     clock = Clock()
     manager = mutual(key_pairs[0], clock=clock)
-    with manager.use(as_server=True):
+    with publisher_of(manager).use(as_server=True):
         clock.now += 2 * DAY
         with unchanged(manager), pytest.raises(CertificateError) as info:
             manager.update(key_pairs[1])
@@ -985,7 +988,7 @@ async def test_the_clock_decides_what_is_usable(key_pairs: list[KeyPair]) -> Non
         assert f"our clock says {clock.now:%Y-%m-%d %H:%M:%S} UTC" in str(info.value)
         assert manager.update(make_key_pair(start=DAY, end=3 * DAY)) == 2
     clock.now -= 4 * DAY
-    with pytest.raises(CertificateError) as info, manager.use(as_server=True):
+    with pytest.raises(CertificateError) as info, publisher_of(manager).use(as_server=True):
         pytest.fail("entered")
     assert info.value.reason is CertificateReason.NOT_YET_VALID
 

@@ -50,6 +50,7 @@ from trionode._credentials.pem import (
     read_file,
 )
 from trionode._managers import sources as _sources
+from trionode._managers.manager import publisher_of
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ async def test_whatever_replaces_the_files_is_followed(layout: str, tmp_path: Pa
                 await certs.wait_generation(generation)
                 assert certs.key_pair == key_pair
             assert follower.status.error is None
-            assert certs.refused_updates == 0
+            assert publisher_of(certs).refused_updates == 0
             nursery.cancel_scope.cancel()
 
 
@@ -833,7 +834,7 @@ async def test_no_handshake_fails_while_a_mount_is_swapped(tmp_path: Path, ca: C
             assert certs.key_pair == issued[-1]
             assert follower.status.error is None
             nursery.cancel_scope.cancel()
-    assert certs.refused_updates == 0
+    assert publisher_of(certs).refused_updates == 0
     assert handshakes.value >= 10
 
 

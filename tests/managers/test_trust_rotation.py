@@ -43,6 +43,7 @@ from trionode import (
     UnverifiedReason,
     _protocol as wire,
 )
+from trionode._managers.manager import publisher_of
 from trionode._managers.trust import LiveLinks
 from trionode.pki import CertificateAuthority
 
@@ -112,16 +113,26 @@ def link_to(key_pair: KeyPair, name: NodeName = ALPHA, *, generation: int = 1, d
 def attached(manager: CertAuthManager, key_pair: KeyPair, name: NodeName = ALPHA, **fields: Any) -> FakeLink:
     """The same, in a manager's ledger."""
     link = link_to(key_pair, name, **fields)
-    manager.attach(link.as_live, link.ended.append)
+    publisher_of(manager).attach(link.as_live, link.ended.append)
     return link
 
 
 @contextmanager
 def unchanged(manager: CertAuthManager) -> Iterator[None]:
     """What happens inside leaves everything that a manager publishes exactly as it was."""
-    before = manager._channel.current, manager._policy, manager.generation, manager.live_generations
+    before = (
+        publisher_of(manager).channel.current,
+        publisher_of(manager).policy,
+        manager.generation,
+        manager.live_generations,
+    )
     yield
-    after = manager._channel.current, manager._policy, manager.generation, manager.live_generations
+    after = (
+        publisher_of(manager).channel.current,
+        publisher_of(manager).policy,
+        manager.generation,
+        manager.live_generations,
+    )
     assert after[0] is before[0]
     assert after[1] is before[1]
     assert after[2:] == before[2:]
@@ -190,7 +201,7 @@ async def test_it_publishes_the_next_generation(
 
 async def test_pools_rotate_in_use(overlap: CertAuthManager, old: CertificateAuthority) -> None:
     """It is not a setter: what is fixed at start-up for those rotates here, the system's CAs included."""
-    with overlap.use(as_server=True):
+    with publisher_of(overlap).use(as_server=True):
         assert overlap.rotate_trust(client_cas=old.pool, root_cas=None) == 2
         assert overlap.root_cas is None
         assert overlap.rotate_trust() == 3
@@ -221,7 +232,7 @@ async def test_a_mode_that_verifies_keeps_client_cas(overlap: CertAuthManager) -
     refused: list[object] = []
 
     async def wait() -> None:
-        refused.append(await overlap.wait_refused(1))
+        refused.append(await publisher_of(overlap).wait_refused(1))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
@@ -230,12 +241,12 @@ async def test_a_mode_that_verifies_keeps_client_cas(overlap: CertAuthManager) -
             overlap.rotate_trust(client_cas=None)
     assert caught.value.reason is CertificateReason.NO_CLIENT_CAS
     assert refused == [caught.value]
-    assert overlap.refused_updates == 1
+    assert publisher_of(overlap).refused_updates == 1
 
 
 async def test_it_belongs_to_the_managers_thread(overlap: CertAuthManager, old: CertificateAuthority) -> None:
     """The rule of update(): in use, from its Trio thread only; unused, from anywhere."""
-    with overlap.use(as_server=False), unchanged(overlap):
+    with publisher_of(overlap).use(as_server=False), unchanged(overlap):
         for verb in (overlap.rotate_trust, overlap.stranded_by):
             with pytest.raises(RuntimeError, match=r"trio\.from_thread\.run_sync"):
                 await trio.to_thread.run_sync(verb)
@@ -266,7 +277,7 @@ def test_a_rotation_that_would_strand_somebody_is_refused(
         overlap.rotate_trust(client_cas=new.pool, root_cas=new.pool)
     assert {peer.pool for peer in caught.value.peers} == {"client_cas", "root_cas"}
     assert not accepted.ended + dialled.ended + fine.ended
-    overlap.detach(accepted.as_live)
+    publisher_of(overlap).detach(accepted.as_live)
     assert overlap.rotate_trust(client_cas=new.pool) == 2
 
 
@@ -322,9 +333,9 @@ def test_closing_them(overlap: CertAuthManager, new: CertificateAuthority, leavi
     def end(error: PeerUnverifiedError) -> None:
         generations.append(overlap.generation)
         link.ended.append(error)
-        overlap.detach(link.as_live)
+        publisher_of(overlap).detach(link.as_live)
 
-    overlap.attach(link.as_live, end)
+    publisher_of(overlap).attach(link.as_live, end)
     assert overlap.rotate_trust(client_cas=new.pool, root_cas=new.pool, stranded=StrandedPeers.CLOSE) == 2
     [error] = link.ended
     assert generations == [2]
@@ -345,7 +356,7 @@ def test_one_end_that_fails_does_not_save_the_others(
     def fail(_: PeerUnverifiedError) -> None:
         raise ZeroDivisionError
 
-    overlap.attach(link_to(leaving).as_live, fail)
+    publisher_of(overlap).attach(link_to(leaving).as_live, fail)
     other = attached(overlap, leaving)
     assert overlap.rotate_trust(client_cas=new.pool, stranded=StrandedPeers.CLOSE) == 2
     assert len(other.ended) == 1
@@ -358,7 +369,7 @@ def test_peers_whom_nobody_verified_are_not_judged(
     """Trust was no reason to let them in, and is none to end them."""
     link = link_to(leaving)
     link.peer.verified = False
-    overlap.attach(link.as_live, link.ended.append)
+    publisher_of(overlap).attach(link.as_live, link.ended.append)
     assert overlap.rotate_trust(client_cas=new.pool, stranded=StrandedPeers.CLOSE) == 2
     assert not link.ended
 
@@ -381,7 +392,7 @@ def test_a_chain_that_cannot_be_read_is_not_vouched_for(overlap: CertAuthManager
     """Junk behind a leaf neither fails a rotation nor passes it."""
     link = link_to(leaving)
     link.stream.chain = ()
-    overlap.attach(link.as_live, link.ended.append)
+    publisher_of(overlap).attach(link.as_live, link.ended.append)
     [peer] = overlap.stranded_by()
     assert (peer.reason, peer.newly) == (UnverifiedReason.BAD_CHAIN, False)
     assert overlap.rotate_trust() == 2
@@ -545,13 +556,13 @@ async def test_waiting_until_a_generation_is_drained(overlap: CertAuthManager, s
             for generation in (2, 1):
                 nursery.start_soon(wait, generation)
             await trio.testing.wait_all_tasks_blocked()
-            overlap.detach(links[1].as_live)
+            publisher_of(overlap).detach(links[1].as_live)
             await trio.testing.wait_all_tasks_blocked()
             assert not woke
-            overlap.detach(links[0].as_live)
+            publisher_of(overlap).detach(links[0].as_live)
             await trio.testing.wait_all_tasks_blocked()
             assert woke == [1]
-            overlap.detach(links[2].as_live)
+            publisher_of(overlap).detach(links[2].as_live)
     assert woke == [1, 2]
     assert overlap.live_generations == {}
 
@@ -562,11 +573,11 @@ async def test_one_that_was_under_way_comes_before_the_waiter_runs(overlap: Cert
     async with trio.open_nursery() as nursery:
         nursery.start_soon(overlap.drained, 1)
         await trio.testing.wait_all_tasks_blocked()
-        overlap.detach(first.as_live)
+        publisher_of(overlap).detach(first.as_live)
         second = attached(overlap, staying, generation=1)  # in the same tick
         await trio.testing.wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 1
-        overlap.detach(second.as_live)
+        publisher_of(overlap).detach(second.as_live)
 
 
 async def test_a_cancelled_waiter_and_another_run(overlap: CertAuthManager, staying: KeyPair) -> None:
@@ -582,7 +593,7 @@ async def test_a_cancelled_waiter_and_another_run(overlap: CertAuthManager, stay
         with pytest.raises(RuntimeError, match="another Trio run"):
             await trio.to_thread.run_sync(trio.run, elsewhere)
         nursery.cancel_scope.cancel()
-    overlap.detach(link.as_live)
+    publisher_of(overlap).detach(link.as_live)
     await trio.to_thread.run_sync(trio.run, elsewhere)
 
 

@@ -29,6 +29,7 @@ from trionode._handshake.collisions import Arbiter
 from trionode._handshake.connect import connect
 from trionode._handshake.dial import Dial, dial
 from trionode._handshake.exchange import Party
+from trionode._managers.manager import publisher_of
 from trionode._transport.sockets import address_of
 from trionode._transport.tcp import open_listeners
 
@@ -74,7 +75,7 @@ def generations(manager: ManagerFactory) -> Callable[[int], list[TLSContexts]]:
     certs = manager("beta@localhost", "alpha@localhost")
 
     def make(count: int) -> list[TLSContexts]:
-        return [TLSContexts.build(number, certs.key_pair, certs._policy) for number in range(1, count + 1)]
+        return [TLSContexts.build(number, certs.key_pair, publisher_of(certs).policy) for number in range(1, count + 1)]
 
     return make
 

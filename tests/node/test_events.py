@@ -43,6 +43,7 @@ from trionode import (
     UnverifiedReason,
     _protocol as wire,
 )
+from trionode._managers.manager import publisher_of
 from trionode._node.events import BUFFER, EventHub
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import place
@@ -113,7 +114,7 @@ async def test_every_kind_of_event(
                 certs.rotate_trust(crls=ca.revocation_list(lifetime=timedelta(days=31)))
                 with pytest.raises(CertificateError):
                     certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) - timedelta(hours=1)))
-                certs.report_source(OSError("the disk is gone"))
+                publisher_of(certs).report_source(OSError("the disk is gone"))
                 with pytest.raises(NoRouteError):
                     await alpha.connect(BETA)
                 alpha.add_route(BETA, route_to(beta))

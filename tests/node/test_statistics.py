@@ -40,6 +40,7 @@ from trionode import (
     TrustRotationError,
     UnverifiedReason,
 )
+from trionode._managers.manager import publisher_of
 from trionode._node.statistics import Counters, _Times
 
 if TYPE_CHECKING:
@@ -464,15 +465,15 @@ async def test_refused_rotations_by_reason(
         [use] = pair.beta.statistics().managers
         refused = {reason: count for reason, count in use.manager.refused.items() if count}
         assert refused == {"expired": 2, "stranded": 1}
-        assert certs.refused_updates == 3
+        assert publisher_of(certs).refused_updates == 3
 
 
 def test_trouble_of_a_source(manager: ManagerFactory) -> None:
     """What a follower reports is in the snapshot until it is over."""
     certs, trouble = manager("localhost"), CertificateError("…", reason=CertificateReason.UNREADABLE)
-    certs.report_source(trouble)
+    publisher_of(certs).report_source(trouble)
     assert certs.statistics().source_trouble is trouble
-    certs.report_source(None)
+    publisher_of(certs).report_source(None)
     assert certs.statistics().source_trouble is None
 
 

@@ -41,6 +41,7 @@ from trionode import (
     serve_tls,
     typed_service,
 )
+from trionode._managers.manager import publisher_of
 from trionode._node import renewal as _renewal
 from trionode.testing import Attempt, Moment, cancel_at_every_checkpoint
 
@@ -534,7 +535,7 @@ async def test_waiting_for_a_manager(
     certs = manager(GAMMA)
     waits: dict[str, Callable[[], Awaitable[object]]] = {
         "generation": lambda: certs.wait_generation(certs.generation),
-        "refused": partial(certs.wait_refused, 1),
+        "refused": partial(publisher_of(certs).wait_refused, 1),
         "drained": lambda: certs.drained(certs.generation),
         "contexts": certs.contexts.receive,
     }

@@ -27,6 +27,7 @@ from trionode import (
     UnverifiedReason,
 )
 from trionode._identity.peer import established_peer
+from trionode._managers.manager import publisher_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ def naive() -> datetime:
 async def test_a_naive_clock_is_refused() -> None:
     """A clock without a zone would be read as local time; it is an error instead."""
     manager = CertAuthManager(KEY_PAIR, clock=naive)
-    with pytest.raises(ValueError, match="aware"), manager.use(as_server=True):
+    with pytest.raises(ValueError, match="aware"), publisher_of(manager).use(as_server=True):
         pass
 
 

@@ -53,6 +53,7 @@ from trionode import (
     metrics,
     open_node,
 )
+from trionode._managers.manager import publisher_of
 from trionode.metrics import NodeCollector, serve_metrics
 from trionode.pki import CertificateAuthority
 
@@ -246,9 +247,9 @@ async def test_trouble_of_a_source(node: NodeFactory, manager: ManagerFactory) -
     async with node("alpha@localhost", certs) as alpha:
         collector = NodeCollector(alpha)
         labels = {"node": alpha.name, "manager": "own"}
-        certs.report_source(CertificateError("…", reason=CertificateReason.UNREADABLE))
+        publisher_of(certs).report_source(CertificateError("…", reason=CertificateReason.UNREADABLE))
         assert read(collector)("source_trouble", **labels) == 1
-        certs.report_source(None)
+        publisher_of(certs).report_source(None)
         assert read(collector)("source_trouble", **labels) == 0
 
 

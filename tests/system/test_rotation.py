@@ -24,6 +24,7 @@ from trionode import (
     Route,
     _protocol as wire,
 )
+from trionode._managers.manager import publisher_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -420,7 +421,7 @@ async def test_a_refused_rotation_is_an_event(
                     event = await events.receive()
                 assert event.error is refused.value
                 assert (event.node, event.generation) == (ALPHA, 1)
-            assert certs.refused_updates == 2
+            assert publisher_of(certs).refused_updates == 2
 
 
 async def test_listening_on_every_interface(node: NodeFactory) -> None:

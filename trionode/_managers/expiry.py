@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from trionode._credentials.validity import dated
 
+from .manager import publisher_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
@@ -60,7 +62,7 @@ async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta
     """
     reported: dict[str, _Stage] = {}
     while True:
-        now, generation = manager.now(), manager.generation
+        now, generation = publisher_of(manager).now(), manager.generation
         left = 10 * LOOK_AT_LEAST
         present: dict[str, _Stage] = {}
         endings = {

@@ -27,8 +27,9 @@ from trio_util import AsyncValue
 
 from trionode._errors import CertificateError, CertificateReason
 
+from .auth_manager import UNCHANGED, CertAuthManager
 from .findings import Severity
-from .manager import UNCHANGED, CertAuthManager, CertManager
+from .manager import publisher_of
 from .sources import Credentials
 from .trust import StrandedPeers, TrustRotationError
 
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from trionode._credentials.crl import CRLSet
     from trionode._credentials.key_pair import KeyPair
 
-    from .manager import Unchanged
+    from .auth_manager import Unchanged
+    from .manager import CertManager
     from .sources import Source
 
 __all__ = ["Follower", "FollowerStatus", "follow_source"]
@@ -264,7 +266,7 @@ class Follower:
             return not self._findings(pending.key_pair)
         leaf = pending.key_pair.certificate
         dated = refusal.reason in {CertificateReason.EXPIRED, CertificateReason.NOT_YET_VALID}
-        return dated and leaf.not_valid_before_utc <= manager.now() <= leaf.not_valid_after_utc
+        return dated and leaf.not_valid_before_utc <= publisher_of(manager).now() <= leaf.not_valid_after_utc
 
     # Telling people
 
@@ -290,7 +292,7 @@ class Follower:
             _log.warning("%r: %s, generation %d stays: %s", self.source, what, generation, shown)
         if changed:
             self._status.value = new
-        self.manager.report_source(self.status.error)
+        publisher_of(self.manager).report_source(self.status.error)
 
     def _ended(self) -> trio.ClosedResourceError:
         return trio.ClosedResourceError(f"{self!r} follows no more")

@@ -17,6 +17,7 @@ from cryptography import x509
 
 from trionode._identity.describe import describe, describe_duration
 from trionode._managers.expiry import watch_expiry
+from trionode._managers.manager import publisher_of
 from trionode._util.text import printable
 
 from .events import CertificateExpiring, GenerationPublished, RevocationListExpiring, RotationRefused, SourceTrouble
@@ -82,7 +83,7 @@ class ManagerWatch:
         known = self._managers.get(manager)
         if known is not None and (known or not as_server):
             return
-        self._uses.enter_context(manager.use(as_server=as_server, name=self._node))
+        self._uses.enter_context(publisher_of(manager).use(as_server=as_server, name=self._node))
         self._managers[manager] = as_server or bool(known)
         if known is None:
             self._watch(manager)
@@ -97,7 +98,10 @@ class ManagerWatch:
         if self._spawn is None:
             return
         self._spawn(partial(self._watch_generations, manager, manager.generation), f"watch {manager!r}")
-        self._spawn(partial(self._watch_refusals, manager, manager.refused_updates), f"watch refusals of {manager!r}")
+        self._spawn(
+            partial(self._watch_refusals, manager, publisher_of(manager).refused_updates),
+            f"watch refusals of {manager!r}",
+        )
         self._spawn(partial(watch_expiry, manager, self._report_expiry), f"watch expiry of {manager!r}")
         self._spawn(partial(self._watch_source, manager), f"watch the source of {manager!r}")
 
@@ -113,8 +117,8 @@ class ManagerWatch:
     async def _watch_refusals(self, manager: CertManager, seen: int) -> None:
         """Report a manager's refused updates after those seen."""
         while True:
-            error = await manager.wait_refused(seen + 1)
-            seen = manager.refused_updates
+            error = await publisher_of(manager).wait_refused(seen + 1)
+            seen = publisher_of(manager).refused_updates
             _log.warning("a rotation was refused, generation %d stays: %s", manager.generation, error)
             self._events.publish(RotationRefused(node=self._node, generation=manager.generation, error=error))
 
@@ -122,7 +126,7 @@ class ManagerWatch:
         """Report how a manager's source is, from the first trouble on; the follower has logged it."""
         trouble = None
         while True:
-            trouble = await manager.wait_source(trouble)
+            trouble = await publisher_of(manager).wait_source(trouble)
             self._events.publish(SourceTrouble(node=self._node, error=trouble))
 
     def _report_expiry(self, ending: Ending, left: timedelta) -> None:

@@ -38,6 +38,7 @@ import trio
 from trionode._connection.end import EndReason
 from trionode._connection.hand_over import RenewalCause
 from trionode._errors import HandshakeReason, HandshakeTimeoutError, Stage
+from trionode._managers.manager import publisher_of
 from trionode._util.backoff import Backoff
 
 from .options import LiveConnections, Renew
@@ -211,7 +212,7 @@ class Renewal:
         """In how many seconds our certificate and the peer's end; a peer that is not verified has shown none."""
         if self._options.on_expiry is Renew.KEEP:
             return []
-        link, now = watched.connection.link, watched.manager.now()
+        link, now = watched.connection.link, publisher_of(watched.manager).now()
         theirs = link.peer.certificate if link.peer.verified else None
         return [
             math.inf if each is None else (each.not_valid_after_utc - now) / timedelta(seconds=1)

@@ -35,6 +35,7 @@ from trionode._errors import (
 from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.exchange import Party
+from trionode._managers.manager import publisher_of
 from trionode._protocol import Limits, Refusal
 from trionode._util.rate_limited_log import FloodGate
 
@@ -290,10 +291,10 @@ class Runtime:
     def _attach(self, connection: Connection) -> None:
         """Tell its manager of the link; which may find that the peer is no longer trusted, and end it at once."""
         link = self._attached[connection] = connection.link
-        self.running[connection].attach(link, connection.distrust)
+        publisher_of(self.running[connection]).attach(link, connection.distrust)
 
     def _detach(self, connection: Connection) -> None:
-        self.running[connection].detach(self._attached.pop(connection))
+        publisher_of(self.running[connection]).detach(self._attached.pop(connection))
 
     def _forget(self, connection: Connection) -> None:
         self._detach(connection)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from trionode._connection.end import EndReason
     from trionode._connection.hand_over import RenewalCause
     from trionode._handshake.acceptor import AcceptorStatistics
-    from trionode._managers.manager import ManagerStatistics
+    from trionode._managers.publisher import ManagerStatistics
     from trionode._tls.contexts import TLSContexts
 
 __all__ = ["HandshakeCount", "HandshakeOutcome", "HandshakeTimes", "ManagerUse", "NodeStatistics", "TimeHistogram"]

@@ -16,7 +16,7 @@ import trio
 
 from trionode._credentials.policy import ClientAuth
 from trionode._identity.names import NodeName
-from trionode._managers.manager import CertAuthManager
+from trionode._managers.auth_manager import CertAuthManager
 from trionode._node.node import Node, open_node
 from trionode._node.options import (
     AcceptorOptions,

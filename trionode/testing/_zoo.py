@@ -20,8 +20,8 @@ from trionode._credentials.issuing import BACKDATE
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import private_key_to_pem, to_pem
 from trionode._identity.names import NodeName
+from trionode._managers.manager import publisher_of
 from trionode._node.node import Node
-from trionode._tls.contexts import TLSContexts
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -155,10 +155,7 @@ def present_anyway(manager: CertManager | Node, key_pair: KeyPair) -> int:
         CertificateError: OpenSSL does not accept it.
     """
     certs = manager.options.cert_manager if isinstance(manager, Node) else manager
-    # What is skipped is what the public way is for.
-    contexts = TLSContexts.build(certs.generation + 1, key_pair, certs._policy)  # noqa: SLF001
-    certs._publish(contexts)  # noqa: SLF001
-    return contexts.generation
+    return publisher_of(certs).update_unchecked(key_pair)
 
 
 def _without_names(ca: CertificateAuthority, model: KeyPair) -> KeyPair:

@@ -1,0 +1,489 @@
+"""What is inside a cert manager: build, check, publish.
+
+Theory. A publisher turns key pair + CA pools + policy into `TLSContexts` and publishes them on its channel. An update
+is synchronous: check, build, publish, in that order, so a failing one leaves what was published as it was, and the
+rule of rotation holds: *a `receive()` called after `update()` returned never yields an older generation*.
+
+Trust rotates apart from key pairs, by `rotate_trust`: other pools, other CRLs, the same key pair, the next generation.
+The publisher knows its live links (`attach`, `detach`), so it can say beforehand which peers that would strand, and end
+the connections of those that must not stay. An *overlap* is a pool with the old and the new CA; *retiring* the old one
+is the call that gives the new one alone.
+
+A *use* is an open node, a running `serve_tls`, an `open_tls_stream` handshake. While there is one, CA pools,
+client-auth mode and server name are fixed, and the manager belongs to the Trio run that uses it; a task waiting for a
+condition *claims* it for its run likewise. Unused and unclaimed, a manager may be updated from any thread; the lock is
+for that case and is never held across a checkpoint.
+
+Applications see `CertManager` and `CertAuthManager`, which are faces of this; nodes, followers and the test kit reach
+it by `manager.publisher_of`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+import trio
+from trio_util import AsyncValue
+
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import CRLPolicy, CRLSet
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.policy import ClientAuth
+from trionode._credentials.validity import Validity, validities
+from trionode._errors import CertificateError, CertificateReason, FixedAtStartupError, PeerUnverifiedError
+from trionode._tls.contexts import ContextsChannel, TLSContexts
+
+from .findings import check_usable, examine
+from .trust import (
+    Bench,
+    LiveLink,
+    LiveLinks,
+    StrandedPeer,
+    StrandedPeers,
+    TrustRotationError,
+    stranded_peer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from datetime import datetime
+
+    from trionode._credentials.policy import TLSPolicy
+    from trionode._identity.names import NodeName
+
+    from .findings import Finding
+
+__all__ = ["ManagerStatistics"]
+
+#: Why an update or a rotation of trust was refused.
+RotationError: TypeAlias = CertificateError | TrustRotationError
+
+_log = logging.getLogger("trionode.certificates")
+_security_log = logging.getLogger("trionode.security")
+
+#: In place of a `CertificateReason`: a rotation of trust was refused for the sake of live peers.
+STRANDED: Final = "stranded"
+#: Peers that a refused rotation names in its text; its `peers` has them all.
+_NAMED: Final = 10
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManagerStatistics:
+    """A snapshot of a cert manager.
+
+    Attributes:
+        generation: what is published; so many less one were published since construction.
+        live_generations: as `CertManager.live_generations`, of all nodes that use it.
+        refused: updates and rotations of trust that were refused so far, by `CertificateReason`, or `stranded` where
+            they would have stranded live peers; every reason is there.
+        source_trouble: what keeps `follow_source` from publishing what its source has; None if nothing does.
+        validities: from when until when what it presents and trusts is good.
+    """
+
+    generation: int
+    live_generations: Mapping[int, int]
+    refused: Mapping[str, int]
+    source_trouble: Exception | None
+    validities: tuple[Validity, ...]
+
+
+@final
+class Publisher:
+    """One manager's state, and everything that changes it.
+
+    Attributes:
+        channel: where the contexts are published.
+        policy: the settings that they are built by.
+    """
+
+    def __init__(self, key_pair: KeyPair, policy: TLSPolicy) -> None:
+        """Build generation 1, see `CertAuthManager`."""
+        _expect(key_pair, KeyPair, "key_pair")
+        _expect_settings(policy)
+        self.policy = policy
+        self.channel = ContextsChannel(TLSContexts.build(1, key_pair, policy))
+        self._generation = AsyncValue(1)
+        self._refusal: AsyncValue[tuple[int, RotationError | None]] = AsyncValue((0, None))
+        self._source_trouble: AsyncValue[Exception | None] = AsyncValue(None)
+        self._refused = dict.fromkeys([*CertificateReason, STRANDED], 0)
+        self._validities: tuple[TLSContexts, tuple[Validity, ...]] | None = None
+        self._links = LiveLinks()
+        # The generation that brought the present trust: links of older ones were verified by another.
+        self._trusted_since = 1
+        self._names: Counter[NodeName] = Counter()
+        self._examined: tuple[object, ...] = ()
+        self._told: tuple[Finding, ...] = ()
+        self._lock = RLock()
+        self._owner: trio.lowlevel.TrioToken | None = None
+        self._claims = 0
+        self._uses = 0
+        self._server_uses = 0
+
+    @property
+    def key_pair(self) -> KeyPair:
+        """The key pair that is published now."""
+        return self.channel.current.key_pair
+
+    @property
+    def generation(self) -> int:
+        """The generation that is published now."""
+        return self.channel.current.generation
+
+    def now(self) -> datetime:
+        """The time by which certificates are judged, aware, UTC: the clock's, or the machine's."""
+        return self.policy.now()
+
+    def statistics(self) -> ManagerStatistics:
+        """A snapshot; in the manager's own thread, if it is in use."""
+        contexts = self.channel.current
+        if self._validities is None or self._validities[0] is not contexts:
+            self._validities = contexts, tuple(validities(contexts.key_pair, self.policy))
+        return ManagerStatistics(
+            generation=contexts.generation,
+            live_generations=self.live_generations,
+            refused=dict(self._refused),
+            source_trouble=self.source_trouble,
+            validities=self._validities[1],
+        )
+
+    # Publishing
+
+    def update(self, key_pair: KeyPair) -> int:
+        """Publish another key pair, see `CertManager.update`."""
+        _expect(key_pair, KeyPair, "key_pair")
+        with self._lock:
+            self._check_thread()
+            try:
+                self._check_usable(key_pair, as_server=self._server_uses > 0)
+                contexts = TLSContexts.build(self.generation + 1, key_pair, self.policy)
+            except CertificateError as exc:
+                self._refuse(exc)
+                raise
+            self._publish(contexts)
+            self._warn_of_findings()
+        return contexts.generation
+
+    def update_unchecked(self, key_pair: KeyPair) -> int:
+        """Publish another key pair whatever is wrong with it, so that a test sees what peers make of it.
+
+        Raises:
+            CertificateError: OpenSSL does not accept it.
+        """
+        contexts = TLSContexts.build(self.generation + 1, key_pair, self.policy)
+        self._publish(contexts)
+        return contexts.generation
+
+    def rotate_trust(self, change: Callable[[TLSPolicy], TLSPolicy], *, stranded: StrandedPeers) -> int:
+        """Publish other CA pools or revocation lists, see `CertAuthManager.rotate_trust`.
+
+        Args:
+            change: gives the new policy for the present one.
+            stranded: what becomes of live peers that the new trust does not vouch for.
+        """
+        _expect(stranded, StrandedPeers, "stranded")
+        with self._lock:
+            self._check_thread()
+            before, policy = self.policy, change(self.policy)
+            _expect_settings(policy)
+            try:
+                _check_client_cas(policy)
+                contexts = TLSContexts.build(self.generation + 1, self.key_pair, policy)
+                found = list(self._links.stranded(policy, before))
+                if stranded is StrandedPeers.REFUSE:
+                    _refuse_to_strand([peer for peer, _ in found if peer.newly and not peer.revoked])
+            except (CertificateError, TrustRotationError) as exc:
+                self._refuse(exc)
+                raise
+            self.policy = policy
+            self._trusted_since = contexts.generation
+            self._publish(contexts)
+            self._warn_of_findings()
+        if policy.crls is None and before.crls is not None:
+            _security_log.warning("crls=None: certificates are no longer checked for revocation")
+        for peer, end in found:
+            if peer.revoked or stranded is StrandedPeers.CLOSE:
+                self._end(peer, end)
+            else:
+                _security_log.warning("connection kept, though its peer could not connect again: %s", peer.text)
+        return contexts.generation
+
+    def stranded_by(self, change: Callable[[TLSPolicy], TLSPolicy]) -> tuple[StrandedPeer, ...]:
+        """The live peers that new trust would not vouch for, see `CertAuthManager.stranded_by`.
+
+        Args:
+            change: gives the new policy for the present one.
+        """
+        with self._lock:
+            self._check_thread()
+            policy = change(self.policy)
+            _expect_settings(policy)
+            return tuple(peer for peer, _ in self._links.stranded(policy, self.policy))
+
+    def change_settings(self, change: Callable[[TLSPolicy], TLSPolicy], what: str) -> None:
+        """Change what is fixed while the manager is in use.
+
+        Args:
+            change: gives the new policy for the present one.
+            what: the setting that changes, for the message.
+
+        Raises:
+            FixedAtStartupError: the manager is in use.
+        """
+        with self._lock:
+            policy = change(self.policy)
+            _expect_settings(policy)
+            if self._uses:
+                msg = (
+                    f"{what} is fixed at start-up and this cert manager is in use; restart the node (close it, set "
+                    f"{what}, open it again). Key pairs rotate at run time with update(), CA pools and CRLs with "
+                    "rotate_trust()"
+                )
+                raise FixedAtStartupError(msg)
+            contexts = TLSContexts.build(self.generation, self.key_pair, policy)
+            self.policy = policy
+            self.channel.publish(contexts)
+
+    def _publish(self, contexts: TLSContexts) -> None:
+        self.channel.publish(contexts)
+        self._generation.value = contexts.generation
+
+    def _refuse(self, error: RotationError) -> None:
+        self._refused[error.reason if isinstance(error, CertificateError) else STRANDED] += 1
+        self._refusal.value = (self._refusal.value[0] + 1, error)
+
+    # Waiting
+
+    async def wait_generation(self, generation: int) -> None:
+        """Wait until this generation, or a later one, is published. Cancelling is harmless.
+
+        Raises:
+            RuntimeError: the manager is in use by another Trio run.
+        """
+        with self._claimed():
+            await trio.lowlevel.checkpoint()
+            if self.generation < generation:
+                await self._generation.wait_value(lambda current: current >= generation)
+
+    @property
+    def refused_updates(self) -> int:
+        """How many updates and rotations of trust were refused so far."""
+        count: int = self._refusal.value[0]
+        return count
+
+    async def wait_refused(self, count: int) -> RotationError:
+        """Wait until so many updates were refused, and return the last one's error. Cancelling is harmless.
+
+        Raises:
+            RuntimeError: the manager is in use by another Trio run.
+        """
+        with self._claimed():
+            await trio.lowlevel.checkpoint()
+            _, error = await self._refusal.wait_value(lambda refusal: refusal[0] >= count)
+        assert isinstance(error, RotationError)
+        return error
+
+    @property
+    def source_trouble(self) -> Exception | None:
+        """What its follower said last keeps it from publishing what its source has; None if nothing does."""
+        trouble: Exception | None = self._source_trouble.value
+        return trouble
+
+    def report_source(self, trouble: Exception | None) -> None:
+        """Tell the nodes that use the manager how its source is; None: nothing is wrong any more."""
+        self._source_trouble.value = trouble
+
+    async def wait_source(self, seen: Exception | None) -> Exception | None:
+        """Wait until `source_trouble` is another than the one that was seen, and return it. Cancelling is harmless.
+
+        Raises:
+            RuntimeError: the manager is in use by another Trio run.
+        """
+        with self._claimed():
+            await trio.lowlevel.checkpoint()
+            trouble: Exception | None = await self._source_trouble.wait_value(lambda trouble: trouble is not seen)
+        return trouble
+
+    # Live links
+
+    def attach(self, link: LiveLink, end: Callable[[PeerUnverifiedError], None]) -> None:
+        """Enter a connection's link in the ledger of those that are live.
+
+        Where trust was rotated after the link's handshake had taken its contexts, the peer is judged by what is trusted
+        now, and `end` may be called before this returns.
+
+        Args:
+            link: what was made with contexts of this manager. It is kept until it is detached.
+            end: ends it, synchronously, with the reason; called at most once for each time that it was attached, and
+                in the manager's Trio thread. It may call `detach`.
+        """
+        self._links.add(link, end)
+        if link.generation < self._trusted_since:
+            refusal = Bench(self.policy).judge(link)
+            if refusal is not None:
+                self._end(stranded_peer(link, refusal, newly=False), end)
+
+    def detach(self, link: LiveLink) -> None:
+        """Strike a link that has ended out of the ledger; nothing happens if it is not there."""
+        self._links.remove(link)
+
+    @property
+    def live_generations(self) -> Mapping[int, int]:
+        """How many live links there are of each generation that has any."""
+        return self._links.generations
+
+    async def drained(self, generation: int) -> None:
+        """Wait until no link of this generation or an older one is live, see `CertManager.drained`."""
+        with self._claimed():
+            await trio.lowlevel.checkpoint()
+            await self._links.drained(generation)
+
+    def _end(self, peer: StrandedPeer, end: Callable[[PeerUnverifiedError], None]) -> None:
+        _security_log.warning("connection ended, its peer is no longer trusted: %s", peer.text)
+        try:
+            end(peer.error())
+        except Exception:  # noqa: BLE001 -- logged in full; the others are to be ended all the same
+            _log.exception("ending the connection to %s failed", peer.name)
+
+    # Uses
+
+    @contextmanager
+    def use(self, *, as_server: bool, name: NodeName | None = None) -> Iterator[None]:
+        """Declare a use of the manager for the length of a `with` block.
+
+        Args:
+            as_server: whether its key pair will be presented to clients.
+            name: the node that uses it, whose name its certificates should cover.
+
+        Raises:
+            CertificateError: the key pair is expired, not yet valid or unfit for that, or the client-auth mode
+                verifies and there are no client CAs.
+            RuntimeError: the manager is in use by another Trio run, or there is no Trio run here.
+        """
+        with self._claimed():
+            with self._lock:
+                _check_client_cas(self.policy)
+                self._check_usable(self.key_pair, as_server=as_server)
+                self._uses += 1
+                self._server_uses += as_server
+                self._names.update(() if name is None else (name,))
+                self._warn_of_findings()
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._uses -= 1
+                    self._server_uses -= as_server
+                    self._names -= Counter(() if name is None else (name,))
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        token = trio.lowlevel.current_trio_token()
+        with self._lock:
+            if self._owner not in (None, token):
+                msg = "this cert manager is in use by another Trio run; give each concurrent run a manager of its own"
+                raise RuntimeError(msg)
+            self._owner = token
+            self._claims += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claims -= 1
+                if not self._claims:
+                    self._owner = None
+
+    def _check_thread(self) -> None:
+        if self._owner is None:
+            return
+        try:
+            here = trio.lowlevel.current_trio_token()
+        except RuntimeError:
+            here = None
+        if here is not self._owner:
+            msg = (
+                "this cert manager is in use by a Trio run in another thread; update it from there, or with "
+                "trio.from_thread.run_sync(manager.update, key_pair, trio_token=token)"
+            )
+            raise RuntimeError(msg)
+
+    # Examining
+
+    def check(self, key_pair: KeyPair, *, names: Iterable[str | NodeName] = ()) -> tuple[Finding, ...]:
+        """What is wrong with a key pair, or soon will be, see `CertManager.check`."""
+        _expect(key_pair, KeyPair, "key_pair")
+        with self._lock:
+            wanted = tuple(names) or tuple(self._names)
+            return examine(key_pair, self.policy, names=wanted, as_server=self._presented_to_clients)
+
+    def _check_usable(self, key_pair: KeyPair, *, as_server: bool) -> None:
+        policy = self.policy
+        check_usable(key_pair, now=policy.now(), as_server=as_server, as_client=policy.client_auth.verifies)
+
+    def _warn_of_findings(self) -> None:
+        """Log what peers may refuse of the key pair that is published: each thing once, as long as it is true."""
+        subject = self.key_pair, self.policy, frozenset(self._names), self._presented_to_clients
+        if subject == self._examined:
+            return
+        self._examined = subject
+        try:
+            found = self.check(self.key_pair)
+        except Exception:  # noqa: BLE001 -- logged in full; an examination that fails is no reason to refuse
+            _log.exception("our certificate could not be examined")
+            return
+        for finding in found:
+            if finding not in self._told:
+                _log.warning("%s", finding)
+        self._told = found
+
+    @property
+    def _presented_to_clients(self) -> bool:
+        return self._server_uses > 0 or self._uses == 0
+
+
+def _expect_settings(policy: TLSPolicy) -> None:
+    for value, kind, label in (
+        (policy.client_cas, CAPool, "client_cas"),
+        (policy.root_cas, CAPool, "root_cas"),
+        (policy.crls, CRLSet, "crls"),
+    ):
+        if value is not None:
+            _expect(value, kind, label)
+    _expect(policy.client_auth, ClientAuth, "client_auth")
+    _expect(policy.crl_policy, CRLPolicy, "crl_policy")
+
+
+def _check_client_cas(policy: TLSPolicy) -> None:
+    if policy.client_auth.verifies and policy.client_cas is None:
+        msg = (
+            f"client_auth {policy.client_auth.name} verifies client certificates, but client_cas is not set: no client "
+            "could pass. Give the CA pool that your clients' certificates are signed by"
+        )
+        raise CertificateError(msg, reason=CertificateReason.NO_CLIENT_CAS)
+
+
+def _refuse_to_strand(peers: list[StrandedPeer]) -> None:
+    if not peers:
+        return
+    named = "; ".join(map(str, peers[:_NAMED]))
+    more = f"; and {len(peers) - _NAMED} more" if len(peers) > _NAMED else ""
+    msg = (
+        f"this trust would strand {len(peers)} live peer{'s' if len(peers) > 1 else ''}, so nothing was changed: "
+        f"{named}{more}. Keep what vouches for them (the old CA in the pool, a current CRL) until they have rotated "
+        "and connected anew, or pass stranded=StrandedPeers.CLOSE to end their connections, KEEP to leave them as they "
+        "are"
+    )
+    raise TrustRotationError(msg, peers=peers)
+
+
+def _expect(value: object, kind: type, label: str) -> None:
+    # These settings decide which peers are let in; a wrong type must not surface as a handshake that passes or fails
+    # oddly.
+    if not isinstance(value, kind):
+        msg = f"{label} must be a {kind.__name__}, not {type(value).__name__}"
+        raise TypeError(msg)
