@@ -44,6 +44,7 @@ from .end import ConnectionEnd, EndReason, end_of, flushes, says_goodbye
 from .hand_over import SETTLE_GRACE, HandOver, RenewalCause
 from .liveness import Liveness
 from .send_queue import Outbox
+from .services import check_service_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -272,12 +273,15 @@ class Connection:
             service: its name over there; 1 to 255 characters.
 
         Raises:
-            LocalProtocolError: the service name is not a string of 1 to 255 characters.
+            LocalProtocolError: the service name is not a string of 1 to 255 characters that UTF-8 can encode.
             trio.ClosedResourceError: the connection was closed here.
             trio.BrokenResourceError: it was lost, or the peer closed it.
             RemoteError: code `limit`: the peer does not allow more channels at once.
         """
-        _check_service_name(service)
+        try:
+            check_service_name(service)
+        except (TypeError, ValueError) as exc:
+            raise LocalProtocolError(str(exc)) from None
         if self._outbox.overflowing:
             msg = f"{self.peer.name} does not read what is sent to it"
             self._end(EndReason.LOST, trio.BrokenResourceError(msg))
@@ -745,17 +749,3 @@ class Connection:
         else:
             msg = f"the peer sent a frame of kind {kind:#04x} on channel 0"
             raise RemoteProtocolError(msg)
-
-
-def _check_service_name(service: object) -> None:
-    if not isinstance(service, str) or not 1 <= len(service) <= 255 or not _encodable(service):
-        msg = "a service name is a string of 1 to 255 characters"
-        raise LocalProtocolError(msg)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

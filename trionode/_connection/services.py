@@ -12,11 +12,14 @@ the connection, knows which ones run, waits for them when it drains, and cancels
 from __future__ import annotations
 
 import contextvars
+import dis
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, TypeAlias, final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import trio
 
@@ -27,6 +30,9 @@ from trionode._identity.peer import Peer
 from trionode._util.rate_limited_log import FloodGate
 
 from .channel import ServiceChannel
+
+if TYPE_CHECKING:
+    from types import FunctionType
 
 __all__ = ["Allow", "Service", "current_channel"]
 
@@ -57,15 +63,72 @@ class _Entry:
     allowed: Callable[[Peer], bool]
 
 
-def check_service_name(name: str) -> None:
-    """Insist on a name that a service can have.
+#: Characters of a service name, at most; what OPEN has room for.
+_LONGEST_NAME: Final = 255
+
+
+def check_service_name(name: object) -> None:
+    """Insist on a name that a service can have: one rule for what is registered and what is asked for.
 
     Raises:
-        ValueError: it is empty, or longer than 255 characters.
+        TypeError: it is not a string.
+        ValueError: it is empty, longer than 255 characters, or cannot be encoded as UTF-8.
     """
-    if not 1 <= len(name) <= 255:
-        msg = f"a service name has 1 to 255 characters, not {len(name)}"
+    if not isinstance(name, str):
+        msg = f"a service name is a string of 1 to {_LONGEST_NAME} characters, not {type(name).__name__}"
+        raise TypeError(msg)
+    if not 1 <= len(name) <= _LONGEST_NAME:
+        msg = f"a service name has 1 to {_LONGEST_NAME} characters, not {len(name)}"
         raise ValueError(msg)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        msg = f"a service name has 1 to {_LONGEST_NAME} characters that UTF-8 can encode; it cannot encode {name!r}"
+        raise ValueError(msg) from None
+
+
+def check_service(service: object) -> None:
+    """Insist on something that can serve: called with a channel, it gives something to await.
+
+    A function that is not async may do that too, as one does that passes the channel on to an async one. So only what
+    certainly gives nothing to await is refused: a generator, and a function that returns nothing or constants.
+
+    Raises:
+        TypeError: it cannot serve.
+    """
+    if callable(service) and not _is_synchronous(service):
+        return
+    msg = f"a service is an async function of one argument, the channel, which {service!r} is not"
+    raise TypeError(msg)
+
+
+def _is_synchronous(service: Callable[..., object]) -> bool:
+    function = _function_of(service)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return True
+    return inspect.isfunction(function) and not inspect.iscoroutinefunction(function) and _returns_constants(function)
+
+
+def _is_async(function: Callable[..., object]) -> bool:
+    return inspect.iscoroutinefunction(_function_of(function))
+
+
+def _function_of(called: Callable[..., object]) -> object:
+    """The function that runs when it is called, as far as that shows: behind a partial, a method, an object's call."""
+    while isinstance(called, partial):
+        called = called.func
+    if not (inspect.isroutine(called) or isinstance(called, type)):
+        called = type(called).__call__
+    return getattr(called, "__func__", called)
+
+
+def _returns_constants(function: FunctionType) -> bool:
+    before = ""
+    for instruction in dis.get_instructions(function):
+        if instruction.opname == "RETURN_VALUE" and before != "LOAD_CONST":
+            return False
+        before = instruction.opname
+    return True
 
 
 @final
@@ -88,10 +151,12 @@ class Services:
         """Register a service.
 
         Raises:
-            ValueError: the name is empty, longer than 255 characters, or taken; or `allow` has a string that is
-                neither a node name nor a glob over one.
+            TypeError: the name is not a string, the service no async function, or `allow` nothing that says who.
+            ValueError: the name is empty, longer than 255 characters, not encodable, or taken; or `allow` has a string
+                that is neither a node name nor a glob over one.
         """
         check_service_name(name)
+        check_service(service)
         if name in self._entries:
             msg = f"there is a service {name!r} already"
             raise ValueError(msg)
@@ -216,9 +281,16 @@ def _anybody(_: Peer) -> bool:
 
 
 def _allowed(allow: Allow) -> Callable[[Peer], bool]:
-    if callable(allow):
+    if callable(allow) and not _is_async(allow):
         return allow
-    patterns = [NamePattern(item) for item in ([allow] if isinstance(allow, str | NodeName) else allow)]
+    items = [allow] if isinstance(allow, str | NodeName) else list(allow) if isinstance(allow, Iterable) else [allow]
+    patterns = [NamePattern(item) for item in items if isinstance(item, str | NodeName)]
+    if len(patterns) < len(items):
+        msg = (
+            "allow is a node name, a glob over the whole name, several of these, or a plain (not async) function of a "
+            f"peer that returns True or False, not {allow!r}"
+        )
+        raise TypeError(msg)
 
     def matches(peer: Peer) -> bool:
         # A name that nobody verified is a claim, and claims open no doors.

@@ -283,14 +283,15 @@ class Node:
         """Register an async function under a name; each channel opened to it runs it once.
 
         Args:
-            name: 1 to 255 characters.
+            name: 1 to 255 characters that UTF-8 can encode.
             service: gets the channel; may look at `channel.peer`.
             allow: who may use it: a node name, a glob over the whole name, several of these (which only verified
                 peers match), or a function of the peer that returns True. None: every peer. Checked before the
                 service's task starts.
 
         Raises:
-            ValueError: the name is empty, too long or taken, or `allow` has a pattern that is none.
+            TypeError: the name is not a string, the service no async function, or `allow` nothing that says who.
+            ValueError: the name is empty, too long, not encodable or taken, or `allow` has a pattern that is none.
         """
         self._runtime.services.add(name, service, allow=allow)
 

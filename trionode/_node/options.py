@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias, final
 
-from trionode._connection.services import Service  # noqa: TC001 -- dataclass fields are resolved at run time
+from trionode._connection.services import Service, check_service, check_service_name
 from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS
 from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import NodeName, canonical_host
@@ -300,6 +300,9 @@ class NodeOptions:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
         object.__setattr__(self, "services", MappingProxyType(dict(self.services)))
+        for name, service in self.services.items():
+            check_service_name(name)
+            check_service(service)
         _check_manager(self.cert_manager, optional=False)
         _check_authorize(self.authorize)
         _check_duration("shutdown_grace", self.shutdown_grace)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -37,7 +36,7 @@ from trionode import (
     open_node,
     serve_status,
 )
-from trionode._connection.services import check_service_name
+from trionode._connection.services import check_service, check_service_name
 from trionode._identity.certificate import fingerprint
 from trionode._identity.patterns import NamePattern
 from trionode._node.options import DEFAULT_PORT
@@ -358,9 +357,11 @@ def _service(where: str) -> Service:
     except (Exception, SystemExit) as exc:  # noqa: BLE001 -- whatever a module does when it is imported
         msg = f"cannot have {where}: {type(exc).__name__}: {exc}. Is its module importable from here?"
         raise ValueError(msg) from None
-    if not callable(function) or (inspect.isfunction(function) and not inspect.iscoroutinefunction(function)):
+    try:
+        check_service(function)
+    except TypeError:
         msg = f"{where} is no async function; a service is `async def` of one argument, the channel"
-        raise TypeError(msg)
+        raise TypeError(msg) from None
     return cast("Service", function)
 
 
