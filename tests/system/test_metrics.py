@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
     from trionode import NodeStatistics, Peer, ServiceChannel
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "trionode" / "manual" / "metrics.md").read_text(encoding="utf-8")
 BETA = NodeName.parse("beta@localhost")
 PATIENCE = 10.0
 
@@ -542,7 +542,7 @@ def test_without_the_library_it_says_what_to_install(missing: str, monkeypatch: 
     assert ("pip install 'trionode[metrics]'" in str(caught.value)) == (missing == "prometheus_client")
 
 
-# The README ---------------------------------------------------------------------------------------------------------
+# The manual's page --------------------------------------------------------------------------------------------------
 
 
 def names(family: Metric) -> list[str]:
@@ -559,8 +559,7 @@ SAMPLES = {name: set(vars(family)["_labelnames"]) for family in metrics._Page() 
 
 def test_the_table_has_every_metric_and_its_labels() -> None:
     """And no other."""
-    section = README.split("\n## Metrics\n")[1].split("\n## ")[0]
-    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `trionode")]
+    rows = [line.split(" | ") for line in PAGE.splitlines() if line.startswith("| `trionode")]
     table = {
         name: {"node", *re.findall(r"`(\w+)`", labels)}
         for first, labels, *_ in rows
@@ -569,7 +568,7 @@ def test_the_table_has_every_metric_and_its_labels() -> None:
     assert table == SHOWN
 
 
-[RULES] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+[RULES] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 def complaints(expression: str) -> list[str]:

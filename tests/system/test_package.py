@@ -117,7 +117,7 @@ def metadata(wheel: Path) -> Message:
 def sources(*folders: str) -> set[str]:
     """What is in these directories of ours."""
     files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file()]
-    return {str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".typed")}
+    return {str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".typed", ".md", ".svg")}
 
 
 def test_the_sdist_has_all_that_the_tests_need(sdist: Path) -> None:
@@ -132,12 +132,12 @@ def test_the_sdist_has_all_that_the_tests_need(sdist: Path) -> None:
 
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
-    """Every module and the marker of its types; neither tests nor benchmarks; both licences."""
+    """Every module, the marker of its types and the manual; neither tests nor benchmarks; both licences."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     about = {name for name in names if name.startswith(f"{STEM}.dist-info/")}
     assert names - about == sources("trionode")
-    assert "trionode/py.typed" in names
+    assert {"trionode/py.typed", "trionode/manual/README.md", "trionode/manual/api.md"} <= names
     assert {f"{STEM}.dist-info/licenses/LICENSE-{which}" for which in ("MIT", "APACHE")} <= about
 
 

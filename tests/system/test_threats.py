@@ -48,6 +48,7 @@ from trionode import (
     serve_tls,
 )
 from trionode._identity.names import SubjectNames
+from trionode.manual import read
 from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
@@ -142,11 +143,9 @@ def test_every_row_names_what_stops_it_and_tests_that_exist(row: list[str]) -> N
     assert not missing
 
 
-def test_the_readme_leads_to_it() -> None:
-    """Who reads the security notes finds it."""
-    readme = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    notes = readme.split("\n## Security notes\n")[1].split("\n## ")[0]
-    assert "(tests/THREATS.md)" in notes
+def test_the_manual_leads_to_it() -> None:
+    """The page of security notes has a link."""
+    assert "(../../tests/THREATS.md)" in read("security")
 
 
 # What several tests use ---------------------------------------------------------------------------------------------

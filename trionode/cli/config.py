@@ -29,7 +29,20 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class CredentialsTable(Table, frozen=True, kw_only=True):
-    """`[credentials]`: which files; all are followed while the node runs."""
+    """`[credentials]`: which files; all are followed while the node runs.
+
+    Attributes:
+        cert: certificate, PEM: leaf first, then intermediates.
+        key: its private key, PEM; by default in the same file.
+        password_file: its first line is the password of the key.
+        ca: CAs for both directions, PEM.
+        client_ca: further CAs, for clients alone.
+        root_ca: further CAs, for servers alone.
+        crl: certificate revocation lists.
+        client_auth: what acceptors ask of clients, see `ClientAuth`.
+        server_name: the reference name of every dial; by default the host that is dialed.
+        poll_interval: how often the files are compared, seconds.
+    """
 
     cert: str | None = None
     key: str | None = None
@@ -44,7 +57,13 @@ class CredentialsTable(Table, frozen=True, kw_only=True):
 
 
 class AcceptorTable(Table, frozen=True, kw_only=True):
-    """`[[acceptors]]`: where to listen."""
+    """`[[acceptors]]`: where to listen; the table may be repeated.
+
+    Attributes:
+        host: as `AcceptorOptions.host`.
+        port: 0 draws a free one.
+        port_range: how many consecutive ports to try, from `port` on.
+    """
 
     host: str | None = None
     port: int = 15000
@@ -52,7 +71,13 @@ class AcceptorTable(Table, frozen=True, kw_only=True):
 
 
 class RouteTable(Table, frozen=True, kw_only=True):
-    """`[routes."NAME or glob"]`: how to reach a node."""
+    """`[routes."NAME or glob"]`: how to reach a node.
+
+    Attributes:
+        host: where to connect to; by default the host of the node's name.
+        port: TCP port.
+        server_name: what the server's certificate must cover; by default that of `[credentials]`.
+    """
 
     host: str | None = None
     port: int = 15000
@@ -60,7 +85,20 @@ class RouteTable(Table, frozen=True, kw_only=True):
 
 
 class NetworkTable(Table, frozen=True, kw_only=True):
-    """`[network]`: see `NetworkOptions`; what is absent is its default."""
+    """`[network]`: see `NetworkOptions`; what is absent has its default there.
+
+    Attributes:
+        mode: whether the node listens.
+        cookie_file: its first line is the cookie that all nodes share.
+        keep_connected: names of nodes to which a connection is kept up.
+        bind_names: whether a client's certificate must cover the name that it claims.
+        max_message_size: as `NetworkOptions.max_message_size`, bytes.
+        max_channels: as `NetworkOptions.max_channels`.
+        heartbeat_interval: as `NetworkOptions.heartbeat_interval`, seconds.
+        heartbeat_tolerance: as `NetworkOptions.heartbeat_tolerance`, seconds.
+        handshake_timeout: as `NetworkOptions.handshake_timeout`, seconds.
+        connect_timeout: as `NetworkOptions.connect_timeout`, seconds.
+    """
 
     mode: Literal["enabled", "hidden"] = "enabled"
     cookie_file: str | None = None
@@ -75,7 +113,15 @@ class NetworkTable(Table, frozen=True, kw_only=True):
 
 
 class LiveConnectionsTable(Table, frozen=True, kw_only=True):
-    """`[live_connections]`: see `LiveConnections`."""
+    """`[live_connections]`: see `LiveConnections`; what is absent has its default there.
+
+    Attributes:
+        on_rotation: what becomes of a connection when a certificate is rotated.
+        on_expiry: the same when a certificate of the connection comes to its end.
+        expiry_lead: how long before that it begins, seconds.
+        within: each connection's turn comes at a random time within this, seconds.
+        grace: how long what is under way has where a connection is closed, seconds.
+    """
 
     on_rotation: Literal["keep", "close", "hand_over"] = "keep"
     on_expiry: Literal["keep", "close", "hand_over"] = "keep"
@@ -85,7 +131,15 @@ class LiveConnectionsTable(Table, frozen=True, kw_only=True):
 
 
 class Config(Table, frozen=True, kw_only=True):
-    """The file."""
+    """The file.
+
+    Attributes:
+        name: the node's name, unless it is given on the command line.
+        pki: a directory of `trionode pki`, in place of `[credentials]`.
+        shutdown_grace: how long a graceful end may take, seconds.
+        status: whether `trionode status` of the same user is answered.
+        log_level: what goes to stderr.
+    """
 
     name: str | None = None
     pki: str | None = None
@@ -140,19 +194,24 @@ def _wrong(value: object, kind: object, where: str) -> Iterator[str]:
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError:
-            yield f"{where} has to be {_wanted(kind, where)}, not {value!r}"
+            yield f"{where} has to be {wanted(kind, where)}, not {value!r}"
 
 
 _WORDS: Final = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def _wanted(kind: object, where: str) -> str:
-    """A type as somebody calls it who writes TOML."""
+def wanted(kind: object, where: str) -> str:
+    """A type in the words of TOML.
+
+    Args:
+        kind: a type of the classes above.
+        where: the key that it is for.
+    """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inner))
     if origin is UnionType:
-        return " or ".join(_wanted(each, where) for each in inner if each is not NoneType)
+        return " or ".join(wanted(each, where) for each in inner if each is not NoneType)
     if origin is list:
         tables = isinstance(inner[0], type) and issubclass(inner[0], Table)
         return f"tables, each headed [[{where}]]" if tables else "a list"

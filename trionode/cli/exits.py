@@ -50,13 +50,13 @@ class ExitStatus(IntEnum):
 
 #: For `--help` and the README.
 MEANINGS: Final = {
-    ExitStatus.OK: "all is well",
-    ExitStatus.FOUND: "something is wrong with what was looked at: a finding, a failed check",
-    ExitStatus.USAGE: "the command line or the configuration file makes no sense",
+    ExitStatus.OK: "success",
+    ExitStatus.FOUND: "something is wrong with what was examined: a finding, a failed check",
+    ExitStatus.USAGE: "the command line or the configuration file is not valid",
     ExitStatus.FILES: "a file is missing, in the way or not usable, or its password is wrong",
-    ExitStatus.NETWORK: "nobody was reached, the connection was lost, or a port is in use",
+    ExitStatus.NETWORK: "no peer was reached, the connection was lost, or a port is in use",
     ExitStatus.REFUSED: "one side refused the other: certificate, name, cookie",
-    ExitStatus.REMOTE: "the service over there did not do it",
+    ExitStatus.REMOTE: "the service at the peer did not do it",
     ExitStatus.INTERRUPTED: "Ctrl-C",
 }
 

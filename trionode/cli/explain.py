@@ -192,7 +192,8 @@ def _summary(out: Console, inquiry: Inquiry) -> None:
     if not inquiry.diagnoses:
         put(out, Text("\nnothing is wrong", style="bold green"))
         return
-    put(out, Text(f"\n{len(inquiry.diagnoses)} found", style="bold red"))
+    count = len(inquiry.diagnoses)
+    put(out, Text(f"\n{count} problem{'' if count == 1 else 's'} found", style="bold red"))
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

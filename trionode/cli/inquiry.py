@@ -440,7 +440,7 @@ class Inquiry:
                 self._done(step, "skipped", "none was given; the server does without")
             return
         if any(each.step == THEIR_CERTIFICATE for each in self.diagnoses):
-            self._done(step, "skipped", "not shown to a server that did not verify; see to that first")
+            self._done(step, "skipped", "not shown to a server that did not verify; fix that first")
             self.diagnoses += foresee(key_pair, looked)
             return
         contexts = await trio.to_thread.run_sync(partial(TLSContexts.build, 1, key_pair, self._policy()))

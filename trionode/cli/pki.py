@@ -104,7 +104,7 @@ def pki() -> None:
 def init(
     directory: Path, common_name: str, lifetime: timedelta, password_file: Path | None, *, force: bool, as_json: bool
 ) -> int:
-    """Make a CA: ca.pem (to be trusted), ca.key (mode 0600; signs) and ca.crl (who was revoked: nobody).
+    """Make a CA: ca.pem (to be trusted), ca.key (mode 0600; signs) and ca.crl (the revocation list, empty).
 
     The directory is made with mode 0700, if it is missing.
     """
@@ -130,7 +130,7 @@ def init(
                 [
                     (str(directory / CA_FILE), describe_subject(authority.certificate)),
                     (str(directory / CA_KEY_FILE), "signs certificates: for development only, keep it private"),
-                    (str(directory / CRL_FILE), "nobody is revoked"),
+                    (str(directory / CRL_FILE), "no certificate is revoked"),
                 ]
             ),
         )
@@ -189,7 +189,7 @@ def issue(
         start, end = pair.certificate.not_valid_before_utc, pair.certificate.not_valid_after_utc
         left = time_left(start, end, now_utc())
         shown = Text(f"{speaks_for(pair.certificate)}, ") + left
-        put(console(), grid([(str(cert), shown), (str(key), "its key, to be kept private")]))
+        put(console(), grid([(str(cert), shown), (str(key), "its key; keep it private")]))
     return ExitStatus.OK
 
 

@@ -21,6 +21,7 @@ from .exits import (
     sentence,
 )
 from .explain import explain
+from .manual import manual
 from .pki import pki
 from .serve import serve
 from .status import status
@@ -98,5 +99,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, pki, check, explain, serve, call, ping, status, completion):
+for _command in (demo, pki, check, explain, serve, call, ping, status, manual, completion):
     cli.add_command(_command)

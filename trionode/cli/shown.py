@@ -63,11 +63,17 @@ def console() -> Console:
 
 
 def put(out: Console, what: RenderableType) -> None:
-    """Show something, without the blanks that rich pads lines with."""
+    """Show something."""
+    # Whether there are colours was decided by rich, which knows NO_COLOR and FORCE_COLOR.
+    click.echo(plain(out, what), color=out.is_terminal)
+
+
+def plain(out: Console, *what: RenderableType) -> str:
+    """What rich makes of something, without the blanks that it pads lines with."""
     with out.capture() as capture:
-        out.print(what)
-    # Whether there are colours was decided above, by whoever knows NO_COLOR and FORCE_COLOR.
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=out.is_terminal)
+        for each in what:
+            out.print(each)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def put_json(document: object) -> None:
