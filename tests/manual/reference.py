@@ -352,7 +352,9 @@ def api() -> Iterator[str]:
     for module in MODULES:
         yield f"## {module.__name__}"
         yield described(module)[""].split("\n\n")[0].replace("\n", " ")
-        known = origins(trionode).keys() if module is trionode.discovery else ()
+        known = origins(trionode).keys() & origins(module).keys()
+        if known:
+            yield f"See above: {', '.join(f'`{name}`' for name in sorted(known))}."
         for name, source in sorted(origins(module).items()):
             if name not in known:
                 yield from entry(module, name, source)
