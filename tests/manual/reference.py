@@ -32,6 +32,7 @@ if __name__ == "__main__":
 
 import trionode  # noqa: E402 -- below the path, here and there
 import trionode.discovery  # noqa: E402
+import trionode.manual  # noqa: E402
 import trionode.metrics  # noqa: E402
 import trionode.pki  # noqa: E402
 import trionode.testing  # noqa: E402
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-PAGES: Final = ROOT / "trionode" / "manual"
+PAGES: Final = Path(trionode.manual.__file__).parent
 
 _COMMAND: Final = "Written from docstrings by `python tests/manual/reference.py`: edit those, not this page."
 

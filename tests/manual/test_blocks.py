@@ -35,6 +35,7 @@ import pytest
 import trio
 import yaml
 
+import trionode.manual
 from trionode.cli.config import load_config
 from trionode.manual.markdown import Part, blocks, parts
 from trionode.pki import CertificateAuthority, write_crl_set, write_key_pair
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = {
     "README": ROOT / "README.md",
-    **{f"manual/{file.stem}": file for file in sorted((ROOT / "trionode" / "manual").glob("*.md"))},
+    **{f"manual/{file.stem}": file for file in sorted(Path(trionode.manual.__file__).parent.glob("*.md"))},
 }
 TEXTS: Final = {name: file.read_text(encoding="utf-8") for name, file in PAGES.items()}
 

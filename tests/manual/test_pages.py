@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from typing import Final
 import pytest
 
 import trionode.manual
+from trionode.demo.checks import CHECKS
 from trionode.manual import CONTENTS, UnknownTopicError, find, read, search, topics
 from trionode.manual.markdown import anchor, blocks, headings, parts, prose, rows, section, sections, spans, tables
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = Path(trionode.manual.__file__).parent
-PAGES: Final = {str(file.relative_to(ROOT)): file for file in [ROOT / "README.md", *sorted(FOLDER.glob("*.md"))]}
+PAGES: Final = {"README.md": ROOT / "README.md"} | {f"manual/{file.name}": file for file in sorted(FOLDER.glob("*.md"))}
 TEXTS: Final = {name: file.read_text(encoding="utf-8") for name, file in PAGES.items()}
 #: Those that are written by hand.
 WRITTEN: Final = [name for name in TEXTS if not name.endswith(("/api.md", "/configuration.md"))]
@@ -51,6 +53,10 @@ def test_groups_are_in_order() -> None:
 # Links and paths ----------------------------------------------------------------------------------------------------
 
 
+checkout = pytest.mark.skipif(not (ROOT / "trionode").is_dir(), reason="is about files of a checkout")
+
+
+@checkout
 @pytest.mark.parametrize("name", TEXTS)
 def test_links_lead_somewhere(name: str) -> None:
     """Relative ones to files of the repository, and to headings of those."""
@@ -69,6 +75,7 @@ def test_links_lead_somewhere(name: str) -> None:
 _PATH: Final = re.compile(r"(?:trionode|tests|benchmarks|\.ci)/[\w./-]*")
 
 
+@checkout
 @pytest.mark.parametrize("name", WRITTEN)
 def test_paths_that_are_named_exist(name: str) -> None:
     """Whatever stands between backticks and looks like a path of the repository."""
@@ -77,6 +84,7 @@ def test_paths_that_are_named_exist(name: str) -> None:
             assert (ROOT / span).exists(), span
 
 
+@checkout
 @pytest.mark.parametrize("name", WRITTEN)
 def test_modules_that_are_named_exist(name: str) -> None:
     """`python -m …`: each module that is to be run is there, as a file or a folder."""
@@ -85,6 +93,7 @@ def test_modules_that_are_named_exist(name: str) -> None:
         assert place.with_suffix(".py").exists() or (place / "__init__.py").exists(), module
 
 
+@checkout
 def test_the_architecture_names_every_folder() -> None:
     """Each folder and file of the package that holds code, and no other."""
     text = section(read("architecture"), "Folders")
@@ -216,12 +225,20 @@ def test_tables_are_taken_apart() -> None:
     assert list(rows(section(PAGE, "One"))) == [["`c`", "d \\| e"]]
 
 
-# The pages that are written from docstrings ---------------------------------------------------------------------------
+# What is made by programs ---------------------------------------------------------------------------
 
 
 def test_the_reference_is_fresh() -> None:
     """What `python tests/manual/reference.py` writes is what is there; else run it."""
-    program = ROOT / "tests" / "manual" / "reference.py"
+    program = Path(__file__).with_name("reference.py")
     done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, ""), f"run python {program.relative_to(ROOT)}:\n{done.stdout[:3000]}"
+    assert (done.returncode, done.stderr) == (0, ""), f"run python tests/manual/{program.name}:\n{done.stdout[:3000]}"
     assert done.stdout == ""
+
+
+def test_the_picture_is_of_the_demo_as_it_is() -> None:
+    """It shows every check; else run `python tests/manual/picture.py`. It fetches nothing."""
+    picture = (FOLDER / "demo.svg").read_text(encoding="utf-8")
+    shown = html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)</text>", picture))).replace("\xa0", " ")
+    assert [title for title in CHECKS if title not in shown] == []
+    assert not re.search(r"@import|@font-face|url\(['\"]?https?:|href=", picture)
