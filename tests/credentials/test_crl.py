@@ -37,7 +37,7 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
-from trionode._credentials.crl import STRICT
+from trionode._credentials.crl import STRICT, issued_lists
 from trionode._credentials.pem import MAX_CRL_BYTES
 from trionode._credentials.policy import TLSPolicy
 from trionode._tls.contexts import TLSContexts
@@ -629,7 +629,7 @@ def test_an_issuer_whose_key_signs_nothing(world: World) -> None:
         .not_valid_after(datetime.now(UTC) + DAY)
         .sign(key, hashes.SHA256())
     )
-    lists = world.listed.signed_by(odd)
+    lists = issued_lists(world.listed, odd)
     assert (lists.lists, lists.forged) == ((), 1)
 
 

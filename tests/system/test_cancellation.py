@@ -259,7 +259,7 @@ async def test_connection_wait_closed(world: World) -> None:
         connection = world.connection
         async with trio.open_nursery() as nursery:
             with attempt:
-                if not attempt.came:
+                if attempt.moment is not Moment.BEFORE:
                     nursery.start_soon(connection.aclose)
                 await connection.wait_closed()
 

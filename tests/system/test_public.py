@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
+import textwrap
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -112,3 +114,55 @@ def test_a_function_says_what_it_is_for_and_takes(name: str) -> None:
     if name.endswith("()"):
         missing -= described(CLASSES[name.removesuffix("()")], "Attributes", "Args")
     assert not missing
+
+
+#: The classes that have an inside which nodes, followers or networks use; and what an application sees of them.
+SHOWN: dict[str, str] = {
+    "trionode.CertManager": (
+        "check client_auth client_cas contexts crl_policy crls drained generation key_pair live_generations root_cas "
+        "server_name statistics update wait_generation"
+    ),
+    "trionode.CertAuthManager": (
+        "check client_auth client_cas contexts crl_policy crls drained generation key_pair live_generations root_cas "
+        "rotate_trust server_name set_client_auth set_client_cas set_root_cas set_server_name statistics stranded_by "
+        "update wait_generation"
+    ),
+    "trionode.KeyPair": "certificate chain fingerprint from_pem load private_key self_signed",
+    "trionode.CAPool": "certificates from_pem load system",
+    "trionode.CRLSet": "from_bytes listed lists load",
+    "trionode.FileSource": "read read_now wait_changed",
+    "trionode.Follower": "reload status wait_changed",
+    "trionode.Peer": "address certificate incarnation name verified",
+    "trionode.StrandedPeer": "address certificate generation issuer name newly pool reason revoked subject text",
+    "trionode.pki.CertificateAuthority": "certificate create intermediate issue load pool revocation_list save",
+    "trionode.testing.Attempt": "",
+    "trionode.testing.ExpectedRefusal": "error",
+    "trionode.testing.MemoryConnection": "sent_back sent_there",
+    "trionode.testing.MemoryHost": "connect listen listening",
+    "trionode.testing.MemoryNetwork": (
+        "connect heal host latency listen listening open_streams partition reset script_next"
+    ),
+    "trionode.testing.NodeFactory": "cluster manager",
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_class_shows_what_is_promised(name: str) -> None:
+    """What is for its own package stands elsewhere, or behind an underscore."""
+    assert {each for each in dir(CLASSES[name]) if not each.startswith("_")} == set(SHOWN[name].split())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_attributes_of_instances_are_described(name: str) -> None:
+    """What a constructor sets without an underscore has a line in the class's docstring."""
+    kind = CLASSES[name]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    targets = [
+        target
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    names = {each.attr for each in targets if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self"}
+    said = {word for base in kind.__mro__ for word in described(base, "Attributes")} | set(dir(kind))
+    assert {each for each in names if not each.startswith("_")} <= said

@@ -396,7 +396,7 @@ async def test_a_drawn_port_is_never_one_that_is_taken(autojump_clock: trio.test
     network = MemoryNetwork()
     host = network.host("a.example")
     await host.listen(None, 49152)
-    host._next_port = 65535
+    host._ports._next = 65535
     assert [(await host.listen(None, 0))[0].address[1] for _ in range(2)] == [65535, 49153]
 
 

@@ -27,8 +27,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.describe import describe_issuer, describe_subject
 from trionode._util.immutable import Immutable
-from trionode._util.text import printable
 
 from .pem import MAX_CRL_BYTES, parse_crls, read_file
 
@@ -154,38 +154,7 @@ class CRLSet(Immutable):
         Args:
             certificate: whom to look for.
         """
-        return _listed(_newest(self._named(certificate.issuer)), certificate)
-
-    def signed_by(self, issuer: x509.Certificate) -> IssuedLists:
-        """The lists of one CA, their signatures checked; takes some 50 ms for 30 000 entries.
-
-        Args:
-            issuer: the CA's certificate.
-        """
-        named = self._named(issuer.subject)
-        signed = tuple(crl for crl in named if _signed_by(crl, issuer))
-        return IssuedLists(
-            name=_shown(issuer.subject),
-            lists=signed,
-            forged=len(named) - len(signed),
-            serials=frozenset(entry.serial_number for crl in signed for entry in crl),
-        )
-
-    def of_issuer_of(self, certificate: x509.Certificate) -> x509.CertificateRevocationList | None:
-        """The newest list that carries the name of a certificate's issuer, or None.
-
-        Args:
-            certificate: whose issuer.
-        """
-        return next(iter(_newest(self._named(certificate.issuer))), None)
-
-    def counting(self) -> Iterator[x509.CertificateRevocationList]:
-        """The lists that count: of several of one issuer the newest, of each scope."""
-        for issuer in dict.fromkeys(crl.issuer for crl in self.lists):
-            yield from _newest(self._named(issuer))
-
-    def _named(self, issuer: x509.Name) -> list[x509.CertificateRevocationList]:
-        return [crl for crl in self.lists if crl.issuer == issuer]
+        return _listed(_newest(_named(self, certificate.issuer)), certificate)
 
     def __iter__(self) -> Iterator[x509.CertificateRevocationList]:
         return iter(self.lists)
@@ -201,6 +170,32 @@ class CRLSet(Immutable):
 
     def __repr__(self) -> str:
         return f"<CRLSet of {len(self)}: {'; '.join(describe_crl(crl) for crl in self.lists[:4])}>"
+
+
+# What handshakes and managers ask of a set --------------------------------------------------------------------------
+
+
+def counting(crls: CRLSet) -> Iterator[x509.CertificateRevocationList]:
+    """The lists that count: of several of one issuer the newest, of each scope."""
+    for issuer in dict.fromkeys(crl.issuer for crl in crls):
+        yield from _newest(_named(crls, issuer))
+
+
+def newest_of_issuer(crls: CRLSet, certificate: x509.Certificate) -> x509.CertificateRevocationList | None:
+    """The newest list that carries the name of a certificate's issuer, or None."""
+    return next(iter(_newest(_named(crls, certificate.issuer))), None)
+
+
+def issued_lists(crls: CRLSet, issuer: x509.Certificate) -> IssuedLists:
+    """The lists of one CA, their signatures checked; takes some 50 ms for 30 000 entries."""
+    named = _named(crls, issuer.subject)
+    signed = tuple(crl for crl in named if _signed_by(crl, issuer))
+    return IssuedLists(
+        name=describe_subject(issuer),
+        lists=signed,
+        forged=len(named) - len(signed),
+        serials=frozenset(entry.serial_number for crl in signed for entry in crl),
+    )
 
 
 @final
@@ -247,14 +242,9 @@ class IssuedLists:
 def describe_crl(crl: x509.CertificateRevocationList) -> str:
     """A list in one line for messages: issuer and dates."""
     return (
-        f"the CRL of {_shown(crl.issuer)} (of {crl.last_update_utc:%Y-%m-%d %H:%M:%S}, next update "
+        f"the CRL of {describe_issuer(crl)} (of {crl.last_update_utc:%Y-%m-%d %H:%M:%S}, next update "
         f"{next_update(crl):%Y-%m-%d %H:%M:%S} UTC)"
     )
-
-
-def crl_issuer(crl: x509.CertificateRevocationList) -> str:
-    """Who issued a list (RFC 4514), cut and escaped."""
-    return _shown(crl.issuer)
 
 
 def next_update(crl: x509.CertificateRevocationList) -> datetime:
@@ -264,8 +254,8 @@ def next_update(crl: x509.CertificateRevocationList) -> datetime:
     return end
 
 
-def _shown(name: x509.Name) -> str:
-    return printable(name.rfc4514_string(), 120) or "(empty issuer)"
+def _named(crls: CRLSet, issuer: x509.Name) -> list[x509.CertificateRevocationList]:
+    return [crl for crl in crls if crl.issuer == issuer]
 
 
 def _newest(lists: Iterable[x509.CertificateRevocationList]) -> list[x509.CertificateRevocationList]:
@@ -285,7 +275,7 @@ def _listed(lists: Iterable[x509.CertificateRevocationList], certificate: x509.C
                 serial=entry.serial_number,
                 date=entry.revocation_date_utc,
                 reason=_reason(entry),
-                issuer=_shown(crl.issuer),
+                issuer=describe_issuer(crl),
             )
     return None
 
@@ -310,7 +300,7 @@ def _check_kind(crl: x509.CertificateRevocationList) -> None:
     """Refuse what can be read but not relied on."""
     try:
         end = crl.next_update_utc
-        shown = f"the CRL of {_shown(crl.issuer)}, of {crl.last_update_utc:%Y-%m-%d %H:%M:%S} UTC,"
+        shown = f"the CRL of {describe_issuer(crl)}, of {crl.last_update_utc:%Y-%m-%d %H:%M:%S} UTC,"
         kinds = {type(extension.value): extension.value for extension in crl.extensions}
     except (ValueError, x509.DuplicateExtension):
         msg = "a CRL is damaged: its extensions do not follow RFC 5280. Have it issued anew"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 from cryptography import x509
 
-from trionode._identity.describe import describe_subject
+from trionode._identity.describe import describe_issuer, describe_subject
 
-from .crl import crl_issuer, next_update
+from .crl import counting, next_update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ def dated(
     ):
         for certificate in certificates:
             yield Dated(role, certificate, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
-    for crl in () if crls is None else crls.counting():
+    for crl in () if crls is None else counting(crls):
         yield Dated(CredentialRole.CRL, crl, crl.last_update_utc, next_update(crl))
 
 
@@ -97,7 +97,9 @@ def validities(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Validity]:
     for each in dated(key_pair, client_cas=policy.client_cas, root_cas=policy.root_cas, crls=policy.crls):
         yield Validity(
             role=each.role,
-            subject=describe_subject(each.what) if isinstance(each.what, x509.Certificate) else crl_issuer(each.what),
+            subject=describe_subject(each.what)
+            if isinstance(each.what, x509.Certificate)
+            else describe_issuer(each.what),
             not_before=each.not_before,
             not_after=each.not_after,
         )

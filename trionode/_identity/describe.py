@@ -12,7 +12,7 @@ from trionode._util.text import printable
 from .certificate import fingerprint, general_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 def describe_names(certificate: x509.Certificate) -> str:
@@ -63,16 +63,17 @@ def describe_subjects(certificates: Iterable[x509.Certificate], limit: int = 4) 
 
 
 def describe_subject(certificate: x509.Certificate) -> str:
-    """The subject's distinguished name (RFC 4514)."""
-    try:
-        return printable(certificate.subject.rfc4514_string(), 120) or "(empty subject)"
-    except ValueError:
-        return "(unreadable subject)"
+    """The subject's distinguished name (RFC 4514), cut and escaped."""
+    return _name_of(lambda: certificate.subject, "subject")
 
 
-def describe_issuer(certificate: x509.Certificate) -> str:
-    """The issuer's distinguished name (RFC 4514)."""
+def describe_issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
+    """The issuer's distinguished name (RFC 4514), cut and escaped."""
+    return _name_of(lambda: signed.issuer, "issuer")
+
+
+def _name_of(read: Callable[[], x509.Name], what: str) -> str:
     try:
-        return printable(certificate.issuer.rfc4514_string(), 120) or "(empty issuer)"
-    except ValueError:
-        return "(unreadable issuer)"
+        return printable(read().rfc4514_string(), 120) or f"(empty {what})"
+    except (ValueError, TypeError):  # a string that is not of its type; a BIT STRING
+        return f"(unreadable {what})"

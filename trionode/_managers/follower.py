@@ -141,13 +141,8 @@ class Follower:
                 await self._refresh(asked=True)
         return self.manager.generation
 
-    async def run(self, reload_on: Collection[signal.Signals], *, task_status: trio.TaskStatus[Follower]) -> NoReturn:
-        """Follow until cancelled, see `follow_source`.
-
-        Args:
-            reload_on: signals at which to read at once.
-            task_status: given this follower once it has read and published.
-        """
+    async def _run(self, reload_on: Collection[signal.Signals], *, task_status: trio.TaskStatus[Follower]) -> NoReturn:
+        """Follow until cancelled, see `follow_source`."""
         # The signals are heeded before anything else is done: one that comes early must not end the process.
         with trio.open_signal_receiver(*reload_on) if reload_on else nullcontext() as signals:
             try:
@@ -298,7 +293,7 @@ class Follower:
         return trio.ClosedResourceError(f"{self!r} follows no more")
 
 
-async def follow_source(  # noqa: ASYNC128 -- Follower.run calls it
+async def follow_source(  # noqa: ASYNC128 -- Follower._run calls it
     manager: CertManager,
     source: Source,
     *,
@@ -329,7 +324,8 @@ async def follow_source(  # noqa: ASYNC128 -- Follower.run calls it
         TrustRotationError: the manager refused pools or lists at the first reading.
         TypeError: the source gives something else than `Credentials`, or trust for a plain `CertManager`.
     """
-    await Follower(manager, source, stranded=stranded, check=check).run(reload_on, task_status=task_status)
+    follower = Follower(manager, source, stranded=stranded, check=check)
+    await follower._run(reload_on, task_status=task_status)  # noqa: SLF001 -- the one caller
 
 
 def _changed_trust(

@@ -46,6 +46,7 @@ from .trust import (
     StrandedPeer,
     StrandedPeers,
     TrustRotationError,
+    stranded_error,
     stranded_peer,
 )
 
@@ -346,7 +347,7 @@ class Publisher:
     def _end(self, peer: StrandedPeer, end: Callable[[PeerUnverifiedError], None]) -> None:
         _security_log.warning("connection ended, its peer is no longer trusted: %s", peer.text)
         try:
-            end(peer.error())
+            end(stranded_error(peer))
         except Exception:  # noqa: BLE001 -- logged in full; the others are to be ended all the same
             _log.exception("ending the connection to %s failed", peer.name)
 

@@ -118,17 +118,6 @@ class StrandedPeer:
         """Whether it is on a list."""
         return self.reason is UnverifiedReason.REVOKED
 
-    def error(self) -> PeerUnverifiedError:
-        """What its connection ends with."""
-        return PeerUnverifiedError(
-            f"peer no longer trusted: {self.text}",
-            stage=Stage.TLS,
-            reason=self.reason,
-            address=self.address,
-            generation=self.generation,
-            certificate=self.certificate,
-        )
-
     def __str__(self) -> str:
         """Name, subject, issuer, pool and reason in a few words."""
         return f"{self.name} ({self.subject}, issued by {self.issuer}; {self.pool}: {self.reason.replace('_', ' ')})"
@@ -241,4 +230,16 @@ def stranded_peer(link: LiveLink, refusal: Refusal, *, newly: bool) -> StrandedP
         generation=link.generation,
         address=link.peer.address,
         text=f"{link.peer.name}: {refusal.text}",
+    )
+
+
+def stranded_error(peer: StrandedPeer) -> PeerUnverifiedError:
+    """What the connection of a stranded peer ends with."""
+    return PeerUnverifiedError(
+        f"peer no longer trusted: {peer.text}",
+        stage=Stage.TLS,
+        reason=peer.reason,
+        address=peer.address,
+        generation=peer.generation,
+        certificate=peer.certificate,
     )

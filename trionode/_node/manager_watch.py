@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, final
 
 from cryptography import x509
 
-from trionode._identity.describe import describe, describe_duration
+from trionode._identity.describe import describe, describe_duration, describe_issuer
 from trionode._managers.expiry import watch_expiry
 from trionode._managers.manager import publisher_of
-from trionode._util.text import printable
 
 from .events import CertificateExpiring, GenerationPublished, RevocationListExpiring, RotationRefused, SourceTrouble
 
@@ -135,6 +134,7 @@ class ManagerWatch:
             _log.warning("a certificate of ours %s; rotate it: %s", text, describe(ending))
             self._events.publish(CertificateExpiring(node=self._node, certificate=ending, left=left))
         else:
-            issuer = printable(ending.issuer.rfc4514_string())
-            _log.warning("the revocation list of %s %s; then its peers are refused: get a new one", issuer, text)
+            _log.warning(
+                "the revocation list of %s %s; then its peers are refused: get a new one", describe_issuer(ending), text
+            )
             self._events.publish(RevocationListExpiring(node=self._node, crl=ending, left=left))

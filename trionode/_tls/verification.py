@@ -29,7 +29,7 @@ from weakref import WeakKeyDictionary
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
-from trionode._credentials.crl import describe_crl
+from trionode._credentials.crl import describe_crl, issued_lists, newest_of_issuer
 from trionode._errors import CertificateError, CertificateReason, UnverifiedReason
 from trionode._identity.certificate import allows, fingerprint
 from trionode._identity.describe import describe, describe_dates, describe_issuer, describe_names, describe_subjects
@@ -214,7 +214,7 @@ class Examination:
 
     def _why_unknown(self, found: x509.Certificate, code: int) -> str:
         issuer = describe_issuer(found)
-        crl = None if self.policy.crls is None else self.policy.crls.of_issuer_of(found)
+        crl = None if self.policy.crls is None else newest_of_issuer(self.policy.crls, found)
         if crl is None or code == _NO_CRL:  # a list that is there may be for other certificates of the same issuer
             return f"there is no CRL of {issuer}{'' if crl is None else ' for it'}"
         match code:
@@ -379,5 +379,5 @@ class TrustCheck:
         assert self._policy.crls is not None
         key = fingerprint(issuer)
         if key not in self._lists:
-            self._lists[key] = self._policy.crls.signed_by(issuer)
+            self._lists[key] = issued_lists(self._policy.crls, issuer)
         return self._lists[key]

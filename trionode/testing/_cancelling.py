@@ -38,7 +38,36 @@ class Moment(StrEnum):
 
 
 @final
-class Attempt(trio.abc.Instrument):
+class _Canceller(trio.abc.Instrument):
+    """Counts a task's checkpoints, and cancels a scope at one of them."""
+
+    def __init__(self, moment: Moment, checkpoint: int, *, any_task: bool) -> None:
+        self.scope = trio.CancelScope()
+        self.task: trio.lowlevel.Task | None = None
+        self._moment = moment
+        self._checkpoint = checkpoint
+        self._any_task = any_task
+        self._count = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Trio's: a task has stopped."""
+        if self._moment is Moment.WAITING:
+            self._step(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Trio's: a task is about to go on."""
+        if self._moment is Moment.WAKING:
+            self._step(task)
+
+    def _step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task or self._any_task:
+            self._count += 1
+            if self._count == self._checkpoint:
+                self.scope.cancel()
+
+
+@final
+class Attempt:
     """One run of an operation, in a `with` block that takes the cancellation in.
 
     Attributes:
@@ -47,27 +76,14 @@ class Attempt(trio.abc.Instrument):
         cancelled: whether the block was left by the cancellation.
     """
 
-    def __init__(self, moment: Moment, checkpoint: int, *, any_task: bool) -> None:
+    def __init__(self, moment: Moment, checkpoint: int, canceller: _Canceller) -> None:
         self.moment: Moment = moment
         self.checkpoint: int = checkpoint
         self.cancelled: bool = False
-        self._scope = trio.CancelScope()
-        self._task: trio.lowlevel.Task | None = None
-        self._any_task = any_task
-        self._count = 0
+        self._canceller = canceller
 
     def __repr__(self) -> str:
         return f"<Attempt cancelled at checkpoint {self.checkpoint}, {self.moment}>"
-
-    @property
-    def used(self) -> bool:
-        """Whether its block was entered."""
-        return self._task is not None
-
-    @property
-    def came(self) -> bool:
-        """Whether the block got as far as where it was to be cancelled."""
-        return self._scope.cancel_called
 
     def __enter__(self) -> Self:
         """Begin.
@@ -75,15 +91,16 @@ class Attempt(trio.abc.Instrument):
         Raises:
             RuntimeError: it was used before.
         """
-        if self._task is not None:
+        canceller = self._canceller
+        if canceller.task is not None:
             msg = "an attempt is used once; iterate for the next one"
             raise RuntimeError(msg)
-        self._task = trio.lowlevel.current_task()
-        self._scope.__enter__()
+        canceller.task = trio.lowlevel.current_task()
+        canceller.scope.__enter__()
         if self.moment is Moment.BEFORE:
-            self._scope.cancel()
+            canceller.scope.cancel()
         else:
-            trio.lowlevel.add_instrument(self)
+            trio.lowlevel.add_instrument(canceller)
         return self
 
     def __exit__(
@@ -91,36 +108,12 @@ class Attempt(trio.abc.Instrument):
     ) -> bool:
         """End; what is raised says where it was cancelled."""
         if self.moment is not Moment.BEFORE:
-            trio.lowlevel.remove_instrument(self)
+            trio.lowlevel.remove_instrument(self._canceller)
         if error is not None and not isinstance(error, trio.Cancelled):
             error.add_note(repr(self))
-        swallowed = bool(self._scope.__exit__(kind, error, traceback))
-        self.cancelled = self._scope.cancelled_caught
+        swallowed = bool(self._canceller.scope.__exit__(kind, error, traceback))
+        self.cancelled = self._canceller.scope.cancelled_caught
         return swallowed
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's: a task has stopped.
-
-        Args:
-            task: whichever.
-        """
-        if self.moment is Moment.WAITING:
-            self._step(task)
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's: a task is about to go on.
-
-        Args:
-            task: whichever.
-        """
-        if self.moment is Moment.WAKING:
-            self._step(task)
-
-    def _step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task or self._any_task:
-            self._count += 1
-            if self._count == self.checkpoint:
-                self._scope.cancel()
 
 
 def cancel_at_every_checkpoint(*, any_task: bool = False) -> Iterator[Attempt]:
@@ -148,13 +141,14 @@ def cancel_at_every_checkpoint(*, any_task: bool = False) -> Iterator[Attempt]:
     """
     for moment in Moment:
         for checkpoint in count(0 if moment is Moment.BEFORE else 1):
-            attempt = Attempt(moment, checkpoint, any_task=any_task)
+            canceller = _Canceller(moment, checkpoint, any_task=any_task)
+            attempt = Attempt(moment, checkpoint, canceller)
             yield attempt
-            if not attempt.used:
+            if canceller.task is None:
                 msg = f"{attempt!r} was not entered: use it in a with statement"
                 raise RuntimeError(msg)
             if checkpoint >= _MOST_CHECKPOINTS:
                 msg = f"an operation with more than {checkpoint} checkpoints seems to have no end"
                 raise RuntimeError(msg)
-            if not attempt.came or moment is Moment.BEFORE:
+            if moment is Moment.BEFORE or not canceller.scope.cancel_called:
                 break

@@ -19,14 +19,14 @@ import os
 import random
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
 import trio
 
-from trionode._errors import ListenError
 from trionode._identity.names import canonical_host, host_address, unbracketed
 
 from ._faults import Script
+from ._memory_host import LOOPBACK, MemoryHost, Ports, is_loopback
 from ._memory_stream import (
     Direction,
     MemoryStream,
@@ -35,17 +35,12 @@ from ._memory_stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from trionode._transport.interfaces import Listener
     from trionode._util.text import Address
 
-__all__ = ["MemoryConnection", "MemoryHost", "MemoryNetwork"]
-
-_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 -- nothing real listens there
-_LOOPBACK: Final = "127.0.0.1"
-#: Where ports come from that nobody chose (RFC 6335 section 6).
-_FIRST_FREE_PORT: Final = 49152
+__all__ = ["MemoryConnection", "MemoryNetwork"]
 
 
 @final
@@ -79,147 +74,6 @@ class MemoryConnection:
 
     def _made(self, wire: Wire) -> None:
         self._wire = wire
-
-
-@final
-class _MemoryListener:
-    """One port where connections come in."""
-
-    def __init__(self, address: Address, closed: Callable[[], object]) -> None:
-        self.address: Address = address
-        self._closed: Callable[[], object] | None = closed
-        self._entering: deque[MemoryStream] = deque()
-        self._changed = trio.lowlevel.ParkingLot()
-
-    def enter(self, stream: MemoryStream) -> None:
-        """A connection comes in; where the listener has closed meanwhile, it is reset."""
-        if self._closed is None:
-            stream.close(abort=True)
-            return
-        self._entering.append(stream)
-        self._changed.unpark()
-
-    async def accept(self) -> MemoryStream:
-        await trio.lowlevel.checkpoint()
-        while self._closed is not None:
-            if self._entering:
-                return self._entering.popleft()
-            await self._changed.park()
-        msg = f"the listener on {self.address[0]} port {self.address[1]} was closed"
-        raise trio.ClosedResourceError(msg)
-
-    def close(self) -> None:
-        if self._closed is not None:
-            self._closed()
-            self._closed = None
-            while self._entering:
-                self._entering.popleft().close(abort=True)
-            self._changed.unpark_all()
-
-
-@final
-class MemoryHost:
-    """One machine on a `MemoryNetwork`: a `Transport` for the nodes that run there; made by `MemoryNetwork.host`.
-
-    Attributes:
-        address: its address, IPv6 without brackets.
-        names: the names that resolve to it, and its address.
-    """
-
-    def __init__(self, address: str, connect: Callable[[MemoryHost, str, int], Awaitable[MemoryStream]]) -> None:
-        self.address: str = address
-        self.names: frozenset[str] = frozenset((address,))
-        self._connect = connect
-        self._listeners: dict[Address, _MemoryListener] = {}
-        self._next_port = _FIRST_FREE_PORT
-
-    def __repr__(self) -> str:
-        return f"<MemoryHost {', '.join([self.address, *sorted(self.names - {self.address})])}>"
-
-    async def listen(
-        self, host: str | None, port: int, *, port_range: int = 1, only_local: bool = False
-    ) -> Sequence[Listener]:
-        """See `Transport.listen`.
-
-        Raises:
-            ListenError: no port of the range is free, or the host is another than this.
-        """
-        await trio.lowlevel.checkpoint()
-        shown = host or "*"
-        address = self._own_address(host)
-        if address is None:
-            hint = "this machine's" if only_local else "one that this machine could listen on"
-            msg = (
-                f"cannot listen: no address of {shown} is {hint} ({self!r}). Give the node the transport "
-                f"network.host({shown!r}), or set host= in AcceptorOptions"
-            )
-            raise ListenError(msg, address=(shown, port), tried=[(shown, port)])
-        ports = [self._free_port()] if port == 0 else range(port, min(port + port_range, 65536))
-        for candidate in ports:
-            if not self._is_taken(address, candidate):
-                return [self._listen(address, candidate)]
-        cause = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        msg = f"cannot listen on {shown}, tried port {', '.join(map(str, ports))}: {cause.strerror}"
-        raise ListenError(msg, address=(shown, port), tried=[(shown, each) for each in ports]) from cause
-
-    async def connect(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
-        """See `Transport.connect`.
-
-        Raises:
-            OSError: the name does not resolve (`socket.gaierror`), no host has the address (EHOSTUNREACH), or nobody
-                listens there (ECONNREFUSED). Where packets get lost it waits, until they do not or it is cancelled.
-        """
-        await trio.lowlevel.checkpoint()
-        return await self._connect(self, host, port)
-
-    # For the network
-
-    def listener(self, address: str, port: int) -> _MemoryListener | None:
-        """Who listens there, if anybody does.
-
-        Args:
-            address: what is dialled.
-            port: ditto.
-        """
-        return self._listeners.get((address, port)) or self._listeners.get((_EVERYWHERE, port))
-
-    def client_port(self) -> int:
-        """A port for a connection that sets out from here."""
-        return self._free_port()
-
-    @property
-    def listening(self) -> Sequence[Address]:
-        """Where something listens on this host."""
-        return tuple(self._listeners)
-
-    def _own_address(self, host: str | None) -> str | None:
-        """What a listener on `host` is bound to; None if that is another machine."""
-        if host is None:
-            return _EVERYWHERE
-        address = host_address(host)
-        if address is not None and address.is_unspecified:
-            return _EVERYWHERE
-        if is_loopback(host):
-            return _LOOPBACK
-        return self.address if unbracketed(host) in self.names else None
-
-    def _is_taken(self, address: str, port: int) -> bool:
-        return any(
-            taken == port and (_EVERYWHERE in (address, where) or address == where) for where, taken in self._listeners
-        )
-
-    def _listen(self, address: str, port: int) -> _MemoryListener:
-        key = (address, port)
-        listener = self._listeners[key] = _MemoryListener(key, lambda: self._listeners.pop(key))
-        return listener
-
-    def _free_port(self) -> int:
-        taken = {port for _, port in self._listeners}
-        while True:
-            port = self._next_port
-            self._next_port = port + 1 if port < 65535 else _FIRST_FREE_PORT
-            if port not in taken:
-                return port
 
 
 @final
@@ -275,8 +129,9 @@ class MemoryNetwork:
         self._dialled: dict[tuple[MemoryHost, MemoryHost], int] = {}
         self._live: dict[Wire, tuple[MemoryHost, MemoryHost]] = {}
         self._healed = trio.lowlevel.ParkingLot()
-        self._alone = MemoryHost(_LOOPBACK, self._connect)
-        self._alone.names = frozenset((_LOOPBACK, "localhost"))
+        self._ports: dict[MemoryHost, Ports] = {}
+        self._alone = self._new_host(LOOPBACK)
+        self._alone.names = frozenset((LOOPBACK, "localhost"))
 
     def __repr__(self) -> str:
         hosts = len(set(self._hosts.values()))
@@ -316,7 +171,10 @@ class MemoryNetwork:
     def _new_host(self, *chosen: str) -> MemoryHost:
         numbers = (f"10.0.{number // 256}.{number % 256}" for number in range(1, 65536))
         address = next(each for each in itertools.chain(chosen, numbers) if each not in self._hosts)
-        return MemoryHost(address, self._connect)
+        ports = Ports()
+        host = MemoryHost(address, ports, self._connect)
+        self._ports[host] = ports
+        return host
 
     async def listen(
         self, host: str | None, port: int, *, port_range: int = 1, only_local: bool = False
@@ -338,8 +196,7 @@ class MemoryNetwork:
     @property
     def listening(self) -> Sequence[Address]:
         """Every (host, port) where something listens."""
-        hosts = dict.fromkeys([self._alone, *self._hosts.values()])
-        return [address for host in hosts for address in host.listening]
+        return [address for ports in self._ports.values() for address in ports.listening]
 
     # Faults
 
@@ -455,17 +312,17 @@ class MemoryNetwork:
 
     async def _connect(self, source: MemoryHost, host: str, port: int) -> MemoryStream:
         if is_loopback(host):
-            target, address = source, _LOOPBACK
+            target, address = source, LOOPBACK
         else:
             target = self._resolve(host)
             address = target.address
         number = self._dialled.get((source, target), 0)
         self._dialled[source, target] = number + 1
-        origin = _LOOPBACK if address == _LOOPBACK else source.address
-        connection = MemoryConnection((origin, source.client_port()), (address, port), number)
+        origin = LOOPBACK if address == LOOPBACK else source.address
+        connection = MemoryConnection((origin, self._ports[source].draw()), (address, port), number)
         rng = self._rng(connection, "connect")
         await self._travel(source, target, rng)
-        listener = target.listener(address, port)
+        listener = self._ports[target].listener(address, port)
         await self._travel(target, source, rng)
         if listener is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
@@ -505,12 +362,6 @@ class MemoryNetwork:
         self._live[wire] = (source, target)
         connection._made(wire)  # noqa: SLF001 -- whoever has it sees the counters move
         return wire
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a canonical host is every machine's name for itself."""
-    address = host_address(host)
-    return host == "localhost" if address is None else address.is_loopback
 
 
 def _check_seconds(name: str, value: float) -> None:
