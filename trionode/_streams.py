@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
@@ -18,6 +17,7 @@ from ._handshake.connect import connect
 from ._identity.names import canonical_host
 from ._transport.interfaces import accept_forever
 from ._transport.tcp import TCPListener, open_listeners
+from ._util.log import Log
 from ._util.rate_limited_log import FloodGate
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["open_tls_stream", "serve_tls"]
 
-_log = logging.getLogger("trionode.acceptor")
-_security_log = logging.getLogger("trionode.security")
+_log = Log("trionode.acceptor")
+_security_log = Log("trionode.security")
 
 
 async def serve_tls(

@@ -45,6 +45,7 @@ from trionode import (
 )
 from trionode._managers.manager import publisher_of
 from trionode._node.events import BUFFER, EventHub
+from trionode._util.log import Log
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import place
 
@@ -486,7 +487,7 @@ async def test_flood_is_counted_per_window(
     caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Each window logs its first few lines; what was more is said in one line when the next window begins."""
-    gate = FloodGate(logging.getLogger("trionode.acceptor"), "refusals")
+    gate = FloodGate(Log("trionode.acceptor"), "refusals")
     for _ in range(3):
         for number in range(25):
             gate.warning("refused %d", number)

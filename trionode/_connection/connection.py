@@ -21,7 +21,6 @@ they may finish. Where the peer had closed it while its service waited in line, 
 
 from __future__ import annotations
 
-import logging
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from trionode._errors import (
     RemoteError,
     RemoteProtocolError,
 )
+from trionode._util.log import Log
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import at, printable
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "ConnectionStatistics"]
 
-_log = logging.getLogger("trionode.connection")
+_log = Log("trionode.connection")
 
 #: How long an ending connection may take to flush its last words and to see the peer's end. Seconds.
 CLOSE_GRACE: Final = 1.0

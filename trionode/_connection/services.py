@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextvars
 import dis
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from trionode._errors import RemoteCode, RemoteError
 from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern
 from trionode._identity.peer import Peer
+from trionode._util.log import Log
 from trionode._util.rate_limited_log import FloodGate
 
 from .channel import ServiceChannel
@@ -41,7 +41,7 @@ Service: TypeAlias = Callable[[ServiceChannel], Awaitable[None]]
 #: Who may use a service: node names, globs over the whole name, or a function of the peer.
 Allow: TypeAlias = str | NodeName | Iterable[str | NodeName] | Callable[[Peer], bool]
 
-_log = logging.getLogger("trionode.service")
+_log = Log("trionode.service")
 
 #: In a service task, the channel that it serves: its `peer` and `service` are what a log line wants.
 current_channel: Final[ContextVar[ServiceChannel]] = ContextVar("trionode.current_channel")

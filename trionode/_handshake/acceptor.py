@@ -8,7 +8,6 @@ An acceptor knows a receive channel of contexts and what to do with a link; it n
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, final
@@ -18,6 +17,7 @@ import trio
 from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.sockets import address_of
+from trionode._util.log import Log
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import Address, place
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptor", "AcceptorStatistics"]
 
-_log = logging.getLogger("trionode.acceptor")
+_log = Log("trionode.acceptor")
 
 
 class Refused(Protocol):

@@ -12,7 +12,6 @@ one deadline, and on every way out but success the transport is closed.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, TypeVar, final
@@ -35,6 +34,7 @@ from trionode._errors import (
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName
 from trionode._tls.handshake import drain_and_close
+from trionode._util.log import Log
 from trionode._util.rate_limited_log import FloodGate
 from trionode._util.text import Address, at, printable
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .admission import Progress, Ticket
     from .collisions import Arbiter, Conflict
 
-_log = logging.getLogger("trionode.security")
+_log = Log("trionode.security")
 
 T = TypeVar("T")
 

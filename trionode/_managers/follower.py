@@ -17,7 +17,6 @@ peers change by themselves.
 
 from __future__ import annotations
 
-import logging
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
@@ -26,6 +25,7 @@ import trio
 from trio_util import AsyncValue
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._util.log import Log
 
 from .auth_manager import UNCHANGED, CertAuthManager
 from .findings import Severity
@@ -49,7 +49,7 @@ __all__ = ["Follower", "FollowerStatus", "follow_source"]
 
 T = TypeVar("T")
 
-_log = logging.getLogger("trionode.sources")
+_log = Log("trionode.sources")
 
 #: After a source has failed it is left alone until so long after it was last asked. Seconds.
 RETRY: Final = 1.0

@@ -20,7 +20,6 @@ it by `manager.publisher_of`.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from trionode._credentials.policy import ClientAuth
 from trionode._credentials.validity import Validity, validities
 from trionode._errors import CertificateError, CertificateReason, FixedAtStartupError, PeerUnverifiedError
 from trionode._tls.contexts import ContextsChannel, TLSContexts
+from trionode._util.log import Log
 
 from .findings import check_usable, examine
 from .trust import (
@@ -64,8 +64,8 @@ __all__ = ["ManagerStatistics"]
 #: Why an update or a rotation of trust was refused.
 RotationError: TypeAlias = CertificateError | TrustRotationError
 
-_log = logging.getLogger("trionode.certificates")
-_security_log = logging.getLogger("trionode.security")
+_log = Log("trionode.certificates")
+_security_log = Log("trionode.security")
 
 #: In place of a `CertificateReason`: a rotation of trust was refused for the sake of live peers.
 STRANDED: Final = "stranded"

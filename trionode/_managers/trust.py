@@ -15,7 +15,6 @@ between the two.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from trionode._identity.certificate import fingerprint
 from trionode._identity.describe import describe_issuer, describe_subject
 from trionode._tls.failures import Refusal
 from trionode._tls.verification import TrustCheck
+from trionode._util.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StrandedPeer", "StrandedPeers", "TrustRotationError"]
 
-_log = logging.getLogger("trionode.security")
+_log = Log("trionode.security")
 
 
 class LiveLink(Protocol):

@@ -8,7 +8,6 @@ seen so far is read when a task is started, not when it first runs, so that noth
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, final
@@ -18,6 +17,7 @@ from cryptography import x509
 from trionode._identity.describe import describe, describe_duration, describe_issuer
 from trionode._managers.expiry import watch_expiry
 from trionode._managers.manager import publisher_of
+from trionode._util.log import Log
 
 from .events import CertificateExpiring, GenerationPublished, RevocationListExpiring, RotationRefused, SourceTrouble
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .events import EventHub
 
-_log = logging.getLogger("trionode.node")
+_log = Log("trionode.node")
 
 
 @final

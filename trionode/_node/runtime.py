@@ -8,7 +8,6 @@ happened to cause them.
 from __future__ import annotations
 
 import contextvars
-import logging
 import secrets
 from collections import Counter
 from contextlib import ExitStack
@@ -37,6 +36,7 @@ from trionode._handshake.collisions import Arbiter
 from trionode._handshake.exchange import Party
 from trionode._managers.manager import publisher_of
 from trionode._protocol import Limits, Refusal
+from trionode._util.log import Log
 from trionode._util.rate_limited_log import FloodGate
 
 from .events import (
@@ -65,8 +65,8 @@ if TYPE_CHECKING:
 
     from .insecure_options import InsecureOption
 
-_log = logging.getLogger("trionode.node")
-_security_log = logging.getLogger("trionode.security")
+_log = Log("trionode.node")
+_security_log = Log("trionode.security")
 
 #: Connections of one peer that were replaced and are still read: what one peer may occupy beyond its live one.
 _MAX_RETIRING: Final = 32

@@ -7,7 +7,6 @@ that are not local, and its `serve_listeners` ends with the first accept error t
 from __future__ import annotations
 
 import errno
-import logging
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, final
@@ -16,6 +15,7 @@ import trio
 
 from trionode._errors import ListenError
 from trionode._identity.names import host_address, unbracketed
+from trionode._util.log import Log
 from trionode._util.text import Address, place
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .interfaces import Listener
 
-_log = logging.getLogger("trionode.acceptor")
+_log = Log("trionode.acceptor")
 
 #: How long an accept loop pauses after an error (descriptors or memory exhausted, mostly). Seconds.
 ACCEPT_PAUSE: Final = 0.1

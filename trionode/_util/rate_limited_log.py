@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
+
+if TYPE_CHECKING:
+    from .log import Log
 
 #: Lines that are logged one by one within a window.
 LOG_BURST: Final = 20
@@ -18,7 +21,7 @@ LOG_WINDOW: Final = 10.0
 class FloodGate:
     """A logger's `warning` and `error`, for what peers cause."""
 
-    def __init__(self, log: logging.Logger, what: str) -> None:
+    def __init__(self, log: Log, what: str) -> None:
         """Make one.
 
         Args:
