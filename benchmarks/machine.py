@@ -8,12 +8,16 @@ import ssl
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.backends.openssl.backend import backend
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+import trionode
+
+#: The directory that trionode was imported from: a checkout, or where it is installed.
+SOURCE: Final = Path(trionode.__file__).resolve().parents[1]
 
 PACKAGES: Final = (
     "trionode",
@@ -25,6 +29,12 @@ PACKAGES: Final = (
     "websockets",
     "trio-websocket",
 )
+
+
+def not_installed(*modules: str) -> str | None:
+    """Which of these modules are missing, and how to install them, in words; None if all are there."""
+    absent = [module for module in modules if find_spec(module) is None]
+    return f"{', '.join(absent)} not installed (pip install -e '.[bench]')" if absent else None
 
 
 def versions() -> dict[str, str]:
@@ -61,8 +71,10 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def commit(checkout: Path = ROOT) -> str:
-    """Of a checkout, with a + where files differ from it; "unknown" where there is no git."""
+def commit(checkout: Path = SOURCE) -> str:
+    """Of a checkout, with a + where files differ from it; "unknown" where there is no git, or no checkout."""
+    if not (checkout / ".git").exists():  # an installed package may lie within a checkout of something else
+        return "unknown"
     try:
         head = _git(checkout, "rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git(checkout, "status", "--porcelain") else "")

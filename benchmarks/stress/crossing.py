@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import sys
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trionode import (
-    AcceptorOptions,
-    CertAuthManager,
-    ClientAuth,
-    NetworkOptions,
-    NodeOptions,
-    Route,
-    open_node,
-)
+from benchmarks.latency import Latency
+from trionode import NodeOptions, open_node
 from trionode.pki import CertificateAuthority
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from .nodes import accepting, differences, echo, manager_of, route_to
+from .program import Program, Progress, Result
 
-    from trionode import (
-        Connection,
-        Node,
-        NodeName,
-        ServiceChannel,
-    )
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from trionode import Connection, Node, NodeName
 
 EXPLANATION: Final = """\
 Opens two nodes in this process, with routes to each other. In each round both connect to the other in the same tick,
@@ -40,212 +26,151 @@ over real sockets, with mutual TLS. When both have what connect() gave them, the
 both have to have that one: the same TLS session, dialled by one side and accepted by the other. A call in each
 direction shows that it works. Then one side closes it, and the next round begins when both sides have noticed.
 
-The exit status is 0 if every round was like that, 1 if a single one was not.
-
 What is reported:
-  rounds       that were made
-  per second   of these, everything included: two handshakes, two calls, one close
-  connect      from the dial until both sides had their connection: median and 99th percentile, milliseconds
-  dials        TCP connections that were accepted; two per round where the dials really crossed
-  crossed      rounds in which they did: both dials reached the other side
-"""
-
-EXAMPLES: Final = """\
-examples:
-  python benchmarks/stress/crossing.py                 1000 rounds
-  python benchmarks/stress/crossing.py --quick         50 rounds, in a second or so: what the test suite runs
-  python benchmarks/stress/crossing.py --rounds 10000 --json
+  rounds   that were made
+  seconds  that they took, everything included: two handshakes, two calls, one close
+  connect  from the dial until both sides had their connection
+  dials    TCP connections that were accepted; two per round where the dials really crossed
+  crossed  rounds in which they did: both dials reached the other side
+  won      rounds in which the connection that stayed was dialled by the first of the two names
 """
 
 ALPHA, BETA = "alpha@localhost", "beta@localhost"
+#: How long a round may take. Seconds.
+PATIENCE: Final = 30.0
+#: After so many problems more rounds would say the same.
+ENOUGH_PROBLEMS: Final = 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What came out, as it is reported."""
+@dataclass(kw_only=True)
+class Crossing(Result):
+    """What came out; the fields are explained by `--help`."""
 
-    scenario: str
-    rounds: int
-    seconds: float
-    rounds_per_second: float
-    connect_ms_median: float
-    connect_ms_p99: float
-    dials: int
-    crossed: int
-    won_by_first_name: int
-    ok: bool
-    problems: list[str]
-    versions: dict[str, str]
-
-
-@dataclass
-class Tally:
-    """What is counted on the way."""
-
-    connect: list[float] = field(default_factory=list)
+    rounds: int = 0
+    seconds: float = 0.0
+    connect: Latency = field(default_factory=Latency)
+    dials: int = 0
     crossed: int = 0
-    won_by_first_name: int = 0
-    problems: list[str] = field(default_factory=list)
+    won: int = 0
+
+    def report(self) -> str:
+        """The figures, for people."""
+        lines = {
+            "connect": self.connect,
+            "dials": self.dials,
+            "crossed": f"{self.crossed}  (the dial of {ALPHA} won {self.won} rounds)",
+        }
+        headline = f"{self.rounds} rounds in {self.seconds:.2f} s: {self.verdict('one connection each time')}"
+        return "\n".join([headline, *(f"  {title:8} {text}" for title, text in lines.items())])
 
 
-def versions() -> dict[str, str]:
-    """What it ran on: numbers are comparable on one machine only, and these are what changes there."""
-    packages = ["trionode", "trio", "pyOpenSSL", "cryptography"]
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+class Pair:
+    """Two nodes, and what came of the rounds so far."""
 
+    def __init__(self, alpha: Node, beta: Node) -> None:
+        self.result = Crossing()
+        self._alpha, self._beta = alpha, beta
+        self._took: list[float] = []
 
-def progress(text: str) -> None:
-    """Say how far it is, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-async def echo(channel: ServiceChannel) -> None:
-    """Send back what comes."""
-    async for message in channel:
-        await channel.send(message)
-
-
-def options(ca: CertificateAuthority, name: str) -> NodeOptions:
-    """A node on loopback with mutual TLS."""
-    manager = CertAuthManager(
-        ca.issue(name), client_cas=ca.pool, client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT, root_cas=ca.pool
-    )
-    network = NetworkOptions(acceptors=[AcceptorOptions(host="127.0.0.1", port=0)])
-    return NodeOptions(cert_manager=manager, network=network, services={"echo": echo})
-
-
-def route(node: Node) -> Route:
-    """The way to it."""
-    host, port = node.acceptors[0].address
-    return Route(host=host, port=port)
-
-
-def dials(*nodes: Node) -> int:
-    """TCP connections that they accepted so far."""
-    return sum(acceptor.statistics().accepted for node in nodes for acceptor in node.acceptors)
-
-
-def session(connection: Connection) -> bytes:
-    """What only the two ends of one TLS session have in common: tells whether two connections are one."""
-    return connection.link.stream.export_keying_material(b"EXPERIMENTAL-trionode-crossing", 16)
-
-
-def problems(one: Node, other: Node, got: dict[NodeName, Connection]) -> list[str]:
-    """What is not as it should be after a round."""
-    found = [
-        f"{node.name} has {node.statistics().connections} connections"
-        for node in (one, other)
-        if node.statistics().connections != 1
-    ]
-    mine, theirs = got[one.name], got[other.name]
-    if session(mine) != session(theirs):
-        found.append("the two sides got different connections")
-    if mine.link.dialled is theirs.link.dialled:
-        found.append("the two sides do not agree on who dialled")
-    if one.connections.get(other.name) is not mine or other.connections.get(one.name) is not theirs:
-        found.append("connect() gave out another connection than the one that is there")
-    return found
-
-
-async def play_round(number: int, alpha: Node, beta: Node, tally: Tally) -> None:
-    """Both connect at once; check; close."""
-    got: dict[NodeName, Connection] = {}
-
-    async def connect(node: Node, peer: NodeName) -> None:
-        got[node.name] = await node.connect(peer)
-
-    before = dials(alpha, beta)
-    began = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(connect, alpha, beta.name)
-        nursery.start_soon(connect, beta, alpha.name)
-    tally.connect.append(trio.current_time() - began)
-    # A call in each direction is behind everything that either side still had to do.
-    for node, peer in (alpha, beta), (beta, alpha):
-        if await node.call(peer.name, "echo", b"there?") != b"there?":
-            tally.problems.append(f"round {number}: {peer.name} answered with something else")
-    tally.problems += [f"round {number}: {problem}" for problem in problems(alpha, beta, got)]
-    tally.crossed += dials(alpha, beta) - before >= 2
-    tally.won_by_first_name += got[alpha.name].link.dialled
-    closing, other = (alpha, beta) if number % 2 else (beta, alpha)
-    await got[closing.name].aclose()
-    await got[other.name].wait_closed()
-    if alpha.statistics().connections or beta.statistics().connections:
-        tally.problems.append(f"round {number}: a connection stayed after it was closed")
-
-
-async def measure(rounds: int) -> Result:
-    """Play so many rounds."""
-    ca = CertificateAuthority.create()
-    tally = Tally()
-    async with open_node(BETA, options(ca, BETA)) as beta, open_node(ALPHA, options(ca, ALPHA)) as alpha:
-        alpha.add_route(BETA, route(beta))
-        beta.add_route(ALPHA, route(alpha))
+    async def play(self, rounds: int, progress: Progress) -> Crossing:
+        """Play so many rounds, fewer where there are problems enough."""
+        result = self.result
         began = trio.current_time()
         for number in range(1, rounds + 1):
-            with trio.move_on_after(30) as deadline:
-                await play_round(number, alpha, beta, tally)
+            result.rounds = number
+            with trio.move_on_after(PATIENCE) as deadline:
+                await self._play_round(number)
             if deadline.cancelled_caught:
-                tally.problems.append(f"round {number}: not over after 30 s")
+                result.problems.append(f"round {number}: not over after {PATIENCE:g} s")
             if number % max(1, rounds // 10) == 0:
-                progress(f"crossing: {number} of {rounds} rounds, {len(tally.problems)} problems")
-            if len(tally.problems) > 20:
+                progress.say(f"{number} of {rounds} rounds, {len(result.problems)} problems")
+            if len(result.problems) > ENOUGH_PROBLEMS:
                 break
-        seconds = trio.current_time() - began
-        accepted = dials(alpha, beta)
-    cuts = statistics.quantiles(tally.connect, n=100) if len(tally.connect) > 1 else tally.connect * 99
-    return Result(
-        scenario="crossing_dials",
-        rounds=len(tally.connect),
-        seconds=round(seconds, 3),
-        rounds_per_second=round(len(tally.connect) / seconds, 1),
-        connect_ms_median=round(statistics.median(tally.connect) * 1000, 3),
-        connect_ms_p99=round(cuts[98] * 1000, 3),
-        dials=accepted,
-        crossed=tally.crossed,
-        won_by_first_name=tally.won_by_first_name,
-        ok=not tally.problems,
-        problems=tally.problems,
-        versions=versions(),
-    )
+        result.seconds = round(trio.current_time() - began, 3)
+        result.connect, result.dials = Latency.of(self._took), self._dials()
+        return result
+
+    async def _play_round(self, number: int) -> None:
+        """Both connect at once; check; close."""
+        alpha, beta, result = self._alpha, self._beta, self.result
+        got: dict[NodeName, Connection] = {}
+
+        async def connect(node: Node, peer: NodeName) -> None:
+            got[node.name] = await node.connect(peer)
+
+        before, began = self._dials(), trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect, alpha, beta.name)
+            nursery.start_soon(connect, beta, alpha.name)
+        self._took.append(trio.current_time() - began)
+        # A call in each direction is behind everything that either side still had to do.
+        for node, peer in (alpha, beta), (beta, alpha):
+            if await node.call(peer.name, "echo", b"there?") != b"there?":
+                result.problems.append(f"round {number}: {peer.name} answered with something else")
+        result.problems += [f"round {number}: {problem}" for problem in self._problems(got)]
+        result.crossed += self._dials() - before >= 2
+        result.won += got[alpha.name].link.dialled
+        closing, other = (alpha, beta) if number % 2 else (beta, alpha)
+        await got[closing.name].aclose()
+        await got[other.name].wait_closed()
+        if alpha.statistics().connections or beta.statistics().connections:
+            result.problems.append(f"round {number}: a connection stayed after it was closed")
+
+    def _dials(self) -> int:
+        """TCP connections that both accepted so far."""
+        acceptors = [*self._alpha.acceptors, *self._beta.acceptors]
+        return sum(acceptor.statistics().accepted for acceptor in acceptors)
+
+    def _problems(self, got: dict[NodeName, Connection]) -> Iterator[str]:
+        """What is not as it should be after both have connected."""
+        alpha, beta = self._alpha, self._beta
+        for node in alpha, beta:
+            if (connections := node.statistics().connections) != 1:
+                yield f"{node.name} has {connections} connections"
+        mine, theirs = got[alpha.name], got[beta.name]
+        if (difference := differences(mine, theirs)) is not None:
+            yield difference
+        if alpha.connections.get(beta.name) is not mine or beta.connections.get(alpha.name) is not theirs:
+            yield "connect() gave out another connection than the one that is there"
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\n\n{EXPLANATION}",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, metavar="N", help="how many rounds; by default 1000, with --quick 50")
-    parser.add_argument("--quick", action="store_true", help="a few, to see that it works at all")
-    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    options = parser.parse_args(arguments)
+async def measure(rounds: int, progress: Progress) -> Crossing:
+    """Open both nodes and play."""
+    ca = CertificateAuthority.create()
+    options = [
+        NodeOptions(cert_manager=manager_of(ca, name), network=accepting(), services={"echo": echo})
+        for name in (ALPHA, BETA)
+    ]
+    async with open_node(ALPHA, options[0]) as alpha, open_node(BETA, options[1]) as beta:
+        alpha.add_route(BETA, route_to(beta))
+        beta.add_route(ALPHA, route_to(alpha))
+        return await Pair(alpha, beta).play(rounds, progress)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The number of rounds."""
+    parser.add_argument("--rounds", type=int, metavar="N", help="how many; by default 1000")
+
+
+def complete(options: argparse.Namespace) -> str | None:
+    """At least one round."""
     if options.rounds is None:
         options.rounds = 50 if options.quick else 1000
-    if options.rounds < 1:
-        parser.error("one round at least")
-    return options
+    return None if options.rounds >= 1 else "--rounds is one at least"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; gives the exit status."""
-    options = parse(arguments)
-    result = trio.run(measure, options.rounds)
-    if options.json:
-        print(json.dumps(asdict(result)))
-    else:
-        verdict = "one connection each time" if result.ok else f"{len(result.problems)} PROBLEMS"
-        print(f"{result.rounds} rounds in {result.seconds:.2f} s: {verdict}")
-        print(f"  per second  {result.rounds_per_second:8.1f}")
-        print(f"  connect     {result.connect_ms_median:8.2f} ms median, {result.connect_ms_p99:.2f} ms p99")
-        print(f"  dials       {result.dials:6}")
-        print(f"  crossed     {result.crossed:6}  (the dial of {ALPHA} won {result.won_by_first_name} rounds)")
-        print("  " + ", ".join(f"{name} {number}" for name, number in result.versions.items()))
-    for problem in result.problems:
-        print(f"crossing: PROBLEM: {problem}", file=sys.stderr)
-    return 0 if result.ok else 1
+def run(options: argparse.Namespace, progress: Progress) -> Iterator[Result]:
+    """Play the rounds."""
+    yield trio.run(measure, options.rounds, progress)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+PROGRAM: Final = Program(
+    name="crossing",
+    asks="Two nodes that dial each other at the same moment: is it always exactly one connection?",
+    explanation=EXPLANATION,
+    examples=[("", "1000 rounds"), ("--rounds 10000 --json", "")],
+    quick="50 rounds",
+    add_options=add_options,
+    complete=complete,
+    run=run,
+)

@@ -1,153 +1,133 @@
-"""A small call beside a large transfer: how much longer does it take than on an idle connection?"""
+"""A small call beside a large transfer: does it wait for a whole large message?"""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import sys
-import time
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trionode import (
-    AcceptorOptions,
-    CertAuthManager,
-    ClientAuth,
-    NetworkMode,
-    NetworkOptions,
-    NodeOptions,
-    Route,
-    open_node,
-)
+from benchmarks.latency import Latency
+from trionode import NetworkMode, NetworkOptions, NodeOptions, open_node
 from trionode.pki import CertificateAuthority
 
+from .nodes import accepting, echo, manager_of, route_to
+from .program import Program, Progress, Result
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import argparse
+    from collections.abc import Iterator
 
     from trionode import Connection, ServiceChannel
 
 EXPLANATION: Final = """\
 Two nodes in this process, one connection with mutual TLS over loopback. First 10-byte calls one after the other on the
 idle connection, then the same while another channel sends 16 MiB messages back to back. Fragments of different channels
-interleave, so a call waits for what is pending before it, and never for a whole large message.
+interleave, so a call waits for what is pending before it, and never for a whole large message: half of the calls beside
+the transfer have to be faster than half of the large messages.
 
-What is reported: the calls' round-trip times, median and 99th percentile, microseconds; the ratios of busy to idle; how
-long one 16 MiB message took meanwhile.
+What is reported:
+  idle      round trip of a call on the idle connection
+  busy      the same beside the transfer
+  transfer  how long each large message took meanwhile
 """
 
+ALPHA, BETA = "alpha@localhost", "beta@localhost"
+#: The largest message that there is by default.
 MESSAGE: Final = 16 * 1024 * 1024
 
 
-async def echo(channel: ServiceChannel) -> None:
-    """Send back what comes."""
-    async for message in channel:
-        await channel.send(message)
+@dataclass(kw_only=True)
+class Interleaved(Result):
+    """What came out; the fields are explained by `--help`."""
+
+    idle: Latency
+    busy: Latency
+    transfer: Latency
+
+    def report(self) -> str:
+        """The figures, for people."""
+        slower = self.busy.median_ms / self.idle.median_ms
+        lines = {"idle": self.idle, "busy": f"{self.busy}; {slower:.1f} times idle", "transfer": self.transfer}
+        headline = f"{self.idle.count} calls each: {self.verdict('none waits for a whole large message')}"
+        return "\n".join([headline, *(f"  {title:8}  {text}" for title, text in lines.items())])
 
 
-async def swallow(channel: ServiceChannel) -> None:
-    """Read to the end."""
+async def discard(channel: ServiceChannel) -> None:
+    """A service that reads to the end."""
     async for _ in channel:
         pass
 
 
-def options(ca: CertificateAuthority, name: str, network: NetworkOptions) -> NodeOptions:
-    """A node with mutual TLS."""
-    manager = CertAuthManager(
-        ca.issue(name), client_cas=ca.pool, client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT, root_cas=ca.pool
-    )
-    return NodeOptions(cert_manager=manager, network=network, services={"echo": echo, "swallow": swallow})
-
-
-async def timed_calls(connection: Connection, count: int) -> list[float]:
-    """Round-trip times of small calls, one after the other, in seconds."""
-    times = []
+async def timed_calls(connection: Connection, count: int) -> Latency:
+    """Small calls, one after the other."""
+    took: list[float] = []
     for _ in range(count):
-        begin = time.perf_counter()
+        began = trio.current_time()
         await connection.call("echo", b"0123456789")
-        times.append(time.perf_counter() - begin)
-    return times
+        took.append(trio.current_time() - began)
+    return Latency.of(took)
 
 
-async def measure(calls: int) -> dict[str, object]:
-    """Both halves on one connection."""
+async def measure(calls: int, progress: Progress) -> Interleaved:
+    """Idle, then busy, on one connection."""
     ca = CertificateAuthority.create()
-    listens = NetworkOptions(acceptors=[AcceptorOptions(host="127.0.0.1", port=0)])
-    beta_options = options(ca, "beta@localhost", listens)
-    alpha_options = options(ca, "alpha@localhost", NetworkOptions(mode=NetworkMode.HIDDEN))
-    async with open_node("beta@localhost", beta_options) as beta, open_node("alpha@localhost", alpha_options) as alpha:
-        host, port = beta.acceptors[0].address
-        connection = await alpha.connect("beta@localhost", Route(host=host, port=port))
-        await timed_calls(connection, calls // 10)
+    services = {"echo": echo, "discard": discard}
+    beta_options = NodeOptions(cert_manager=manager_of(ca, BETA), network=accepting(), services=services)
+    alpha_options = NodeOptions(cert_manager=manager_of(ca, ALPHA), network=NetworkOptions(mode=NetworkMode.HIDDEN))
+    async with open_node(BETA, beta_options) as beta, open_node(ALPHA, alpha_options) as alpha:
+        connection = await alpha.connect(BETA, route_to(beta))
+        await timed_calls(connection, max(1, calls // 10))
+        progress.say(f"{calls} calls on the idle connection")
         idle = await timed_calls(connection, calls)
-        transfers: list[float] = []
+        took: list[float] = []
         under_way = trio.Event()
 
         async def transfer() -> None:
             message = bytes(MESSAGE)
-            async with connection.open_channel("swallow") as channel:
+            async with connection.open_channel("discard") as channel:
                 while True:
-                    begin = time.perf_counter()
+                    began = trio.current_time()
                     await channel.send(message)
-                    transfers.append(time.perf_counter() - begin)
+                    took.append(trio.current_time() - began)
                     under_way.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(transfer)
             await under_way.wait()
+            progress.say(f"{calls} calls beside messages of 16 MiB")
             busy = await timed_calls(connection, calls)
             nursery.cancel_scope.cancel()
-    return report(idle, busy, transfers)
+    result = Interleaved(idle=idle, busy=busy, transfer=Latency.of(took))
+    if result.busy.median_ms >= result.transfer.median_ms:
+        result.problems.append("a call takes as long as a whole large message")
+    return result
 
 
-def report(idle: list[float], busy: list[float], transfers: list[float]) -> dict[str, object]:
-    """The figures."""
-
-    def quantiles(times: list[float]) -> tuple[float, float]:
-        return statistics.median(times) * 1e6, statistics.quantiles(times, n=100)[98] * 1e6
-
-    (idle_median, idle_p99), (busy_median, busy_p99) = quantiles(idle), quantiles(busy)
-    packages = ["trionode", "trio", "pyOpenSSL", "cryptography"]
-    return {
-        "scenario": "interleaving",
-        "calls": len(idle),
-        "idle_us_median": round(idle_median, 1),
-        "idle_us_p99": round(idle_p99, 1),
-        "busy_us_median": round(busy_median, 1),
-        "busy_us_p99": round(busy_p99, 1),
-        "median_ratio": round(busy_median / idle_median, 2),
-        "p99_ratio": round(busy_p99 / idle_p99, 2),
-        "large_messages": len(transfers),
-        "large_message_ms_median": round(statistics.median(transfers) * 1e3, 1),
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-    }
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The number of calls."""
+    parser.add_argument("--calls", type=int, metavar="N", help="idle, and again busy; by default 2000")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--calls", type=int, default=2000, help="small calls per half (default: 2000)")
-    parser.add_argument("--quick", action="store_true", help="100 calls: what the test suite runs")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, for scripts")
-    chosen = parser.parse_args(arguments)
-    calls = 100 if chosen.quick else chosen.calls
-    print(f"{calls} calls on an idle connection, then {calls} beside 16 MiB messages …", file=sys.stderr)
-    figures = trio.run(measure, calls)
-    if chosen.json:
-        print(json.dumps(figures))
-    else:
-        print(f"{'':24}{'median':>12}{'p99':>12}")
-        print(f"{'idle, µs':24}{figures['idle_us_median']:>12}{figures['idle_us_p99']:>12}")
-        print(f"{'beside 16 MiB, µs':24}{figures['busy_us_median']:>12}{figures['busy_us_p99']:>12}")
-        print(f"{'ratio':24}{figures['median_ratio']:>12}{figures['p99_ratio']:>12}")
-        print(f"one 16 MiB message meanwhile: {figures['large_message_ms_median']} ms")
-    return 0
+def complete(options: argparse.Namespace) -> str | None:
+    """At least one call."""
+    if options.calls is None:
+        options.calls = 100 if options.quick else 2000
+    return None if options.calls >= 1 else "--calls is one at least"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: argparse.Namespace, progress: Progress) -> Iterator[Result]:
+    """One connection."""
+    yield trio.run(measure, options.calls, progress)
+
+
+PROGRAM: Final = Program(
+    name="interleaving",
+    asks="Small calls beside messages of 16 MiB, the largest there are: does a call wait for a whole message?",
+    explanation=EXPLANATION,
+    examples=[("", "2000 calls idle, 2000 busy"), ("--calls 100000 --json", "")],
+    quick="100 calls idle, 100 busy",
+    add_options=add_options,
+    complete=complete,
+    run=run,
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,11 +25,6 @@ _OURS: Final = ("#c2410c", "#ea8a4b", "#f3b184")
 #: In the order of `PEERS`, whose first three are ours.
 _PEERS: Final = (*_OURS, "#1e293b", "#0f766e", "#0891b2", "#6d28d9", "#65a30d", "#a16207")
 _LIMITS: Final = ("#9ca3af", "#d1d5db")
-
-
-def unavailable() -> str | None:
-    """Why no chart can be drawn here, in words; None if one can."""
-    return None if find_spec("matplotlib") else "matplotlib is not installed (pip install -e '.[bench]')"
 
 
 @dataclass(frozen=True, kw_only=True)

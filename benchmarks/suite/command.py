@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.machine import environment
+from benchmarks.machine import environment, not_installed
 
 from . import chart
 from .compare import changes_table
@@ -90,7 +90,7 @@ def _run(arguments: Sequence[str], out: Console) -> int:
     parser.add_argument("--against", type=_checkout, metavar="DIRECTORY", help="a checkout of another commit")
     parser.add_argument("--strict", action="store_true", help="fail where a target is missed")
     told = parser.parse_args(arguments)
-    if told.chart is not None and (why := chart.unavailable()):
+    if told.chart is not None and (why := not_installed("matplotlib")):
         parser.error(f"--chart: {why}")
     about = environment()
     say_environment(out, about)

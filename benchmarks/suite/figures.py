@@ -59,9 +59,3 @@ def judge(target: Target, ratios: Sequence[float]) -> Verdict:
     if spread.low >= target.advantage:
         return Verdict.MET
     return Verdict.MISSED if spread.high < target.advantage else Verdict.CLOSE
-
-
-def percentile(values: Sequence[float], part: float) -> float:
-    """The smallest value that so large a part of the values does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -(-int(part * 1000) * len(ordered) // 1000) - 1))]

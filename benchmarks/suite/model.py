@@ -10,13 +10,14 @@ A target "at least 8" speaks of it as it is, a target "at most 1.6 times as cost
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
+
+from benchmarks.machine import not_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -156,10 +157,7 @@ class Contestant:
 
     def unavailable(self) -> str | None:
         """Why it cannot be measured here, in words; None if it can."""
-        absent = [module for module in self.needs if importlib.util.find_spec(module) is None]
-        if absent:
-            return f"{', '.join(absent)} not installed (pip install -e '.[bench]')"
-        return self.missing()
+        return not_installed(*self.needs) or self.missing()
 
 
 @dataclass(frozen=True, kw_only=True)

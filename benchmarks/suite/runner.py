@@ -8,10 +8,8 @@ needs to last long enough, and is thrown away.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from benchmarks.machine import ROOT
+from benchmarks import child
 
 from .model import Placement, Sample
 
@@ -45,12 +43,12 @@ class Entry:
     Attributes:
         title: the contestant's, marked where it uses another checkout.
         contestant: who.
-        checkout: whose trionode it imports.
+        checkout: whose trionode it imports; None for the one that is imported here.
     """
 
     title: str
     contestant: Contestant
-    checkout: Path = ROOT
+    checkout: Path | None = None
 
 
 @dataclass(kw_only=True)
@@ -135,9 +133,11 @@ class Worker:
     """A process that measures one contestant."""
 
     def __init__(self, process: trio.Process, errors: Path) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
         self._process = process
+        self._requests, self._answers = process.stdin, child.Lines(process.stdout)
         self._errors = errors
-        self._buffer = b""
 
     async def ask(self, request: Mapping[str, object], limit: float) -> dict[str, Any]:
         """Send a request, wait for the answer.
@@ -145,9 +145,8 @@ class Worker:
         Raises:
             WorkerFailed: there is none in time, or it says that something went wrong.
         """
-        assert self._process.stdin is not None
         try:
-            await self._process.stdin.send_all(json.dumps(request).encode() + b"\n")
+            await self._requests.send_all(json.dumps(request).encode() + b"\n")
         except trio.BrokenResourceError as exc:
             raise WorkerFailed(self._last_words()) from exc
         return await self.answer(limit)
@@ -158,14 +157,10 @@ class Worker:
         Raises:
             WorkerFailed: as `ask`.
         """
-        assert self._process.stdout is not None
         with trio.move_on_after(limit):
-            while b"\n" not in self._buffer:
-                data = await self._process.stdout.receive_some()
-                if not data:
-                    raise WorkerFailed(self._last_words())
-                self._buffer += data
-            line, _, self._buffer = self._buffer.partition(b"\n")
+            line = await self._answers.read()
+            if line is None:
+                raise WorkerFailed(self._last_words())
             said: dict[str, Any] = json.loads(line)
             if "error" in said:
                 raise WorkerFailed(str(said["error"]))
@@ -181,33 +176,29 @@ class Worker:
 @asynccontextmanager
 async def working(plan: Plan, scenario: Scenario, placement: Placement, entry: Entry) -> AsyncIterator[Worker]:
     """A worker, for the length of a block."""
-    command = [sys.executable, "-P", "-m", "benchmarks.suite.worker", str(plan.credentials)]
-    command += ["--scenario", scenario.name, "--placement", placement, "--contestant", entry.contestant.title]
-    command += ["--quick"] if plan.quick else []
+    what = ["--scenario", scenario.name, "--placement", placement, "--contestant", entry.contestant.title]
+    what += ["--quick"] if plan.quick else []
     with tempfile.TemporaryDirectory() as scratch:
-        errors = Path(scratch) / "stderr"
+        first, errors = searched_first(Path(scratch), entry.checkout), Path(scratch) / "stderr"
         with errors.open("wb") as stderr:
-            process = await trio.lowlevel.open_process(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": search_path(Path(scratch), entry.checkout)},
-            )
-        try:
-            worker = Worker(process, errors)
-            await worker.answer(START_LIMIT)
-            yield worker
-        finally:
-            process.kill()
-            with trio.CancelScope(shield=True):  # bounded: it was killed
-                await process.wait()
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+            async with child.running(
+                "benchmarks.suite.worker", plan.credentials, *what, first=first, **pipes
+            ) as process:
+                worker = Worker(process, errors)
+                await worker.answer(START_LIMIT)
+                yield worker
 
 
-def search_path(scratch: Path, checkout: Path) -> str:
-    """The trionode of a checkout, and the benchmarks of this one."""
+def searched_first(scratch: Path, checkout: Path | None) -> list[Path]:
+    """What a worker has to search first, to find the trionode of a checkout; nothing for the one that is found anyway.
+
+    Not the checkout itself: it has a `benchmarks`, too.
+    """
+    if checkout is None:
+        return []
     (scratch / "trionode").symlink_to(checkout.resolve() / "trionode")
-    return os.pathsep.join([str(scratch), str(ROOT)])
+    return [scratch]
 
 
 async def play(plan: Plan, scenario: Scenario, placement: Placement) -> Round:

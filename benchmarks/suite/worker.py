@@ -23,6 +23,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks import child
+
 from .credentials import Credentials
 from .model import Job, Placement, Sample, Server
 from .peers import load
@@ -101,8 +103,9 @@ def calibrate(measure: Callable[[int], Sample], count: int, seconds: float) -> i
 @contextmanager
 def other_end(peer: str, credentials: Path) -> Iterator[Server]:
     """A process that serves, for the length of a block; it ends with its standard input."""
-    command = [sys.executable, "-P", "-m", "benchmarks.suite.worker", str(credentials), "--serve", peer]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = child.command("benchmarks.suite.worker", credentials, "--serve", peer)
+    pipe, environment = subprocess.PIPE, child.environment()
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())

@@ -1,5 +1,6 @@
-"""Hostile bytes for every decoder of the network's: `python -m benchmarks.stress.fuzz`, from a checkout.
+"""Hostile bytes for everything that reads the network's.
 
-`mutation` makes bytes that are almost right, `campaign` tries them and keeps those that reach something new; what is
-tried is a target: `decoders` (no I/O), `dispatch` (a connection, without TLS), `live` (nodes, inside real TLS).
+`mutation` makes bytes that are almost right, `campaign` tries them and keeps those that reach something new, `program`
+is the command line. What is tried is a target: `decoders` (no I/O), `dispatch` (a connection without TLS: a `case`),
+`live` (nodes, inside real TLS: a `life`).
 """

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.stress.program import Result
+
 from .mutation import mutate_bytes
 
 if TYPE_CHECKING:
@@ -110,8 +112,19 @@ class Finding:
 
 
 @dataclass(kw_only=True)
-class Report:
-    """What came of a campaign."""
+class Report(Result):
+    """What came of a campaign.
+
+    Attributes:
+        target: the target's name.
+        seed: of the campaign.
+        seconds: how long it went on.
+        inputs: that were tried.
+        kept: inputs that reached something new.
+        edges: between lines, that were reached.
+        outcomes: what came of inputs, and how often.
+        findings: inputs that break a law; each is a problem, too.
+    """
 
     target: str
     seed: int
@@ -121,6 +134,21 @@ class Report:
     edges: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        """Note a finding."""
+        self.findings.append(finding)
+        again = f"--target {finding.target} --reproduce {finding.data.hex()}"
+        self.problems.append(f"{finding.target}, seed {finding.seed}: {finding.problem}\n  {again}")
+
+    def so_far(self) -> str:
+        """How far it is."""
+        return f"{self.target}: {self.inputs} inputs in {self.seconds:.1f} s, {self.kept} kept, {self.edges} edges"
+
+    def report(self) -> str:
+        """The figures, for people."""
+        outcomes = [f"  {times:7}  {outcome}" for outcome, times in self.outcomes.most_common(8)]
+        return "\n".join([f"{self.so_far()}, {len(self.findings)} findings", *outcomes])
 
 
 class Campaign:
@@ -139,7 +167,11 @@ class Campaign:
         self.report = Report(target=target.name, seed=seed)
 
     def go(
-        self, *, seconds: float | None = None, inputs: int | None = None, tell: Callable[[Report], None] | None = None
+        self,
+        *,
+        seconds: float | None = None,
+        inputs: int | None = None,
+        tell: Callable[[Callable[[], str]], None] | None = None,
     ) -> Report:
         """Try inputs until so many were tried, or the time is over, or there is enough to look into."""
         report, began = self.report, time.monotonic()
@@ -148,7 +180,7 @@ class Campaign:
         while len(report.findings) < self.most_findings:
             report.seconds = time.monotonic() - began
             if tell is not None:
-                tell(report)
+                tell(report.so_far)
             if report.inputs >= inputs if inputs is not None else report.seconds >= (seconds or 0):
                 break
             if seeds:
@@ -192,7 +224,7 @@ class Campaign:
         if problem not in self._problems:
             self._problems.add(problem)
             report = self.report
-            report.findings.append(Finding(target=report.target, seed=report.seed, problem=problem, data=data))
+            report.add(Finding(target=report.target, seed=report.seed, problem=problem, data=data))
 
     def _traced(self, data: bytes, reached: set[Edge | str]) -> str:
         files = self._files

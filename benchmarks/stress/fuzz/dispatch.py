@@ -1,35 +1,15 @@
-"""A connection by itself, without TLS: any frames, at any time, in any state.
-
-An input is a sequence of frames, as a peer might send them. Among them may be frames of kinds that the protocol does
-not have, from 0xE0 up: these the connection never sees, they are what happens on its own side meanwhile: a channel is
-opened, a message is sent, received or not, a hand-over is committed, time passes. So an input reaches states that no
-peer could bring about alone, and still is nothing but bytes.
-
-What has to hold after each: the connection goes on and answers a ping, or it has ended for a documented reason; what it
-said can be decoded; no task is left; nothing crashed.
-"""
+"""A connection by itself as a target: frames in any order, with any content, and what our own side does meanwhile."""
 
 from __future__ import annotations
 
-import logging
-import struct
-from collections import deque
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 import trio.testing
 
 from trionode import (
-    Connection,
-    EndReason,
-    NodeName,
-    RemoteCode,
-    RemoteError,
-    RemoteProtocolError,
-    ServiceChannel,
     _protocol as wire,
 )
 from trionode._connection import (
@@ -40,347 +20,35 @@ from trionode._connection import (
     hand_over as _hand_over,
     reassembly as _reassembly,
 )
-from trionode._connection.connection import ConnectionSettings
-from trionode._connection.link import Link
 from trionode._connection.send_queue import CEILING
-from trionode._connection.services import Services
-from trionode._identity.peer import established_peer
 
 from .campaign import Target, Violation
-from .decoders import said
 from .mutation import INTEGERS, INTEGERS_LARGE, mutate_bytes, mutate_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from random import Random
 
-    from trionode import TLSStream
+from benchmarks.stress.log import watching_log
 
-#: Frames of these kinds are what our own side does, in place of what comes; the channel number says what with.
-(
-    OPEN_HERE,
-    SEND_HERE,
-    RECEIVE_HERE,
+from .case import (
     CLOSE_HERE,
-    RESET_HERE,
+    DRAIN_HERE,
     EOF_HERE,
+    KINDS,
     MOVE_HERE,
     NEW_LINK,
     OLD_LINK,
-    DRAIN_HERE,
+    OPEN_HERE,
+    OURS,
+    RECEIVE_HERE,
+    RESET_HERE,
+    SEND_HERE,
     WAIT,
-) = range(0xE0, 0xEB)
-_OURS: Final = range(0xE0, 0xF0)
-
-_HEADER: Final = struct.Struct(">II")
-_KINDS: Final = range(wire.OPEN, wire.RENEW + 1)
-_WINDOW, _BUDGET, _LARGEST, _CHANNELS = 4096, 16384, 65536, 4
-LIMITS: Final = wire.Limits(max_message_size=_LARGEST, window=_WINDOW, max_channels=_CHANNELS)
-#: Ends that a peer may bring about, or that our side does in here.
-_ENDS: Final = frozenset(
-    {
-        EndReason.LOST,
-        EndReason.PROTOCOL_ERROR,
-        EndReason.CLOSED_BY_PEER,
-        EndReason.SHUTTING_DOWN,
-    }
+    Case,
+    frame,
+    split,
 )
-#: What a channel or a service may meet.
-_DOCUMENTED: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel, RemoteError)
-
-
-def frame(kind: int, channel: int = 0, payload: bytes = b"") -> bytes:
-    """A frame of any kind."""
-    return wire.header(kind, channel, len(payload)) + payload
-
-
-def split(data: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """Cut an input into frames: kind, channel, payload, and the whole; what is no frame comes last, as kind -1."""
-    at = 0
-    while len(data) - at >= _HEADER.size:
-        word, channel = _HEADER.unpack_from(data, at)
-        stop = at + _HEADER.size + (word & 0xFFFFFF)
-        if stop > len(data):
-            break
-        yield word >> 24, channel, data[at + _HEADER.size : stop], data[at:stop]
-        at = stop
-    if at < len(data):
-        yield -1, 0, b"", data[at:]
-
-
-class FakeStream:
-    """A TLS stream as a connection and its outbox use it, whose other end is an input."""
-
-    unsent = send_ended = False
-    records_sent = records_received = 0
-
-    def __init__(self, identifier: bytes) -> None:
-        self.said = bytearray()
-        self.bytes_taken = 0
-        self.closed = False
-        self._identifier = identifier
-        self._pieces: deque[bytes] = deque()
-        self._came = trio.lowlevel.ParkingLot()
-        self._ended = False
-
-    def feed(self, data: bytes) -> None:
-        """Something comes."""
-        if data:
-            self._pieces.append(data)
-            self._came.unpark_all()
-
-    def end(self) -> None:
-        """The peer's close_notify."""
-        self._ended = True
-        self._came.unpark_all()
-
-    async def receive_pieces(self) -> list[bytes]:
-        """As `TLSStream`."""
-        await trio.lowlevel.checkpoint()
-        while not (self._pieces or self._ended):
-            await self._came.park()
-        pieces = list(self._pieces)
-        self._pieces.clear()
-        return pieces
-
-    async def receive_some(self) -> bytes:
-        """As `TLSStream`."""
-        return b"".join(await self.receive_pieces())
-
-    def send_at_once(self, _: object, *, last: bool = False) -> bool:  # noqa: ARG002 -- as `TLSStream`
-        """As `TLSStream`, where the transport is no socket."""
-        return False
-
-    def close_at_once(self) -> bool:
-        """As `TLSStream`, where the transport is no socket."""
-        return False
-
-    async def send_all(self, data: bytes | bytearray) -> None:
-        """As `TLSStream`."""
-        await trio.lowlevel.checkpoint()
-        self.said += data
-        self.bytes_taken += len(data)
-
-    async def send_eof(self) -> None:
-        """As `TLSStream`."""
-        await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        """As `TLSStream`."""
-        self.closed = True
-        await trio.lowlevel.checkpoint()
-
-    def export_keying_material(self, _label: bytes, length: int) -> bytes:
-        """As `TLSStream`."""
-        return self._identifier[:length]
-
-
-class Crashes(logging.Handler):
-    """What a connection logs that is no peer's doing."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.heard: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Note it."""
-        self.heard.append(f"{record.getMessage()}: {record.exc_info[1]!r}" if record.exc_info else record.getMessage())
-
-
-class Case:
-    """One input against one connection."""
-
-    def __init__(self, *, dialled: bool) -> None:
-        self._dialled = dialled
-        self._first = FakeStream(b"1" * 16)
-        self._second: FakeStream | None = None
-        self._streams = [self._first]
-        self._feeding = self._first
-        self._opened: dict[int, ServiceChannel] = {}
-        self._ended: list[EndReason] = []
-        self.problems: list[str] = []
-        self.outcome = ""
-
-    async def run(self, data: bytes) -> None:
-        """All of it."""
-        tasks = trio.lowlevel.current_statistics().tasks_living
-        async with trio.open_nursery() as service_nursery, trio.open_nursery() as nursery:
-            services = Services(propagate_errors=False, expose_errors=False)
-            services.open(service_nursery)
-            for name, service in ("echo", self._echo), ("idle", self._idle), ("one", self._one), ("done", self._done):
-                services.add(name, service)
-            self._connection = connection = Connection(self._link(self._first), self._settings(services))
-            self._nursery = nursery
-            nursery.start_soon(connection.run)
-            for kind, channel, payload, whole in split(data):
-                if kind in _OURS:
-                    await trio.testing.wait_all_tasks_blocked()
-                    await self._act(kind, channel, payload)
-                else:
-                    self._feeding.feed(whole)
-            await trio.testing.wait_all_tasks_blocked()
-            await self._check_goes_on()
-            for stream in self._streams:
-                stream.end()
-            with trio.move_on_after(300) as patience:
-                end = await connection.wait_closed()
-                self.outcome = f"{end.reason}: {'' if end.error is None else said(end.error)}"
-                self._check_end(end.reason, end.error)
-            if patience.cancelled_caught:
-                self.problems.append("it does not end")
-            await trio.testing.wait_all_tasks_blocked()
-            self._check_left(services)
-            nursery.cancel_scope.cancel()
-            service_nursery.cancel_scope.cancel()
-        if trio.lowlevel.current_statistics().tasks_living != tasks:
-            self.problems.append("a task is left over")
-        for stream in self._streams:
-            self._check_said(bytes(stream.said), hello=stream is self._second and self._dialled)
-
-    # What it is made of
-
-    def _link(self, stream: FakeStream) -> Link:
-        return Link(
-            stream=cast("TLSStream", stream),
-            peer=established_peer(
-                NodeName.parse("beta@localhost"), certificate=None, verified=False, address=None, incarnation=1
-            ),
-            dialled=self._dialled,
-            mutual=False,
-            generation=1,
-            peer_generation=1,
-            key_pair_fingerprint="",
-            peer_limits=LIMITS,
-        )
-
-    def _settings(self, services: Services) -> ConnectionSettings:
-        async def reauthenticate(_: Connection) -> None:
-            await trio.sleep_forever()
-
-        return ConnectionSettings(
-            services=services,
-            limits=LIMITS,
-            max_pending_opens=_CHANNELS,
-            budget=_BUDGET,
-            heartbeat_interval=float("inf"),
-            heartbeat_tolerance=1,
-            unregister=lambda _: None,
-            ended=lambda _, end: self._ended.append(end.reason),
-            finished=lambda _: None,
-            moved=lambda *_: None,
-            renew=lambda *_: None,
-            reauthenticate=reauthenticate,
-            max_records=2**20,
-            current_generation=lambda: 1,
-        )
-
-    async def _echo(self, channel: ServiceChannel) -> None:
-        async for message in channel:
-            await channel.send(message)
-
-    async def _idle(self, _: ServiceChannel) -> None:
-        await trio.sleep_forever()
-
-    async def _one(self, channel: ServiceChannel) -> None:
-        await channel.send(await channel.receive())
-
-    async def _done(self, _: ServiceChannel) -> None:
-        await trio.lowlevel.checkpoint()
-
-    # What our side does
-
-    async def _act(self, kind: int, number: int, payload: bytes) -> None:
-        if kind == OPEN_HERE:
-            with suppress(*_DOCUMENTED):
-                channel = self._connection.open_channel("echo")
-                self._opened[channel.identifier] = channel
-        elif kind == MOVE_HERE:
-            self._move()
-        elif kind == NEW_LINK and self._second is not None:
-            self._feeding = self._second
-        elif kind == OLD_LINK:
-            self._feeding = self._first
-        elif kind == DRAIN_HERE:
-            self._nursery.start_soon(self._drain)
-        elif kind == WAIT:
-            await trio.sleep(min(number, 100))
-        elif number in self._opened:
-            self._nursery.start_soon(self._use, kind, self._opened[number], payload)
-        await trio.testing.wait_all_tasks_blocked()
-
-    async def _use(self, kind: int, channel: ServiceChannel, payload: bytes) -> None:
-        with suppress(*_DOCUMENTED):
-            if kind == SEND_HERE:
-                await channel.send((payload * 64)[:_LARGEST])
-            elif kind == RECEIVE_HERE:
-                await channel.receive()
-            elif kind == EOF_HERE:
-                await channel.send_eof()
-            elif kind == CLOSE_HERE:
-                await channel.aclose()
-            elif kind == RESET_HERE:
-                channel.reset()
-
-    async def _drain(self) -> None:
-        await self._connection.drain()
-
-    def _move(self) -> None:
-        """The hello on a second link is done, and we commit."""
-        if self._second is not None:
-            return
-        connection = self._connection
-        self._second = FakeStream(b"2" * 16)
-        self._streams.append(self._second)
-        connection.last_attempt += 1
-        link = self._link(self._second)
-        with connection.joining(trio.CancelScope()), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            connection.commit(link, follows=connection.link)
-
-    # What has to hold
-
-    async def _check_goes_on(self) -> None:
-        if self._ended or self._second is not None:
-            return
-        if not self._connection.link.decoder.incomplete:
-            before, ping = len(self._first.said), b"goes on?"
-            self._first.feed(frame(wire.PING, 0, ping))
-            await trio.testing.wait_all_tasks_blocked()
-            if frame(wire.PONG, 0, ping) not in self._first.said[before:] and not self._ended:
-                self.problems.append("it does not answer")
-
-    def _check_end(self, reason: EndReason, error: Exception | None) -> None:
-        if len(self._ended) != 1:
-            self.problems.append(f"it ended {len(self._ended)} times")
-        if reason not in _ENDS:
-            self.problems.append(f"it ended for the reason {reason}")
-        elif reason is EndReason.PROTOCOL_ERROR and not isinstance(error, RemoteProtocolError):
-            self.problems.append(f"a protocol error is {error!r}")
-        elif reason in (EndReason.LOST, EndReason.CLOSED_BY_PEER) and not isinstance(error, trio.BrokenResourceError):
-            self.problems.append(f"{reason} with {error!r}")
-
-    def _check_left(self, services: Services) -> None:
-        statistics = self._connection.statistics()
-        if statistics.channels:
-            self.problems.append(f"{statistics.channels} channels are left")
-        if services.running != statistics.services:
-            self.problems.append(f"{services.running} services run, the connection knows of {statistics.services}")
-        if any(not stream.closed for stream in self._streams[:1]):
-            self.problems.append("a stream was left open")
-
-    def _check_said(self, said: bytes, *, hello: bool) -> None:
-        """What we say is the protocol, whatever the peer says; on a link that joins, behind a hello's last message."""
-        if hello:
-            said = said[2 + int.from_bytes(said[:2], "big") :]
-        decoder = wire.FrameDecoder()
-        codes = {wire.RESET: frozenset(RemoteCode), wire.GOODBYE: frozenset(EndReason)}
-        try:
-            for kind, _, payload in decoder.feed(said):
-                if kind in codes and wire.decode(wire.End, payload).code not in codes[kind]:
-                    self.problems.append(f"we said {payload!r}")
-                if kind == wire.OPEN:
-                    wire.decode(wire.Open, payload)
-        except RemoteProtocolError as exc:
-            self.problems.append(f"what we said is no protocol: {exc}")
 
 
 class DispatchTarget(Target):
@@ -462,7 +130,7 @@ class DispatchTarget(Target):
         return b"".join(frames)
 
     def _any_frame(self, rng: Random) -> bytes:
-        kind = rng.choice((*_KINDS, *_OURS[:11], *_OURS[:11], 0x7F, 0x80))
+        kind = rng.choice((*KINDS, *OURS[:11], *OURS[:11], 0x7F, 0x80))
         channel = rng.choice((0, 1, 2, 3, 4, 5, 8, 9, 2**32 - 2, 2**32 - 1))
         numbers = INTEGERS + INTEGERS_LARGE
         payload = rng.choice((b"", bytes(8), b"x" * rng.choice((1, 70, 4033, 5000)), rng.choice(numbers).__index__()))
@@ -476,7 +144,7 @@ class DispatchTarget(Target):
             return mutate_bytes(rng, whole)
         match rng.randrange(5):
             case 0:
-                kind = rng.choice((*_KINDS, *_OURS[:11]))
+                kind = rng.choice((*KINDS, *OURS[:11]))
             case 1:
                 channel = max(0, channel + rng.choice((-2, -1, 1, 2, 4))) % 2**32
             case 2 if kind in (wire.OPEN, wire.RESET, wire.GOODBYE):
@@ -490,17 +158,10 @@ class DispatchTarget(Target):
 
     def run(self, data: bytes) -> str:
         """One connection, in a Trio run of its own, on a clock that jumps."""
-        crashes = Crashes()
-        logger = logging.getLogger("trionode")
-        propagate, logger.propagate = logger.propagate, False
-        logger.addHandler(crashes)
         case = Case(dialled=self._dialled)
-        try:
+        with watching_log() as log:
             trio.run(case.run, data, clock=trio.testing.MockClock(autojump_threshold=0))
-        finally:
-            logger.removeHandler(crashes)
-            logger.propagate = propagate
-        problems = case.problems + crashes.heard
+        problems = case.problems + log.errors
         if problems:
             raise Violation("; ".join(problems))
         return case.outcome
@@ -510,7 +171,7 @@ class DispatchTarget(Target):
         frames = list(split(data))
         begin = rng.randrange(len(frames) + 1)
         part = frames[begin : begin + rng.choice((1, 2, 3))]
-        if any(kind in _OURS for kind, _, _, _ in part):
+        if any(kind in OURS for kind, _, _, _ in part):
             return None  # each is waited for, and that is work, too
         head, tail = (
             b"".join(whole for _, _, _, whole in some) for some in (frames[:begin], frames[begin + len(part) :])

@@ -5,12 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.suite.chart import unavailable as unavailable
-
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .command import Result
+    from .result import Soaked
 
 #: What is marked, and how.
 _COLOURS: Final = {
@@ -24,7 +22,7 @@ _COLOURS: Final = {
 _LINES: Final = ("#c2410c", "#1e293b", "#0f766e", "#0891b2", "#6d28d9", "#65a30d", "#a16207", "#9ca3af")
 
 
-def draw(result: Result, file: Path) -> None:
+def draw(result: Soaked, file: Path) -> None:
     """Draw into a file whose suffix says what it is to be: svg, png, pdf."""
     from matplotlib.figure import Figure  # an extra has it
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 import trio.testing
 
+from benchmarks.child import Lines
+from benchmarks.stress.log import LogWatch, watching_log
+from benchmarks.stress.nodes import LOOPBACK, accepting
 from trionode import (
-    AcceptorOptions,
     CAPool,
     CertAuthManager,
     ClientAuth,
@@ -26,7 +27,6 @@ from trionode import (
     HandshakeError,
     HandshakeRefused,
     LiveConnections,
-    NetworkOptions,
     NodeOptions,
     NoRouteError,
     RemoteError,
@@ -79,18 +79,6 @@ class Setup:
     on_rotation: str
 
 
-class Alarm(logging.Handler):
-    """Hears what the node logs that it should not have to."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.heard: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Note it."""
-        self.heard.append(f"logged {record.levelname}: {self.format(record)}")
-
-
 class NodeProcess:
     """The node, and everything that goes on in it."""
 
@@ -106,7 +94,7 @@ class NodeProcess:
             kind: Counter() for kind in ("handshakes", "ends", "hand_overs", "connects")
         }
         self._problems: list[str] = []
-        self._alarm = Alarm()
+        self._log = LogWatch()
         self._busy = 0
         pool = self._pool(setup.trusted)
         self._issuer = setup.issuer
@@ -130,20 +118,17 @@ class NodeProcess:
 
     async def run(self) -> None:
         """Be there until standard input ends."""
-        log = logging.getLogger("trionode")
-        log.addHandler(self._alarm)
-        log.propagate = False
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._obey, nursery)
-            while True:
-                await self._be_a_node()
+        with watching_log() as self._log:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, nursery)
+                while True:
+                    await self._be_a_node()
 
     async def _be_a_node(self) -> None:
         """Once, until it is to be opened anew."""
         setup = self._setup
-        network = NetworkOptions(
-            acceptors=[AcceptorOptions(host="127.0.0.1", port=0)],
-            routes={name: Route(host="127.0.0.1", port=port) for name, port in setup.ports.items()},
+        network = accepting(
+            routes={name: Route(host=LOOPBACK, port=port) for name, port in setup.ports.items()},
             heartbeat_interval=HEARTBEAT,
             heartbeat_tolerance=HEARTBEAT,
             handshake_timeout=TIMEOUT,
@@ -204,13 +189,9 @@ class NodeProcess:
     # Being told
 
     async def _obey(self, nursery: trio.Nursery) -> None:
-        stdin = trio.lowlevel.FdStream(os.dup(0))
-        buffer = b""
-        async for data in stdin:
-            *lines, buffer = (buffer + data).split(b"\n")
-            for line in lines:
-                command = json.loads(line)
-                nursery.start_soon(self._do, command)
+        lines = Lines(trio.lowlevel.FdStream(os.dup(0)))
+        while (line := await lines.read()) is not None:
+            nursery.start_soon(self._do, json.loads(line))
         nursery.cancel_scope.cancel()
 
     async def _do(self, command: dict[str, Any]) -> None:
@@ -242,8 +223,8 @@ class NodeProcess:
         tell({"done": command["id"], "answer": answer})
 
     def _report(self) -> dict[str, Any]:
-        problems, self._problems = self._problems + self._alarm.heard, []
-        self._alarm.heard = []
+        problems, self._problems = self._problems + self._log.errors, []
+        self._log.errors = []
         tallies, self._tallies = self._tallies, {kind: Counter() for kind in self._tallies}
         received, self._ledger.received = self._ledger.received, 0
         return {"tallies": tallies, "problems": problems, "received": received}
@@ -381,11 +362,6 @@ class NodeProcess:
 def tell(what: dict[str, Any]) -> None:
     """Say something on standard output: one line, in one write."""
     os.write(1, json.dumps(what).encode() + b"\n")
-
-
-def command_of(setup: Setup) -> list[str]:
-    """What starts the process."""
-    return [sys.executable, "-m", __name__, json.dumps(asdict(setup))]
 
 
 if __name__ == "__main__":

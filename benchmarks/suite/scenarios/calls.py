@@ -26,8 +26,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.latency import percentile
 from benchmarks.suite.arena import GRPC, NAIVE, OURS, contestant
-from benchmarks.suite.figures import percentile
 from benchmarks.suite.model import Better, Placement, Scenario, Target
 
 if TYPE_CHECKING:

@@ -32,8 +32,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from benchmarks import child
+from benchmarks.latency import percentile
 from benchmarks.suite.arena import GRPC, NAIVE, OURS, contestant
-from benchmarks.suite.figures import percentile
 from benchmarks.suite.model import Better, Contestant, Placement, Sample, Scenario, Target, busy
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def import_time(job: Job, *, statement: str) -> Sample:
     """
     clocks = "time.perf_counter(), time.process_time()"
     program = f"import time; begin = {clocks}; {statement}; print(*begin, {clocks})"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment = {key: value for key, value in child.environment().items() if key != "PYTHONDONTWRITEBYTECODE"}
     once = partial(
         subprocess.run, [sys.executable, "-P", "-c", program], env=environment, capture_output=True, check=True
     )

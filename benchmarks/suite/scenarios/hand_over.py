@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks.latency import percentile
 from benchmarks.suite.arena import OURS, contestant
-from benchmarks.suite.figures import percentile
 from benchmarks.suite.model import Better, Scenario, Target
 from benchmarks.suite.peers import nodes
 from trionode import Connection

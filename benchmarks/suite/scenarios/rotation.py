@@ -8,8 +8,8 @@ from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.latency import percentile
 from benchmarks.suite.arena import OURS, contestant
-from benchmarks.suite.figures import percentile
 from benchmarks.suite.model import Better, Scenario, Target
 from benchmarks.suite.peers import nodes
 from trionode import KeyPair

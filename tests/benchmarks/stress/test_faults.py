@@ -1,4 +1,4 @@
-"""One exchange between two nodes, cut, stalled and corrupted at every kind of byte: see `benchmarks/stress/faults.py`.
+"""One exchange between two nodes, cut, stalled and corrupted at every kind of byte: see the stress program `faults`.
 
 Every byte is what its option `--all` is for; here it is both sides of each edge of each TLS record,
 and some in between. A problem names the options that repeat it there.
@@ -6,56 +6,32 @@ and some in between. A problem names the options that repeat it there.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from benchmarks.stress.command import main
+from benchmarks.stress.faults import exchange, world as worlds
+from benchmarks.stress.faults.exchange import Outcome
+from benchmarks.stress.faults.world import DIRECTIONS, FAULTS, World, records
 from trionode import ServiceChannel, TLSStream
 from trionode.testing import Faults, Script
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import ModuleType
-
-COMMAND = Path(__file__).parents[3] / "benchmarks" / "stress" / "faults.py"
 
 #: Besides the edges, every so many bytes: a prime, so that what repeats is not always met at the same place.
 STRIDE = 499
 
 
 @pytest.fixture(scope="module")
-def faults() -> Iterator[ModuleType]:
-    """The command, as a module."""
-    specification = importlib.util.spec_from_file_location("faults", COMMAND)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["faults"] = module  # dataclasses look it up
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["faults"]
-
-
-@pytest.fixture(scope="module")
-def world(faults: ModuleType) -> Any:
+def world() -> World:
     """Certificates, and an exchange that went well."""
-    return faults.World()
-
-
-FAULTS = ["reset_after", "reset_discards", "eof_after", "stall_after", "corrupt"]
-DIRECTIONS = ["there", "back"]
+    return World()
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_whatever_happens_to_a_link_is_a_documented_error(world: Any, fault: str, direction: str) -> None:
+def test_whatever_happens_to_a_link_is_a_documented_error(world: World, fault: str, direction: str) -> None:
     """Success or a documented error in time; nothing lost, doubled, altered or leaked; and the nodes go on."""
     size = world.sizes[direction]
     outcomes: dict[str, int] = {}
@@ -72,16 +48,16 @@ def test_whatever_happens_to_a_link_is_a_documented_error(world: Any, fault: str
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_fault_behind_the_last_byte_does_nothing(world: Any, faults: ModuleType, direction: str) -> None:
+def test_a_fault_behind_the_last_byte_does_nothing(world: World, direction: str) -> None:
     """The sweep's own zero: where nothing is cut, everything works."""
     for fault in FAULTS:
         result = world.with_fault(fault, direction, world.sizes[direction] + 1000)
         assert (result.outcome, result.problems) == ("success", [])
 
 
-def test_the_edges_are_those_of_the_records(world: Any, faults: ModuleType) -> None:
+def test_the_edges_are_those_of_the_records(world: World) -> None:
     """The first flight and its header are among them, and the last byte."""
-    assert faults.records(b"\x16\x03\x01\x00\x02ab\x17\x03\x03\x00\x00") == [0, 7, 12]
+    assert records(b"\x16\x03\x01\x00\x02ab\x17\x03\x03\x00\x00") == [0, 7, 12]
     for direction in DIRECTIONS:
         edges = world.edges(direction)
         assert edges[:4] == [0, 1, 4, 5]
@@ -102,7 +78,7 @@ def test_the_edges_are_those_of_the_records(world: Any, faults: ModuleType) -> N
     ],
 )
 def test_the_sweep_notices_messages_that_are_not_what_was_sent(
-    world: Any, monkeypatch: pytest.MonkeyPatch, kind: str, problem: str
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str, problem: str
 ) -> None:
     """A node that alters a message, gives one twice, two in the wrong order or one not at all is a problem."""
     deliver = ServiceChannel._deliver
@@ -125,7 +101,7 @@ def test_the_sweep_notices_messages_that_are_not_what_was_sent(
     assert problem in str(world.with_fault("reset_after", "there", 10**6).problems)
 
 
-def test_the_sweep_notices_a_failure_without_a_fault(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_notices_a_failure_without_a_fault(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A documented error is no excuse where nothing went wrong."""
 
     def refuse(*_: object) -> None:
@@ -136,7 +112,7 @@ def test_the_sweep_notices_a_failure_without_a_fault(world: Any, monkeypatch: py
     assert "although nothing went wrong" in str(world.with_fault("reset_after", "there", 10**6).problems)
 
 
-def test_the_sweep_notices_a_stream_that_is_left_open(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_notices_a_stream_that_is_left_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A TLS stream that forgets its transport is a leak, while the nodes go on and after they were closed."""
 
     async def forgetful(stream: TLSStream) -> None:
@@ -150,28 +126,26 @@ def test_the_sweep_notices_a_stream_that_is_left_open(world: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize("step", ["channel", "connect"])
-def test_the_sweep_notices_what_takes_too_long(
-    world: Any, faults: ModuleType, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_the_sweep_notices_what_takes_too_long(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Deadlines that are longer than promised show, and so does waiting for ever."""
     # The options that are given follow these; what is promised stays.
-    monkeypatch.setattr(faults, "HEARTBEAT", 60.0)
-    monkeypatch.setattr(faults, "HANDSHAKE_TIMEOUT", 60.0)
-    monkeypatch.setattr(faults, "CONNECT_TIMEOUT", 60.0)
+    monkeypatch.setattr(exchange, "HEARTBEAT", 60.0)
+    monkeypatch.setattr(exchange, "HANDSHAKE_TIMEOUT", 60.0)
+    monkeypatch.setattr(exchange, "CONNECT_TIMEOUT", 60.0)
     offset = 100 if step == "connect" else world.reference.done["back"] - 4000
     problems = str(world.with_fault("stall_after", "back", offset).problems)
     assert f"the step {step!r} took" in problems
-    monkeypatch.setattr(faults, "HEARTBEAT", math.inf)
-    monkeypatch.setattr(faults, "HANDSHAKE_TIMEOUT", math.inf)
+    monkeypatch.setattr(exchange, "HEARTBEAT", math.inf)
+    monkeypatch.setattr(exchange, "HANDSHAKE_TIMEOUT", math.inf)
     problems = str(world.with_fault("stall_after", "back", offset).problems)
     assert "it hangs in the step" in problems
 
 
-def test_the_sweep_notices_a_cut_that_nobody_minded(world: Any, faults: ModuleType) -> None:
+def test_the_sweep_notices_a_cut_that_nobody_minded(world: World) -> None:
     """Success without the bytes that it takes would be a sweep that cuts nothing."""
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patched:
-        patched.setattr(faults, "Script", lambda **_: Script(there=Faults()))
+        patched.setattr(worlds, "Script", lambda **_: Script(there=Faults()))
         problems = str(world.with_fault("reset_after", "there", 100).problems)
     assert "never arrived" in problems
 
@@ -179,28 +153,23 @@ def test_the_sweep_notices_a_cut_that_nobody_minded(world: Any, faults: ModuleTy
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_tells_what_came_out() -> None:
+def test_the_command_tells_what_came_out(capsys: pytest.CaptureFixture[str]) -> None:
     """One exchange from the command line: a line of JSON, in full on standard error, and the exit status."""
-    done = subprocess.run(
-        [sys.executable, COMMAND, "--json", "--fault", "eof_after", "--direction", "back", "--offset", "0"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    figures = json.loads(done.stdout)
+    assert main(["faults", "--json", "--fault", "eof_after", "--direction", "back", "--offset", "0"]) == 0
+    told = capsys.readouterr()
+    figures = json.loads(told.out)
     assert figures["outcomes"] == {"connect: HandshakeError, stage tls, truncated": 1}
-    assert "problems': []" in done.stderr
+    assert "problems=[]" in told.err
 
 
 def test_the_command_fails_where_there_is_a_problem(
-    faults: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A problem is said with the options that repeat it, and the exit status is 1."""
-    monkeypatch.setattr(faults, "QUIET", 0.001)
-    monkeypatch.setattr(faults.World, "with_fault", lambda *_: faults.Result(outcome="odd", problems=["it is odd"]))
-    assert faults.main(["--fault", "corrupt", "--direction", "there", "--every", "3000"]) == 1
+    odd = Outcome(outcome="odd", problems=["it is odd"])
+    monkeypatch.setattr(World, "with_fault", lambda *_: odd)
+    assert main(["faults", "--fault", "corrupt", "--direction", "there", "--every", "3000", "--quick"]) == 1
     told = capsys.readouterr()
-    assert "PROBLEM: --fault corrupt --direction there --offset 3000: it is odd" in told.err
+    assert "PROBLEM: --fault corrupt --direction there --offset 0: it is odd" in told.err
     assert "corrupt there:" in told.out
     assert "odd" in told.out

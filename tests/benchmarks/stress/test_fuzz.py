@@ -1,4 +1,4 @@
-"""Hostile bytes: see `python -m benchmarks.stress.fuzz`; here a few inputs for each target, old findings, and limits.
+"""Hostile bytes: see `python -m benchmarks.stress fuzz`; here a few inputs for each target, old findings, and limits.
 
 What a peer may make us hold before it is authenticated has the tightest limits of all; each has its test at the end.
 """
@@ -16,10 +16,13 @@ import pytest
 import trio
 import trio.testing
 
-from benchmarks.stress.fuzz import command
+from benchmarks.stress.command import main
+from benchmarks.stress.fuzz import program
 from benchmarks.stress.fuzz.campaign import Campaign, Target, Violation
-from benchmarks.stress.fuzz.dispatch import MOVE_HERE, NEW_LINK, Case, DispatchTarget, FakeStream, frame
+from benchmarks.stress.fuzz.case import MOVE_HERE, NEW_LINK, Case, FakeStream, frame
+from benchmarks.stress.fuzz.dispatch import DispatchTarget
 from benchmarks.stress.fuzz.live import AsFrames
+from benchmarks.stress.relay import Relay
 from trionode import Connection, HandshakeError, RemoteProtocolError, _protocol as wire
 from trionode._connection.services import Services
 from trionode._handshake.accept import _FIRST_READ
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory, ScriptedPeer
 
-    from benchmarks.stress.fuzz.live import Life
+    from benchmarks.stress.fuzz.life import Life
 
 NAMES: Final = (
     *("frames", "hello", "answer", "confirmation", "open", "end", "records", "registry", "certificates"),
@@ -50,7 +53,7 @@ NAMES: Final = (
 @cache
 def known() -> dict[str, Target]:
     """All targets; certificates are made once."""
-    return {target.name: target for target in command.targets()}
+    return {target.name: target for target in program.targets()}
 
 
 def test_every_target_is_here() -> None:
@@ -62,7 +65,7 @@ def test_every_target_is_here() -> None:
 def test_nothing_is_found(name: str) -> None:
     """A few inputs, the same each time."""
     target = known()[name]
-    report = Campaign(target, 1).go(inputs=command.quick_inputs(target))
+    report = Campaign(target, 1).go(inputs=program.quick_inputs(target))
     assert not report.findings
     # It would show less than it says if everything were refused alike.
     assert report.kept > 1
@@ -103,6 +106,7 @@ class Sample(Target):
     """A target with what is wrong of the test's choice."""
 
     name = "sample"
+    about = "a sample"
     memory = (100_000, 16)
 
     def __init__(self, run: Callable[[bytes], str]) -> None:
@@ -115,6 +119,16 @@ class Sample(Target):
     def run(self, data: bytes) -> str:
         """As the test wants."""
         return self._run(data)
+
+
+def noting(inputs: list[bytes]) -> Callable[[bytes], str]:
+    """Find nothing, and note what is tried."""
+
+    def run(data: bytes) -> str:
+        inputs.append(data)
+        return "fine"
+
+    return run
 
 
 def raise_sometimes(data: bytes) -> str:
@@ -150,7 +164,7 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     seen: list[list[bytes]] = []
     for _ in range(2):
         inputs: list[bytes] = []
-        Campaign(Sample(lambda data, inputs=inputs: str(inputs.append(data))), 5).go(inputs=100)  # type: ignore[misc]
+        Campaign(Sample(noting(inputs)), 5).go(inputs=100)
         seen.append(inputs)
     assert seen[0] == seen[1]
     assert len(set(seen[0])) > 50
@@ -222,64 +236,65 @@ def test_a_node_that_is_worse_off_is_found(
 
 
 def test_the_command_tells_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line of JSON for each target, or text; and a list."""
-    assert command.main(["--quick", "--json", "--target", "frames", "--target", "open"]) == 0
+    """A result for each target, for people or as JSON; and a list."""
+    assert main(["fuzz", "--quick", "--json", "--seed", "3", "--target", "frames", "--target", "open"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (first["target"], second["target"], first["inputs"]) == ("frames", "open", command.QUICK[""])
-    assert command.main(["--seconds", "0.1", "--target", "frames"]) == 0
+    assert (first["target"], second["target"], first["inputs"]) == ("frames", "open", program.QUICK[""])
+    assert first["seed"] == second["seed"] == 3
+    assert main(["fuzz", "--seconds", "0.1", "--target", "frames"]) == 0
     assert "frames: " in capsys.readouterr().out
-    assert command.main(["--list"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["fuzz", "--list"])
+    assert ended.value.code == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(known())
-    assert command.main(["--target", "nothing"]) == 2
+
+
+def test_quick_runs_differ_and_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a seed of its own, which is in its result; with `--seed` the inputs are the same."""
+    inputs: list[bytes] = []
+    monkeypatch.setattr(program, "targets", lambda: [Sample(noting(inputs))])
+    monkeypatch.setitem(program.QUICK, "", 50)
+    runs: list[list[bytes]] = []
+    for options in [], [], ["--seed", "4711"], ["--seed", "4711"]:
+        inputs.clear()
+        assert main(["fuzz", "--quick", *options]) == 0
+        runs.append(list(inputs))
+    assert runs[0] != runs[1]
+    assert runs[2] == runs[3]
 
 
 def test_the_command_shows_a_finding_and_keeps_it_where_it_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As hex, with what repeats it; and that repeats it."""
-    monkeypatch.setattr(command, "targets", lambda: [Sample(raise_sometimes)])
-    assert command.main(["--quick", "--save", str(tmp_path / "found")]) == 1
+    monkeypatch.setattr(program, "targets", lambda: [Sample(raise_sometimes)])
+    assert main(["fuzz", "--quick", "--seed", "0", "--save", str(tmp_path / "found")]) == 1
     told = capsys.readouterr().err
-    assert "FINDING: sample, seed 0: KeyError" in told
+    assert "PROBLEM: sample, seed 0: KeyError" in told
     file = next(iter((tmp_path / "found").iterdir()))
     found = file.read_text().strip()
     assert f"--target sample --reproduce {found}" in told
-    assert command.main(["--target", "sample", "--reproduce", found]) == 1
+    assert main(["fuzz", "--target", "sample", "--reproduce", found]) == 1
     assert "KeyError" in capsys.readouterr().err
-    assert command.main(["--target", "sample", "--reproduce", b"seed".hex()]) == 0
+    assert main(["fuzz", "--target", "sample", "--reproduce", b"seed".hex()]) == 0
+    assert "sample: fine" in capsys.readouterr().out
 
 
 # Before authentication ------------------------------------------------------------------------------------------------
 
 
-class Counted(trio.abc.HalfCloseableStream):
+class Counted(Relay):
     """A transport that counts what is taken from it."""
 
     def __init__(self, transport: trio.abc.HalfCloseableStream) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self.reads: list[tuple[int | None, int]] = []
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive, and count."""
-        data = await self._transport.receive_some(max_bytes)
+        data = await super().receive_some(max_bytes)
         self.reads.append((max_bytes, len(data)))
         return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send."""
-        await self._transport.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait."""
-        await self._transport.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        """End."""
-        await self._transport.send_eof()
-
-    async def aclose(self) -> None:
-        """Close."""
-        await self._transport.aclose()
 
 
 def record(kind: int, data: bytes) -> bytes:

@@ -1,123 +1,132 @@
-"""What many nodes do at once: benchmarks/stress/mesh.py, crossing.py and flood.py, small."""
+"""The stress programs that open many nodes or few in one process: mesh, crossing, flood and interleaving, small."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-import trionode
+from benchmarks.latency import Latency
+from benchmarks.stress.command import main
+from benchmarks.stress.crossing import Crossing
+from benchmarks.stress.flood.program import Flooded
+from benchmarks.stress.interleaving import Interleaved
+from benchmarks.stress.mesh import Converged
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "stress"
-COMMANDS = pytest.mark.parametrize("command", ["mesh", "crossing"])
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-
-def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run one of the commands, as a user does."""
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{command}.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(trionode.__file__).parents[1])},
-    )
+#: Runs a program with `--json`: gives the exit status, the result, and standard error.
+Run: TypeAlias = "Callable[..., tuple[int, dict[str, Any], str]]"
 
 
-def result_of(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What a command reported with --json: one line and nothing else."""
-    [line] = finished.stdout.splitlines()
-    found: dict[str, Any] = json.loads(line)
-    return found
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a program in this process; it prints one result and nothing else."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        status = main([*arguments, "--json"])
+        told = capsys.readouterr()
+        [line] = told.out.splitlines()
+        return status, json.loads(line), told.err
+
+    return run
 
 
-def test_mesh_converges_to_one_connection_per_pair() -> None:
-    """A mesh started at once converges to one connection per pair, the same on both sides, and stays like that."""
-    finished = run("mesh", "--quick", "--json")
-    assert finished.returncode == 0, finished.stderr
-    result = result_of(finished)
-    assert result["ok"] is True
-    assert result["problems"] == []
+def test_a_mesh_converges_to_one_connection_per_pair(run: Run) -> None:
+    """Started at once, the same connection on both sides of each pair, and it stays like that."""
+    status, result, _ = run("mesh", "--quick")
+    assert (status, result["problems"]) == (0, [])
     assert result["nodes"] == 6
     assert result["connections"] == result["pairs"] == 15
     assert result["changes_afterwards"] == 0
-    # Everybody dials everybody once: two for each pair. On a very busy machine a few more; a storm has hundreds.
+    # Each node dials each other one once: two for each pair. On a very busy machine a few more; a storm has hundreds.
     assert 15 <= result["dials"] <= 45
     assert result["established"] >= 15
     assert 0 < result["seconds"] < 30
+    assert result["calls"]["count"] == 30
 
 
-def test_everybody_honest_gets_through_a_flood() -> None:
-    """Silence, drips and garbage, from more clients than honest ones: no honest connect fails."""
-    finished = run("flood", "--quick", "--json")
-    assert finished.returncode == 0, finished.stderr
-    result = result_of(finished)
-    assert result["ok"] is True
-    assert (result["failed"], result["problems"]) == (0, [])
-    assert result["honest"] > 2
-    assert result["accepted"] >= result["crowd"] == 60
+def test_a_mesh_that_does_not_converge_is_a_problem(run: Run) -> None:
+    """One that is not there in time is said to be none, by exit status and text."""
+    status, result, told = run("mesh", "--nodes", "3", "--within", "0.001", "--settle", "0")
+    assert (status, result["ok"]) == (1, False)
+    assert "mesh: PROBLEM: not converged within 0.001 s" in told
 
 
-def test_flood_for_people() -> None:
-    """A table without --json, progress apart from it, and a --help that says what is judged."""
-    finished = run("flood", "--quick")
-    assert finished.returncode == 0, finished.stderr
-    assert "ratio" in finished.stdout
-    assert "flood: 60 arrive" in finished.stderr
-    assert "at most twice" in run("flood", "--help").stdout
-
-
-def test_two_nodes_that_dial_each_other_have_one_connection_each_time() -> None:
-    """Two nodes that dial each other at the same moment end with one connection, the same on both sides, each time."""
-    finished = run("crossing", "--quick", "--json")
-    assert finished.returncode == 0, finished.stderr
-    result = result_of(finished)
-    assert result["ok"] is True
-    assert result["problems"] == []
-    assert result["rounds"] == 50
+def test_two_nodes_that_dial_each_other_have_one_connection(run: Run) -> None:
+    """At the same moment, round after round: one connection, the same on both sides."""
+    status, result, _ = run("crossing", "--quick")
+    assert (status, result["problems"]) == (0, [])
+    assert result["rounds"] == result["connect"]["count"] == 50
     assert 50 <= result["dials"] <= 100
     assert result["crossed"] > 0
-    assert result["connect_ms_median"] > 0
 
 
-@COMMANDS
-def test_report_for_people(command: str) -> None:
-    """Without --json there is a table on standard output; progress is on standard error, apart from it."""
-    finished = run(command, "--quick")
-    assert finished.returncode == 0, finished.stderr
-    assert "dials" in finished.stdout
-    assert "trionode" in finished.stdout
-    assert f"{command}: " not in finished.stdout
-    assert f"{command}: " in finished.stderr
-    assert "PROBLEM" not in finished.stderr + finished.stdout
+def test_two_connections_for_one_pair_are_a_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides that do not have the same TLS session would be noticed, in a mesh, too."""
+    monkeypatch.setattr("benchmarks.stress.nodes.session_of", id)
+    for arguments in ("crossing", "--rounds", "1"), ("mesh", "--nodes", "2", "--settle", "0"):
+        status, result, _ = run(*arguments)
+        assert status == 1
+        assert "the two sides have different connections" in str(result["problems"])
 
 
-@COMMANDS
-def test_help_teaches(command: str) -> None:
-    """--help says what is done, what has to come out, what the numbers mean, and gives examples."""
-    finished = run(command, "--help")
-    assert finished.returncode == 0
-    for part in "exit\nstatus", "What is reported", "dials", "examples:", "--quick", "--json":
-        assert part.replace("\n", " ") in finished.stdout.replace("\n", " ")
-    assert finished.stderr == ""
+def test_honest_peers_get_through_a_flood(run: Run) -> None:
+    """Silence, drips and garbage, from more clients than honest ones: no honest connect fails."""
+    status, result, told = run("flood", "--quick")
+    assert (status, result["failed"], result["problems"]) == (0, 0, [])
+    assert result["quiet"]["count"] > 0
+    assert result["flooded"]["count"] > 0
+    assert result["accepted"] >= result["crowd"] == 60
+    assert "flood: 60 arrive" in told
 
 
-def test_mesh_that_does_not_converge_is_a_failure() -> None:
-    """A mesh that is not there in time is said to be none, by exit status and text."""
-    finished = run("mesh", "--quick", "--json", "--within", "0.001", "--settle", "0")
-    assert finished.returncode == 1
-    assert result_of(finished)["ok"] is False
-    assert "mesh: PROBLEM: not converged within 0.001 s" in finished.stderr
+def test_a_flood_is_judged() -> None:
+    """Failures always, slowness where time is judged, nothing at all never passes."""
+    fast, slow = (Latency(count=9, median_ms=median) for median in (1.0, 3.0))
+    for result, by_time, problem in (
+        (Flooded(crowd=1, seconds=1, quiet=fast, flooded=slow), True, "3.0 times as long"),
+        (Flooded(crowd=1, seconds=1, quiet=fast, flooded=slow), False, None),
+        (Flooded(crowd=1, seconds=1, quiet=fast, flooded=fast, failed=2), False, "2 honest connects failed"),
+        (Flooded(crowd=1, seconds=1, quiet=fast), False, "no honest peer connected"),
+    ):
+        result.judge(by_time=by_time)
+        assert problem in result.problems[0] if problem else result.ok
 
 
-@pytest.mark.parametrize(("command", "arguments"), [("mesh", ["--nodes", "1"]), ("crossing", ["--rounds", "0"])])
-def test_sizes_that_make_no_sense(command: str, arguments: list[str]) -> None:
-    """Too small is a usage error."""
-    finished = run(command, *arguments)
-    assert finished.returncode == 2
-    assert "usage:" in finished.stderr
+def test_a_small_call_does_not_wait_for_a_whole_large_message(run: Run) -> None:
+    """Beside back-to-back 16 MiB messages, small calls go on, each in a fraction of what a large message takes."""
+    status, result, _ = run("interleaving", "--quick")
+    assert (status, result["problems"]) == (0, [])
+    assert result["idle"]["count"] == result["busy"]["count"] == 100
+    assert result["transfer"]["count"] >= 1
+    assert result["busy"]["median_ms"] < result["transfer"]["median_ms"]
+
+
+def test_a_call_that_waits_for_a_whole_message_is_a_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls as slow as transfers are not what is promised."""
+    monkeypatch.setattr(Latency, "of", lambda _: Latency(count=1, median_ms=1.0))
+    status, _, told = run("interleaving", "--calls", "1")
+    assert status == 1
+    assert "PROBLEM: a call takes as long as a whole large message" in told
+
+
+def test_reports_for_people() -> None:
+    """Every figure that `--help` explains."""
+    latency = Latency.of([0.001, 0.002, 0.004])
+    shown = "2.00 ms median, 4.00 ms p99, 4.00 ms worst"
+    mesh = Converged(nodes=3, pairs=3, seconds=1.5, dials=6, established=4, connections=3, calls=latency).report()
+    assert "3 nodes, 3 pairs: converged in 1.50 s" in mesh
+    assert "6  (2.00 per pair)" in mesh
+    crossing = Crossing(rounds=5, seconds=1, connect=latency, dials=9, crossed=4, won=3, problems=["odd"]).report()
+    assert "5 rounds in 1.00 s: 1 PROBLEMS" in crossing
+    assert "4  (the dial of alpha@localhost won 3 rounds)" in crossing
+    flood = Flooded(crowd=60, seconds=1, quiet=latency, flooded=latency, accepted=70, shed=5).report()
+    assert "60 clients for 1 s: every honest peer gets in" in flood
+    assert "70, 5 shed" in flood
+    interleaving = Interleaved(idle=latency, busy=latency, transfer=Latency()).report()
+    assert "1.0 times idle" in interleaving
+    assert "transfer  none" in interleaving
+    assert all(shown in text for text in (mesh, crossing, flood, interleaving))

@@ -1,88 +1,64 @@
-"""The command that rotates in two processes while they talk: benchmarks/stress/rotation.py, for seconds."""
+"""The stress program that rotates in two processes while they talk, for seconds, and that it would notice."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
 
-import trionode
+from benchmarks.stress.command import main
+from benchmarks.stress.rotation.both import END, Tally, numbered, receive_numbered
+from benchmarks.stress.rotation.program import Rotated
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
-COMMAND = Path(__file__).parents[3] / "benchmarks" / "stress" / "rotation.py"
+    from trionode import ServiceChannel
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it, as a user does."""
-    return subprocess.run(
-        [sys.executable, str(COMMAND), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(trionode.__file__).parents[1])},
-    )
-
-
-@pytest.fixture(scope="module")
-def command() -> ModuleType:
-    """The command as a module."""
-    spec = importlib.util.spec_from_file_location("rotation_command", COMMAND)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_nothing_is_lost_and_nothing_stale() -> None:
+def test_nothing_is_lost_and_nothing_stale(capsys: pytest.CaptureFixture[str]) -> None:
     """Steady traffic both ways, a rotation every 100 ms on both sides: everything arrives, every dial is up to date."""
-    finished = run("--quick", "--json")
-    assert finished.returncode == 0, finished.stderr
-    [line] = finished.stdout.splitlines()
+    status = main(["rotation", "--quick", "--json"])
+    told = capsys.readouterr()
+    [line] = told.out.splitlines()
     result: dict[str, Any] = json.loads(line)
-    assert result["ok"] is True
-    assert result["problems"] == []
+    assert (status, result["problems"]) == (0, [])
     assert result["failed_connects"] == result["stale"] == 0
     assert min(result["rotations"]) >= 5
     assert min(result["hand_overs"]) >= 5
     assert result["connects"] >= 3
-    assert result["messages"] > 500
+    assert result["messages"] > 100
     assert result["calls"] > 10
+    assert "rotation: " in told.err
 
 
-def test_report_for_people() -> None:
-    """Without --json there is a table on standard output; progress is on standard error, apart from it."""
-    finished = run("--seconds", "1", "--channels", "3")
-    assert finished.returncode == 0, finished.stderr
-    assert "nothing lost, nothing stale" in finished.stdout
-    assert "hand-overs" in finished.stdout
-    assert "rotation: " in finished.stderr
-    assert "PROBLEM" not in finished.stderr + finished.stdout
+def rotated(**figures: Any) -> Rotated:
+    """A result that was good."""
+    return Rotated(**{"channels": 2, "seconds": 1.0, "connects": 3, **figures})
 
 
-@pytest.mark.parametrize("arguments", [["--seconds", "0"], ["--channels", "0"], ["--channels", "many"]])
-def test_arguments_that_make_no_sense(arguments: list[str]) -> None:
-    """They are refused, with a word about why."""
-    finished = run(*arguments)
-    assert finished.returncode == 2
-    assert "error:" in finished.stderr
+def tally(**counted: Any) -> Tally:
+    """What one process counted in it."""
+    return Tally(**{"messages": 7, "sent": 7, "calls": 5, "rotations": 9, "hand_overs": 8, "lags": [0, 2], **counted})
 
 
-def test_help_says_what_it_shows() -> None:
-    """`--help` explains every figure."""
-    text = run("--help").stdout
-    assert all(word in text for word in ("messages", "hand-overs", "lag", "stale", "--seconds", "--quick"))
+def test_both_tallies_make_a_result() -> None:
+    """What both counted is in it, and what one lost."""
+    result = rotated()
+    result.add(tally(), tally(rotations=11))
+    assert result.ok
+    assert (result.messages, result.calls, result.rotations) == (14, 10, [9, 11])
+    assert (result.lag_median, result.lag_worst) == (1, 2)
+    text = result.report()
+    assert "1.0 s, 2 channels: nothing lost, nothing stale" in text
+    assert "9 here, 11 there" in text
+    result = rotated(connects=0)
+    result.add(tally(sent=8), tally(problems=["odd"]))
+    assert result.problems == [
+        "8 messages were sent on the way there, 7 came",
+        "not everything that was to happen has happened; give it more time",
+        "beta: odd",
+    ]
 
 
 class Script:
@@ -103,10 +79,10 @@ class Script:
 
 
 @pytest.mark.parametrize("way", ["lost", "doubled", "reordered", "wrong", "cut", "miscounted"])
-async def test_it_would_notice(command: ModuleType, way: str) -> None:
+async def test_it_would_notice(way: str) -> None:
     """What it looks for it finds: a message that is lost, doubled, out of order or wrong, an end that is missing."""
-    messages = [command.numbered(1, number) for number in range(40)]
-    end = command.END + len(messages).to_bytes(8, "big")
+    messages = [numbered(1, number) for number in range(40)]
+    end = END + len(messages).to_bytes(8, "big")
     if way == "lost":
         del messages[13]
     elif way == "doubled":
@@ -116,16 +92,17 @@ async def test_it_would_notice(command: ModuleType, way: str) -> None:
     elif way == "wrong":
         messages[15] = bytes(len(messages[15]))
     script = messages if way == "cut" else [*messages[: 39 if way == "miscounted" else None], end]
-    tally = command.Tally()
+    counted = Tally()
     with pytest.raises(AssertionError) if way not in ("cut", "miscounted") else trio.CancelScope():
-        await command.receive_numbered(Script(script), 1, tally)
-    assert len(tally.problems) == 1
+        await receive_numbered(cast("ServiceChannel", Script(script)), 1, counted)
+    assert len(counted.problems) == 1
 
 
-async def test_it_is_content_with_what_is_right(command: ModuleType) -> None:
+async def test_it_is_content_with_what_is_right() -> None:
     """Every message in order, and the right number of them at the end: no problem."""
-    messages = [command.numbered(1, number) for number in range(40)]
-    tally = command.Tally()
-    await command.receive_numbered(Script([*messages, command.END + (40).to_bytes(8, "big")]), 1, tally)
-    assert tally.problems == []
-    assert (tally.messages, tally.bytes) == (40, sum(map(len, messages)))
+    messages = [numbered(1, number) for number in range(40)]
+    counted = Tally()
+    script = Script([*messages, END + (40).to_bytes(8, "big")])
+    await receive_numbered(cast("ServiceChannel", script), 1, counted)
+    assert counted.problems == []
+    assert (counted.messages, counted.bytes) == (40, sum(map(len, messages)))

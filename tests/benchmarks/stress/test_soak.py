@@ -1,52 +1,40 @@
-"""The soak: benchmarks/stress/soak for seconds, and that it would notice what it looks for."""
+"""The soak for seconds, and that it would notice what it looks for."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 import trionode
-from benchmarks.stress.soak import chart, command as soak, ledger, talk
+from benchmarks import child
+from benchmarks.stress.command import main
+from benchmarks.stress.soak import chart, ledger, program, talk
 from benchmarks.stress.soak.ledger import End, Ledger, Note, Role
+from benchmarks.stress.soak.result import Sample, Soaked
 from benchmarks.stress.soak.talk import Heard, Plan, TruncatedError, converse, end_of, message
+from benchmarks.stress.soak.verdict import trend, unexpected
 from benchmarks.stress.soak.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(trionode.__file__).parents[1])}
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it, as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", soak.__name__, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-        env=ENVIRONMENT,
-    )
+    from pathlib import Path
 
 
-def test_nothing_is_lost_in_silence() -> None:
+def test_nothing_is_lost_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     """Three nodes, with kills, stops, partitions, rotations of certificates and CAs: everything is accounted for."""
-    finished = run("--quick", "--json")
-    assert finished.returncode == 0, finished.stderr
-    [line] = finished.stdout.splitlines()
+    status = main(["soak", "--quick", "--json"])
+    told = capsys.readouterr()
+    [line] = told.out.splitlines()
     result: dict[str, Any] = json.loads(line)
-    assert result["ok"] is True
-    assert result["problems"] == []
+    assert (status, result["problems"]) == (0, []), told.err
     assert result["sent"] == result["delivered"] + sum(result["lost_reported"].values())
     assert result["lost_silently"] == result["doubled"] == result["reordered"] == result["corrupt"] == 0
     assert result["delivered"] > 100
@@ -54,33 +42,16 @@ def test_nothing_is_lost_in_silence() -> None:
     assert result["calls"]["complete"] > 1
     assert len(result["happened"]) > 2
     assert result["samples"]
-    assert "soak: seed" in finished.stderr
-
-
-@pytest.mark.parametrize("arguments", [["--seconds", "0"], ["--nodes", "1"], ["--rate", "0"], ["--seed", "many"]])
-def test_arguments_that_make_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """They are refused, with a word about why."""
-    with pytest.raises(SystemExit) as caught:
-        soak.parse(arguments)
-    assert caught.value.code == 2
-    assert "error:" in capsys.readouterr().err
-
-
-def test_help_says_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` says what happens, what has to hold, and what the figures mean."""
-    with pytest.raises(SystemExit):
-        soak.parse(["--help"])
-    printed = capsys.readouterr().out
-    assert all(word in printed for word in ("SIGKILL", "exit", "reordered", "descriptors", "examples:", "--chart"))
+    assert f"soak: seed {result['seed']}" in told.err
 
 
 def test_without_matplotlib_a_chart_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not after an hour."""
-    monkeypatch.setattr(chart, "unavailable", lambda: "there is nothing to draw with")
+    monkeypatch.setattr(program, "not_installed", lambda _: "there is nothing to draw with")
     with pytest.raises(SystemExit):
-        soak.parse(["--chart", "out.svg"])
+        main(["soak", "--chart", "out.svg"])
     assert "there is nothing to draw with" in capsys.readouterr().err
 
 
@@ -170,7 +141,7 @@ def test_it_would_notice(notes: list[Note], problem: str, silently: int) -> None
 def test_notes_survive_their_process(tmp_path: Path) -> None:
     """Killed in the middle, a process leaves what it had noted."""
     file = tmp_path / "notes"
-    program = (
+    script = (
         "import os, signal, sys, pathlib\n"
         "from benchmarks.stress.soak.ledger import *\n"
         "ledger = Ledger(pathlib.Path(sys.argv[1]), 10)\n"
@@ -179,7 +150,7 @@ def test_notes_survive_their_process(tmp_path: Path) -> None:
         "other.end(End.BROKEN); other.end(End.COMPLETE)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(file)], timeout=30, check=False, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", script, file], timeout=30, check=False, env=child.environment())
     assert done.returncode == -signal.SIGKILL
     assert list(ledger.read(file, killed=True)) == [
         Note(
@@ -397,10 +368,10 @@ async def test_a_wire_that_is_stalled(wire: Wire) -> None:
 # The verdict --------------------------------------------------------------------------------------------------------
 
 
-def memory(*figures: float, every: float = 10) -> list[soak.Sample]:
+def memory(*figures: float, every: float = 10) -> list[Sample]:
     """Samples of one process."""
     return [
-        soak.Sample(at=number * every, node=0, incarnation=0, memory=figure, descriptors=10)
+        Sample(at=number * every, node=0, incarnation=0, memory=figure, descriptors=10)
         for number, figure in enumerate(figures)
     ]
 
@@ -417,7 +388,7 @@ def memory(*figures: float, every: float = 10) -> list[soak.Sample]:
 )
 def test_memory_that_grows_is_a_problem(figures: list[float], verdict: str) -> None:
     """A trend is, warming up and coming and going are not."""
-    found, problems = soak.trend(memory(*figures))
+    found, problems = trend(memory(*figures))
     assert str(found["verdict"]).startswith(verdict)
     assert bool(problems) is (verdict == "grows")
 
@@ -436,20 +407,18 @@ def test_memory_that_grows_is_a_problem(figures: list[float], verdict: str) -> N
 )
 def test_handshakes_that_no_fault_explains_are_a_problem(outcome: str, expected: bool) -> None:
     """Certificates are never the reason."""
-    assert bool(list(soak.unexpected({"handshakes": {outcome: 3}}))) is not expected
+    assert bool(list(unexpected({"handshakes": {outcome: 3}}))) is not expected
 
 
 def test_connections_that_no_fault_ends_are_a_problem() -> None:
     """A broken rule is one, a lost connection is none."""
-    assert list(soak.unexpected({"ends": {"lost": 3, "protocol_error": 1}})) == [
-        "1 connections ended with protocol_error"
-    ]
+    assert list(unexpected({"ends": {"lost": 3, "protocol_error": 1}})) == ["1 connections ended with protocol_error"]
 
 
 @pytest.fixture
-def result() -> soak.Result:
+def result() -> Soaked:
     """One that was not perfect."""
-    return soak.Result(
+    return Soaked(
         seconds=60.0,
         nodes=2,
         seed=7,
@@ -467,18 +436,18 @@ def result() -> soak.Result:
     )
 
 
-def test_report_for_people(result: soak.Result) -> None:
+def test_report_for_people(result: Soaked) -> None:
     """What was lost, and how, in plain words."""
-    text = soak.report(result)
+    text = result.report()
     assert "100 sent = 90 delivered + 9 lost with a word (broken 9) + 1 silently" in text
     assert "1 PROBLEMS" in text
     assert "dial succeeded 4" in text
     assert "before mib 60.0" in text
-    result.ok = True
-    assert "everything is accounted for" in soak.report(result)
+    result.problems.clear()
+    assert "everything is accounted for" in result.report()
 
 
-def test_a_chart_is_drawn(result: soak.Result, tmp_path: Path) -> None:
+def test_a_chart_is_drawn(result: Soaked, tmp_path: Path) -> None:
     """Messages, memory and descriptors over time, with what happened."""
     pytest.importorskip("matplotlib")
     chart.draw(result, tmp_path / "chart.svg")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.stress.fuzz`."""
+"""`python -m benchmarks.stress`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,169 @@
+"""Peers are what they claim to be: as strict as each other, and they do what they are asked."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from contextlib import closing
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from benchmarks.suite.arena import GRPC, NAIVE, NOWAIT, NOWAIT_BOTH, OURS, PEERS
+from benchmarks.suite.credentials import ADDRESS, HOST, Credentials
+from benchmarks.suite.peers import load
+from benchmarks.suite.worker import other_end
+from trionode import PeerUnverifiedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
+    """Certificates as in a run."""
+    return Credentials.create(tmp_path_factory.mktemp("credentials"))
+
+
+#: What a web socket begins with.
+UPGRADE = (
+    f"GET / HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+).encode()
+
+#: Variants of ours have one and the same server.
+SERVERS = [title for title in PEERS if title not in {NOWAIT, NOWAIT_BOTH}]
+
+
+@pytest.mark.parametrize("title", SERVERS)
+def test_a_peer_is_as_strict_as_the_others(title: str, credentials: Credentials) -> None:
+    """What is compared is alike: TLS 1.3, no session resumed, nobody let in without a certificate."""
+    with other_end(module_of(title), credentials.directory) as server:
+        context = offering(credentials.stdlib("client"))
+        with closing(handshake(server.ports[0], context)) as first:
+            assert first.version() == "TLSv1.3"
+            what_comes(first)  # tickets, if there are any, come with the first data
+            session = first.session
+        with closing(handshake(server.ports[0], context, session)) as second:
+            # gRPC's server would. Its client offers none: see below.
+            assert second.session_reused is (title == GRPC)
+        anonymous = ssl.create_default_context(cafile=credentials.ca)
+        with closing(handshake(server.ports[0], offering(anonymous))) as refused:
+            # Under TLS 1.3 a client learns of it when it reads. Trio drops the alert: what is left is the end of the
+            # stream, or, from trio-websocket, which does not close it, silence. Whoever is let in is answered.
+            allowed = ["alert", "end"] if title != "trio-websocket" else ["silence"]
+            with contextlib.suppress(OSError):
+                refused.sendall(UPGRADE if "websocket" in title else b"E")
+            assert what_comes(refused) in allowed
+
+
+def test_a_grpc_client_offers_no_session(credentials: Credentials) -> None:
+    """A server that gives tickets and would resume, as a client that offers one shows, never gets one offered."""
+    peer = load(module_of(GRPC), credentials)
+    resumed: list[bool] = []
+    context = credentials.stdlib("server")
+    context.num_tickets = 2
+    context.set_alpn_protocols(["h2"])
+
+    def serve_one(raw: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(raw, server_side=True) as tls:
+            resumed.append(bool(tls.session_reused))
+            tls.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # an empty SETTINGS frame: a client is ready once it has it
+            while tls.recv(1000):
+                pass
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve_one, args=[listener.accept()[0]], daemon=True).start()
+
+    with socket.create_server((ADDRESS, 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        port = listener.getsockname()[1]
+
+        async def dial_three_times() -> None:
+            async with peer.client([port]) as client:
+                for _ in range(3):
+                    async with client.dial() as session:
+                        await session.settle()
+
+        peer.run(dial_three_times)
+        assert resumed == [False] * 3
+        client_context = credentials.stdlib("client")
+        with closing(handshake(port, client_context)) as first:
+            first.recv(9)
+            offered = first.session
+        with closing(handshake(port, client_context, offered)) as second:
+            assert second.session_reused
+        listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
+
+
+def module_of(title: str) -> str:
+    """A peer's module, where what it needs is installed."""
+    module, needs = PEERS[title]
+    if not all(map(find_spec, needs)):
+        pytest.skip(f"{needs} not installed")
+    return module
+
+
+def offering(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The protocols of all peers."""
+    context.set_alpn_protocols(["trionode/1", "h2", "http/1.1"])
+    return context
+
+
+def what_comes(tls: ssl.SSLSocket) -> str:
+    """What a client that says nothing hears first."""
+    tls.settimeout(0.5)
+    try:
+        return "data" if tls.recv(1) else "end"
+    except TimeoutError:
+        return "silence"
+    except (ssl.SSLError, ConnectionError):
+        return "alert"
+
+
+def handshake(port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
+    """A client of the standard library."""
+    raw = socket.create_connection((ADDRESS, port), timeout=10)
+    return context.wrap_socket(raw, server_hostname=HOST, session=session)
+
+
+@pytest.mark.parametrize("title", [OURS, NAIVE, "asyncio streams"])
+def test_a_peer_does_not_talk_to_whom_its_ca_does_not_know(
+    title: str, credentials: Credentials, tmp_path: Path
+) -> None:
+    """The dialling side verifies, too."""
+    module, _ = PEERS[title]
+    foreign = load(module, Credentials.create(tmp_path))
+
+    async def dial(port: int) -> None:
+        async with foreign.client([port]) as client, client.dial() as session:
+            await session.settle()
+
+    with (
+        other_end(module, credentials.directory) as server,
+        pytest.raises((ssl.SSLError, trio.BrokenResourceError, PeerUnverifiedError)),
+    ):
+        foreign.run(partial(dial, server.ports[0]))
+
+
+@pytest.mark.parametrize("title", [OURS, "trionode, nowait at both ends", NAIVE, "asyncio streams"])
+def test_a_peer_does_what_it_is_asked(title: str, credentials: Credentials) -> None:
+    """A call comes back as it was; messages are counted to the last."""
+    peer = load(PEERS[title][0], credentials)
+
+    async def talk() -> None:
+        async with peer.serve() as ports, peer.client(ports) as client:
+            async with client.dial() as session:
+                await session.settle()
+                assert await session.call(b"x" * 70_000) == b"x" * 70_000
+            async with client.dial() as session:
+                await session.pour(b"y" * 100, 1000)
+
+    peer.run(talk)
