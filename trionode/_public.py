@@ -111,7 +111,12 @@ from ._node.statistics import (
 )
 from ._node.status_socket import serve_status as serve_status
 from ._node.typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service
-from ._streams import open_tls_stream as open_tls_stream, serve_tls as serve_tls
+from ._streams.client import open_tls_stream as open_tls_stream, wrap_client_stream as wrap_client_stream
+from ._streams.server import (
+    serve_tls as serve_tls,
+    serve_tls_listeners as serve_tls_listeners,
+    wrap_server_stream as wrap_server_stream,
+)
 from ._tls.contexts import TLSContexts as TLSContexts
 from ._tls.stream import TLSStream as TLSStream
 from ._transport.interfaces import Listener as Listener, Transport as Transport

@@ -155,9 +155,8 @@ async def test_honest_peers_get_through_silence(
             assert (statistics.established, statistics.handshaking) == (3, 4)
 
 
-async def test_streams_without_nodes_have_places_too(manager: ManagerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_without_nodes_have_places_too(manager: ManagerFactory) -> None:
     """`serve_tls` caps its handshakes as nodes do."""
-    monkeypatch.setattr("trionode._streams.Admission", lambda: Admission(limit=2, per_address=2))
     certs = manager("alpha@localhost")
 
     async def greet(stream: TLSStream) -> None:
@@ -165,7 +164,17 @@ async def test_streams_without_nodes_have_places_too(manager: ManagerFactory, mo
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            [listener] = await nursery.start(partial(serve_tls, greet, 0, host="127.0.0.1", cert_manager=certs))
+            [listener] = await nursery.start(
+                partial(
+                    serve_tls,
+                    greet,
+                    0,
+                    host="127.0.0.1",
+                    cert_manager=certs,
+                    max_handshakes=2,
+                    max_handshakes_per_address=2,
+                )
+            )
             port = listener.socket.getsockname()[1]
             silent = [await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port)) for _ in range(5)]
             async with await open_tls_stream("127.0.0.1", port, cert_manager=certs, server_name="localhost") as stream:

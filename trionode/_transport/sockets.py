@@ -38,13 +38,15 @@ _buffer: Final = trio.lowlevel.RunVar[memoryview]("trionode.read_buffer")
 
 
 def address_of(transport: trio.abc.Stream) -> Address | None:
-    """The peer's (host, port): the transport's `peer_address`, or of a socket what it still knows."""
+    """The peer's (host, port): the transport's `peer_address`, or of a TCP socket what it still knows."""
     if not isinstance(transport, trio.SocketStream):
         address: Address | None = getattr(transport, "peer_address", None)
         return address
+    if transport.socket.family not in (trio.socket.AF_INET, trio.socket.AF_INET6):
+        return None
     try:
         host, port, *_ = transport.socket.getpeername()
-    except (OSError, ValueError):
+    except OSError:
         return None
     return host, port
 

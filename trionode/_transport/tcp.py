@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .interfaces import Listener
 
 _log = Log("trionode.acceptor")
+
+S = TypeVar("S", bound=trio.abc.Stream)
 
 #: How long an accept loop pauses after an error (descriptors or memory exhausted, mostly). Seconds.
 ACCEPT_PAUSE: Final = 0.1
@@ -119,6 +121,33 @@ async def _listen_on_all(hosts: Sequence[tuple[int, str]], port: int, *, only_lo
     return listeners
 
 
+async def accept_patiently(listener: trio.abc.Listener[S], where: str) -> S:
+    """The next connection, whatever goes wrong meanwhile.
+
+    An accept error (EMFILE, ECONNABORTED, anything) is logged, once for a streak of them, and paused after.
+
+    Args:
+        listener: a socket's, or another of Trio's kind.
+        where: it listens, for the log.
+
+    Raises:
+        trio.ClosedResourceError: the listener was closed.
+    """
+    failing = False
+    while True:
+        try:
+            stream = await listener.accept()
+        except OSError as exc:
+            if not failing:
+                _log.error("accept on %s failed, trying again: %s", where, exc)
+            failing = True
+            await trio.sleep(ACCEPT_PAUSE)
+        else:
+            if failing:
+                _log.warning("accept on %s works again", where)
+            return stream
+
+
 @final
 class TCPListener:
     """A listening socket whose `accept` nothing can end that a peer or the system does.
@@ -133,26 +162,12 @@ class TCPListener:
         self.address: Address = host, port
 
     async def accept(self) -> trio.SocketStream:
-        """The next connection.
-
-        An accept error (EMFILE, ECONNABORTED, anything) is logged, once for a streak of them, and paused after.
+        """The next connection; see `accept_patiently`.
 
         Raises:
             trio.ClosedResourceError: the listener was closed.
         """
-        failing = False
-        while True:
-            try:
-                stream = await self._listener.accept()
-            except OSError as exc:
-                if not failing:
-                    _log.error("accept on %s failed, trying again: %s", place(self.address), exc)
-                failing = True
-                await trio.sleep(ACCEPT_PAUSE)
-            else:
-                if failing:
-                    _log.warning("accept on %s works again", place(self.address))
-                return stream
+        return await accept_patiently(self._listener, place(self.address))
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

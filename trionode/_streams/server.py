@@ -1,0 +1,309 @@
+"""The accepting side: TLS on a port, on any listeners, or over a stream that was accepted already.
+
+Theory. A server's accept loops live in the function that serves, its connections in a nursery of handlers: its own, or
+one that the caller gives and that outlives it. So closing the listeners ends accepting, and nothing else. Each
+connection has a task from the accept on, which takes contexts of its own; admission bounds how many handshakes are
+under way. The managers are in use from before the first listener is opened until the last of accept loops and handlers
+is done.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+import trio
+
+from trionode._errors import HandshakeError, HandshakeReason
+from trionode._handshake.accept import accept_tls
+from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, Admission
+from trionode._identity.names import canonical_host
+from trionode._managers.manager import publisher_of
+from trionode._transport.interfaces import Listener
+from trionode._transport.sockets import address_of
+from trionode._transport.tcp import accept_patiently, open_listeners
+from trionode._util.log import Log
+from trionode._util.rate_limited_log import FloodGate
+
+from .arguments import check_port, protocols
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from trionode._managers.manager import CertManager
+    from trionode._tls.stream import TLSStream
+
+_log: Final = Log("trionode.acceptor")
+
+#: Where streams come in: Trio's own listeners, or those of a `Transport`.
+AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream] | Listener
+
+
+async def serve_tls(
+    handler: Callable[[TLSStream], Awaitable[object]],
+    port: int,
+    *,
+    cert_manager: CertManager,
+    host: str | None = None,
+    alpn: Sequence[str] = (),
+    handshake_timeout: float = 10,
+    max_handshakes: int = MAX_HANDSHAKES,
+    max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve TLS on a TCP port, as `trio.serve_tcp` serves plain TCP; each handshake takes the manager's contexts.
+
+    Each connection has a task of its own from the accept on; its stream is closed when the handler returns. A failed
+    handshake is logged and ends only that connection; an exception in a handler propagates, as with `trio.serve_tcp`.
+
+    Ends when its listeners are closed, normally, once the handlers in a nursery of its own are done: close them, wait,
+    and cancel what has not ended by then is a graceful stop. Cancelled, it closes the listeners, and ends the handlers
+    in its own nursery.
+
+    Args:
+        handler: called with each stream whose handshake is done.
+        port: to listen on; 0 draws a free one, the same for IPv4 and IPv6.
+        cert_manager: in use until this has returned, and the last handler has.
+        host: name or address to listen on; None for all interfaces.
+        alpn: protocols in order of preference; a client that offers only others is refused.
+        handshake_timeout: from the accept to the end of the handshake, seconds.
+        max_handshakes: handshakes under way at once. Of more, the oldest of those that have come least far are ended.
+        max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
+        handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
+        task_status: `started()` gets the list of listeners.
+
+    Raises:
+        CertificateError: the manager's key pair is unusable for a server.
+        ListenError: the port cannot be had.
+        ValueError: `host`, `port`, `alpn` or a limit cannot be one.
+    """
+    host = None if host is None else canonical_host(host)
+    check_port(port, lowest=0)
+    server = TLSServer(
+        handler,
+        cert_manager,
+        alpn=protocols(alpn),
+        handshake_timeout=handshake_timeout,
+        admission=_admission(max_handshakes, max_handshakes_per_address),
+    )
+    with server.in_use():
+        listeners = await open_listeners(host, port)
+        await server.run(listeners, handler_nursery, lambda: task_status.started(listeners))
+
+
+async def serve_tls_listeners(
+    handler: Callable[[TLSStream], Awaitable[object]],
+    listeners: Sequence[AnyListener],
+    *,
+    cert_manager: CertManager,
+    alpn: Sequence[str] = (),
+    handshake_timeout: float = 10,
+    max_handshakes: int = MAX_HANDSHAKES,
+    max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[Sequence[AnyListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve TLS on any listeners, as `trio.serve_listeners` serves plain streams; otherwise as `serve_tls`.
+
+    Owns the listeners: they are closed when it ends, however it ends.
+
+    Args:
+        handler: called with each stream whose handshake is done.
+        listeners: `trio.abc.Listener`s (sockets that were given, UNIX sockets), or those of a `Transport` (the memory
+            network's).
+        cert_manager: in use until this has returned, and the last handler has.
+        alpn: protocols in order of preference; a client that offers only others is refused.
+        handshake_timeout: from the accept to the end of the handshake, seconds.
+        max_handshakes: handshakes under way at once. Of more, the oldest of those that have come least far are ended.
+        max_handshakes_per_address: of these, from one source address; all that have none count as one.
+        handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
+        task_status: `started()` gets the listeners.
+
+    Raises:
+        CertificateError: the manager's key pair is unusable for a server.
+        ValueError: there is no listener, or `alpn` or a limit cannot be one.
+    """
+    try:
+        if not listeners:
+            msg = "there is nothing to serve on: give at least one listener"
+            raise ValueError(msg)
+        server = TLSServer(
+            handler,
+            cert_manager,
+            alpn=protocols(alpn),
+            handshake_timeout=handshake_timeout,
+            admission=_admission(max_handshakes, max_handshakes_per_address),
+        )
+        with server.in_use():
+            await server.run(listeners, handler_nursery, lambda: task_status.started(listeners))
+    finally:
+        await _close_all(listeners)
+
+
+async def wrap_server_stream(
+    stream: trio.abc.Stream,
+    *,
+    cert_manager: CertManager,
+    alpn: Sequence[str] = (),
+    handshake_timeout: float = 10,
+) -> TLSStream:
+    """TLS to a client over a stream that was accepted already; the handshake is done when this returns.
+
+    Owns the stream: it is closed with the `TLSStream` that this returns, and at once where the handshake fails or is
+    cancelled, or an argument is refused.
+
+    Args:
+        stream: accepted, with nothing of TLS sent or received yet.
+        cert_manager: in use during the handshake.
+        alpn: protocols in order of preference; a client that offers only others is refused.
+        handshake_timeout: from the call to the end of the handshake, seconds.
+
+    Raises:
+        HandshakeError: it failed; see its subclasses for how.
+        CertificateError: the manager's key pair is unusable for a server.
+        ValueError: `alpn` cannot be one.
+    """
+    try:
+        spoken = protocols(alpn)
+        with publisher_of(cert_manager).use(as_server=True):
+            return await accept_tls(stream, cert_manager.contexts, alpn=spoken, handshake_timeout=handshake_timeout)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+@final
+class TLSServer:
+    """What accept loops and handlers of one server share."""
+
+    def __init__(
+        self,
+        handler: Callable[[TLSStream], Awaitable[object]],
+        cert_manager: CertManager,
+        *,
+        alpn: tuple[str, ...],
+        handshake_timeout: float,
+        admission: Admission,
+    ) -> None:
+        self._handler = handler
+        self._manager = cert_manager
+        self._alpn = alpn
+        self._handshake_timeout = handshake_timeout
+        self._admission = admission
+        self._flood = FloodGate(_log, "handshakes refused")
+        self._uses = ExitStack()
+        self._holders = 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The manager is in use for the length of the block, and then as long as handlers run.
+
+        Raises:
+            CertificateError: its key pair is unusable for a server.
+        """
+        self._uses.enter_context(publisher_of(self._manager).use(as_server=True))
+        self._hold()
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _hold(self) -> None:
+        self._holders += 1
+
+    def _release(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._flood.summarise()
+            self._uses.close()
+
+    async def run(
+        self, listeners: Sequence[AnyListener], handler_nursery: trio.Nursery | None, started: Callable[[], None]
+    ) -> None:
+        """Accept until the listeners are closed, or this is cancelled; then close them."""
+        try:
+            async with trio.open_nursery() as nursery:
+                handlers = nursery if handler_nursery is None else handler_nursery
+                for listener in listeners:
+                    nursery.start_soon(self._accept_from, listener, handlers)
+                started()
+        finally:
+            await _close_all(listeners)
+
+    async def _accept_from(self, listener: AnyListener, handlers: trio.Nursery) -> None:
+        shown = _shown(listener)
+        while True:
+            try:
+                if isinstance(listener, trio.abc.Listener):
+                    transport = await accept_patiently(listener, shown)
+                else:
+                    transport = await listener.accept()
+            except trio.ClosedResourceError:
+                return
+            self._hold()  # here: the task begins later
+            try:
+                handlers.start_soon(self._handle, transport, shown, name=f"a TLS connection on {shown}")
+            except BaseException:  # the caller's nursery may be closed
+                self._release()
+                await trio.aclose_forcefully(transport)
+                raise
+
+    async def _handle(self, transport: trio.abc.Stream, where: str) -> None:
+        try:
+            stream = await self._shake_hands(transport, where)
+            if stream is not None:
+                async with stream:
+                    await self._handler(stream)
+        finally:
+            self._release()
+
+    async def _shake_hands(self, transport: trio.abc.Stream, where: str) -> TLSStream | None:
+        try:
+            with self._admission.admitted(address_of(transport)) as ticket:
+                return await accept_tls(
+                    transport,
+                    self._manager.contexts,
+                    alpn=self._alpn,
+                    handshake_timeout=self._handshake_timeout,
+                    ticket=ticket,
+                )
+        except HandshakeError as exc:
+            if exc.reason == HandshakeReason.SILENT:
+                _log.debug("handshake on %s: %s", where, exc)
+            else:
+                self._flood.warning("handshake refused on %s: %s", where, exc)
+        except Exception:  # noqa: BLE001 -- logged in full; not a peer's fault but ours, and it costs one connection
+            _log.exception("a handshake on %s failed in an unexpected way", where)
+        return None
+
+
+def _admission(limit: int, per_address: int) -> Admission:
+    for name, value in (("max_handshakes", limit), ("max_handshakes_per_address", per_address)):
+        if value < 1:
+            msg = f"{name} is 1 at least, not {value}"
+            raise ValueError(msg)
+    return Admission(limit=limit, per_address=per_address)
+
+
+def _shown(listener: AnyListener) -> str:
+    """Where a listener listens, for people."""
+    if isinstance(listener, trio.SocketListener):
+        try:
+            name: object = listener.socket.getsockname()
+        except OSError:
+            return "a closed socket"
+        if isinstance(name, tuple):
+            return f"{name[0]} port {name[1]}"
+        return repr(name)
+    address = getattr(listener, "address", None)
+    return type(listener).__name__ if address is None else f"{address[0]} port {address[1]}"
+
+
+async def _close_all(listeners: Sequence[AnyListener]) -> None:
+    with trio.CancelScope(shield=True):  # a cancellation from outside would come out after the first
+        for listener in listeners:
+            if isinstance(listener, trio.abc.Listener):
+                await trio.aclose_forcefully(listener)
+            else:
+                listener.close()
