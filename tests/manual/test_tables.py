@@ -196,7 +196,7 @@ def test_every_event_is_in_the_table() -> None:
 def test_every_logger_is_in_the_table() -> None:
     """Those of the library; the command line's own is not one that programs see."""
     sources = [file for file in PACKAGE.rglob("*.py") if "cli" not in file.parts]
-    named = {name for file in sources for name in re.findall(r'getLogger\("([\w.]+)"\)', file.read_text("utf-8"))}
+    named = {name for file in sources for name in re.findall(r'\bLog\("([\w.]+)"\)', file.read_text("utf-8"))}
     assert first_column(section(read("events"), "Logs")) == named
 
 
