@@ -302,6 +302,7 @@ class PeerUnverifiedError(HandshakeError):
     Attributes:
         certificate: the certificate that was refused (where a path failed above the leaf, the one it failed at),
             or None if the peer sent none.
+        failed_at: the certificate of its chain at which the path failed, or None if no path did.
         wanted: what we needed to see (a name, a CA pool, a time), as text, or None.
         offered: what the peer's certificate offered instead, as text, or None.
     """
@@ -315,11 +316,13 @@ class PeerUnverifiedError(HandshakeError):
         address: Address | None = None,
         generation: int | None = None,
         certificate: x509.Certificate | None = None,
+        failed_at: x509.Certificate | None = None,
         wanted: str | None = None,
         offered: str | None = None,
     ) -> None:
         super().__init__(message, stage=stage, reason=reason, address=address, generation=generation)
         self.certificate = certificate
+        self.failed_at = failed_at
         self.wanted = wanted
         self.offered = offered
 

@@ -32,11 +32,7 @@ from trionode import (
     Route,
     open_node,
 )
-from trionode._tls.failures import (
-    AlertReceived,
-    Misbehaved,
-    Truncated,
-)
+from trionode._tls.failures import HandshakeErrors
 from trionode._tls.probe import Inspection
 from trionode.cli.diagnosis import (
     Target,
@@ -716,10 +712,10 @@ def test_every_alert_has_its_words(code: RejectionCode, world: World) -> None:
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
-        (AlertReceived("ssl/tls alert handshake failure"), "handshake_failure"),
-        (AlertReceived("tlsv1 alert protocol version"), "protocol_version"),
-        (Misbehaved("bad record type"), "not_tls"),
-        (Truncated("cut"), "closed"),
+        (HandshakeErrors().rejected_by_alert("handshake failure"), "handshake_failure"),
+        (HandshakeErrors().rejected_by_alert("protocol version"), "protocol_version"),
+        (HandshakeErrors().misbehaved("bad record type"), "not_tls"),
+        (HandshakeErrors().truncated("cut"), "closed"),
         (None, "silent"),
     ],
 )

@@ -28,6 +28,7 @@ from trionode import (
     ClientAuth,
     CRLPolicy,
     CRLSet,
+    HandshakeError,
     KeyPair,
     PeerRejectedError,
     PeerUnverifiedError,
@@ -41,12 +42,6 @@ from trionode._credentials.crl import STRICT, issued_lists
 from trionode._credentials.pem import MAX_CRL_BYTES
 from trionode._credentials.policy import TLSPolicy
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.failures import (
-    AlertReceived,
-    PeerRefused,
-    Refusal,
-    TLSFailure,
-)
 from trionode._tls.verification import TrustCheck
 
 if TYPE_CHECKING:
@@ -351,24 +346,26 @@ class Ending:
     """How an in-memory handshake ended on either side: None is success."""
 
     def __init__(self, server: TLSSession, client: TLSSession) -> None:
-        self.server = self.client = cast("TLSFailure | None", None)
+        self.server = self.client = cast("HandshakeError | None", None)
         for _ in range(4):
             self.client = self.client or self._step(client, server)
             self.server = self.server or self._step(server, client)
 
     @staticmethod
-    def _step(session: TLSSession, peer: TLSSession) -> TLSFailure | None:
+    def _step(session: TLSSession, peer: TLSSession) -> HandshakeError | None:
         try:
             if session.handshake():
                 session.decrypt(1)
-        except TLSFailure as failure:
+        except HandshakeError as failure:
             return failure
         finally:
             peer.feed(session.outgoing())
         return None
 
 
-def judge_in_handshake(key_pair: KeyPair, policy: TLSPolicy, *, accepting: bool) -> tuple[Refusal | None, Ending]:
+def judge_in_handshake(
+    key_pair: KeyPair, policy: TLSPolicy, *, accepting: bool
+) -> tuple[PeerUnverifiedError | None, Ending]:
     """What a side with a policy says of a peer with a key pair, and how the handshake ended."""
     ours = TLSContexts.build(1, key_pair, replace(policy, client_auth=MUTUAL))
     # The peer asks nothing of us: it trusts our leaf, and has no lists.
@@ -379,8 +376,8 @@ def judge_in_handshake(key_pair: KeyPair, policy: TLSPolicy, *, accepting: bool)
     failure = ending.server if accepting else ending.client
     if failure is None:
         return None, ending
-    assert isinstance(failure, PeerRefused), failure
-    return failure.refusal, ending
+    assert isinstance(failure, PeerUnverifiedError), failure
+    return failure, ending
 
 
 def both(pool: CAPool, crls: CRLSet | None, policy: CRLPolicy = STRICT) -> TLSPolicy:
@@ -399,10 +396,10 @@ def test_a_revoked_peer_is_refused(world: World, accepting: bool) -> None:
     assert refusal.reason is UnverifiedReason.REVOKED
     assert refusal.certificate == world.bad.certificate
     revocation = world.listed.listed(world.bad.certificate)
-    assert f"has been revoked: {revocation}. The peer needs a new one" in refusal.text
+    assert f"has been revoked: {revocation}. The peer needs a new one" in str(refusal)
     assert refusal.offered == str(revocation)
     told = ending.client if accepting else ending.server
-    assert isinstance(told, AlertReceived)
+    assert isinstance(told, PeerRejectedError)
     assert told.code is RejectionCode.CERTIFICATE_REVOKED
 
 
@@ -434,11 +431,11 @@ def test_unknown_status_fails_closed(
     refusal, ending = judge_in_handshake(world.good, policy, accepting=accepting)
     assert refusal is not None
     assert refusal.reason is UnverifiedReason.REVOCATION_UNKNOWN
-    assert words in refusal.text
-    assert "rotate_trust()" in refusal.text
+    assert words in str(refusal)
+    assert "rotate_trust()" in str(refusal)
     assert refusal.wanted == "a current CRL of CN=the root"
     told = ending.client if accepting else ending.server
-    assert isinstance(told, AlertReceived)
+    assert isinstance(told, PeerRejectedError)
     assert told.code is alert
     for candidate in (CRLPolicy(allow_missing=True), CRLPolicy(allow_expired=True)):
         refusal, _ = judge_in_handshake(world.good, replace(policy, crl_policy=candidate), accepting=accepting)
@@ -452,7 +449,7 @@ def test_an_expired_list_still_revokes(world: World, accepting: bool) -> None:
     refusal, _ = judge_in_handshake(world.bad, policy, accepting=accepting)
     assert refusal is not None
     assert refusal.reason is UnverifiedReason.REVOKED
-    assert "keyCompromise" in refusal.text
+    assert "keyCompromise" in str(refusal)
 
 
 @sides
@@ -477,8 +474,8 @@ def test_the_whole_chain_is_checked(authority: AuthorityFactory, accepting: bool
     refusal, _ = judge_in_handshake(leaf, both(root.pool, after), accepting=accepting)
     assert refusal is not None
     assert refusal.reason is UnverifiedReason.REVOKED
-    assert "certificate 2 of its chain" in refusal.text
-    assert "cACompromise" in refusal.text
+    assert "certificate 2 of its chain" in str(refusal)
+    assert "cACompromise" in str(refusal)
     only = CRLPolicy(leaf_only=True)
     assert judge_in_handshake(leaf, both(root.pool, after, only), accepting=accepting)[0] is None
     # The root's list is needed for the intermediate, and for nothing else.
@@ -611,7 +608,7 @@ def test_a_forged_list_outside_of_a_handshake(world: World) -> None:
     verdict = check.judge(world.good.chain)
     assert verdict is not None
     assert verdict.reason is UnverifiedReason.REVOCATION_UNKNOWN
-    assert "was not signed by it" in verdict.text
+    assert "was not signed by it" in str(verdict)
     both_lists = CRLSet([*world.forged, *world.listed])
     assert TrustCheck(both(world.root.pool, both_lists), accepting=True, dated=True).judge(world.good.chain) is None
 
@@ -640,7 +637,7 @@ def test_what_a_pinned_leaf_sends_along(world: World, accepting: bool) -> None:
     refusal, _ = judge_in_handshake(world.good_below, policy, accepting=accepting)
     assert refusal is not None
     assert refusal.reason is UnverifiedReason.REVOCATION_UNKNOWN
-    assert "certificate 2 of its chain" in refusal.text
+    assert "certificate 2 of its chain" in str(refusal)
     assert TrustCheck(policy, accepting=accepting, dated=True).judge(world.good_below.chain) is None
     listed = replace(policy, client_cas=CAPool(world.bad_below.chain[:1]), root_cas=CAPool(world.bad_below.chain[:1]))
     verdict = TrustCheck(listed, accepting=accepting, dated=True).judge(world.bad_below.chain)
@@ -661,7 +658,7 @@ def test_dates_count_where_they_are_asked_for(world: World) -> None:
     dated = TrustCheck(policy, accepting=True, dated=True).judge(world.good.chain)
     assert dated is not None
     assert dated.reason is UnverifiedReason.EXPIRED
-    assert dated.found == world.good.certificate
+    assert dated.failed_at == world.good.certificate
     assert TrustCheck(policy, accepting=True, dated=False).judge(world.good.chain) is None
 
 

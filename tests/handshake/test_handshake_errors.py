@@ -377,7 +377,9 @@ async def test_claimed_name_that_the_certificate_does_not_cover(
     assert isinstance(clashed.dialled, PeerRejectedError)
     assert clashed.dialled.presented == certs.key_pair.certificate
     assert_describes(clashed.dialled, certs.key_pair.certificate)
-    assert "it claims the node name 'alpha@localhost', which its certificate does not cover" in str(clashed.dialled)
+    assert "the dialer claims the node name 'alpha@localhost', which its certificate does not cover" in str(
+        clashed.dialled
+    )
 
 
 async def test_dialled_node_has_another_name(clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory) -> None:

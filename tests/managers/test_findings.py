@@ -25,6 +25,7 @@ from trionode import (
     CRLSet,
     Finding,
     FindingCode,
+    HandshakeError,
     KeyPair,
     NodeName,
     Severity,
@@ -35,7 +36,7 @@ from trionode._credentials.policy import TLSPolicy
 from trionode._managers.findings import CLOCK_SKEW, check_usable
 from trionode._managers.manager import publisher_of
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.failures import Misbehaved, TLSFailure
+from trionode._tls.failures import HandshakeErrors
 from trionode._tls.session import TLSSession
 from trionode.pki import CertificateAuthority
 
@@ -386,7 +387,7 @@ def test_a_key_that_openssl_does_not_take(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_handshake_that_breaks_off(ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong in it, it is told."""
-    failures: list[TLSFailure] = [Misbehaved("of its own accord")]
+    failures: list[HandshakeError] = [HandshakeErrors().misbehaved("of its own accord")]
 
     def handshake(_: TLSSession) -> bool:
         raise failures[0]

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from trionode import HandshakeError, PeerRejectedError, PeerUnverifiedError
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.policy import ClientAuth
@@ -31,11 +32,6 @@ from trionode._errors import (
 )
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.manager import CertManager, publisher_of
-from trionode._tls.failures import (
-    AlertReceived,
-    PeerRefused,
-    TLSFailure,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,7 +121,7 @@ class Ending:
 
     def __init__(self, server: TLSSession, client: TLSSession) -> None:
         self.server_session, self.client_session = server, client
-        self.server = self.client = cast("TLSFailure | None", None)
+        self.server = self.client = cast("HandshakeError | None", None)
 
     @property
     def verified(self) -> tuple[bool, bool]:
@@ -137,12 +133,12 @@ def shake_hands(server: TLSContexts, client: TLSContexts, *, reference: str = HO
     """A whole handshake in memory, and one byte each way, so that a client hears what its server thinks of it."""
     ending = Ending(server.server.session(), client.client.session(reference=reference))
 
-    def step(session: TLSSession, peer: TLSSession) -> TLSFailure | None:
+    def step(session: TLSSession, peer: TLSSession) -> HandshakeError | None:
         try:
             if session.handshake():
                 session.encrypt(b"x")
                 session.decrypt(1)
-        except TLSFailure as failure:
+        except HandshakeError as failure:
             return failure
         finally:
             peer.feed(session.outgoing())
@@ -819,11 +815,11 @@ def test_the_client_cas_take_effect(key_pairs: list[KeyPair]) -> None:
     ours, theirs, _ = key_pairs
     server, client = mutual(ours), mutual(theirs, trusts=ours)
     refused = shake_hands(current(server), current(client)).server
-    assert isinstance(refused, PeerRefused)
-    assert refused.refusal.reason is UnverifiedReason.UNKNOWN_CA
+    assert isinstance(refused, PeerUnverifiedError)
+    assert refused.reason is UnverifiedReason.UNKNOWN_CA
     server.set_client_cas(CAPool(theirs.chain))
     assert shake_hands(current(server), current(client)).verified == (True, True)
-    assert isinstance(shake_hands(current(server), current(server)).server, PeerRefused)
+    assert isinstance(shake_hands(current(server), current(server)).server, PeerUnverifiedError)
 
 
 def test_the_client_auth_mode_takes_effect(key_pairs: list[KeyPair]) -> None:
@@ -843,8 +839,8 @@ def test_the_root_cas_take_effect(key_pairs: list[KeyPair]) -> None:
     ours, theirs, _ = key_pairs
     server, client = CertAuthManager(theirs), CertAuthManager(ours, root_cas=CAPool(ours.chain))
     refused = shake_hands(current(server), current(client)).client
-    assert isinstance(refused, PeerRefused)
-    assert refused.refusal.reason is UnverifiedReason.UNKNOWN_CA
+    assert isinstance(refused, PeerUnverifiedError)
+    assert refused.reason is UnverifiedReason.UNKNOWN_CA
     client.set_root_cas(CAPool(theirs.chain))
     assert shake_hands(current(server), current(client)).verified == (False, True)
 
@@ -1014,11 +1010,11 @@ def test_the_clock_reaches_openssl(
     else:
         ending = shake_hands(current(judged), current(judge))
         refusal, alert = ending.client, ending.server
-    assert isinstance(refusal, PeerRefused)
-    assert refusal.refusal.reason is reason
-    assert refusal.refusal.certificate == key_pairs[0].certificate
+    assert isinstance(refusal, PeerUnverifiedError)
+    assert refusal.reason is reason
+    assert refusal.certificate == key_pairs[0].certificate
     assert f"our clock says {clock.now:%Y-%m-%d %H:%M:%S} UTC" in str(refusal)
-    assert isinstance(alert, AlertReceived)
+    assert isinstance(alert, PeerRejectedError)
     assert alert.code is code
 
 
@@ -1032,7 +1028,7 @@ def test_the_clock_moves_under_published_contexts(key_pairs: list[KeyPair], refu
     for shift, passes in ((0, True), (2, False), (0, True), (-2, False), (0, True)):
         clock.now = datetime.now(UTC) + shift * DAY
         ending = shake_hands(ours, theirs)
-        assert ending.verified == (True, True) if passes else isinstance(getattr(ending, refusing), PeerRefused)
+        assert ending.verified == (True, True) if passes else isinstance(getattr(ending, refusing), PeerUnverifiedError)
 
 
 def test_without_a_clock_the_machine_decides() -> None:
@@ -1040,8 +1036,8 @@ def test_without_a_clock_the_machine_decides() -> None:
     expired = make_key_pair(start=-DAY, end=-HOUR)
     manager = mutual(expired)
     refused = shake_hands(current(manager), current(manager)).client
-    assert isinstance(refused, PeerRefused)
-    assert refused.refusal.reason is UnverifiedReason.EXPIRED
+    assert isinstance(refused, PeerUnverifiedError)
+    assert refused.reason is UnverifiedReason.EXPIRED
 
 
 # The system's CAs ---------------------------------------------------------------------------------------------------

@@ -3,29 +3,38 @@
 Theory. Contexts are taken from the channel once the client's first bytes are there (a silent client costs no TLS state
 and gets no soon-stale context), and kept. Nothing here knows of managers.
 
-The acceptor verifies the client's certificate inside TLS, then that it speaks for the node name that the hello claims
-(`bind_names`), then the cookie; `authorize` may narrow, never widen.
+What the acceptor judges, in this order; the first that fails refuses:
 
-A link that is to carry a connection that is there (`join`) goes the same way through all of it; only instead of
-competing it shows the proof. Having let it in, the acceptor waits for the confirmation, which is the dialer's commit,
-without a timer of its own: one that ran out while the confirmation was under way would break a connection that is well.
-The dialer's deadline, the link's end and the connection's end bound the wait, and each connection has one at most.
+1. the client's certificate, inside TLS, as the client-auth mode says;
+2. whether the node is shutting down, and the protocol version;
+3. the node name that the hello claims: it is not ours, and (`bind_names`) the certificate speaks for it;
+4. the cookie, if there is one; our own proof is made only after the dialer's was checked;
+5. where the link is to join a connection that is there, the proof of that (`join`);
+6. `authorize`, which may narrow, never widen;
+7. otherwise, whether another link stands for that name (`collisions`).
+
+A link that joins competes with no other. Having let it in, the acceptor waits for the confirmation, which is the
+dialer's commit, without a timer of its own: one that ran out while the confirmation was under way would break a
+connection that is well. The dialer's deadline, the link's end and the connection's end bound the wait, and each
+connection has one such link at most.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import trio
 
 from trionode import _protocol as wire
 from trionode._connection.link import Link
-from trionode._errors import HandshakeReason, PeerUnverifiedError, Stage, UnverifiedReason
+from trionode._errors import HandshakeReason, PeerUnverifiedError, UnverifiedReason
 from trionode._identity.describe import describe, describe_names
 from trionode._identity.names import SubjectNames
 from trionode._identity.peer import Peer, established_peer
+from trionode._tls.failures import HandshakeErrors
 from trionode._tls.handshake import server_handshake
 from trionode._transport.sockets import address_of, receive
 
@@ -40,7 +49,6 @@ if TYPE_CHECKING:
     from trionode._connection.connection import Connection
     from trionode._tls.contexts import TLSContexts
     from trionode._tls.stream import TLSStream
-
 
 #: A client's first flight has a few hundred bytes (1.7 KiB with a post-quantum key share): one read is enough.
 _FIRST_READ: Final = 16 * 1024
@@ -68,13 +76,21 @@ async def accept_tls(
 ) -> TLSStream:
     """The server side of a TLS handshake alone, for streams without nodes; owns the transport.
 
+    Args:
+        transport: an accepted connection, before TLS.
+        contexts_channel: where the contexts are taken, once the client's first bytes are there.
+        alpn: protocols in order of preference; a client that offers only others is refused.
+        handshake_timeout: from the accept to the end, seconds.
+        ticket: its place among the handshakes under way.
+
     Raises:
-        HandshakeError: it failed; the transport is closed.
+        HandshakeError: it failed, see its subclasses; the transport is closed.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(address_of(transport), scope, ticket=ticket)
-        return (await _accept_tls(transport, contexts_channel, alpn, handshake))[0]
-    raise handshake.timed_out(handshake_timeout)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, ticket)
+        stream, _ = await _accept_tls(transport, contexts_channel, alpn, handshake)
+        return stream
+    raise handshake.given_up(handshake_timeout)
 
 
 async def accept_link(
@@ -88,23 +104,31 @@ async def accept_link(
 ) -> tuple[Link, Joined | None]:
     """The accepting side of a node's handshake; owns the transport.
 
+    Args:
+        transport: an accepted connection, before TLS.
+        contexts_channel: where the contexts are taken, once the client's first bytes are there.
+        party: what this node says of itself, and how it judges the dialer.
+        bind_names: whether a verified dialer's certificate has to speak for the node name that it claims.
+        handshake_timeout: from the accept to the end, seconds.
+        ticket: its place among the handshakes under way.
+
     Returns:
         The link, and what it joins where it is to carry a connection that is there.
 
     Raises:
-        PeerUnverifiedError: we refused the dialler.
+        PeerUnverifiedError: we refused the dialer.
         PeerRejectedError: it refused us.
-        HandshakeTimeoutError: it took longer than `handshake_timeout` seconds from the accept.
-        HandshakeError: it broke off, or spoke something else.
+        HandshakeTimeoutError: it took longer than `handshake_timeout`.
+        HandshakeError: it broke off, or spoke something else; or we gave it up, see `HandshakeReason`.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(address_of(transport), scope, ticket=ticket)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, ticket)
         stream, contexts = await _accept_tls(transport, contexts_channel, (wire.ALPN,), handshake)
-        handshake.stage = Stage.HELLO
+        handshake.finished_tls()
         handshake.reached(Progress.HELLO)
-        hello = _accept_hello(stream, contexts, party, handshake, bind_names=bind_names)
-        return await closing_on_failure(stream, hello, handshake)
-    raise handshake.timed_out(handshake_timeout)
+        async with closing_on_failure(stream, handshake):
+            return await _AcceptorsHello(stream, contexts, party, handshake, bind_names=bind_names).run()
+    raise handshake.given_up(handshake_timeout)
 
 
 async def _accept_tls(
@@ -114,15 +138,8 @@ async def _accept_tls(
     handshake: Handshake,
 ) -> tuple[TLSStream, TLSContexts]:
     try:
-        first = await receive(transport, _FIRST_READ)
-        if not first:
-            raise handshake.broken(
-                HandshakeReason.SILENT, "connected and left without a byte", trio.BrokenResourceError("no bytes")
-            )
+        first = await _first_bytes(transport, handshake)
         contexts = await contexts_channel.receive()
-    except trio.BrokenResourceError as exc:
-        await trio.aclose_forcefully(transport)
-        raise handshake.broken(HandshakeReason.SILENT, "broke the connection before its first byte", exc) from exc
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise
@@ -138,171 +155,224 @@ async def _accept_tls(
     return stream, contexts
 
 
-async def _accept_hello(
-    stream: TLSStream, contexts: TLSContexts, party: Party, handshake: Handshake, *, bind_names: bool
-) -> tuple[Link, Joined | None]:
-    conversation = Conversation(stream, handshake)
-    hello = await conversation.receive(wire.Hello)
-    with ExitStack() as reservation:
-        try:
-            version = _common_version(hello, party, handshake)
-            peer = _judge_dialler(stream, hello, party, handshake, bind_names=bind_names)
-            proof = _answer_cookie(stream, hello, peer, party, handshake)
-            mutual = peer.verified and hello.verified
-            joined, join_proof_of_ours = None, b""
-            if hello.join is not None:
-                joined, join_proof_of_ours = await _judge_join(stream, hello.join, peer, party, mutual=mutual)
-            check_authorized(peer, party, handshake)
-            if joined is not None:
-                pass
-            elif mutual:
-                reservation.enter_context(await party.arbiter.promise(peer, replace=hello.replace))
-            elif peer.verified:
-                await party.arbiter.check_incarnation(peer)
-        except PeerUnverifiedError as exc:
-            await conversation.refuse(exc, wire.Answer)
-        except Conflict as exc:
-            await conversation.refuse(handshake.conflict(exc), wire.Answer)
-        if joined is not None:  # announced before it is let in: the dialer may commit before our send returns
-            handshake.joins = joined.connection
-            handshake.decided()
-            reservation.enter_context(joined.connection.joining(handshake.scope))
-        await conversation.send(
-            wire.Answer(
-                version=version,
-                name=str(party.name),
-                incarnation=party.incarnation,
-                generation=contexts.generation,
-                limits=party.limits,
-                verified=peer.verified,
-                proof=proof,
-                join=join_proof_of_ours,
-            )
-        )
-        confirmation = await conversation.receive(wire.Confirmation)
-        if confirmation.refusal is not None:
-            raise handshake.rejected(confirmation.refusal)
-    # The name stays reserved up to here; the link is registered before anybody else runs.
-    link = Link(
-        stream=stream,
-        peer=peer,
-        dialled=False,
-        mutual=mutual,
-        replace=hello.replace,
-        generation=contexts.generation,
-        peer_generation=hello.generation,
-        key_pair_fingerprint=contexts.key_pair.fingerprint,
-        peer_limits=hello.limits,
-        acceptor=party,
-        rest=conversation.rest(),
-    )
-    return link, joined
-
-
-async def _judge_join(
-    stream: TLSStream, join: wire.Join, peer: Peer, party: Party, *, mutual: bool
-) -> tuple[Joined, bytes]:
-    """What the new link joins, and our proof in answer to the dialer's."""
-    connection = party.arbiter.joined(join.connection, peer, acceptor=party)
+async def _first_bytes(transport: trio.abc.Stream, handshake: Handshake) -> bytes:
+    errors = handshake.errors
     try:
-        await connection.wait_settled()
-    except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
-        raise Conflict(UnverifiedReason.JOIN, peer, f"the connection has ended: {exc}") from None
-    link = connection.link
-    party.arbiter.check_same(connection, peer, mutual=mutual)
-    ends = Ends(peer.name, peer.incarnation, party.name, party.incarnation)
-    prove = partial(
-        join_proof,
-        link.stream,
-        stream,
-        connection=join.connection,
-        attempt=join.attempt,
-        ends=ends,
-        dialling=False,
-    )
-    if not same_proof(prove(), join.proof):
-        msg = f"the proof that {peer.name} may move the connection is wrong: it is not for these two TLS sessions"
-        raise Conflict(UnverifiedReason.JOIN, peer, msg)
-    if join.attempt <= connection.last_attempt:
-        msg = f"{peer.name} repeats attempt {join.attempt} to move the connection, after {connection.last_attempt}"
-        raise Conflict(UnverifiedReason.JOIN, peer, msg)
-    connection.last_attempt = join.attempt
-    return Joined(connection, link), prove(answers=join.proof)
+        first = await receive(transport, _FIRST_READ)
+    except trio.BrokenResourceError as exc:
+        text = f"{errors.peer} broke the connection before its first byte"
+        raise errors.failed(HandshakeReason.SILENT, text, exc) from exc
+    if not first:
+        text = f"{errors.peer} connected and left without a byte"
+        raise errors.failed(HandshakeReason.SILENT, text, trio.BrokenResourceError("no bytes"))
+    return first
 
 
-def _common_version(hello: wire.Hello, party: Party, handshake: Handshake) -> int:
-    refusal = party.refuse_all()
-    if refusal is not None:
-        raise handshake.refuse(UnverifiedReason(refusal.code), refusal.message)
-    version = max(set(hello.versions) & set(wire.VERSIONS), default=0)
-    if not version:
-        raise handshake.refuse(
-            UnverifiedReason.VERSION,
-            f"it speaks the protocol versions {hello.versions}, we speak {list(wire.VERSIONS)}; upgrade the older",
-            wanted=str(list(wire.VERSIONS)),
-            offered=str(hello.versions),
-        )
-    return version
+@final
+@dataclass(kw_only=True, slots=True)
+class _Verdict:
+    """What the acceptor has found of a dialer that it does not refuse, and has to prove to it in turn."""
+
+    version: int
+    peer: Peer
+    mutual: bool
+    proof: bytes
+    joined: Joined | None = None
+    join_proof: bytes = b""
 
 
-def _answer_cookie(stream: TLSStream, hello: wire.Hello, peer: Peer, party: Party, handshake: Handshake) -> bytes:
-    """Check the dialer's proof, and only then make ours."""
-    cookie = party.cookie
-    if cookie is None:
-        return b""
-    expected = dialer_proof(
-        cookie, stream, dialer=peer.name, acceptor=party.name, incarnation=hello.incarnation, dialling=False
-    )
-    if not same_proof(expected, hello.proof):
-        what = "shows no cookie, and this acceptor wants one" if not hello.proof else "has another cookie than we have"
-        raise handshake.refuse(
-            UnverifiedReason.COOKIE,
-            f"the node {str(peer.name)!r} {what}; give both the same one in their options (a dialer that reached us "
-            "under another name than ours fails here too)",
-            certificate=peer.certificate,
-        )
-    return acceptor_proof(
-        cookie,
-        stream,
-        dialer=peer.name,
-        acceptor=party.name,
-        incarnation=party.incarnation,
-        dialer_incarnation=hello.incarnation,
-        proof=hello.proof,
-        dialling=False,
-    )
+@final
+class _AcceptorsHello:
+    """The acceptor's part in one hello."""
 
+    def __init__(
+        self, stream: TLSStream, contexts: TLSContexts, party: Party, handshake: Handshake, *, bind_names: bool
+    ) -> None:
+        self._stream = stream
+        self._contexts = contexts
+        self._party = party
+        self._handshake = handshake
+        self._errors = handshake.errors
+        self._bind_names = bind_names
 
-def _judge_dialler(
-    stream: TLSStream, hello: wire.Hello, party: Party, handshake: Handshake, *, bind_names: bool
-) -> Peer:
-    name = claimed_name(hello.name, handshake, stream)
-    certificate = stream.peer_certificate
-    if name == party.name:
-        raise handshake.refuse(
-            UnverifiedReason.NAME_IN_USE,
-            f"it claims the node name {str(name)!r}, which is our own; give every node a name of its own",
-            certificate=certificate,
-            offered=str(name),
-        )
-    if stream.verified and bind_names:
-        assert certificate is not None
-        names = SubjectNames.of(certificate)
-        if not names.cover_node(name):
-            skipped = f" (unusable: {'; '.join(names.unusable)})" if names.unusable else ""
-            raise handshake.refuse(
-                UnverifiedReason.CLAIMED_NAME,
-                f"it claims the node name {str(name)!r}, which its certificate does not cover; that offers "
-                f"{describe_names(certificate)}{skipped}: {describe(certificate)}. Issue it for this node name, or "
-                "open the node under a name that it covers",
-                certificate=certificate,
-                wanted=str(name),
-                offered=describe_names(certificate),
+    async def run(self) -> tuple[Link, Joined | None]:
+        """Read the hello, judge it, answer, and read the confirmation.
+
+        Raises:
+            HandshakeError: one side has refused the other, or the conversation failed.
+        """
+        conversation = Conversation(self._stream, self._handshake)
+        hello = await conversation.receive(wire.Hello)
+        with ExitStack() as until_confirmed:
+            try:
+                verdict = await self._judge(hello)
+                await self._reserve(hello, verdict, until_confirmed)
+            except (PeerUnverifiedError, Conflict) as exc:
+                await conversation.refuse(exc, wire.Answer)
+            if (
+                verdict.joined is not None
+            ):  # announced before it is let in: the dialer may commit before our send returns
+                self._handshake.joins = verdict.joined.connection
+                self._handshake.decided()
+                until_confirmed.enter_context(verdict.joined.connection.joining(self._handshake.scope))
+            await conversation.send(
+                wire.Answer(
+                    version=verdict.version,
+                    name=str(self._party.name),
+                    incarnation=self._party.incarnation,
+                    generation=self._contexts.generation,
+                    limits=self._party.limits,
+                    verified=verdict.peer.verified,
+                    proof=verdict.proof,
+                    join=verdict.join_proof,
+                )
             )
-    return established_peer(
-        name,
-        certificate=certificate,
-        verified=stream.verified,
-        address=stream.peer_address,
-        incarnation=hello.incarnation,
-    )
+            confirmation = await conversation.receive(wire.Confirmation)
+            if confirmation.refusal is not None:
+                raise self._errors.rejected_in_hello(confirmation.refusal.code, confirmation.refusal.message)
+        # The name stays reserved up to here; no checkpoint comes between this and the link's registration.
+        link = Link(
+            stream=self._stream,
+            peer=verdict.peer,
+            dialled=False,
+            mutual=verdict.mutual,
+            replace=hello.replace,
+            generation=self._contexts.generation,
+            peer_generation=hello.generation,
+            key_pair_fingerprint=self._contexts.key_pair.fingerprint,
+            peer_limits=hello.limits,
+            acceptor=self._party,
+            rest=conversation.rest(),
+        )
+        return link, verdict.joined
+
+    async def _judge(self, hello: wire.Hello) -> _Verdict:
+        """Everything but whether another link stands for the name.
+
+        Raises:
+            PeerUnverifiedError: the dialer is refused.
+            Conflict: it has no such connection to join.
+        """
+        version = self._common_version(hello)
+        peer = self._identify(hello)
+        proof = self._exchange_cookie(hello, peer)
+        verdict = _Verdict(version=version, peer=peer, mutual=peer.verified and hello.verified, proof=proof)
+        if hello.join is not None:
+            verdict.joined, verdict.join_proof = await self._check_join(hello.join, peer, mutual=verdict.mutual)
+        check_authorized(peer, self._party, self._handshake)
+        return verdict
+
+    async def _reserve(self, hello: wire.Hello, verdict: _Verdict, until_confirmed: ExitStack) -> None:
+        """Judge whether another link stands for the name, and keep the name until the confirmation.
+
+        Raises:
+            Conflict: another link does.
+        """
+        if verdict.joined is not None:
+            return
+        if verdict.mutual:
+            until_confirmed.enter_context(await self._party.arbiter.promise(verdict.peer, replace=hello.replace))
+        elif verdict.peer.verified:
+            await self._party.arbiter.check_incarnation(verdict.peer)
+
+    def _common_version(self, hello: wire.Hello) -> int:
+        refusal = self._party.refuse_all()
+        if refusal is not None:
+            raise self._errors.unverified(UnverifiedReason(refusal.code), refusal.message)
+        version = max(set(hello.versions) & set(wire.VERSIONS), default=0)
+        if not version:
+            raise self._errors.unverified(
+                UnverifiedReason.VERSION,
+                f"the dialer speaks the protocol versions {hello.versions}, we speak {list(wire.VERSIONS)}; upgrade "
+                "the older",
+                wanted=str(list(wire.VERSIONS)),
+                offered=str(hello.versions),
+            )
+        return version
+
+    def _identify(self, hello: wire.Hello) -> Peer:
+        name = claimed_name(hello.name, self._handshake, self._stream)
+        certificate = self._stream.peer_certificate
+        if name == self._party.name:
+            raise self._errors.unverified(
+                UnverifiedReason.NAME_IN_USE,
+                f"the dialer claims the node name {str(name)!r}, which is our own; give every node a name of its own",
+                certificate=certificate,
+                offered=str(name),
+            )
+        if self._stream.verified and self._bind_names:
+            assert certificate is not None
+            names = SubjectNames.of(certificate)
+            if not names.cover_node(name):
+                skipped = f" (unusable: {'; '.join(names.unusable)})" if names.unusable else ""
+                raise self._errors.unverified(
+                    UnverifiedReason.CLAIMED_NAME,
+                    f"the dialer claims the node name {str(name)!r}, which its certificate does not cover; that offers "
+                    f"{describe_names(certificate)}{skipped}: {describe(certificate)}. Issue it for this node name, or "
+                    "open the node under a name that it covers",
+                    certificate=certificate,
+                    wanted=str(name),
+                    offered=describe_names(certificate),
+                )
+        return established_peer(
+            name,
+            certificate=certificate,
+            verified=self._stream.verified,
+            address=self._stream.peer_address,
+            incarnation=hello.incarnation,
+        )
+
+    def _exchange_cookie(self, hello: wire.Hello, peer: Peer) -> bytes:
+        """Check the dialer's proof, and only then make ours."""
+        cookie, party = self._party.cookie, self._party
+        if cookie is None:
+            return b""
+        expected = dialer_proof(
+            cookie, self._stream, dialer=peer.name, acceptor=party.name, incarnation=hello.incarnation, dialling=False
+        )
+        if not same_proof(expected, hello.proof):
+            what = "has another cookie than we have" if hello.proof else "shows no cookie, and this acceptor wants one"
+            raise self._errors.unverified(
+                UnverifiedReason.COOKIE,
+                f"the node {str(peer.name)!r} {what}; give both the same one in their options (a dialer that reached "
+                "us under another name than ours fails here too)",
+                certificate=peer.certificate,
+            )
+        return acceptor_proof(
+            cookie,
+            self._stream,
+            dialer=peer.name,
+            acceptor=party.name,
+            incarnation=party.incarnation,
+            dialer_incarnation=hello.incarnation,
+            proof=hello.proof,
+            dialling=False,
+        )
+
+    async def _check_join(self, join: wire.Join, peer: Peer, *, mutual: bool) -> tuple[Joined, bytes]:
+        """What the new link joins, and our proof in answer to the dialer's."""
+        party = self._party
+        connection = party.arbiter.joined(join.connection, peer, acceptor=party)
+        try:
+            await connection.wait_settled()
+        except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
+            raise Conflict(UnverifiedReason.JOIN, peer, f"the connection has ended: {exc}") from None
+        link = connection.link
+        party.arbiter.check_same(connection, peer, mutual=mutual)
+        prove = partial(
+            join_proof,
+            link.stream,
+            self._stream,
+            connection=join.connection,
+            attempt=join.attempt,
+            ends=Ends(peer.name, peer.incarnation, party.name, party.incarnation),
+            dialling=False,
+        )
+        if not same_proof(prove(), join.proof):
+            msg = f"the proof that {peer.name} may move the connection is wrong: it is not for these two TLS sessions"
+            raise Conflict(UnverifiedReason.JOIN, peer, msg)
+        if join.attempt <= connection.last_attempt:
+            msg = f"{peer.name} repeats attempt {join.attempt} to move the connection, after {connection.last_attempt}"
+            raise Conflict(UnverifiedReason.JOIN, peer, msg)
+        connection.last_attempt = join.attempt
+        return Joined(connection, link), prove(answers=join.proof)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trionode._errors import HandshakeError, HandshakeReason, HandshakeTimeoutError, Stage
+from trionode._errors import HandshakeReason, Stage
+from trionode._tls.failures import HandshakeErrors
 from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:
@@ -32,24 +33,19 @@ async def connect(
         HandshakeTimeoutError: it took longer.
         HandshakeError: stage `connect`; `__cause__` is the `OSError`.
     """
-    address = (host, port)
+    errors = HandshakeErrors(address=(host, port), stage=Stage.CONNECT)
     with trio.move_on_after(connect_timeout):
         try:
             return await (TCP if transport is None else transport).connect(host, port)
         except OSError as exc:
-            raise HandshakeError(
-                f"cannot connect to {host} port {port}: {_explain(exc)}. Is the node running there, and the way to "
-                "it open?",
-                stage=Stage.CONNECT,
-                reason=HandshakeReason.UNREACHABLE,
-                address=address,
-            ) from exc
-    raise HandshakeTimeoutError(
+            text = (
+                f"cannot connect to {host} port {port}: {_explain(exc)}. Is the node running there, and the way to it "
+                "open?"
+            )
+            raise errors.failed(HandshakeReason.UNREACHABLE, text, exc) from exc
+    raise errors.timed_out(
         f"cannot connect to {host} port {port} within connect_timeout ({connect_timeout:g} s): no answer; a firewall "
-        "may drop the packets",
-        stage=Stage.CONNECT,
-        reason=HandshakeReason.TIMEOUT,
-        address=address,
+        "may drop the packets"
     )
 
 

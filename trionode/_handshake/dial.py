@@ -3,11 +3,18 @@
 Theory. Contexts are taken from the channel after the TCP connect, afresh for each attempt, and kept. Nothing here knows
 of managers.
 
-The dialer verifies the server's certificate and name inside TLS, before its own certificate is sent, then that the
-hello claims the name dialled, then the cookie; `authorize` may narrow, never widen.
+What the dialer judges, in this order; the first that fails refuses:
 
-A link that is to carry a connection that is there goes the same way through all of it, shows the proof (`join`), and
-leaves the last message, the confirmation, to the connection, whose commit it is.
+1. the server's certificate, its name and its URI SANs, inside TLS, before our own certificate is sent, and that it
+   selected our protocol (ALPN);
+2. the protocol version that it chose;
+3. the node name that its answer claims: it is the one that was dialed;
+4. the cookie, if there is one;
+5. `authorize`, which may narrow, never widen;
+6. where the link is to join a connection that is there, that the acceptor is its peer and has it (`join`); otherwise
+   whether another link stands for that name (`collisions`).
+
+A link that joins leaves the last message, the confirmation, to the connection, whose commit it is.
 """
 
 from __future__ import annotations
@@ -21,9 +28,10 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._connection.link import Link
-from trionode._errors import PeerUnverifiedError, Stage, UnverifiedReason
+from trionode._errors import PeerUnverifiedError, UnverifiedReason
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.peer import Peer, established_peer
+from trionode._tls.failures import HandshakeErrors
 from trionode._tls.handshake import client_handshake
 from trionode._transport.sockets import address_of
 
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
     from trionode._tls.contexts import TLSContexts
     from trionode._tls.stream import TLSStream
     from trionode._transport.interfaces import Transport
+
+Connecting: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
 
 
 @final
@@ -73,9 +83,28 @@ class Dial:
     handshake_timeout: float
 
 
-def reference_name(dial: Dial, contexts: TLSContexts) -> str:
-    """What the server's certificate must cover: the route's server name, else the manager's, else the name's host."""
-    return dial.server_name or contexts.client.server_name or dial.name.host
+async def dial(
+    dial: Dial,
+    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    party: Party,
+    *,
+    reach: Callable[[Connecting], Awaitable[trio.abc.Stream]] | None = None,
+) -> Link:
+    """One attempt at one route: connect, then the handshake.
+
+    Args:
+        dial: what is to be reached.
+        contexts_channel: where the handshake takes its contexts.
+        party: what this node says of itself, and how it judges the acceptor.
+        reach: runs the connecting, and may end it early by an exception of its own.
+
+    Raises:
+        HandshakeError: it failed, at whichever stage; see its subclasses.
+        CertificateError: the system's CAs are needed and there are none.
+    """
+    connecting = partial(connect, dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
+    stream = await (connecting() if reach is None else reach(connecting))
+    return await dial_link(stream, contexts_channel, party, dial)
 
 
 async def dial_link(
@@ -84,7 +113,13 @@ async def dial_link(
     party: Party,
     dial: Dial,
 ) -> Link:
-    """The dialling side of a node's handshake; owns the transport.
+    """The dialing side of a node's handshake; owns the transport.
+
+    Args:
+        transport: a connection to the acceptor, before TLS.
+        contexts_channel: where the handshake takes its contexts.
+        party: what this node says of itself, and how it judges the acceptor.
+        dial: what is to be reached.
 
     Raises:
         PeerUnverifiedError: we refused the acceptor.
@@ -94,9 +129,8 @@ async def dial_link(
         CertificateError: the system's CAs are needed to verify it and there are none.
     """
     with trio.move_on_after(dial.handshake_timeout) as scope:
-        handshake = Handshake(address_of(transport), scope)
-        contexts = await _take(transport, contexts_channel)
-        handshake.took(contexts)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope)
+        contexts = await _take(transport, contexts_channel, handshake)
         stream = await client_handshake(
             transport,
             contexts,
@@ -108,12 +142,12 @@ async def dial_link(
             decided=handshake.decided,
             insecure_skip_verify=dial.insecure_skip_verify,
         )
-        handshake.stage = Stage.HELLO
+        handshake.finished_tls()
         with party.arbiter.dialling(dial.name) as pending:
             pending.counts = stream.verified and dial.join is None
-            hello = _dial_hello(stream, contexts, party, handshake, dial)
-            return await closing_on_failure(stream, hello, handshake)
-    raise handshake.timed_out(dial.handshake_timeout)
+            async with closing_on_failure(stream, handshake):
+                return await _DialersHello(stream, contexts, party, handshake, dial).run()
+    raise handshake.given_up(dial.handshake_timeout)
 
 
 async def dial_tls(
@@ -128,13 +162,22 @@ async def dial_tls(
 ) -> TLSStream:
     """The client side of a TLS handshake alone, for streams without nodes; owns the transport.
 
+    Args:
+        transport: a connection to the server, before TLS.
+        contexts_channel: where the handshake takes its contexts.
+        host: what was connected to; canonical.
+        server_name: what the server's certificate must cover; None for the manager's, else `host`.
+        alpn: protocols to offer.
+        insecure_skip_verify: accept any certificate under any name.
+        handshake_timeout: for contexts and TLS, seconds.
+
     Raises:
-        HandshakeError: it failed; the transport is closed.
+        HandshakeError: it failed, see its subclasses; the transport is closed.
+        CertificateError: the system's CAs are needed to verify it and there are none.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(address_of(transport), scope)
-        contexts = await _take(transport, contexts_channel)
-        handshake.took(contexts)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope)
+        contexts = await _take(transport, contexts_channel, handshake)
         return await client_handshake(
             transport,
             contexts,
@@ -143,77 +186,157 @@ async def dial_tls(
             insecure_skip_verify=insecure_skip_verify,
             decided=handshake.decided,
         )
-    raise handshake.timed_out(handshake_timeout)
+    raise handshake.given_up(handshake_timeout)
 
 
-async def _take(transport: trio.abc.Stream, contexts_channel: trio.abc.ReceiveChannel[TLSContexts]) -> TLSContexts:
+def reference_name(dial: Dial, contexts: TLSContexts) -> str:
+    """What the server's certificate must cover: the route's server name, else the manager's, else the name's host."""
+    return dial.server_name or contexts.client.server_name or dial.name.host
+
+
+async def _take(
+    transport: trio.abc.Stream, contexts_channel: trio.abc.ReceiveChannel[TLSContexts], handshake: Handshake
+) -> TLSContexts:
     try:
-        return await contexts_channel.receive()
+        contexts = await contexts_channel.receive()
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise
+    handshake.took(contexts)
+    return contexts
 
 
-async def _dial_hello(stream: TLSStream, contexts: TLSContexts, party: Party, handshake: Handshake, dial: Dial) -> Link:
-    conversation = Conversation(stream, handshake)
-    proof = b""
-    if dial.cookie is not None:
-        proof = dialer_proof(
-            dial.cookie,
-            stream,
+@final
+class _DialersHello:
+    """The dialer's part in one hello."""
+
+    def __init__(
+        self, stream: TLSStream, contexts: TLSContexts, party: Party, handshake: Handshake, dial: Dial
+    ) -> None:
+        self._stream = stream
+        self._contexts = contexts
+        self._party = party
+        self._handshake = handshake
+        self._errors = handshake.errors
+        self._dial = dial
+
+    async def run(self) -> Link:
+        """Send the hello, read the answer, judge it, and confirm; a link that joins is confirmed by its connection.
+
+        Raises:
+            HandshakeError: one side has refused the other, or the conversation failed.
+        """
+        dial, party = self._dial, self._party
+        conversation = Conversation(self._stream, self._handshake)
+        proof = self._cookie_proof()
+        joining = None if dial.join is None else _Joining(dial.join, self._stream, party)
+        await conversation.send(
+            wire.Hello(
+                versions=list(wire.VERSIONS),
+                name=str(party.name),
+                incarnation=party.incarnation,
+                generation=self._contexts.generation,
+                limits=party.limits,
+                verified=self._stream.verified,
+                replace=dial.replace,
+                proof=proof,
+                join=None if joining is None else joining.request,
+            )
+        )
+        answer = await conversation.receive(wire.Answer)
+        if answer.refusal is not None:
+            raise self._errors.rejected_in_hello(answer.refusal.code, answer.refusal.message)
+        try:
+            peer = self._identify(answer)
+            self._check_cookie(answer, proof)
+            check_authorized(peer, party, self._handshake)
+            mutual = peer.verified and answer.verified
+            if joining is not None:
+                joining.check(answer, peer, party, mutual=mutual)
+            elif mutual:
+                await party.arbiter.may_confirm(peer, replace=dial.replace)
+        except (PeerUnverifiedError, Conflict) as exc:
+            await conversation.refuse(exc, wire.Confirmation)
+        if joining is None:
+            await conversation.send(wire.Confirmation(), last=True)
+        return Link(
+            stream=self._stream,
+            peer=peer,
+            dialled=True,
+            mutual=mutual,
+            replace=dial.replace,
+            insecure=dial.insecure_skip_verify,
+            generation=self._contexts.generation,
+            peer_generation=answer.generation,
+            key_pair_fingerprint=self._contexts.key_pair.fingerprint,
+            peer_limits=answer.limits,
+            rest=conversation.rest(),
+        )
+
+    def _identify(self, answer: wire.Answer) -> Peer:
+        if answer.version not in wire.VERSIONS:
+            raise self._errors.unverified(
+                UnverifiedReason.VERSION,
+                f"the acceptor chose the protocol version {answer.version}, we offered {list(wire.VERSIONS)}",
+                wanted=str(list(wire.VERSIONS)),
+                offered=str(answer.version),
+            )
+        name, stream = claimed_name(answer.name, self._handshake, self._stream), self._stream
+        if name != self._dial.name:
+            raise self._errors.unverified(
+                UnverifiedReason.CLAIMED_NAME,
+                f"we dialed {str(self._dial.name)!r}, but the node there is {str(name)!r}; check host and port of the "
+                "route",
+                certificate=stream.peer_certificate,
+                wanted=str(self._dial.name),
+                offered=str(name),
+            )
+        return established_peer(
+            name,
+            certificate=stream.peer_certificate,
+            verified=stream.verified,
+            address=stream.peer_address,
+            incarnation=answer.incarnation,
+        )
+
+    def _cookie_proof(self) -> bytes:
+        cookie, party = self._dial.cookie, self._party
+        if cookie is None:
+            return b""
+        return dialer_proof(
+            cookie,
+            self._stream,
             dialer=party.name,
-            acceptor=dial.name,
+            acceptor=self._dial.name,
             incarnation=party.incarnation,
             dialling=True,
         )
-    joining = None if dial.join is None else _Joining(dial.join, stream, party)
-    await conversation.send(
-        wire.Hello(
-            versions=list(wire.VERSIONS),
-            name=str(party.name),
-            incarnation=party.incarnation,
-            generation=contexts.generation,
-            limits=party.limits,
-            verified=stream.verified,
-            replace=dial.replace,
+
+    def _check_cookie(self, answer: wire.Answer, proof: bytes) -> None:
+        cookie, name = self._dial.cookie, self._dial.name
+        if cookie is None:
+            return
+        expected = acceptor_proof(
+            cookie,
+            self._stream,
+            dialer=self._party.name,
+            acceptor=name,
+            incarnation=answer.incarnation,
+            dialer_incarnation=self._party.incarnation,
             proof=proof,
-            join=None if joining is None else joining.request,
+            dialling=True,
         )
-    )
-    answer = await conversation.receive(wire.Answer)
-    if answer.refusal is not None:
-        raise handshake.rejected(answer.refusal)
-    try:
-        peer = _judge_acceptor(stream, answer, party, handshake, dial, proof)
-        check_authorized(peer, party, handshake)
-        mutual = peer.verified and answer.verified
-        if joining is not None:
-            joining.check(answer, peer, party, mutual=mutual)
-        elif mutual:
-            await party.arbiter.may_confirm(peer, replace=dial.replace)
-    except PeerUnverifiedError as exc:
-        await conversation.refuse(exc, wire.Confirmation)
-    except Conflict as exc:
-        await conversation.refuse(handshake.conflict(exc), wire.Confirmation)
-    if joining is None:
-        await conversation.send(wire.Confirmation(), last=True)
-    return Link(
-        stream=stream,
-        peer=peer,
-        dialled=True,
-        mutual=mutual,
-        replace=dial.replace,
-        insecure=dial.insecure_skip_verify,
-        generation=contexts.generation,
-        peer_generation=answer.generation,
-        key_pair_fingerprint=contexts.key_pair.fingerprint,
-        peer_limits=answer.limits,
-        rest=conversation.rest(),
-    )
+        if not same_proof(expected, answer.proof):
+            raise self._errors.unverified(
+                UnverifiedReason.COOKIE,
+                f"the node {str(name)!r} did not prove that it knows our cookie; give both the same one",
+                certificate=self._stream.peer_certificate,
+            )
 
 
+@final
 class _Joining:
-    """The dialer's side of a join: what it asks, and what it wants to be answered."""
+    """The dialer's side of a join: what it asks, and what has to be answered."""
 
     def __init__(self, connection: Connection, stream: TLSStream, party: Party) -> None:
         connection.last_attempt += 1
@@ -241,75 +364,3 @@ class _Joining:
         if not same_proof(self._prove(answers=self.request.proof), answer.join):
             msg = f"{peer.name} did not prove that it has the connection that we want to move"
             raise Conflict(UnverifiedReason.JOIN, peer, msg)
-
-
-def _judge_acceptor(
-    stream: TLSStream, answer: wire.Answer, party: Party, handshake: Handshake, dial: Dial, proof: bytes
-) -> Peer:
-    if answer.version not in wire.VERSIONS:
-        raise handshake.refuse(
-            UnverifiedReason.VERSION,
-            f"it chose the protocol version {answer.version}, we offered {list(wire.VERSIONS)}",
-            wanted=str(list(wire.VERSIONS)),
-            offered=str(answer.version),
-        )
-    name = claimed_name(answer.name, handshake, stream)
-    if name != dial.name:
-        raise handshake.refuse(
-            UnverifiedReason.CLAIMED_NAME,
-            f"we dialled {str(dial.name)!r}, but the node there is {str(name)!r}; check host and port of the route",
-            certificate=stream.peer_certificate,
-            wanted=str(dial.name),
-            offered=str(name),
-        )
-    if dial.cookie is not None:
-        expected = acceptor_proof(
-            dial.cookie,
-            stream,
-            dialer=party.name,
-            acceptor=name,
-            incarnation=answer.incarnation,
-            dialer_incarnation=party.incarnation,
-            proof=proof,
-            dialling=True,
-        )
-        if not same_proof(expected, answer.proof):
-            raise handshake.refuse(
-                UnverifiedReason.COOKIE,
-                f"the node {str(name)!r} did not prove that it knows our cookie; give both the same one",
-                certificate=stream.peer_certificate,
-            )
-    return established_peer(
-        name,
-        certificate=stream.peer_certificate,
-        verified=stream.verified,
-        address=stream.peer_address,
-        incarnation=answer.incarnation,
-    )
-
-
-Connecting: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
-
-
-async def dial(
-    dial: Dial,
-    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
-    party: Party,
-    *,
-    reach: Callable[[Connecting], Awaitable[trio.abc.Stream]] | None = None,
-) -> Link:
-    """One attempt at one route: connect, then the handshake.
-
-    Args:
-        dial: what is to be reached.
-        contexts_channel: where the handshake takes its contexts.
-        party: who we are.
-        reach: runs the connecting, and may end it early by an exception of its own.
-
-    Raises:
-        HandshakeError: it failed, at whichever stage; see its subclasses.
-        CertificateError: the system's CAs are needed and there are none.
-    """
-    connecting = partial(connect, dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
-    stream = await (connecting() if reach is None else reach(connecting))
-    return await dial_link(stream, contexts_channel, party, dial)

@@ -5,15 +5,27 @@ confirms or refuses. Only when both have accepted does either side have a link. 
 order, is in `accept` and `dial`; here is what they share: what a node says of itself (`Party`), one handshake as far as
 it has come (`Handshake`), and the exchange of messages (`Conversation`).
 
-A refusal travels: by alert from TLS, by code and sentence from the hello. The refusing side half-closes, reads on for a
-bounded time and closes, so that the words arrive; the refused side reads before it reports. Everything is bounded by
-one deadline, and on every way out but success the transport is closed.
+A handshake ends in one of six ways. In all but the first the transport is closed.
+
+1. *Established.* Both sides have accepted; the stream is the link's.
+2. *We refuse the peer* (`PeerUnverifiedError`). The reason travels: from TLS as an alert, from the hello as code and
+   sentence. The refusing side then half-closes and reads on for a bounded time before it closes: closing with unread
+   bytes would send a TCP reset, which may overtake the reason. From the verdict on the handshake's deadline no longer
+   counts, or a refusal that takes its time would be reported as a timeout.
+3. *The peer refuses us* (`PeerRejectedError`). It may do so while we are sending, and our send then fails: so the
+   refused side reads before it reports. In TLS 1.3 a client has finished before the server judges its certificate, so
+   its alert arrives where an answer is expected.
+4. *Neither judges the other* (`HandshakeError`). The peer broke off, or does not speak the protocol.
+5. *This node gives it up.* The deadline passed (`HandshakeTimeoutError`); it was shed, because there were too many
+   (`admission`); or it was let in to carry a connection that has ended, or that a later link joined.
+6. *Cancelled from outside*, or an error of our own: it propagates.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar, final
 
 import trio
@@ -22,34 +34,32 @@ from trionode import _protocol as wire
 from trionode._errors import (
     HandshakeError,
     HandshakeReason,
-    HandshakeTimeoutError,
     PeerRejectedError,
     PeerUnverifiedError,
     Refused,
-    RejectionCode,
     RemoteProtocolError,
     Stage,
     UnverifiedReason,
 )
-from trionode._identity.describe import describe
 from trionode._identity.names import NodeName
 from trionode._tls.handshake import drain_and_close
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import FloodGate
-from trionode._util.text import Address, at, printable
+from trionode._util.text import printable
+
+from .collisions import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from cryptography import x509
+    from collections.abc import AsyncIterator, Callable
 
     from trionode._connection.connection import Connection
     from trionode._identity.peer import Peer
     from trionode._tls.contexts import TLSContexts
+    from trionode._tls.failures import HandshakeErrors
     from trionode._tls.stream import TLSStream
 
     from .admission import Progress, Ticket
-    from .collisions import Arbiter, Conflict
+    from .collisions import Arbiter
 
 _log = Log("trionode.security")
 
@@ -82,116 +92,76 @@ class Party:
     flood: FloodGate = field(default_factory=lambda: FloodGate(_log, "failures of authorize"), repr=False)
 
 
+@final
 @dataclass(slots=True)
 class Handshake:
-    """How far a handshake has come: what its errors say."""
+    """One handshake under way: what its errors say, and what may end it early.
 
-    address: Address | None
+    Attributes:
+        errors: builds its errors.
+        scope: around all of it, with its deadline.
+        ticket: its place among the handshakes that acceptors have under way; None for a dial.
+        joins: the connection that it was let in to carry, once it was.
+    """
+
+    errors: HandshakeErrors
     scope: trio.CancelScope
-    stage: Stage = Stage.TLS
-    generation: int | None = None
-    presented: x509.Certificate | None = None
-    joins: Connection | None = None
     ticket: Ticket | None = None
+    joins: Connection | None = None
 
     def __post_init__(self) -> None:
         if self.ticket is not None:
             self.ticket.begin(self.scope)
 
-    @property
-    def where(self) -> str:
-        return at(self.address)
-
-    def decided(self) -> None:
-        """We refuse: telling the peer has a bound of its own, and the deadline must not turn it into a timeout."""
-        self.scope.deadline = math.inf
+    def took(self, contexts: TLSContexts) -> None:
+        """It has taken its contexts."""
+        certificate = contexts.key_pair.certificate
+        self.errors = replace(self.errors, generation=contexts.generation, presented=certificate)
 
     def reached(self, progress: Progress) -> None:
-        """For who judges which handshakes have to go."""
+        """It has come further: the next to be shed are others."""
         if self.ticket is not None:
             self.ticket.progress = progress
 
-    def took(self, contexts: TLSContexts) -> None:
-        self.generation = contexts.generation
-        self.presented = contexts.key_pair.certificate
+    def finished_tls(self) -> None:
+        """TLS is done, the hello begins."""
+        self.errors = self.errors.at_stage(Stage.HELLO)
 
-    def refuse(
-        self,
-        reason: UnverifiedReason,
-        text: str,
-        *,
-        certificate: x509.Certificate | None = None,
-        wanted: str | None = None,
-        offered: str | None = None,
-    ) -> PeerUnverifiedError:
-        return PeerUnverifiedError(
-            f"peer{self.where}: {text}",
-            stage=self.stage,
-            reason=reason,
-            address=self.address,
-            generation=self.generation,
-            certificate=certificate,
-            wanted=wanted,
-            offered=offered,
-        )
+    def decided(self) -> None:
+        """There is a verdict: what is left is bounded by other means, and the deadline must not make it a timeout."""
+        self.scope.deadline = math.inf
 
-    def conflict(self, conflict: Conflict) -> PeerUnverifiedError:
-        peer = conflict.peer
-        return self.refuse(conflict.reason, str(conflict), certificate=peer.certificate, offered=str(peer.name))
+    def given_up(self, seconds: float) -> HandshakeError:
+        """What it fails with after its scope was cancelled.
 
-    def rejected(self, refusal: wire.Refusal) -> PeerRejectedError:
-        shown = "no certificate" if self.presented is None else describe(self.presented)
-        code = RejectionCode.of(refusal.code)
-        return PeerRejectedError(
-            f"the peer{self.where} refused us in its hello: {printable(refusal.code)}: "
-            f"{printable(refusal.message, 1000)} (we presented {shown})",
-            stage=self.stage,
-            code=code,
-            address=self.address,
-            generation=self.generation,
-            presented=self.presented,
-        )
-
-    def broken(self, reason: HandshakeReason, text: str, cause: Exception) -> HandshakeError:
-        error = HandshakeError(
-            f"the peer{self.where} {text}",
-            stage=self.stage,
-            reason=reason,
-            address=self.address,
-            generation=self.generation,
-        )
-        error.__cause__ = cause
-        return error
-
-    def timed_out(self, seconds: float) -> HandshakeError:
+        Args:
+            seconds: its deadline, in case that was it.
+        """
+        errors, stage = self.errors, self.errors.stage.value
         if self.ticket is not None and self.ticket.shed:
-            too_many = trio.BrokenResourceError("too many handshakes at once")
             text = (
-                "was one unfinished handshake too many (max_handshakes, max_handshakes_per_address): of those that had "
-                f"come least far it was the oldest (stage {self.stage.value!r})"
+                f"{errors.peer} had one unfinished handshake too many here (max_handshakes, "
+                f"max_handshakes_per_address): at the limit, the oldest in the earliest stage is shed (stage {stage!r})"
             )
-            return self.broken(HandshakeReason.SHED, text, too_many)
+            return errors.failed(HandshakeReason.SHED, text, trio.BrokenResourceError("too many handshakes at once"))
         if self.joins is not None:
-            ended = trio.BrokenResourceError("the connection ended, or a later link joined it")
-            return self.broken(
-                HandshakeReason.SUPERSEDED, "was about to join a connection here, but that is gone", ended
-            )
-        return HandshakeTimeoutError(
-            f"the handshake with the peer{self.where} did not finish within handshake_timeout ({seconds:g} s); it "
-            f"had reached the stage {self.stage.value!r}",
-            stage=self.stage,
-            reason=HandshakeReason.TIMEOUT,
-            address=self.address,
-            generation=self.generation,
+            text = f"{errors.peer} was about to join a connection here, but that is gone"
+            cause = trio.BrokenResourceError("the connection ended, or a later link joined it")
+            return errors.failed(HandshakeReason.SUPERSEDED, text, cause)
+        return errors.timed_out(
+            f"the handshake with {errors.peer} did not finish within handshake_timeout ({seconds:g} s); it had reached "
+            f"the stage {stage!r}"
         )
 
 
-async def closing_on_failure(stream: TLSStream, exchange: Awaitable[T], handshake: Handshake) -> T:
+@asynccontextmanager
+async def closing_on_failure(stream: TLSStream, handshake: Handshake) -> AsyncIterator[None]:
+    """Close the stream where the block fails; after a refusal of ours, so that the peer gets to read why."""
     try:
-        return await exchange
+        yield
     except PeerUnverifiedError:
         handshake.decided()
-        await drain_and_close(stream)  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news then
+        await drain_and_close(stream)  # noqa: ASYNC120 -- a cancellation that comes meanwhile matters more
         raise
     except BaseException:
         await trio.aclose_forcefully(stream)
@@ -199,22 +169,32 @@ async def closing_on_failure(stream: TLSStream, exchange: Awaitable[T], handshak
 
 
 def claimed_name(text: str, handshake: Handshake, stream: TLSStream) -> NodeName:
+    """The node name that the peer claims.
+
+    Raises:
+        PeerUnverifiedError: it is not one.
+    """
     try:
         return NodeName.parse(text)
     except ValueError as exc:
-        raise handshake.refuse(
+        raise handshake.errors.unverified(
             UnverifiedReason.CLAIMED_NAME,
-            f"it claims a name that is none: {exc}",
+            f"what the peer claims as its node name is not one: {exc}",
             certificate=stream.peer_certificate,
             offered=printable(text),
         ) from None
 
 
 def check_authorized(peer: Peer, party: Party, handshake: Handshake) -> None:
+    """Ask `authorize`, if there is one; whatever it raises refuses the peer.
+
+    Raises:
+        PeerUnverifiedError: it refuses.
+    """
     if party.authorize is None:
         return
     try:
-        # Typed as returning None; a program that returns False or a coroutine instead must not let everybody in.
+        # Typed as returning None; a program that returns False or a coroutine instead must not let every peer in.
         verdict: object = party.authorize(peer)
         if verdict is not None:
             msg = f"authorize must return None or raise, it returned {type(verdict).__name__}"
@@ -223,7 +203,7 @@ def check_authorized(peer: Peer, party: Party, handshake: Handshake) -> None:
         if not isinstance(exc, Refused):
             party.flood.warning("authorize failed for %s, which refuses it", peer.name, exc_info=exc)
         words = str(exc) if isinstance(exc, Refused) else f"authorize raised {type(exc).__name__}"
-        raise handshake.refuse(
+        raise handshake.errors.unverified(
             UnverifiedReason.NOT_AUTHORIZED,
             f"the node {str(peer.name)!r} was refused by authorize: {words}",
             certificate=peer.certificate,
@@ -231,6 +211,7 @@ def check_authorized(peer: Peer, party: Party, handshake: Handshake) -> None:
         ) from exc
 
 
+@final
 class Conversation:
     """The hello's three messages over one stream: sending, receiving, and what goes wrong with either."""
 
@@ -240,52 +221,84 @@ class Conversation:
         self._reader = wire.HelloReader()
 
     async def send(self, message: wire.Hello | wire.Answer | wire.Confirmation, *, last: bool = False) -> None:
+        """Send a message. Where that fails and an answer is due, nothing is raised: reading the answer says why.
+
+        Args:
+            message: the message.
+            last: whether no answer is due. It is sent with a checkpoint: a peer in this process reads it before the
+                dialer goes on.
+
+        Raises:
+            PeerRejectedError: it is the last, and the peer has refused us.
+            HandshakeError: it is the last, and the connection broke.
+        """
         data = wire.encode_hello(message)
         try:
-            # The last is sent with a checkpoint: a peer in this process hears it before whoever dialled goes on.
             if last or not self._stream.send_at_once(data):
                 await self._stream.send_all(data)
             elif self._stream.unsent:
                 await self._stream.send_all(b"")
         except trio.BrokenResourceError as exc:
-            # Read before reporting: the alert that says why may be here already, though our own send met an EPIPE.
-            # Where an answer is due anyway, reading it comes next.
-            if last:
-                await self.receive(wire.Confirmation)  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news
-                raise self._handshake.broken(
-                    HandshakeReason.BROKEN, f"broke the connection in the hello: {exc}", exc
-                ) from exc
+            if last:  # the alert that says why may have arrived, though our own send met an EPIPE
+                await self.receive(wire.Confirmation)  # noqa: ASYNC120 -- a cancellation meanwhile matters more
+                raise self._broken(exc) from exc
 
     async def receive(self, kind: type[T]) -> T:
-        handshake = self._handshake
+        """Receive the next message.
+
+        Raises:
+            PeerRejectedError: the peer has refused us, by a TLS alert.
+            HandshakeError: it closed or broke the connection, or does not speak the protocol.
+        """
+        errors = self._handshake.errors
         try:
             while (message := self._reader.next(kind)) is None:
                 data = await self._stream.receive_some(wire.MAX_HELLO)
                 if not data:
-                    raise handshake.broken(
-                        HandshakeReason.CLOSED,
-                        "closed the connection in the middle of the hello; its log may say why",
-                        trio.BrokenResourceError("end of stream in the hello"),
-                    )
+                    text = f"{errors.peer} closed the connection in the middle of the hello; its log may say why"
+                    cause = trio.BrokenResourceError("end of stream in the hello")
+                    raise errors.failed(HandshakeReason.CLOSED, text, cause)
                 self._reader.feed(data)
         except trio.BrokenResourceError as exc:
             if isinstance(exc.__cause__, PeerRejectedError):
                 raise exc.__cause__ from None
-            raise handshake.broken(HandshakeReason.BROKEN, f"broke the connection in the hello: {exc}", exc) from exc
+            raise self._broken(exc) from exc
         except RemoteProtocolError as exc:
-            raise handshake.broken(HandshakeReason.PROTOCOL, f"does not speak the node protocol: {exc}", exc) from exc
+            text = f"{errors.peer} does not speak the node protocol: {exc}"
+            raise errors.failed(HandshakeReason.PROTOCOL, text, exc) from exc
         return message
 
+    def _broken(self, exc: trio.BrokenResourceError) -> HandshakeError:
+        errors = self._handshake.errors
+        return errors.failed(HandshakeReason.BROKEN, f"{errors.peer} broke the connection in the hello: {exc}", exc)
+
     def rest(self) -> bytes:
+        """What came behind the last message."""
         return self._reader.rest()
 
-    async def refuse(self, error: PeerUnverifiedError, kind: type[wire.Answer | wire.Confirmation]) -> NoReturn:
-        """Tell the peer, as far as it may know, then raise."""
-        cause = error.__cause__
+    async def refuse(
+        self, verdict: PeerUnverifiedError | Conflict, kind: type[wire.Answer | wire.Confirmation]
+    ) -> NoReturn:
+        """Tell the peer that it is refused, as far as it may know why, then raise.
+
+        Args:
+            verdict: why.
+            kind: the message to tell it with.
+
+        Raises:
+            PeerUnverifiedError: always.
+        """
+        errors, cause = self._handshake.errors, verdict.__cause__
+        if isinstance(verdict, Conflict):
+            peer = verdict.peer
+            error = errors.unverified(
+                verdict.reason, str(verdict), certificate=peer.certificate, offered=str(peer.name)
+            )
+        else:
+            error = verdict
         if error.reason is UnverifiedReason.NOT_AUTHORIZED:
             words = str(cause) if isinstance(cause, Refused) else "authorize refused"
         else:
-            words = str(error).removeprefix(f"peer{self._handshake.where}: ")  # its own address is no news to it
-        refusal = wire.Refusal(code=error.reason, message=wire.text(words))
-        await self.send(kind(refusal=refusal))
+            words = str(error).removeprefix(errors.prefix)  # its own address is no news to it
+        await self.send(kind(refusal=wire.Refusal(code=error.reason, message=wire.text(words))))
         raise error from cause

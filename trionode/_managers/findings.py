@@ -26,7 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
 from trionode._credentials.policy import ClientAuth, TLSPolicy
-from trionode._errors import CertificateError, CertificateReason
+from trionode._errors import CertificateError, CertificateReason, HandshakeError, PeerUnverifiedError
 from trionode._identity.certificate import allows, extension, is_self_issued
 from trionode._identity.describe import (
     describe,
@@ -40,7 +40,7 @@ from trionode._identity.names import (
     canonical_host,
 )
 from trionode._tls.contexts import TLSContexts
-from trionode._tls.failures import PeerRefused, TLSFailure
+from trionode._tls.handshake import handshake_in_memory
 from trionode._tls.verification import TrustCheck
 
 if TYPE_CHECKING:
@@ -49,15 +49,11 @@ if TYPE_CHECKING:
 
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.policy import Clock
-    from trionode._tls.session import TLSSession
 
 __all__ = ["Finding", "FindingCode", "Severity", "check_key_pair"]
 
 #: Peers' clocks may be behind ours by about as much, where nothing keeps them.
 CLOCK_SKEW: Final = timedelta(minutes=2)
-
-#: A handshake has three flights; twice that is a handshake that does not end.
-_FLIGHTS: Final = 6
 
 
 @final
@@ -384,7 +380,7 @@ def _trust(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
             continue
         code = FindingCode(refusal.reason)
         why = refusal.offered if code in (FindingCode.REVOKED, FindingCode.REVOCATION_UNKNOWN) else code
-        at = key_pair.certificate if refusal.found is None else refusal.found
+        at = key_pair.certificate if refusal.failed_at is None else refusal.failed_at
         yield Finding(
             code=code,
             severity=Severity.ERROR,
@@ -402,38 +398,24 @@ def _handshake(key_pair: KeyPair, policy: TLSPolicy, wanted: list[NodeName | str
     # Without a pool of our own the top of the chain is the anchor: everything else about the path is still judged.
     top = CAPool(key_pair.chain[-1:])
     trial = replace(policy, root_cas=policy.root_cas or top, client_cas=policy.client_cas or top)
-    failure: Exception | None
+    failure: CertificateError | HandshakeError | None
     try:
         contexts = TLSContexts.build(1, key_pair, trial)
-        failure = _shake_hands(contexts.server.session(), contexts.client.session(reference=reference))
+        failure = handshake_in_memory(contexts.server.session(), contexts.client.session(reference=reference))
     except CertificateError as exc:
         failure = exc
     if failure is None:
         return
     # Whatever path and names are refused for has a code here, too.
-    code = FindingCode(failure.refusal.reason) if isinstance(failure, PeerRefused) else FindingCode.HANDSHAKE
+    code = FindingCode(failure.reason) if isinstance(failure, PeerUnverifiedError) else FindingCode.HANDSHAKE
+    # Where neither end refused the other, the sentence would tell of a peer and of what to look for there.
+    told = isinstance(failure, PeerUnverifiedError | CertificateError)
     yield Finding(
         code=code,
         severity=Severity.ERROR,
-        message=f"a handshake of our certificate with itself fails: {failure}",
+        message=f"a handshake of our certificate with itself fails: {failure if told else failure.reason}",
         remedy=_REMEDIES.get(code, _OTHER_REMEDY),
     )
-
-
-def _shake_hands(server: TLSSession, client: TLSSession) -> TLSFailure | None:
-    """The failure that ended a handshake in memory: a refusal, rather than what the other side was told of it."""
-    failures: list[TLSFailure] = []
-    for _ in range(_FLIGHTS):
-        for session, peer in ((client, server), (server, client)):
-            try:
-                if session.handshake():
-                    session.decrypt(1)  # a client hears only now what the server thought of it
-            except TLSFailure as failure:
-                failures.append(failure)
-            peer.feed(session.outgoing())
-        if failures:
-            break
-    return next((failure for failure in failures if isinstance(failure, PeerRefused)), next(iter(failures), None))
 
 
 def _reference(offered: SubjectNames, wanted: list[NodeName | str]) -> str | None:

@@ -26,7 +26,7 @@ from trio_util import AsyncValue
 from trionode._errors import PeerUnverifiedError, Stage, TrionodeError, UnverifiedReason
 from trionode._identity.certificate import fingerprint
 from trionode._identity.describe import describe_issuer, describe_subject
-from trionode._tls.failures import Refusal
+from trionode._tls.failures import HandshakeErrors
 from trionode._tls.verification import TrustCheck
 from trionode._util.log import Log
 
@@ -192,9 +192,9 @@ class Bench:
     def __init__(self, policy: TLSPolicy) -> None:
         self._policy = policy
         self._checks: dict[bool, TrustCheck] = {}
-        self._verdicts: dict[tuple[bool, tuple[str, ...]], Refusal | None] = {}
+        self._verdicts: dict[tuple[bool, tuple[str, ...]], PeerUnverifiedError | None] = {}
 
-    def judge(self, link: LiveLink) -> Refusal | None:
+    def judge(self, link: LiveLink) -> PeerUnverifiedError | None:
         """What is said against a link's peer now; None also where nobody verified it in the first place."""
         if not link.peer.verified:
             return None
@@ -205,9 +205,9 @@ class Bench:
                 self._verdicts[key] = self._check(link.dialled).judge(chain)
             return self._verdicts[key]
         except Exception as exc:  # noqa: BLE001 -- fail closed, and no peer may make a rotation fail by what it sent
-            return Refusal(
-                reason=UnverifiedReason.BAD_CHAIN,
-                text=f"the chain cannot be examined ({type(exc).__name__}); have it issued anew",
+            return HandshakeErrors().unverified(
+                UnverifiedReason.BAD_CHAIN,
+                f"the chain cannot be examined ({type(exc).__name__}); have it issued anew",
                 certificate=link.peer.certificate,
             )
 
@@ -217,7 +217,7 @@ class Bench:
         return self._checks[dialled]
 
 
-def stranded_peer(link: LiveLink, refusal: Refusal, *, newly: bool) -> StrandedPeer:
+def stranded_peer(link: LiveLink, refusal: PeerUnverifiedError, *, newly: bool) -> StrandedPeer:
     """What a refusal of a live peer tells."""
     certificate = link.peer.certificate
     assert certificate is not None  # it was verified
@@ -229,7 +229,7 @@ def stranded_peer(link: LiveLink, refusal: Refusal, *, newly: bool) -> StrandedP
         newly=newly,
         generation=link.generation,
         address=link.peer.address,
-        text=f"{link.peer.name}: {refusal.text}",
+        text=f"{link.peer.name}: {refusal}",
     )
 
 

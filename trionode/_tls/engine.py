@@ -20,9 +20,9 @@ from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.describe import describe
 from trionode._identity.names import host_address
 
-from .failures import NoOverlap, openssl_reason
-from .session import TLSSession
-from .verification import Examination, add_crls, fill_store
+from .failures import HandshakeErrors
+from .session import NoOverlap, TLSSession
+from .verification import Examination, add_crls, fill_store, openssl_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 
 _MAX_CHAIN_DEPTH: Final = 10
+
+#: For sessions whose errors are looked at where it is known what they are about.
+_ANYWHERE: Final = HandshakeErrors()
 
 
 def _examine(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
@@ -116,16 +119,18 @@ class ServerSide:
                 context.add_client_ca(anchor)
         return context
 
-    def session(self, *, alpn: Sequence[bytes] = ()) -> TLSSession:
+    def session(self, *, errors: HandshakeErrors = _ANYWHERE, alpn: Sequence[bytes] = ()) -> TLSSession:
         """The server end of a new connection.
 
         Args:
+            errors: builds what it raises.
             alpn: protocols in order of preference (RFC 7301); empty ignores what the client offers.
         """
         examination = Examination(
             policy=self._policy,
             accepting=True,
             verifies=self._policy.client_auth.verifies,
+            errors=errors,
             alpn=alpn,
         )
         connection = SSL.Connection(self._context)
@@ -175,7 +180,9 @@ class ClientSide:
         *,
         reference: str,
         node: NodeName | None = None,
+        errors: HandshakeErrors = _ANYWHERE,
         alpn: Sequence[bytes] = (),
+        insist_on_alpn: bool = False,
         insecure_skip_verify: bool = False,
     ) -> TLSSession:
         """The client end of a new connection.
@@ -183,7 +190,9 @@ class ClientSide:
         Args:
             reference: the canonical host that the server's SANs must match; also the SNI, unless it is an address.
             node: the node name that URI SANs must admit, if this is a node's dial.
+            errors: builds what it raises.
             alpn: protocols to offer (RFC 7301).
+            insist_on_alpn: fail, before our certificate is sent, unless one of them was selected.
             insecure_skip_verify: accept any certificate under any name.
 
         Raises:
@@ -193,8 +202,10 @@ class ClientSide:
             policy=self._policy,
             accepting=False,
             verifies=not insecure_skip_verify,
+            errors=errors,
             reference=reference,
             node=node,
+            insist_on_alpn=insist_on_alpn,
         )
         context = self._trusting if insecure_skip_verify else self._verifying
         return _client_session(context, examination, reference, alpn, self._build)

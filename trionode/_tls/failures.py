@@ -1,12 +1,19 @@
-"""What can end a TLS session, and the public errors for it.
+"""The errors of handshakes, built in one place: every stage and both sides, with the remedy in the text.
 
-A session is sans-IO and knows neither addresses nor generations: it raises a `TLSFailure`, which says which side ended
-it and why. `failure_error` makes the public error of it, with the remedy in its text.
+Theory. Whatever ends a handshake, or a TLS session later, is one of four things, and each has a public class: we
+refused the peer (`PeerUnverifiedError`), the peer refused us (`PeerRejectedError`), a deadline passed
+(`HandshakeTimeoutError`), or neither side judged the other: the peer broke off or spoke something else
+(`HandshakeError` itself). What all of them say of the handshake (where the peer is, how far it had come, which contexts
+it took, what we presented) is the same, so it is one immutable value, `HandshakeErrors`, whose methods build them:
+
+    raise errors.unverified(UnverifiedReason.COOKIE, "the node has another cookie", certificate=certificate)
+
+A TLS session has one, too: what OpenSSL reports comes out of it as a public error with nothing left to add.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -14,6 +21,7 @@ import trio
 from trionode._errors import (
     HandshakeError,
     HandshakeReason,
+    HandshakeTimeoutError,
     PeerRejectedError,
     PeerUnverifiedError,
     RejectionCode,
@@ -26,134 +34,164 @@ from trionode._util.text import Address, at, printable
 
 if TYPE_CHECKING:
     from cryptography import x509
-    from OpenSSL import SSL, crypto
-
-
-class TLSFailure(Exception):  # noqa: N818 -- an ending, which callers turn into the public errors
-    """The session is over. Which subclass says who ended it."""
 
 
 @final
-class Truncated(TLSFailure):
-    """The transport ended without the peer's close_notify: a cut, or an attacker's truncation."""
-
-
-@final
-class Misbehaved(TLSFailure):
-    """The peer sent something that is not the TLS we speak.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandshakeErrors:
+    """Builds the errors of one handshake, and holds what all of them say of it.
 
     Attributes:
-        detail: OpenSSL's word for it.
+        address: the peer's (host, port), or None where it is not known.
+        stage: how far the handshake has come.
+        generation: of the contexts that it took, or None before it took any.
+        presented: our leaf certificate in these contexts, or None before it took any.
     """
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
+    address: Address | None = None
+    stage: Stage = Stage.TLS
+    generation: int | None = None
+    presented: x509.Certificate | None = None
 
+    def at_stage(self, stage: Stage) -> HandshakeErrors:
+        """The same handshake, come further."""
+        return replace(self, stage=stage)
 
-@final
-class AlertReceived(TLSFailure):
-    """The peer sent a fatal alert (RFC 8446 section 6.2).
+    @property
+    def peer(self) -> str:
+        """The peer and where it is, as the subject of a sentence."""
+        return f"the peer{at(self.address)}"
 
-    Attributes:
-        code: the alert as our vocabulary has it.
-        detail: OpenSSL's word for it.
-    """
+    @property
+    def prefix(self) -> str:
+        """What stands before the reason of our refusal: where the peer is; nothing where that is not known."""
+        return "" if self.address is None else f"peer{at(self.address)}: "
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        word = detail.rpartition("alert ")[2].removeprefix("tlsv1 ")
-        self.code = RejectionCode.of(word.replace(" ", "_"))
+    # We refused the peer
 
+    def unverified(
+        self,
+        reason: UnverifiedReason,
+        text: str,
+        *,
+        certificate: x509.Certificate | None = None,
+        failed_at: x509.Certificate | None = None,
+        wanted: str | None = None,
+        offered: str | None = None,
+    ) -> PeerUnverifiedError:
+        """We refused the peer.
 
-@final
-class PeerRefused(TLSFailure):
-    """We refused the peer; `refusal` says why."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.text)
-        self.refusal = refusal
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a peer was refused: the facts for the exception, and the sentence with its remedy.
-
-    `found` is the certificate at which a path failed.
-    """
-
-    reason: UnverifiedReason
-    text: str
-    certificate: x509.Certificate | None = None
-    found: x509.Certificate | None = None
-    wanted: str | None = None
-    offered: str | None = None
-
-
-@final
-class NoOverlap(Exception):  # noqa: N818 -- carries a verdict through OpenSSL's ALPN callback
-    """Raised in the ALPN callback: the way to have the `no_application_protocol` alert sent."""
-
-
-def openssl_reason(exc: SSL.Error | crypto.Error) -> str:
-    """The reason string of an OpenSSL error; its queue is `[(library, function, reason), …]`, oldest first."""
-    queue = exc.args[0] if exc.args else []
-    return str(queue[0][-1]) if isinstance(queue, list) and queue else "unknown"
-
-
-def failure_error(
-    failure: TLSFailure, address: Address | None, generation: int, presented: x509.Certificate | None
-) -> HandshakeError:
-    """The public exception for what happened to a TLS session, with its cause set."""
-    there = at(address)
-    if isinstance(failure, PeerRefused):
-        refusal = failure.refusal
+        Args:
+            reason: why.
+            text: why, as a sentence with its subject and the remedy.
+            certificate: what the peer presented.
+            failed_at: the certificate of its chain at which the path failed, if one did.
+            wanted: what we needed to see.
+            offered: what the peer offered instead.
+        """
         return PeerUnverifiedError(
-            f"peer{there}: {refusal.text}",
-            stage=Stage.TLS,
-            reason=refusal.reason,
-            address=address,
-            generation=generation,
-            certificate=refusal.certificate,
-            wanted=refusal.wanted,
-            offered=refusal.offered,
+            f"{self.prefix}{text}",
+            stage=self.stage,
+            reason=reason,
+            address=self.address,
+            generation=self.generation,
+            certificate=certificate,
+            failed_at=failed_at,
+            wanted=wanted,
+            offered=offered,
         )
-    if isinstance(failure, AlertReceived):
-        shown = "no certificate" if presented is None else describe(presented)
+
+    # The peer refused us
+
+    def rejected_by_alert(self, alert: str) -> PeerRejectedError:
+        """The peer sent a fatal alert.
+
+        Args:
+            alert: its name, with spaces in place of underscores (RFC 8446 section 6.2).
+        """
+        code = RejectionCode.of(alert.replace(" ", "_"))
+        remedy = _ALERT_REMEDIES.get(code, "Its log says why")
+        return self._rejected(code, f"with the TLS alert {alert!r}: we presented {self._presented}. {remedy}")
+
+    def rejected_in_hello(self, code: str, message: str) -> PeerRejectedError:
+        """The peer refused us in its hello.
+
+        Args:
+            code: why, as it came from the wire.
+            message: the same in its own words.
+        """
+        words = f"{printable(code)}: {printable(message, 1000)}"
+        return self._rejected(RejectionCode.of(code), f"in its hello: {words} (we presented {self._presented})")
+
+    def _rejected(self, code: RejectionCode, how: str) -> PeerRejectedError:
         return PeerRejectedError(
-            f"the peer{there} refused us with the TLS alert {failure.code.replace('_', ' ')!r}: we presented {shown}. "
-            f"{_ALERT_REMEDIES.get(failure.code, 'Its log says why')}",
-            stage=Stage.TLS,
-            code=failure.code,
-            address=address,
-            generation=generation,
-            presented=presented,
+            f"{self.peer} refused us {how}",
+            stage=self.stage,
+            code=code,
+            address=self.address,
+            generation=self.generation,
+            presented=self.presented,
         )
-    if isinstance(failure, Misbehaved):
-        detail = printable(failure.detail)
+
+    @property
+    def _presented(self) -> str:
+        return "no certificate" if self.presented is None else describe(self.presented)
+
+    # Neither judged the other
+
+    def failed(self, reason: HandshakeReason, text: str, cause: Exception) -> HandshakeError:
+        """The handshake failed, and neither side judged the other.
+
+        Args:
+            reason: why.
+            text: what happened, as a sentence.
+            cause: what the error's `__cause__` is to be.
+        """
+        return self._failed(reason, text, cause)
+
+    def misbehaved(self, detail: str) -> HandshakeError:
+        """The peer sent something that is not the TLS we speak.
+
+        Args:
+            detail: OpenSSL's words for it, or a `HandshakeReason`.
+        """
+        detail = printable(detail)
         explained = _MISBEHAVIOUR.get(detail, "Is there a TLS 1.3 server or client at the other end?")
-        error = HandshakeError(
-            f"the peer{there} does not speak TLS as we do: {detail}. {explained}",
-            stage=Stage.TLS,
-            reason=detail,
-            address=address,
-            generation=generation,
+        text = f"{self.peer} does not speak TLS as we do: {detail}. {explained}"
+        return self._failed(detail, text, RemoteProtocolError(f"TLS: {detail}"))
+
+    def truncated(self, detail: str = "the connection ended without a TLS close_notify") -> HandshakeError:
+        """The transport ended without the peer's close_notify: a cut, or an attacker's truncation.
+
+        Args:
+            detail: what is known of how it ended.
+        """
+        text = (
+            f"{self.peer} ended the connection without a word: {detail}. It may have crashed, refused us without an "
+            "alert, or something in between cut the connection"
         )
-        error.__cause__ = RemoteProtocolError(f"TLS: {detail}")
+        return self._failed(HandshakeReason.TRUNCATED, text, trio.BrokenResourceError(detail))
+
+    def _failed(self, reason: str, text: str, cause: Exception) -> HandshakeError:
+        error = HandshakeError(text, stage=self.stage, reason=reason, address=self.address, generation=self.generation)
+        error.__cause__ = cause
         return error
-    assert isinstance(failure, Truncated)
-    error = HandshakeError(
-        f"the peer{there} ended the connection without a word: {failure}. It may have crashed, refused us without an "
-        "alert, or something in between cut the connection",
-        stage=Stage.TLS,
-        reason=HandshakeReason.TRUNCATED,
-        address=address,
-        generation=generation,
-    )
-    error.__cause__ = trio.BrokenResourceError(str(failure))
-    return error
+
+    # A deadline passed
+
+    def timed_out(self, text: str) -> HandshakeTimeoutError:
+        """A deadline passed.
+
+        Args:
+            text: which, as a sentence.
+        """
+        return HandshakeTimeoutError(
+            text,
+            stage=self.stage,
+            reason=HandshakeReason.TIMEOUT,
+            address=self.address,
+            generation=self.generation,
+        )
 
 
 _ALERT_REMEDIES: Final = {
@@ -171,7 +209,7 @@ _ALERT_REMEDIES: Final = {
 }
 
 _MISBEHAVIOUR: Final = {
-    "no_application_protocol": "No application protocol in common (ALPN); is it a trionode peer?",
+    HandshakeReason.NO_APPLICATION_PROTOCOL: "No application protocol in common (ALPN); is it a trionode peer?",
     "unsupported protocol": "It offers only TLS versions before 1.3",
     "wrong version number": "That was no TLS at all: is it a plain-text port?",
     "http request": "That was plain HTTP, on a TLS port",

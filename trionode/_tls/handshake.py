@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trionode._errors import HandshakeError, HandshakeReason, Stage
+from trionode._errors import HandshakeError, HandshakeReason, PeerUnverifiedError
 from trionode._transport.sockets import address_of, receive, send
-from trionode._util.text import Address, Buffer, at
+from trionode._util.text import Buffer, at
 
-from .failures import Misbehaved, TLSFailure, failure_error
+from .failures import HandshakeErrors
 from .stream import TLSStream, quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from cryptography import x509
 
     from trionode._identity.names import NodeName
 
@@ -41,6 +39,9 @@ LINGER_BYTES: Final = 256 * 1024
 MAX_FLIGHTS: Final = 64 * 1024
 
 _FLIGHT_READ: Final = 16 * 1024
+
+#: A handshake has three flights; twice that is a handshake that does not end.
+_MEMORY_ROUNDS: Final = 6
 
 
 async def server_handshake(
@@ -67,12 +68,12 @@ async def server_handshake(
         PeerRejectedError: the client refused us.
         HandshakeError: it broke off, or spoke something else.
     """
-    session = contexts.server.session(alpn=[protocol.encode("ascii") for protocol in alpn])
+    session = contexts.server.session(
+        errors=_errors(transport, contexts), alpn=[protocol.encode("ascii") for protocol in alpn]
+    )
     session.feed(received)
-    presented = contexts.key_pair.certificate
-    address = address_of(transport)
-    await _handshake(transport, session, contexts, presented, address, decided, greeted, flush_last_flight=False)
-    return TLSStream(transport, session, contexts, presented, address)
+    await _run(transport, session, decided, greeted, flush_last_flight=False)
+    return TLSStream(transport, session, contexts)
 
 
 async def client_handshake(
@@ -109,102 +110,121 @@ async def client_handshake(
         session = contexts.client.session(
             reference=reference,
             node=node,
+            errors=_errors(transport, contexts),
             alpn=[protocol.encode("ascii") for protocol in alpn],
+            insist_on_alpn=insist_on_alpn,
             insecure_skip_verify=insecure_skip_verify,
         )
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise
-    presented = contexts.key_pair.certificate
-    address = address_of(transport)
-    await _handshake(
-        transport,
-        session,
-        contexts,
-        presented,
-        address,
-        decided,
-        flush_last_flight=flush_last_flight,
-        insist_on_alpn=insist_on_alpn,
+    await _run(transport, session, decided, flush_last_flight=flush_last_flight)
+    return TLSStream(transport, session, contexts)
+
+
+def _errors(transport: trio.abc.Stream, contexts: TLSContexts) -> HandshakeErrors:
+    return HandshakeErrors(
+        address=address_of(transport), generation=contexts.generation, presented=contexts.key_pair.certificate
     )
-    return TLSStream(transport, session, contexts, presented, address)
 
 
-async def _handshake(
+async def _run(
     transport: trio.abc.Stream,
     session: TLSSession,
-    contexts: TLSContexts,
-    presented: x509.Certificate,
-    address: Address | None,
     decided: Callable[[], None],
     greeted: Callable[[], None] = lambda: None,
     *,
-    flush_last_flight: bool = True,
-    insist_on_alpn: bool = False,
+    flush_last_flight: bool,
 ) -> None:
+    """Exchange flights; on failure deliver what is still to be said, and close."""
     try:
         try:
-            await _exchange_flights(
-                transport, session, greeted, flush_last_flight=flush_last_flight, insist=insist_on_alpn
-            )
-        except TLSFailure:
+            await exchange_flights(transport, session, greeted=greeted, flush_last_flight=flush_last_flight)
+        except HandshakeError:
             decided()
             await _linger(transport, session)  # noqa: ASYNC120 -- bounded, and a cancellation matters more
             raise
-    except TLSFailure as exc:
-        await trio.aclose_forcefully(transport)
-        error = failure_error(exc, address, contexts.generation, presented)
-        raise error from error.__cause__
-    except trio.BrokenResourceError as exc:
-        await trio.aclose_forcefully(transport)
-        msg = f"the connection{at(address)} broke during the TLS handshake: {exc.__cause__ or exc}"
-        raise HandshakeError(
-            msg, stage=Stage.TLS, reason=HandshakeReason.BROKEN, address=address, generation=contexts.generation
-        ) from exc
+        except trio.BrokenResourceError as exc:
+            text = f"the connection{at(session.errors.address)} broke during the TLS handshake: {exc.__cause__ or exc}"
+            raise session.errors.failed(HandshakeReason.BROKEN, text, exc) from exc
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise
 
 
-async def _exchange_flights(
+async def exchange_flights(
     transport: trio.abc.Stream,
     session: TLSSession,
-    greeted: Callable[[], None],
     *,
-    flush_last_flight: bool,
-    insist: bool,
+    flush_last_flight: bool = True,
+    greeted: Callable[[], None] = lambda: None,
+    heard: Callable[[bytes], None] = lambda _: None,
 ) -> None:
+    """Exchange flights until this side's handshake is done. The transport stays the caller's, and so do deadlines.
+
+    Args:
+        transport: where the peer is.
+        session: fresh.
+        flush_last_flight: send our last flight; else it goes with the first that is sent.
+        greeted: called when the peer has sent something that we can answer.
+        heard: called with what the peer sent.
+
+    Raises:
+        HandshakeError: we refused the peer, it refused us, or spoke something else; `session.outgoing()` may hold an
+            alert for it.
+        trio.BrokenResourceError: the transport broke.
+    """
     send_failure: trio.BrokenResourceError | None = None
     received = 0
     while True:
         done = session.handshake()
-        if done and insist and session.alpn is None:
-            session.outgoing()  # dropped: it holds our certificate, and this is no peer of ours
-            failure = Misbehaved(HandshakeReason.NO_APPLICATION_PROTOCOL)
-            raise failure
-        if not done or flush_last_flight:
-            outgoing = session.outgoing()
-            if outgoing and send_failure is None:
-                greeted()
-                try:
-                    await send(transport, outgoing)
-                except trio.BrokenResourceError as exc:
-                    send_failure = exc  # read on: the alert that says why may already be here
+        outgoing = session.outgoing() if flush_last_flight or not done else b""
+        if outgoing and send_failure is None:
+            greeted()
+            try:
+                await send(transport, outgoing)
+            except trio.BrokenResourceError as exc:
+                send_failure = exc  # read on: the alert that says why may already be here
         if done:
-            if send_failure is not None:
-                raise send_failure
-            return
+            break
         if received >= MAX_FLIGHTS:
-            failure = Misbehaved("excessive message size")
-            raise failure
+            raise session.errors.misbehaved("excessive message size")
         data = await receive(transport, _FLIGHT_READ)
+        heard(data)
+        received += len(data)
         if data:
-            received += len(data)
             session.feed(data)
-        elif send_failure is not None:
-            raise send_failure
-        else:
+        elif send_failure is None:
             session.feed_eof()
+        else:
+            break
+    if send_failure is not None:
+        raise send_failure
+
+
+def handshake_in_memory(server: TLSSession, client: TLSSession) -> HandshakeError | None:
+    """Shake hands between two sessions of this process; what ended it, or None.
+
+    A refusal, rather than what the other side was told of it.
+
+    Args:
+        server: fresh.
+        client: fresh.
+    """
+    failures: list[HandshakeError] = []
+    for _ in range(_MEMORY_ROUNDS):
+        for session, peer in ((client, server), (server, client)):
+            try:
+                if session.handshake():
+                    session.decrypt(1)  # a client hears only now what the server thought of it
+            except HandshakeError as failure:
+                failures.append(failure)
+            peer.feed(session.outgoing())
+        if failures:
+            break
+    return next(
+        (failure for failure in failures if isinstance(failure, PeerUnverifiedError)), next(iter(failures), None)
+    )
 
 
 async def _linger(transport: trio.abc.Stream, session: TLSSession) -> None:

@@ -8,15 +8,17 @@ sends says that it went on. Silence says nothing, and is told apart.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trionode._errors import HandshakeError
+from trionode._transport.sockets import receive
 from trionode._util.text import printable
 
-from .failures import TLSFailure, Truncated
+from .handshake import exchange_flights
+from .stream import quietly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +53,7 @@ class Inspection:
 
     finished: bool
     went_on: bool
-    failure: TLSFailure | None
+    failure: HandshakeError | None
     chain: tuple[x509.Certificate, ...]
     certificate_requested: bool
     requested_cas: Mapping[bytes, str]
@@ -69,38 +71,28 @@ async def inspect(transport: trio.abc.Stream, session: TLSSession, *, patience: 
         session: fresh; what it presents and verifies is its own.
         patience: how long the server's verdict on our certificate is waited for, where it asked for one. Seconds.
     """
-    first = b""
+    first = bytearray()
     finished = went_on = False
-    failure: TLSFailure | None = None
-
-    async def exchange() -> bool:
-        """Send what there is to send, receive something; False at the end."""
-        nonlocal first
-        await _send(transport, session)
-        try:
-            data = await transport.receive_some(_RECEIVE_SIZE)
-        except trio.BrokenResourceError as exc:
-            raise Truncated(str(exc.__cause__ or exc)) from None
-        first = first or bytes(data[:_FIRST_BYTES])
-        if data:
-            session.feed(data)
-        else:
-            session.feed_eof()
-        return bool(data)
-
+    failure: HandshakeError | None = None
     try:
-        while not session.handshake():
-            await exchange()
+        await exchange_flights(transport, session, heard=first.extend, flush_last_flight=False)
         finished = True
-        await _send(transport, session)
+        await quietly(transport.send_all(session.outgoing()))  # where it fails, what there is to read may say why
         if session.certificate_requested:
             with trio.move_on_after(patience):
-                went_on = await exchange()
+                data = await receive(transport, _RECEIVE_SIZE)
+                if data:
+                    session.feed(data)
+                else:
+                    session.feed_eof()
                 session.decrypt(_RECEIVE_SIZE)
-    except TLSFailure as exc:
-        failure, went_on = exc, False
+                went_on = bool(data)
+    except HandshakeError as exc:
+        failure = exc
         with trio.move_on_after(patience):
-            await _send(transport, session)  # an alert, if there is one: manners
+            await quietly(transport.send_all(session.outgoing()))  # an alert, if there is one: manners
+    except trio.BrokenResourceError as exc:
+        failure = session.errors.truncated(str(exc.__cause__ or exc))
     return Inspection(
         finished=finished,
         went_on=went_on,
@@ -111,15 +103,8 @@ async def inspect(transport: trio.abc.Stream, session: TLSSession, *, patience: 
         tls_version=session.tls_version,
         cipher=session.cipher,
         alpn=session.alpn,
-        first_words=None if _is_tls(first) else printable(first.decode("latin-1"), _FIRST_BYTES),
+        first_words=None if _is_tls(bytes(first)) else printable(first[:_FIRST_BYTES].decode("latin-1"), _FIRST_BYTES),
     )
-
-
-async def _send(transport: trio.abc.Stream, session: TLSSession) -> None:
-    outgoing = session.outgoing()
-    if outgoing:
-        with contextlib.suppress(trio.BrokenResourceError):  # what there is to read may say why
-            await transport.send_all(outgoing)
 
 
 def _is_tls(first: bytes) -> bool:

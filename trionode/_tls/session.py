@@ -13,25 +13,17 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from OpenSSL import SSL, crypto
 
-from trionode._errors import HandshakeReason, UnverifiedReason
+from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._util.text import Buffer, printable
 
-from .failures import (
-    AlertReceived,
-    Misbehaved,
-    NoOverlap,
-    PeerRefused,
-    Refusal,
-    TLSFailure,
-    Truncated,
-    openssl_reason,
-)
+from .verification import openssl_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cryptography import x509
 
+    from .failures import HandshakeErrors
     from .verification import Examination
 
 #: A TLS record carries at most this much plaintext (RFC 8446 section 5.1).
@@ -45,6 +37,11 @@ _UNASKED: Final = 4096
 
 #: Alerts whose reason strings do not say that they are some (sslerr.h, from RFC 6066).
 _UNMARKED_ALERTS: Final = frozenset({"tlsv1 unrecognized name", "tlsv1 unsupported extension"})
+
+
+@final
+class NoOverlap(Exception):  # noqa: N818 -- carries a verdict through OpenSSL's ALPN callback
+    """Raised in the ALPN callback: the way to have the `no_application_protocol` alert sent."""
 
 
 @final
@@ -90,7 +87,7 @@ class RecordScanner:
 class TLSSession:
     """One TLS connection over memory: feed ciphertext in, take ciphertext out.
 
-    Every method is synchronous and either succeeds or raises `TLSFailure`; the first failure is final. Whatever the
+    Every method is synchronous and either succeeds or raises a `HandshakeError`; the first is final. Whatever the
     outcome, `outgoing()` may hold bytes that the peer should get (an alert, for one).
     """
 
@@ -112,7 +109,7 @@ class TLSSession:
     ) -> None:
         self._connection = connection
         self._examination = examination
-        self._failure: TLSFailure | None = None
+        self._failure: HandshakeError | None = None
         self._rebuild = rebuild if examination.policy.clock is not None and examination.verifies else None
         self._produced = 0
         self._scanner = RecordScanner()
@@ -162,7 +159,7 @@ class TLSSession:
         except SSL.WantReadError:
             return False
         except NoOverlap:
-            self._fail(Misbehaved(HandshakeReason.NO_APPLICATION_PROTOCOL))
+            self._fail(self.errors.misbehaved(HandshakeReason.NO_APPLICATION_PROTOCOL))
         except SSL.Error as exc:
             self._fail(self._translate(exc))
         self._conclude()
@@ -179,13 +176,13 @@ class TLSSession:
     def _conclude(self) -> None:
         examination = self._examination
         if examination.refusal is not None:
-            self._fail(PeerRefused(examination.refusal))
+            self._fail(examination.refusal)
         try:
             certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
             if certificate is not None:
                 _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # year 0 is valid DER, for one
         except Exception:  # noqa: BLE001 -- where nothing is verified, what comes is anybody's, and so is how it fails
-            self._fail(Misbehaved("certificate cannot be parsed"))
+            self._fail(self.errors.misbehaved("certificate cannot be parsed"))
         self.peer_certificate = certificate
         self.verified = examination.verifies and examination.leaf is not None
         if (
@@ -193,7 +190,10 @@ class TLSSession:
             and not self.verified
             and (self.peer_certificate is not None or not examination.accepting)
         ):
-            self._fail(Misbehaved("verification did not run"))
+            self._fail(self.errors.misbehaved("verification did not run"))
+        if examination.insist_on_alpn and self.alpn is None:
+            self.outgoing()  # dropped: it holds our certificate, and this is no peer of ours
+            self._fail(self.errors.misbehaved(HandshakeReason.NO_APPLICATION_PROTOCOL))
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
@@ -315,35 +315,36 @@ class TLSSession:
 
     # Failure
 
+    @property
+    def errors(self) -> HandshakeErrors:
+        """Builds what this session raises."""
+        return self._examination.errors
+
     def _raise_if_failed(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None) from self._failure.__cause__
 
-    def _fail(self, failure: TLSFailure) -> NoReturn:
+    def _fail(self, failure: HandshakeError) -> NoReturn:
         self._failure = failure
-        raise failure from None
+        raise failure from failure.__cause__
 
-    def _translate(self, exc: SSL.Error) -> TLSFailure:
+    def _translate(self, exc: SSL.Error) -> HandshakeError:
+        """What an error of OpenSSL means: the transport ended, one side refused the other, or the peer misbehaved."""
         if isinstance(exc, SSL.SysCallError):
-            return Truncated("the connection ended without a TLS close_notify")
-        reason = openssl_reason(exc)
+            return self.errors.truncated()
         if self._examination.refusal is not None:
-            return PeerRefused(self._examination.refusal)
+            return self._examination.refusal
+        reason = openssl_reason(exc)
         if reason == "peer did not return a certificate":
-            return PeerRefused(
-                Refusal(
-                    reason=UnverifiedReason.NO_CERTIFICATE,
-                    text=(
-                        "client refused: it sent no certificate, and this acceptor requires one. Give the client a "
-                        "key pair signed by a CA of our client-CA pool (a client that holds another CA's certificate "
-                        "may send none)"
-                    ),
-                    wanted="a client certificate",
-                )
+            return self.errors.unverified(
+                UnverifiedReason.NO_CERTIFICATE,
+                "client refused: it sent no certificate, and this acceptor requires one. Give the client a key pair "
+                "signed by a CA of our client-CA pool (a client that holds another CA's certificate may send none)",
+                wanted="a client certificate",
             )
         if " alert " in f" {reason}" or reason in _UNMARKED_ALERTS:
-            return AlertReceived(reason)
-        return Misbehaved(reason)
+            return self.errors.rejected_by_alert(reason.rpartition("alert ")[2].removeprefix("tlsv1 "))
+        return self.errors.misbehaved(reason)
 
 
 def _name_shown(name: crypto.X509Name) -> str:

@@ -19,14 +19,14 @@ a refusal arrives with the first read. Hence:
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trionode._errors import HandshakeError
 from trionode._identity.describe import describe
 from trionode._transport.sockets import READ_SIZE, socket_of, wait_and_read, write_at_once
 
-from .failures import TLSFailure, failure_error
 from .session import RECORD_SIZE, TLSSession
 
 if TYPE_CHECKING:
@@ -71,22 +71,21 @@ class TLSStream(trio.abc.HalfCloseableStream):
         transport: trio.abc.Stream,
         session: TLSSession,
         contexts: TLSContexts,
-        presented: x509.Certificate | None,
-        address: Address | None,
     ) -> None:
         self.transport_stream = transport
         self.peer_certificate: x509.Certificate | None = session.peer_certificate
-        self.presented_certificate: x509.Certificate | None = presented if session.presented else None
+        self.presented_certificate: x509.Certificate | None = (
+            contexts.key_pair.certificate if session.presented else None
+        )
         self.verified: bool = session.verified
         self.generation: int = contexts.generation
-        self.peer_address: Address | None = address
+        self.peer_address: Address | None = session.errors.address
         self.bytes_taken: int = 0
         self._socket = socket_of(transport)
         self._unsent = b""
         # Whether the last read was all that there was: then it is waited first.
         self._read_all = True
         self._session = session
-        self._presented = presented
         self._closed = False
         self._sending = False
         self._receiving = False
@@ -257,9 +256,9 @@ class TLSStream(trio.abc.HalfCloseableStream):
     def _encrypt(self, data: Buffer) -> None:
         try:
             self._session.encrypt(data)
-        except TLSFailure as exc:
+        except HandshakeError as exc:
             self._send_broken = True
-            self._raise_broken(exc)
+            raise trio.BrokenResourceError(str(exc)) from exc
 
     def _ciphertext(self) -> bytes:
         """What the transport is to get next, in order."""
@@ -361,9 +360,9 @@ class TLSStream(trio.abc.HalfCloseableStream):
                 else:
                     session.feed_eof()
                 pieces = session.decrypt(limit)
-        except TLSFailure as exc:
+        except HandshakeError as exc:
             await self._flush_alert()
-            self._raise_broken(exc)
+            raise trio.BrokenResourceError(str(exc)) from exc
         finally:
             self._receiving = False
         return pieces
@@ -376,10 +375,6 @@ class TLSStream(trio.abc.HalfCloseableStream):
             self._send_broken = True
             with trio.move_on_after(FAREWELL):
                 await quietly(self.transport_stream.send_all(alert))
-
-    def _raise_broken(self, failure: TLSFailure) -> NoReturn:
-        error = failure_error(failure, self.peer_address, self.generation, self._presented)
-        raise trio.BrokenResourceError(str(error)) from error
 
     # Closing
 

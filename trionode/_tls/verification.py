@@ -30,12 +30,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
 from trionode._credentials.crl import describe_crl, issued_lists, newest_of_issuer
-from trionode._errors import CertificateError, CertificateReason, UnverifiedReason
+from trionode._errors import CertificateError, CertificateReason, PeerUnverifiedError, UnverifiedReason
 from trionode._identity.certificate import allows, fingerprint
 from trionode._identity.describe import describe, describe_dates, describe_issuer, describe_names, describe_subjects
 from trionode._identity.names import NodeName, SubjectNames
 
-from .failures import Refusal, openssl_reason
+from .failures import HandshakeErrors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,17 +67,33 @@ _NO_CHECK_TIME: Final = 0x200000
 
 @dataclass(slots=True, kw_only=True)
 class Examination:
-    """What one session expects of its peer, and what it found."""
+    """What one session expects of its peer, and what it found.
+
+    Attributes:
+        policy: anchors, lists and clock to judge by.
+        accepting: judge as an acceptor judges its clients, else as a dialer its servers.
+        verifies: whether the peer's certificate is judged at all.
+        errors: builds the refusal.
+        reference: the canonical host that a server's SANs must cover, or None for any.
+        node: the node name that its URI SANs, if any, must admit.
+        alpn: on the accepting side, protocols in order of preference; empty ignores what the client offers.
+        insist_on_alpn: on the dialing side, whether the server has to select a protocol.
+        leaf: the peer's certificate, once it has passed.
+        certificate_requested: whether the server has asked for ours.
+        refusal: why the peer is refused, once it is.
+    """
 
     policy: TLSPolicy
     accepting: bool
     verifies: bool
+    errors: HandshakeErrors = field(default_factory=HandshakeErrors)
     reference: str | None = None
     node: NodeName | None = None
     alpn: Sequence[bytes] = ()
+    insist_on_alpn: bool = False
     leaf: x509.Certificate | None = field(default=None, init=False)
     certificate_requested: bool = field(default=False, init=False)
-    refusal: Refusal | None = field(default=None, init=False)
+    refusal: PeerUnverifiedError | None = field(default=None, init=False)
 
     def examine(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
         """The verify callback: True lets OpenSSL go on. `leaf` is the peer's certificate, once that has passed."""
@@ -91,9 +107,9 @@ class Examination:
                 self.refusal = self._name_refusal(found)
                 self.leaf = found if self.refusal is None else None
         except Exception as exc:  # noqa: BLE001 -- fail closed: whatever goes wrong here is a refusal
-            self.refusal = Refusal(
-                reason=UnverifiedReason.BAD_CHAIN,
-                text=f"the {self._peer}'s certificate cannot be examined ({type(exc).__name__}); have it issued anew",
+            self.refusal = self.errors.unverified(
+                UnverifiedReason.BAD_CHAIN,
+                f"the {self._peer}'s certificate cannot be examined ({type(exc).__name__}); have it issued anew",
             )
         return self.refusal is None
 
@@ -106,7 +122,9 @@ class Examination:
         chain = connection.get_peer_cert_chain(as_cryptography=True)
         return chain[0] if chain else found
 
-    def _verdict(self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int) -> Refusal | None:
+    def _verdict(
+        self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int
+    ) -> PeerUnverifiedError | None:
         """The refusal for what OpenSSL objects to; None where the policy or an anchor may do without a list."""
         policy = self.policy.crl_policy
         if code in _STATUS_UNKNOWN_CODES and found in (self.pool or ()):
@@ -117,7 +135,9 @@ class Examination:
             return None
         return self.path_refusal(leaf, found, code, depth)
 
-    def path_refusal(self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int) -> Refusal:
+    def path_refusal(
+        self, leaf: x509.Certificate, found: x509.Certificate, code: int, depth: int
+    ) -> PeerUnverifiedError:
         """The refusal for a path in which OpenSSL found fault with one certificate."""
         now = f"{self.policy.now():%Y-%m-%d %H:%M:%S} UTC"
         reason = _REASONS.get(code, UnverifiedReason.BAD_CHAIN)
@@ -154,39 +174,41 @@ class Examination:
             case _:
                 what = f"does not verify: {verify_message(code)}. Have the peer's chain issued anew"
         offered = describe_dates(found) if code in (9, 10) else describe(found)
-        return Refusal(
-            reason=reason,
-            text=f"{self._subject(leaf, found, depth)} {what} (OpenSSL verify code {code})",
+        return self.errors.unverified(
+            reason,
+            f"{self._subject(leaf, found, depth)} {what} (OpenSSL verify code {code})",
             certificate=leaf,
-            found=found,
+            failed_at=found,
             wanted=wanted,
             offered=offered,
         )
 
     def revoked(
         self, leaf: x509.Certificate, found: x509.Certificate, depth: int, revocation: Revocation | None
-    ) -> Refusal:
+    ) -> PeerUnverifiedError:
         """The refusal for a path with a certificate that was revoked."""
         details = f": {revocation}" if revocation else ""
-        return Refusal(
-            reason=UnverifiedReason.REVOKED,
-            text=f"{self._subject(leaf, found, depth)} has been revoked{details}. The peer needs a new one",
+        return self.errors.unverified(
+            UnverifiedReason.REVOKED,
+            f"{self._subject(leaf, found, depth)} has been revoked{details}. The peer needs a new one",
             certificate=leaf,
-            found=found,
+            failed_at=found,
             wanted="a certificate that is not on a CRL",
             offered=str(revocation) if revocation else describe(found),
         )
 
-    def status_unknown(self, leaf: x509.Certificate, found: x509.Certificate, depth: int, why: str) -> Refusal:
+    def status_unknown(
+        self, leaf: x509.Certificate, found: x509.Certificate, depth: int, why: str
+    ) -> PeerUnverifiedError:
         """The refusal for a path with a certificate of which nobody knows whether it was revoked."""
-        return Refusal(
-            reason=UnverifiedReason.REVOCATION_UNKNOWN,
-            text=(
+        return self.errors.unverified(
+            UnverifiedReason.REVOCATION_UNKNOWN,
+            (
                 f"{self._subject(leaf, found, depth)} cannot be checked for revocation: {why}. Give the current list "
                 "of that CA in crls (with rotate_trust() while in use), or loosen crl_policy"
             ),
             certificate=leaf,
-            found=found,
+            failed_at=found,
             wanted=f"a current CRL of {describe_issuer(found)}",
             offered=why,
         )
@@ -227,7 +249,7 @@ class Examination:
             case _:
                 return f"{describe_crl(crl)} cannot be used, {verify_message(code)} (OpenSSL verify code {code})"
 
-    def _name_refusal(self, leaf: x509.Certificate) -> Refusal | None:
+    def _name_refusal(self, leaf: x509.Certificate) -> PeerUnverifiedError | None:
         if self.reference is None:
             return None
         names = SubjectNames.of(leaf)
@@ -236,9 +258,9 @@ class Examination:
         offered = describe_names(leaf)
         skipped = f" (unusable: {'; '.join(names.unusable)})" if names.unusable else ""
         if not names.cover_host(self.reference):
-            return Refusal(
-                reason=UnverifiedReason.NAME_MISMATCH,
-                text=(
+            return self.errors.unverified(
+                UnverifiedReason.NAME_MISMATCH,
+                (
                     f"server certificate refused: wanted the name {self.reference!r}, its SANs offer "
                     f"{offered}{skipped}: {describe(leaf)}. Dial a name that it covers, set server_name on the route "
                     "or the manager, or issue it with this name"
@@ -247,9 +269,9 @@ class Examination:
                 wanted=self.reference,
                 offered=offered,
             )
-        return Refusal(
-            reason=UnverifiedReason.NAME_MISMATCH,
-            text=(
+        return self.errors.unverified(
+            UnverifiedReason.NAME_MISMATCH,
+            (
                 f"server certificate refused: wanted the node {str(self.node)!r}, but its URI SANs restrict it to "
                 f"other nodes; it offers {offered}{skipped}: {describe(leaf)}. Issue it for this node name"
             ),
@@ -257,6 +279,12 @@ class Examination:
             wanted=str(self.node),
             offered=offered,
         )
+
+
+def openssl_reason(exc: SSL.Error | crypto.Error) -> str:
+    """The reason string of an OpenSSL error; its queue is `[(library, function, reason), …]`, oldest first."""
+    queue = exc.args[0] if exc.args else []
+    return str(queue[0][-1]) if isinstance(queue, list) and queue else "unknown"
 
 
 def verify_message(code: int) -> str:
@@ -329,7 +357,7 @@ class TrustCheck:
         else:
             self._store.set_flags(_NO_CHECK_TIME)
 
-    def judge(self, chain: Sequence[x509.Certificate]) -> Refusal | None:
+    def judge(self, chain: Sequence[x509.Certificate]) -> PeerUnverifiedError | None:
         """What would be said against a chain, the leaf first; None if nothing."""
         leaf, *intermediates = (crypto.X509.from_cryptography(certificate) for certificate in chain)
         context = crypto.X509StoreContext(self._store, leaf, intermediates)
@@ -349,7 +377,7 @@ class TrustCheck:
             return ()
         return tuple(certificate.to_cryptography() for certificate in verified)
 
-    def _revocation(self, path: list[x509.Certificate]) -> Refusal | None:
+    def _revocation(self, path: list[x509.Certificate]) -> PeerUnverifiedError | None:
         policy, examination, leaf = self._policy, self._examination, path[0]
         if policy.crls is None:
             return None

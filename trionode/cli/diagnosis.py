@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from trionode import NodeName, RejectionCode, UnverifiedReason
+from trionode import HandshakeReason, NodeName, PeerRejectedError, RejectionCode, UnverifiedReason
 from trionode._identity.certificate import allows, is_self_issued
 from trionode._identity.describe import (
     describe,
@@ -18,7 +18,6 @@ from trionode._identity.describe import (
     describe_subjects,
 )
 from trionode._identity.names import SubjectNames
-from trionode._tls.failures import AlertReceived, Misbehaved
 
 from .shown import certificate_state
 
@@ -111,18 +110,18 @@ def tls_failure(inspection: Inspection, target: Target, timeout: float) -> Diagn
     if inspection.first_words is not None:
         code, message = "not_tls", f"it does not speak TLS; its first words are {inspection.first_words!r}"
         remedy = "Is this the right port? A plain text protocol answers here"
-    elif isinstance(failure, AlertReceived):
-        code, message = failure.code, f"it ended the TLS handshake with the alert {failure.detail!r}"
+    elif isinstance(failure, PeerRejectedError):
+        code, message = failure.code, f"it ended the TLS handshake with the alert {failure.code.replace('_', ' ')!r}"
         remedy = _ALERT_REMEDIES.get(failure.code, "Its log says why")
     elif failure is None:
         code = "silent"
         message = f"it takes the connection, and says nothing within {timeout:g} s"
         remedy = "It is no TLS server, or it hangs, or what stands before it (a proxy, a tunnel) reaches nobody"
-    elif isinstance(failure, Misbehaved):
-        code, message = "not_tls", f"what it says is no TLS that we understand: {failure.detail}"
+    elif failure.reason != HandshakeReason.TRUNCATED:
+        code, message = "not_tls", f"what it says is no TLS that we understand: {failure.reason}"
         remedy = "Is this the right port, and is it a TLS 1.2 or 1.3 server?"
     else:
-        code, message = "closed", f"it ended the connection in the middle of the TLS handshake: {failure}"
+        code, message = "closed", f"it ended the connection in the middle of the TLS handshake: {failure.__cause__}"
         remedy = (
             "It may be no TLS server, be at a limit, or not let this address in; a proxy without anybody behind "
             "it looks like this, too. Its log says more"
@@ -148,7 +147,7 @@ def judge_server(
     yield from _judge_dates(chain, now)
     refusal = check.judge(chain)
     if refusal is not None:
-        yield _judge_path(chain, ours, refusal.reason, refusal.offered or "", refusal.found or chain[0])
+        yield _judge_path(chain, ours, refusal.reason, refusal.offered or "", refusal.failed_at or chain[0])
     yield from _judge_names(chain[0], target)
     if not allows(chain[0], ExtendedKeyUsageOID.SERVER_AUTH):
         yield _theirs(

@@ -44,7 +44,6 @@ from trionode._identity.names import SubjectNames, unbracketed
 from trionode._protocol import ALPN
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import inspecting_session
-from trionode._tls.failures import AlertReceived, PeerRefused
 from trionode._tls.probe import Inspection, inspect
 from trionode._tls.verification import TrustCheck
 
@@ -269,11 +268,11 @@ class Inquiry:
 
     async def _look(self) -> None:
         inspection = await self._shake_hands(self._bare_session)
-        if isinstance(inspection.failure, AlertReceived) and inspection.failure.code == "no_application_protocol":
+        if isinstance(inspection.failure, PeerRejectedError) and inspection.failure.code == "no_application_protocol":
             self._alpn = ()
             inspection = await self._shake_hands(self._bare_session)
         required = _is_alert(inspection, RejectionCode.CERTIFICATE_REQUIRED) or (
-            inspection.certificate_requested and isinstance(inspection.failure, AlertReceived)
+            inspection.certificate_requested and isinstance(inspection.failure, PeerRejectedError)
         )
         if not inspection.finished and not (required and inspection.chain):
             diagnosis = tls_failure(inspection, self.target, self._timeout)
@@ -448,18 +447,18 @@ class Inquiry:
             lambda: contexts.client.session(reference=self.target.server_name, alpn=self._alpn)
         )
         failure = inspection.failure
-        if isinstance(failure, AlertReceived):
+        if isinstance(failure, PeerRejectedError):
             self._done(step, "failed", f"the server refused it: {failure.code.replace('_', ' ')}")
             self.diagnoses.append(rejected(failure.code, key_pair.certificate, looked, now_utc()))
-        elif isinstance(failure, PeerRefused):
+        elif isinstance(failure, PeerUnverifiedError):
             self._done(step, "failed", "the second time we refused the server")
-            self._wrong(failure.refusal.reason, step, failure.refusal.text, "The server may serve several certificates")
+            self._wrong(failure.reason, step, str(failure), "The server may serve several certificates")
         elif failure is not None and not inspection.went_on:
-            self._done(step, "failed", f"the server ended the connection after it saw it: {failure}")
+            self._done(step, "failed", f"the server ended the connection after it saw it: {failure.__cause__}")
             self._wrong(
                 "closed",
                 step,
-                f"the server ended the connection without a word after our certificate: {failure}",
+                f"the server ended the connection without a word after our certificate: {failure.__cause__}",
                 "It may refuse without an alert, or be at a limit; its log says more",
             )
         elif inspection.went_on:
@@ -562,7 +561,7 @@ _REFUSED: Final = "refused"
 
 
 def _is_alert(inspection: Inspection, code: RejectionCode) -> bool:
-    return isinstance(inspection.failure, AlertReceived) and inspection.failure.code is code
+    return isinstance(inspection.failure, PeerRejectedError) and inspection.failure.code is code
 
 
 def _why_not_connected(exc: OSError) -> str:
