@@ -27,4 +27,4 @@ else:
         names = globals()
         # What somebody has put in the place of one, a test for instance, stays.
         names.update({name: value for name, value in public.items() if name not in names}, __all__=list(public))
-        return list(names)
+        return list(public)

@@ -120,4 +120,7 @@ from ._streams.server import (
 from ._tls.contexts import TLSContexts as TLSContexts
 from ._tls.stream import TLSStream as TLSStream
 from ._transport.interfaces import Listener as Listener, Transport as Transport
+from ._util.public_names import show_as as _show_as
 from .discovery.local import LocalRegistry as LocalRegistry
+
+_show_as("trionode", vars())

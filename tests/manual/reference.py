@@ -141,10 +141,9 @@ def source_of(module: str) -> ast.Module:
     return ast.parse(inspect.getsource(importlib.import_module(module)))
 
 
-def members_said(kind: type[enum.Enum]) -> dict[str, str]:
-    """The string beside each member of an enumeration, where there is one."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(tree, ast.ClassDef)
+def members_said(module: str, name: str) -> dict[str, str]:
+    """The string beside each member of an enumeration that a module defines, where there is one."""
+    tree = next(each for each in source_of(module).body if isinstance(each, ast.ClassDef) and each.name == name)
     found: dict[str, str] = {}
     for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
@@ -371,7 +370,7 @@ def entry(module: ModuleType, name: str, source: str) -> Iterator[str]:
     yield f"### {name if module is trionode else f'{module.__name__}.{name}'}"
     value = getattr(module, name)
     if inspect.isclass(value):
-        yield from class_entry(name, value)
+        yield from class_entry(name, value, source)
     elif inspect.isroutine(value):
         yield f"`{signature(name, value)}`"
         yield from callable_entry(value)
@@ -381,7 +380,7 @@ def entry(module: ModuleType, name: str, source: str) -> Iterator[str]:
         yield said or "See its definition."
 
 
-def class_entry(name: str, kind: Any) -> Iterator[str]:
+def class_entry(name: str, kind: Any, source: str) -> Iterator[str]:
     """A class, and its public methods and properties."""
     bases = [shown_base(base) for base in kind.__bases__ if base is not object and not base.__name__.startswith("_")]
     maker = vars(kind).get("__init__", object)
@@ -389,7 +388,7 @@ def class_entry(name: str, kind: Any) -> Iterator[str]:
     yield f"`class {own}`" + (f" (a {', '.join(bases)})" if bases else "")
     yield from text_entry(described(kind)[""])
     if issubclass(kind, enum.Enum):
-        said = members_said(kind)
+        said = members_said(source, name)
         value = " = {!r}".format if issubclass(kind, str) else "".format
         yield "\n".join(f"- `{m.name}{value(m.value)}`{f': {said[m.name]}' if said.get(m.name) else ''}" for m in kind)
     attributes = items(described(kind).get("Attributes", ""))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import pickle
+import pydoc
 import subprocess
 import sys
+import traceback
 
 import pytest
 
 import trionode
+import trionode.discovery
+import trionode.metrics
+import trionode.pki
+import trionode.testing
 from trionode import _public
 
 
@@ -46,12 +53,9 @@ def test_import_star() -> None:
 
 def test_names_are_what_they_are() -> None:
     """The objects themselves, from where they are defined."""
-    assert set(NAMES) <= set(dir(trionode))
+    assert set(NAMES) == set(dir(trionode))
     for name in NAMES:
         assert getattr(trionode, name) is vars(_public)[name]
-    assert trionode.Route.__module__ == "trionode._node.options"
-    assert pickle.loads(pickle.dumps(trionode.Route)) is trionode.Route  # noqa: S301 -- our own
-    assert "port" in inspect.signature(trionode.Route).parameters
 
 
 def test_a_submodule_is_no_name_of_the_list() -> None:
@@ -76,3 +80,70 @@ def test_a_name_that_is_none(name: str) -> None:
         getattr(trionode, name)
     with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'trionode'"):
         exec(f"from trionode import {name}")  # noqa: S102 -- the statement is what is tested
+
+
+# What a name says of itself -----------------------------------------------------------------------------------------
+
+MODULES = (trionode, trionode.discovery, trionode.metrics, trionode.pki, trionode.testing)
+#: Classes and functions of ours, by where they are imported from; what is in two places is of the more special one.
+OURS = {
+    name: (module, value)
+    for module in MODULES
+    for name, value in vars(module).items()
+    if name[0].isalpha() and (inspect.isclass(value) or inspect.isfunction(value))
+    if value.__module__.startswith("trionode") and (module is not trionode.metrics or name in module.__all__)
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_public_name_is_shown_as_it_is_imported(name: str) -> None:
+    """In `repr`, in tracebacks, in what `help` says, and in a pickle."""
+    module, value = OURS[name]
+    public = f"{module.__name__}.{name}"
+    assert f"{value.__module__}.{value.__qualname__}" == public
+    assert inspect.getmodule(value) is module
+    kind = "class" if inspect.isclass(value) else "function"
+    page = pydoc.plain(pydoc.render_doc(public))
+    assert page.startswith(f"Python Library Documentation: {kind} {name} in {module.__name__}")
+    if inspect.isclass(value) and not issubclass(value, enum.Enum):
+        assert repr(value) == f"<class '{public}'>"
+    if inspect.isclass(value) and issubclass(value, Exception):
+        assert traceback.format_exception_only(value, value.__new__(value))[0].partition(":")[0].strip() == public
+    assert pickle.loads(pickle.dumps(value)) is value  # noqa: S301 -- our own
+    assert f"c{module.__name__}\n{name}\n".encode() in pickle.dumps(value, protocol=0)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, value) in OURS.items() if inspect.isfunction(value)])
+def test_the_source_of_a_public_function_is_found(name: str) -> None:
+    """And its signature."""
+    _, value = OURS[name]
+    assert f"def {name}(" in inspect.getsource(value)
+    inspect.signature(value)
+
+
+@pytest.mark.parametrize("name", [name for name, (module, _) in OURS.items() if module is not trionode.metrics])
+def test_of_a_public_class_no_wrong_source_is_shown(name: str) -> None:
+    """Python looks in the file of the module that is named: none is found (as with Trio's), but its methods' are."""
+    _, kind = OURS[name]
+    if inspect.isclass(kind):
+        with pytest.raises(OSError, match=r"class definition|source code"):
+            inspect.getsource(kind)
+
+
+def test_the_source_of_a_method_is_found() -> None:
+    """It says itself which file it is of."""
+    assert inspect.getsource(trionode.KeyPair.load).lstrip().startswith("@classmethod")
+
+
+def test_only_public_names_are_listed() -> None:
+    """No submodules and nothing private, whatever has been imported."""
+    program = "import trionode, trionode.pki, trionode.testing; trionode.Node; print(sorted(dir(trionode)))"
+    assert in_a_new_interpreter(program) == repr(NAMES)
+    assert in_a_new_interpreter(program.replace("trionode.Node; ", "")) == repr(NAMES)
+
+
+def test_an_error_in_a_traceback() -> None:
+    """As a user sees it who imported it from `trionode`."""
+    program = "import trionode; raise trionode.NetworkDisabledError('off')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, text=True)
+    assert done.stderr.splitlines()[-1] == "trionode.NetworkDisabledError: off"

@@ -4,6 +4,8 @@
 key lies in a file, and it keeps no record of what it issued or revoked.
 """
 
+from trionode._util.public_names import show_as as _show_as
+
 from ._authority import CertificateAuthority as CertificateAuthority, KeyType as KeyType
 from ._files import (
     write_ca_pool as write_ca_pool,
@@ -12,3 +14,5 @@ from ._files import (
 )
 
 __all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_crl_set", "write_key_pair"]
+
+_show_as("trionode.pki", vars())

@@ -3,6 +3,8 @@
 The fixtures of the same names are in the pytest plugin, `trionode.pytest_plugin`.
 """
 
+from trionode._util.public_names import show_as as _show_as
+
 from ._cancelling import Attempt as Attempt, Moment as Moment, cancel_at_every_checkpoint as cancel_at_every_checkpoint
 from ._channels import ChannelMaker as ChannelMaker, check_two_way_channel as check_two_way_channel
 from ._clock import certificate_clock as certificate_clock, trio_clock as trio_clock
@@ -25,3 +27,5 @@ from ._zoo import (
     cluster_ca as cluster_ca,
     present_anyway as present_anyway,
 )
+
+_show_as("trionode.testing", vars())
