@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from trionode import RemoteCode, _protocol as wire
-from trionode._util import rate_limited_log as floodgate
+from trionode._util import rate_limited_log
 
 if TYPE_CHECKING:
     from conftest import Scripted, ScriptedFactory
@@ -413,17 +413,17 @@ async def test_a_peer_that_makes_services_fail_does_not_flood_the_log(
         int(await channel.receive())
 
     async with scripted(services={"serve": serve}) as scene:
-        for channel in range(1, 2 * (floodgate.LOG_BURST + 5), 2):
+        for channel in range(1, 2 * (rate_limited_log.LOG_BURST + 5), 2):
             await scene.say(opened(channel, "serve"), frame(wire.MESSAGE, channel, b"NaN"))
             assert [kind for kind, _, _ in await scene.answered()] == [wire.RESET]
         failed = ["service 'serve' failed while serving alpha@localhost"]
-        assert troubles(caplog) == failed * floodgate.LOG_BURST
+        assert troubles(caplog) == failed * rate_limited_log.LOG_BURST
         assert all(record.exc_info for record in caplog.records if record.levelno == logging.ERROR)
-        await trio.sleep(floodgate.LOG_WINDOW)
+        await trio.sleep(rate_limited_log.LOG_WINDOW)
         await scene.say(opened(1001, "serve"), frame(wire.MESSAGE, 1001, b"NaN"))
         await scene.answered()
         summary = ["5 more services failed, not logged one by one"]
-        assert troubles(caplog)[floodgate.LOG_BURST :] == summary + failed
+        assert troubles(caplog)[rate_limited_log.LOG_BURST :] == summary + failed
 
 
 # Waiting for all of them ---------------------------------------------------------------------------------------------

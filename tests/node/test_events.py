@@ -46,7 +46,7 @@ from trionode import (
 from trionode._managers.manager import publisher_of
 from trionode._node.events import BUFFER, EventHub
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import FloodGate
+from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import place
 
 if TYPE_CHECKING:
@@ -487,7 +487,7 @@ async def test_flood_is_counted_per_window(
     caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Each window logs its first few lines; what was more is said in one line when the next window begins."""
-    gate = FloodGate(Log("trionode.acceptor"), "refusals")
+    gate = RateLimitedLog(Log("trionode.acceptor"), "refusals")
     for _ in range(3):
         for number in range(25):
             gate.warning("refused %d", number)

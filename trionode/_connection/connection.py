@@ -36,7 +36,7 @@ from trionode._errors import (
     RemoteProtocolError,
 )
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import FloodGate
+from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import at, printable
 
 from .channels import Channels
@@ -91,9 +91,9 @@ class ConnectionStatistics:
     bytes_received: int
 
 
-def protocol_flood() -> FloodGate:
+def protocol_flood() -> RateLimitedLog:
     """A gate for the log lines of peers that break the protocol: they may come back and do it again."""
-    return FloodGate(_log, "connections broke the protocol")
+    return RateLimitedLog(_log, "connections broke the protocol")
 
 
 @final
@@ -133,7 +133,7 @@ class ConnectionSettings:
     reauthenticate: Callable[[Connection], Awaitable[None]]
     max_records: int
     current_generation: Callable[[], int]
-    flood: FloodGate = field(default_factory=protocol_flood, repr=False)
+    flood: RateLimitedLog = field(default_factory=protocol_flood, repr=False)
 
 
 @final

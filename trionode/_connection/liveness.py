@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode import _protocol as wire
-from trionode._util.waiter import Sleeper
+from trionode._util.waiter import Waiter
 
 if TYPE_CHECKING:
     from .send_queue import Outbox
@@ -27,7 +27,7 @@ _LAST_CHANCE_TICKS: Final = 3
 class Liveness:
     """Watches over one peer, until the connection ends."""
 
-    __slots__ = ("_heard", "_last_heard", "_nap", "_outbox", "_over", "_probes", "_reads", "_sleeper")
+    __slots__ = ("_heard", "_last_heard", "_nap", "_outbox", "_over", "_probes", "_reads", "_waiter")
 
     def __init__(self, outbox: Outbox) -> None:
         """Begin with a peer that was heard just now.
@@ -43,7 +43,7 @@ class Liveness:
         self._over = False
         # What the one task that calls `beat` sleeps in.
         self._nap: trio.CancelScope | None = None
-        self._sleeper = Sleeper()
+        self._waiter = Waiter()
 
     def hear(self) -> None:
         """Something came from the peer. Synchronous."""
@@ -73,7 +73,7 @@ class Liveness:
             False where there was no sign of life; True where there was, and once the connection ends.
         """
         with trio.CancelScope(deadline=self._last_heard + interval) as self._nap:
-            await self._sleeper.sleep()
+            await self._waiter.wait()
         silent_since = self._last_heard
         if self._over or trio.current_time() < silent_since + interval:  # to the bit what was slept until
             return True
@@ -87,7 +87,7 @@ class Liveness:
 
     def wake(self) -> None:
         """Have `beat` return soon. To be woken costs less than to be cancelled."""
-        self._sleeper.wake()
+        self._waiter.wake()
 
     def end(self, until: float) -> None:
         """The connection has begun to end: probes have failed, and `beat` sleeps on no longer than this.

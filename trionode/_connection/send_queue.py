@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode._tls.session import RECORD_SIZE
-from trionode._util.waiter import Sleeper
+from trionode._util.waiter import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class Outbox:
         self._closing = False
         self._sending = False
         # The writer, while there is nothing to write.
-        self._writer = Sleeper()
+        self._writer = Waiter()
         #: Where senders wait for room; woken when there is some, and when the connection ends.
         self.room: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.bytes_written: int = 0
@@ -92,7 +92,7 @@ class Outbox:
         pending += head
         if body:
             pending += body
-        if self._writer.asleep is not None:
+        if self._writer.task is not None:
             self._writer.wake()
 
     def flush(self, *, last: bool = False) -> None:
@@ -160,7 +160,7 @@ class Outbox:
             while not (self._pending or self._queue or self._link.stream.unsent):
                 if self._closing:
                     return
-                await self._writer.sleep()
+                await self._writer.wait()
             if not self._queue:
                 await self._settle()
                 if not (self._pending or self._link.stream.unsent):

@@ -27,7 +27,7 @@ from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern
 from trionode._identity.peer import Peer
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import FloodGate
+from trionode._util.rate_limited_log import RateLimitedLog
 
 from .channel import ServiceChannel
 
@@ -142,10 +142,10 @@ class Services:
         self._running: set[trio.CancelScope] = set()
         self._cancelled = False
         self._idle = trio.lowlevel.ParkingLot()
-        self._failures = FloodGate(_log, "services failed")
+        self._failures = RateLimitedLog(_log, "services failed")
         self._propagate_errors = propagate_errors
         self._expose_errors = expose_errors
-        self._flood = FloodGate(_log, "channels refused")
+        self._flood = RateLimitedLog(_log, "channels refused")
 
     def add(self, name: str, service: Service, *, allow: Allow | None = None) -> None:
         """Register a service.

@@ -18,7 +18,7 @@ from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.sockets import address_of
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import FloodGate
+from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import Address, place
 
 from .accept import accept_link
@@ -106,7 +106,7 @@ class Acceptor:
         self._established = 0
         self._refused = 0
         self._shed = 0
-        self._flood = FloodGate(_log, f"handshakes refused on {place(self.address)}")
+        self._flood = RateLimitedLog(_log, f"handshakes refused on {place(self.address)}")
 
     def __repr__(self) -> str:
         return f"<Acceptor on {', '.join(f'{host} port {port}' for host, port in self._addresses)}>"

@@ -44,7 +44,7 @@ from trionode._errors import (
 from trionode._identity.names import NodeName
 from trionode._tls.handshake import drain_and_close
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import FloodGate
+from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import printable
 
 from .collisions import Conflict
@@ -89,7 +89,7 @@ class Party:
     cookie: bytes | None = field(default=None, repr=False)
     authorize: Callable[[Peer], None] | None = None
     refuse_all: Callable[[], wire.Refusal | None] = lambda: None
-    flood: FloodGate = field(default_factory=lambda: FloodGate(_log, "failures of authorize"), repr=False)
+    flood: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log, "failures of authorize"), repr=False)
 
 
 @final

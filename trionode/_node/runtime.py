@@ -37,7 +37,7 @@ from trionode._handshake.exchange import Party
 from trionode._managers.manager import publisher_of
 from trionode._protocol import Limits, Refusal
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import FloodGate
+from trionode._util.rate_limited_log import RateLimitedLog
 
 from .events import (
     ConnectionDown,
@@ -123,7 +123,7 @@ class Runtime:
         self._attached: dict[Connection, Link] = {}
         self._warned: set[InsecureOption] = set()
         self._settings: dict[tuple[CertManager, Limits], ConnectionSettings] = {}
-        self._hand_over_flood = FloodGate(_log, "hand-overs failed")
+        self._hand_over_flood = RateLimitedLog(_log, "hand-overs failed")
         self._protocol_flood = protocol_flood()
         self._context = contextvars.copy_context()
 

@@ -23,7 +23,7 @@ from trionode._transport.interfaces import Listener
 from trionode._transport.sockets import address_of
 from trionode._transport.tcp import accept_patiently, open_listeners
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import FloodGate
+from trionode._util.rate_limited_log import RateLimitedLog
 
 from .arguments import check_port, protocols
 
@@ -191,7 +191,7 @@ class TLSServer:
         self._alpn = alpn
         self._handshake_timeout = handshake_timeout
         self._admission = admission
-        self._flood = FloodGate(_log, "handshakes refused")
+        self._flood = RateLimitedLog(_log, "handshakes refused")
         self._uses = ExitStack()
         self._holders = 0
 

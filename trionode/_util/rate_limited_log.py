@@ -18,7 +18,7 @@ LOG_WINDOW: Final = 10.0
 
 
 @final
-class FloodGate:
+class RateLimitedLog:
     """A logger's `warning` and `error`, for what peers cause."""
 
     def __init__(self, log: Log, what: str) -> None:

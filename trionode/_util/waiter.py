@@ -1,4 +1,7 @@
-"""One task that sleeps until it is woken: what a parking lot does for many (measured: 3 µs less a call, of 133)."""
+"""One task that waits until it is woken: a `trio.lowlevel.ParkingLot` for one.
+
+Measured: 3 µs less than a parking lot, of a call that takes 133.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,30 @@ import trio
 
 
 @final
-class Sleeper:
-    """Where one task sleeps; never two at a time."""
+class Waiter:
+    """Where one task waits; never two at a time.
 
-    __slots__ = ("asleep",)
+    Attributes:
+        task: the one that waits; None if none does.
+    """
+
+    __slots__ = ("task",)
 
     def __init__(self) -> None:
-        #: Who sleeps, if anybody does.
-        self.asleep: trio.lowlevel.Task | None = None
+        self.task: trio.lowlevel.Task | None = None
 
-    async def sleep(self) -> None:
-        """Sleep until woken; a checkpoint. Cancelling is harmless."""
-        assert self.asleep is None
-        self.asleep = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._give_up)
+    async def wait(self) -> None:
+        """Wait until woken; a checkpoint. Cancelling is harmless."""
+        assert self.task is None
+        self.task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
 
-    def _give_up(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-        self.asleep = None
+    def _abort(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
-        """Wake who sleeps, if anybody does; synchronous."""
-        if self.asleep is not None:
-            trio.lowlevel.reschedule(self.asleep)
-            self.asleep = None
+        """Wake the task that waits, if one does; synchronous."""
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
