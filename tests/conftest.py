@@ -35,6 +35,8 @@ from trionode import (
     Node,
     NodeName,
     NodeOptions,
+    Registrar,
+    ResolverError,
     Route,
     _protocol as wire,
     open_node,
@@ -411,6 +413,27 @@ def node(manager: ManagerFactory) -> NodeFactory:
                 propagate_service_errors=propagate_service_errors,
             ),
         )
+
+    return make
+
+
+@pytest.fixture
+def registered() -> Callable[..., AbstractAsyncContextManager[None]]:
+    """A function that registers a name for an `async with` block, as an open node does."""
+
+    @asynccontextmanager
+    async def make(registrar: Registrar, name: NodeName, addresses: Sequence[tuple[str, int]]) -> AsyncIterator[None]:
+        failure: ResolverError | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(registrar.register, name, addresses)
+            except ResolverError as exc:
+                failure = exc
+            else:
+                yield
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     return make
 

@@ -53,11 +53,15 @@ from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+    from typing import TypeAlias
 
     from conftest import NodeFactory, PairFactory, Said
 
     Command = Callable[..., Said]
+
+    Registered: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
 
 PATIENCE = 30
 #: What a node that serves one test, or all of them, lives at most. Seconds.
@@ -881,13 +885,15 @@ async def test_a_path_of_ones_own(node: NodeFactory, runtime: Path, tmp_path: Pa
         assert (own / "s").read_text() == "a successor's"
 
 
-async def test_the_local_registry_leaves_the_sockets_alone(node: NodeFactory, runtime: Path) -> None:
+async def test_the_local_registry_leaves_the_sockets_alone(
+    registered: Registered, node: NodeFactory, runtime: Path
+) -> None:
     """It lives next door, and clears away what it takes for left behind there."""
     async with node(BETA) as beta, trio.open_nursery() as nursery:
         path = await nursery.start(serve_status, beta)
         os.utime(runtime, (0, 0))
         os.utime(path, (0, 0))
-        with LocalRegistry().register(NodeName.parse(ALPHA), [(HOST, 1)]):
+        async with registered(LocalRegistry(), NodeName.parse(ALPHA), [(HOST, 1)]):
             assert path.exists()
         nursery.cancel_scope.cancel()
 

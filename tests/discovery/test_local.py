@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 import trionode
 import trionode.discovery
@@ -37,6 +39,8 @@ from trionode.discovery import local
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+    from typing import TypeAlias
 
     from conftest import NodeFactory
 
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
         ServiceChannel,
     )
     from trionode.pki import CertificateAuthority
+
+    Registered: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 
@@ -122,18 +128,20 @@ async def test_nodes_on_one_machine_find_each_other(node: NodeFactory, registry:
         assert not list(registry.directory.iterdir())
 
 
-async def test_every_listener_is_registered(node: NodeFactory, registry: LocalRegistry) -> None:
+async def test_every_listener_is_registered(registered: Registered, node: NodeFactory, registry: LocalRegistry) -> None:
     """Every address that a node listens on is registered; one that means all interfaces, as loopback."""
     plans = [AcceptorOptions(host="0.0.0.0", port=0)]  # noqa: S104 -- what is tested
     with trio.fail_after(10):
         async with node(str(BETA), resolver=registry, acceptors=plans) as beta:
             assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", beta.acceptors[0].address[1])]
-        with registry.register(BETA, [("::", 7), ("::1", 8), ("192.0.2.1", 9)]):
+        async with registered(registry, BETA, [("::", 7), ("::1", 8), ("192.0.2.1", 9)]):
             found = [Endpoint("::1", 7), Endpoint("::1", 8), Endpoint("192.0.2.1", 9)]
             assert await registry.resolve(BETA) == found
 
 
-async def test_node_that_does_not_listen_is_not_registered(node: NodeFactory, registry: LocalRegistry) -> None:
+async def test_node_that_does_not_listen_is_not_registered(
+    registered: Registered, node: NodeFactory, registry: LocalRegistry
+) -> None:
     """A hidden node uses the registry and is not in it."""
     with trio.fail_after(10):
         async with (
@@ -144,17 +152,17 @@ async def test_node_that_does_not_listen_is_not_registered(node: NodeFactory, re
             assert await registry.resolve(ALPHA) == []
 
 
-async def test_many_listeners_do_not_damage_the_entry(registry: LocalRegistry) -> None:
+async def test_many_listeners_do_not_damage_the_entry(registered: Registered, registry: LocalRegistry) -> None:
     """However many addresses a node has, its entry can be read."""
-    with registry.register(BETA, [("127.0.0.1", port) for port in range(1, 5000)]):
+    async with registered(registry, BETA, [("127.0.0.1", port) for port in range(1, 5000)]):
         assert len(await registry.resolve(BETA)) == 32
 
 
-async def test_names_are_told_apart_exactly(registry: LocalRegistry) -> None:
+async def test_names_are_told_apart_exactly(registered: Registered, registry: LocalRegistry) -> None:
     """Names that differ in case only, and names as long as they may be, have entries of their own."""
     names = [BETA, NodeName.parse("Beta@localhost"), NodeName.parse(f"{'b' * 240}@localhost")]
-    with registry.register(names[0], [("127.0.0.1", 1)]), registry.register(names[1], [("127.0.0.1", 2)]):
-        with registry.register(names[2], [("127.0.0.1", 3)]):
+    async with registered(registry, names[0], [("127.0.0.1", 1)]), registered(registry, names[1], [("127.0.0.1", 2)]):
+        async with registered(registry, names[2], [("127.0.0.1", 3)]):
             for number, name in enumerate(names, start=1):
                 assert await registry.resolve(name) == [Endpoint("127.0.0.1", number)]
 
@@ -162,11 +170,11 @@ async def test_names_are_told_apart_exactly(registry: LocalRegistry) -> None:
 # Its directory --------------------------------------------------------------------------------------------------------
 
 
-async def test_directory_is_made_private(registry: LocalRegistry) -> None:
+async def test_directory_is_made_private(registered: Registered, registry: LocalRegistry) -> None:
     """The directory is made with mode 0700, whatever the umask, and entries with mode 0600."""
     before = os.umask(0)
     try:
-        with registry.register(BETA, [("127.0.0.1", 7)]):
+        async with registered(registry, BETA, [("127.0.0.1", 7)]):
             assert stat.S_IMODE(registry.directory.stat().st_mode) == 0o700
             [file] = registry.directory.iterdir()
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -174,49 +182,55 @@ async def test_directory_is_made_private(registry: LocalRegistry) -> None:
         os.umask(before)
 
 
-async def refuse(registry: LocalRegistry, match: str) -> None:
+async def refuse(registry: LocalRegistry, registered: Registered, match: str) -> None:
     """Check that a registry refuses to be read and to be written, and that text and node say so."""
     with pytest.raises(ResolverError, match=match):
         await registry.resolve(BETA)
     with pytest.raises(ResolverError, match=match):
-        with registry.register(BETA, [("127.0.0.1", 7)]):
+        async with registered(registry, BETA, [("127.0.0.1", 7)]):
             pytest.fail("it was registered")
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o770, 0o777, 0o701, 0o702])
-async def test_directory_that_others_can_use_is_refused(registry: LocalRegistry, mode: int) -> None:
+async def test_directory_that_others_can_use_is_refused(
+    registered: Registered, registry: LocalRegistry, mode: int
+) -> None:
     """A directory that anybody else may read, write or enter is refused; it is neither used nor mended in silence."""
     registry.directory.mkdir()
     registry.directory.chmod(mode)
-    await refuse(registry, rf"not private .*mode {mode:04o}.*chmod 700")
+    await refuse(registry, registered, rf"not private .*mode {mode:04o}.*chmod 700")
     assert stat.S_IMODE(registry.directory.stat().st_mode) == mode
     assert not list(registry.directory.iterdir())
 
 
-async def test_directory_of_somebody_else_is_refused(registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_directory_of_somebody_else_is_refused(
+    registered: Registered, registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A directory whose owner is not who we are is refused."""
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    await refuse(registry, f"not private .owner {owner}")
+    await refuse(registry, registered, f"not private .owner {owner}")
 
 
-async def test_directory_that_is_a_link_is_refused(registry: LocalRegistry, tmp_path: Path) -> None:
+async def test_directory_that_is_a_link_is_refused(
+    registered: Registered, registry: LocalRegistry, tmp_path: Path
+) -> None:
     """A link in the directory's place is refused, wherever it leads: somebody may have put it there."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     registry.directory.symlink_to(elsewhere)
-    await refuse(registry, "not a link")
+    await refuse(registry, registered, "not a link")
     assert not list(elsewhere.iterdir())
     registry.directory.unlink()
     registry.directory.symlink_to(tmp_path / "nowhere")
-    await refuse(registry, "not a link")
+    await refuse(registry, registered, "not a link")
     assert not (tmp_path / "nowhere").exists()
 
 
-async def test_directory_that_is_a_file_is_refused(registry: LocalRegistry) -> None:
+async def test_directory_that_is_a_file_is_refused(registered: Registered, registry: LocalRegistry) -> None:
     """A file in the directory's place is refused."""
     registry.directory.write_text("")
-    await refuse(registry, "cannot be used")
+    await refuse(registry, registered, "cannot be used")
 
 
 async def test_there_is_no_shared_fallback(node: NodeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,13 +263,15 @@ def test_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "home" in repr(LocalRegistry())
 
 
-async def test_default_directory_is_made_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_default_directory_is_made_on_the_way(
+    registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A home without ~/.local/state gets one; only the registry's own directory is made private."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     registry = LocalRegistry()
     assert not registry.directory.exists()
-    with registry.register(BETA, [("127.0.0.1", 7)]):
+    async with registered(registry, BETA, [("127.0.0.1", 7)]):
         assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 7)]
 
 
@@ -271,11 +287,84 @@ def test_no_home_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         LocalRegistry()
 
 
+async def test_directory_with_other_files_is_refused(
+    registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home, for one: nothing of it is touched, however old; told so, the registry lives beside it."""
+    tmp_path.chmod(0o700)  # noqa: ASYNC240 -- a few
+    keys = [tmp_path / "id_ed25519", tmp_path / ".profile", tmp_path / "a.json", tmp_path / f"{'a' * 63}.json"]
+    for key in keys:
+        key.write_text("precious")
+        os.utime(key, (0, 0))
+    with pytest.raises(ResolverError, match=r"holds other files \('\.profile', …\).*allow_other_files=True"):
+        async with registered(LocalRegistry(tmp_path), BETA, [("127.0.0.1", 7)]):
+            pytest.fail("it was registered")
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    async with registered(LocalRegistry(tmp_path, allow_other_files=True), BETA, [("127.0.0.1", 7)]):
+        assert await LocalRegistry(tmp_path).resolve(BETA) == [Endpoint("127.0.0.1", 7)]
+    assert sorted(tmp_path.iterdir()) == sorted(keys)  # noqa: ASYNC240 -- a few
+    assert {key.read_text() for key in keys} == {"precious"}
+
+
+async def test_missing_parents_are_made_private(registered: Registered, tmp_path: Path) -> None:
+    """As the directory itself, whatever the umask."""
+    directory = tmp_path / "a" / "b" / "c"
+    before = os.umask(0)
+    try:
+        async with registered(LocalRegistry(directory), BETA, [("127.0.0.1", 7)]):
+            made = (directory, directory.parent, directory.parent.parent)
+            assert {stat.S_IMODE(each.stat().st_mode) for each in made} == {0o700}
+    finally:
+        os.umask(before)
+
+
+async def test_a_registration_looks_at_so_many_entries_at_most(
+    registered: Registered, registry: LocalRegistry, dead_process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a thousand stale entries one costs no more than with a few; over some they all go."""
+    names = [NodeName.parse(f"n{number}@localhost") for number in range(200)]
+    for name in names:
+        plant(registry, entry(name, process=dead_process, started=7.0), name)
+    looks = 0
+    real = local._expire
+
+    def expire(directory: int, file: str) -> None:
+        nonlocal looks
+        looks += 1
+        real(directory, file)
+
+    monkeypatch.setattr(local, "_expire", expire)
+    for count in 1, 2:
+        async with registered(registry, BETA, [("127.0.0.1", 7)]):
+            assert looks == count * local._LOOKS
+    assert len(list(registry.directory.iterdir())) == 200 - 2 * local._LOOKS
+
+
+async def test_the_event_loop_goes_on_meanwhile(registered: Registered, registry: LocalRegistry) -> None:
+    """A file system that hangs holds up threads of the registry's own, and nobody else's."""
+    release = threading.Event()
+    monkeypatched = pytest.MonkeyPatch()
+    monkeypatched.setattr(local, "_read", lambda *_: release.wait(10) and None)
+    registry.directory.mkdir(mode=0o700)
+    try:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(100):
+                    nursery.start_soon(registry.resolve, BETA)
+                await trio.testing.wait_all_tasks_blocked()
+                assert await trio.to_thread.run_sync(lambda: 7) == 7
+                release.set()
+    finally:
+        monkeypatched.undo()
+
+
 # Its entries ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["link", "link to nowhere", "directory", "fifo", "socket"])
-async def test_entry_that_is_no_plain_file_is_ignored(registry: LocalRegistry, tmp_path: Path, kind: str) -> None:
+async def test_entry_that_is_no_plain_file_is_ignored(
+    registered: Registered, registry: LocalRegistry, tmp_path: Path, kind: str
+) -> None:
     """Links are not followed and nothing but plain files is read; a registration takes the place of a link."""
     target = tmp_path / "target.json"
     target.write_text(json.dumps(entry()))
@@ -293,14 +382,14 @@ async def test_entry_that_is_no_plain_file_is_ignored(registry: LocalRegistry, t
         os.mknod(file, stat.S_IFSOCK | 0o600)
     with trio.fail_after(5):
         assert await registry.resolve(BETA) == []
-        with registry.register(ALPHA, [("127.0.0.1", 7)]):  # looks at every entry
+        async with registered(registry, ALPHA, [("127.0.0.1", 7)]):  # looks at every entry
             assert await registry.resolve(ALPHA) == [Endpoint("127.0.0.1", 7)]
         if kind == "directory":
             with pytest.raises(ResolverError, match="cannot be registered"):
-                with registry.register(BETA, [("127.0.0.1", 7)]):
+                async with registered(registry, BETA, [("127.0.0.1", 7)]):
                     pytest.fail("it was registered")
         else:
-            with registry.register(BETA, [("127.0.0.1", 7)]):
+            async with registered(registry, BETA, [("127.0.0.1", 7)]):
                 assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 7)]
                 assert not file.is_symlink()
             assert not file.exists()
@@ -341,11 +430,13 @@ async def test_entry_of_somebody_else_is_ignored(registry: LocalRegistry, monkey
     ],
     ids=range(11),
 )
-async def test_damaged_entry_is_as_good_as_none(registry: LocalRegistry, content: bytes) -> None:
+async def test_damaged_entry_is_as_good_as_none(
+    registered: Registered, registry: LocalRegistry, content: bytes
+) -> None:
     """An entry that cannot be read, or is another's, is ignored; the next registration replaces it."""
     plant(registry, content)
     assert await registry.resolve(BETA) == []
-    with registry.register(BETA, [("127.0.0.1", 7)]):
+    async with registered(registry, BETA, [("127.0.0.1", 7)]):
         assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 7)]
 
 
@@ -357,9 +448,11 @@ async def test_entry_with_impossible_endpoints_is_an_error(registry: LocalRegist
         await registry.resolve(BETA)
 
 
-async def test_write_is_all_or_nothing(registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_is_all_or_nothing(
+    registered: Registered, registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A registration that fails half-way, or is cut off, leaves what was there, and nothing else."""
-    with registry.register(BETA, [("127.0.0.1", 7)]):
+    async with registered(registry, BETA, [("127.0.0.1", 7)]):
         real = os.rename
 
         def full(*_: Any, **__: Any) -> None:
@@ -367,7 +460,7 @@ async def test_write_is_all_or_nothing(registry: LocalRegistry, monkeypatch: pyt
 
         monkeypatch.setattr(os, "rename", full)
         with pytest.raises(ResolverError, match=r"beta@localhost cannot be registered in .*No space left on device"):
-            with registry.register(BETA, [("127.0.0.1", 8)]):
+            async with registered(registry, BETA, [("127.0.0.1", 8)]):
                 pytest.fail("it was registered")
         assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 7)]
         assert len(list(registry.directory.iterdir())) == 1
@@ -375,15 +468,17 @@ async def test_write_is_all_or_nothing(registry: LocalRegistry, monkeypatch: pyt
     assert await registry.resolve(BETA) == []
 
 
-async def test_what_a_crash_left_behind_is_cleared_away(registry: LocalRegistry, dead_process: int) -> None:
+async def test_what_a_crash_left_behind_is_cleared_away(
+    registered: Registered, registry: LocalRegistry, dead_process: int
+) -> None:
     """Temporary files of writers that died, and entries of processes that did, go with the next registration."""
     stale = plant(registry, entry(ALPHA, process=dead_process, started=7.0), ALPHA)
     damaged = plant(registry, b"{", NodeName.parse("gamma@localhost"))
-    old, young = registry.directory / ".x.json.0123", registry.directory / ".y.json.4567"
+    old, young = (registry.directory / f".{letter * 64}.json.{letter * 16}" for letter in "ab")
     for file in old, young:
         file.write_bytes(b"half")
     os.utime(old, (time.time() - 3600,) * 2)
-    with registry.register(BETA, [("127.0.0.1", 7)]):
+    async with registered(registry, BETA, [("127.0.0.1", 7)]):
         assert not stale.exists()
         assert not old.exists()
         assert young.exists()  # somebody may be writing it
@@ -486,17 +581,18 @@ def test_process_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch
     assert local._process_started(os.getpid()) == -1
 
 
-async def test_successor_keeps_the_name(registry: LocalRegistry) -> None:
+async def test_successor_keeps_the_name(registered: Registered, registry: LocalRegistry) -> None:
     """A node that ends takes back its own entry only: not that of a successor which has the name already."""
-    with registry.register(BETA, [("127.0.0.1", 8)]):
-        with registry.register(BETA, [("127.0.0.1", 7)]):
+    async with registered(registry, BETA, [("127.0.0.1", 8)]):
+        async with registered(registry, BETA, [("127.0.0.1", 7)]):
             pass
         assert await registry.resolve(BETA) == []  # the later one had the name, and took it away again
-    first = registry.register(BETA, [("127.0.0.1", 7)])
-    first.__enter__()
-    with registry.register(BETA, [("127.0.0.1", 8)]):
-        first.__exit__(None, None, None)
-        assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 8)]
+    async with trio.open_nursery() as first:
+        await first.start(registry.register, BETA, [("127.0.0.1", 7)])
+        async with registered(registry, BETA, [("127.0.0.1", 8)]):
+            first.cancel_scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 8)]
 
 
 async def test_newcomer_is_not_removed_in_its_predecessors_place(

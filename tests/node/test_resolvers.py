@@ -26,7 +26,6 @@ from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from conftest import ManagerFactory, NodeFactory
 
@@ -287,22 +286,3 @@ async def test_trouble_costs_that_dial_only(node: NodeFactory) -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 await alpha.connect("gamma@localhost")
                 nursery.cancel_scope.cancel()
-
-
-class Registrars(Answers):
-    """A resolver that nodes make themselves known to, and that cannot take it."""
-
-    def register(self, name: NodeName, addresses: Sequence[tuple[str, int]], /) -> AbstractContextManager[None]:
-        """Fail."""
-        failure: Exception = self.answer
-        raise failure
-
-
-@pytest.mark.parametrize("failure", [ResolverError("full"), OSError("disk full"), ValueError("no")], ids=repr)
-async def test_node_that_cannot_be_registered_does_not_open(node: NodeFactory, failure: Exception) -> None:
-    """A node that its resolver cannot take fails to open, bare, with a `ResolverError`; nothing stays open."""
-    with trio.fail_after(10):
-        with pytest.raises(ResolverError, match=str(failure)) as caught:
-            async with node(str(ALPHA), resolver=Registrars(failure)):
-                pytest.fail("the body ran")
-        assert failure in (caught.value, caught.value.__cause__)

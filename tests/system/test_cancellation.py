@@ -47,11 +47,15 @@ from trionode.testing import Attempt, Moment, cancel_at_every_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+    from typing import TypeAlias
 
     from conftest import ManagerFactory, PairFactory
 
     from trionode.pki import CertificateAuthority
+
+    Registered: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
 
 ALPHA, BETA, GAMMA = "alpha@localhost", "beta@localhost", "gamma@localhost"
 WINDOW: Final = 4096
@@ -695,11 +699,11 @@ async def test_tls_stream(manager: ManagerFactory, operation: str) -> None:
             await guard.check()
 
 
-async def test_local_registry(tmp_path: Path) -> None:
+async def test_local_registry(registered: Registered, tmp_path: Path) -> None:
     """A look-up in a thread that nobody waits for any more leaves nothing behind."""
     registry = LocalRegistry(tmp_path / "registry")
     name = NodeName.parse(GAMMA)
-    with registry.register(name, [("127.0.0.1", 1)]):
+    async with registered(registry, name, [("127.0.0.1", 1)]):
         await registry.resolve(name)
         guard = Guard()
         for attempt in cancel_at_every_checkpoint():

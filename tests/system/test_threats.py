@@ -53,10 +53,14 @@ from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+    from typing import TypeAlias
 
     from conftest import ManagerFactory, NodeFactory, ScriptedListener, ScriptedPeer
 
     from trionode import ServiceChannel
+
+    Registered: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
 
 HERE = Path(__file__).parents[1]
 MODEL = (HERE / "THREATS.md").read_text(encoding="utf-8")
@@ -664,7 +668,7 @@ async def test_a_crash_shows_no_secret(ca: CertificateAuthority, tmp_path: Path)
 
 
 async def test_whoever_takes_a_port_first_is_not_the_node(
-    node: NodeFactory, manager: ManagerFactory, rogue_ca: CertificateAuthority, tmp_path: Path
+    registered: Registered, node: NodeFactory, manager: ManagerFactory, rogue_ca: CertificateAuthority, tmp_path: Path
 ) -> None:
     """A local user may listen where a node should, or be in its registry; a dialer notices before it says anything."""
     heard: list[Any] = []
@@ -678,7 +682,7 @@ async def test_whoever_takes_a_port_first_is_not_the_node(
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(partial(serve_tls, listen, 0, cert_manager=impostor, host="127.0.0.1"))
             port = listeners[0].socket.getsockname()[1]
-            with registry.register(NodeName.parse("beta@localhost"), [("127.0.0.1", port)]):
+            async with registered(registry, NodeName.parse("beta@localhost"), [("127.0.0.1", port)]):
                 async with node("alpha@localhost", resolver=registry) as alpha:
                     with pytest.raises(PeerUnverifiedError) as caught:
                         await alpha.call("beta@localhost", "secrets", b"for beta only")

@@ -1,7 +1,8 @@
 """Opening a node, draining it and leaving it: in which order its parts start and stop.
 
-Theory. Everything that can fail at start-up (uses of managers, listeners, registration) is done before the nursery is
-opened, so its error comes out bare; `Runtime.uses` undoes it at the end, in reverse order. There are three ends:
+Theory. Everything that can fail at start-up (uses of managers, listeners) is done before the nursery is opened, so its
+error comes out bare; `Runtime.uses` undoes it at the end, in reverse order. Registration comes last, once the node
+accepts, and is withdrawn first. There are three ends:
 
 - the block is left by an exception or a cancellation: everything is cancelled at once;
 - the block is left cleanly: stop, let open channels and services end for most of `shutdown_grace`, say goodbye, cancel;
@@ -24,10 +25,9 @@ import trio
 from trionode._connection.end import EndReason
 from trionode._identity.names import NodeName
 
-from .events import ResolverTrouble
 from .insecure_options import insecure_options
 from .options import NetworkMode
-from .resolvers import Registrar, ResolverError
+from .registration import Registration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,6 +49,7 @@ class Lifecycle:
         self._acceptors = acceptors
         self._dialer = dialer
         self._connectors = connectors
+        self._registration = Registration(runtime)
 
     @asynccontextmanager
     async def opened(self, node: T) -> AsyncIterator[T]:
@@ -65,6 +66,7 @@ class Lifecycle:
                 async with trio.open_nursery() as nursery:
                     self._start(nursery)
                     try:
+                        await self._registration.start(nursery, self._acceptors.addresses)
                         yield node
                     except BaseException as exc:  # noqa: ASYNC103, BLE001 -- raised again below, outside the nursery
                         # Kept out of the nursery, which would wrap it, and split it where it is a group.
@@ -91,7 +93,10 @@ class Lifecycle:
 
     async def drain(self) -> None:
         """Stop, and return once open channels and services have ended; see `Node.drain`."""
-        self._stop()
+        try:
+            await self._registration.withdraw()
+        finally:  # cancelled, too: a node that was to drain takes nothing on
+            self._stop()
         services = self._runtime.services
         try:
             await trio.lowlevel.checkpoint()
@@ -117,23 +122,6 @@ class Lifecycle:
         for option, text in insecure_options(options, plans).items():
             runtime.warn_insecure(option, text)
         await self._acceptors.open()
-        self._register()
-
-    def _register(self) -> None:
-        runtime = self._runtime
-        resolver = runtime.options.network.resolver
-        registrar: object = resolver
-        addresses = self._acceptors.addresses
-        if not isinstance(registrar, Registrar) or not addresses:
-            return
-        try:
-            runtime.uses.enter_context(registrar.register(runtime.name, addresses))
-        except Exception as exc:
-            runtime.events.publish(ResolverTrouble(node=runtime.name, name=None, error=exc))
-            if isinstance(exc, ResolverError):
-                raise
-            msg = f"{runtime.name} cannot be registered with {resolver!r}: {exc}"
-            raise ResolverError(msg) from exc
 
     def _start(self, nursery: trio.Nursery) -> None:
         self._runtime.start(nursery)
@@ -151,6 +139,8 @@ class Lifecycle:
         """The clean end: quiesce for three quarters of `shutdown_grace`, then say goodbye to the peers left."""
         grace = self._runtime.options.shutdown_grace
         deadline = trio.current_time() + grace
+        with trio.move_on_at(deadline - grace / 2):
+            await self._registration.withdraw()
         self._stop()
         connections = list(self._runtime.running)
         with trio.move_on_at(deadline - grace / 4):

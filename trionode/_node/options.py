@@ -128,7 +128,10 @@ class NetworkOptions:
         acceptors: where to listen; empty means one acceptor with the default options.
         routes: by node name or glob over the whole name (`beta@*`).
         resolver: finds endpoints for names that no route matches; None: the name's host, port 15000. One that is also
-            a `Registrar` (`LocalRegistry`) makes this node known while it is open.
+            a `Registrar` (`LocalRegistry`) makes this node known while it accepts.
+        registration_timeout: how long opening the node waits for a registrar to have made it known, seconds. One that
+            takes longer goes on trying, and is reported.
+        registration_required: whether the node does not open if it takes longer.
         transport: what carries the bytes, for tests and for transports other than TCP; None: TCP.
         cookie: a shared secret on top of certificates, at least 16 bytes, that both sides of every connection must
             prove that they know; `generate_cookie()` makes one. A route's or an acceptor's own takes its place.
@@ -160,6 +163,8 @@ class NetworkOptions:
     acceptors: Sequence[AcceptorOptions] = ()
     routes: Mapping[str, Route] = field(default_factory=dict)
     resolver: Resolver | None = None
+    registration_timeout: float = 5
+    registration_required: bool = False
     transport: Transport | None = None
     cookie: str | bytes | None = field(default=None, repr=False)
     keep_connected: Sequence[str | NodeName] = ()
@@ -204,6 +209,7 @@ class NetworkOptions:
         _check_int("max_unverified", self.max_unverified, 0, 2**20)
         _check_seconds("handshake_timeout", self.handshake_timeout)
         _check_seconds("connect_timeout", self.connect_timeout)
+        _check_seconds("registration_timeout", self.registration_timeout)
 
 
 @final

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, final, runtime_checkable
+from typing import Final, Protocol, final, runtime_checkable
+
+import trio
 
 from trionode._errors import TrionodeError
 from trionode._identity.names import NodeName, canonical_host
 from trionode._util.text import Address, printable
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 __all__ = ["Endpoint", "Registrar", "Resolver", "ResolverError"]
 
@@ -71,12 +70,24 @@ class Resolver(Protocol):
 class Registrar(Protocol):
     """A resolver that open nodes make themselves known to."""
 
-    def register(self, name: NodeName, addresses: Sequence[Address], /) -> AbstractContextManager[None]:
-        """Make a node known for the length of a `with` block.
+    async def register(
+        self,
+        name: NodeName,
+        addresses: Sequence[Address],
+        /,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Make a node known for as long as this runs: a task of the node, which is cancelled when it stops.
+
+        Calls `task_status.started()` once the node can be found, and again each time that it can after an outage. An
+        outage is the registrar's to sit out; to raise before the first `started()` says that it cannot be used at all,
+        and the node then does not open. Cancelled, it withdraws the node, shielded and bounded.
 
         Args:
             name: of the node.
             addresses: where it listens: hosts and ports.
+            task_status: as for `trio.Nursery.start`.
         """
         ...
 

@@ -37,7 +37,7 @@ def private_directory(directory: Path) -> Iterator[int]:
         NotPrivateError: it cannot be had, is a link, is another user's, or lets others in.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(directory)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as exc:
         msg = f"cannot be used: {exc.strerror}. It must be a directory of this user, not a link"
@@ -53,6 +53,13 @@ def private_directory(directory: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _make(directory: Path) -> None:
+    """Make a directory and its missing parents, all with mode 0700: `mkdir(parents=True)` does so for the last only."""
+    missing = [each for each in (directory, *directory.parents) if not os.path.lexists(each)]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
 
 
 def remove_if(directory: int, name: str, doomed: Callable[[str], bool]) -> None:

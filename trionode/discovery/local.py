@@ -1,8 +1,9 @@
 """The local registry: the nodes of one user on one machine find each other with nothing else running.
 
-Theory. One small file for each node in a private directory. There is no shared fallback directory: a place where others
-can write could point our nodes anywhere (TLS would still hold, but why offer it). A file names its process and when
-that started, so that what a crash left behind is known to be stale, process ids being reused.
+Theory. One small file for each node in a private directory; files are read and written in worker threads. There is no
+shared fallback directory: a place where others can write could point our nodes anywhere (TLS would still hold, but why
+offer it). A file names its process and when that started, so that what a crash left behind is known to be stale,
+process ids being reused. Only files of this registry's own names are ever removed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
+import re
 import secrets
 import stat
 import time
@@ -23,6 +26,8 @@ import trio
 from trionode._node.resolvers import MAX_ENDPOINTS, Endpoint, ResolverError
 from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
+from trionode._util.text import printable
+from trionode._util.threads import Purpose, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +38,18 @@ if TYPE_CHECKING:
 __all__ = ["LocalRegistry"]
 
 _MAX_ENTRY_BYTES: Final = 16 * 1024
+
+#: Entries, and what writing or removing one leaves behind when it is cut off. Nothing else is ever removed.
+_ENTRY: Final = re.compile(r"[0-9a-f]{64}\.json|\.[0-9a-f]{64}\.json\.[0-9a-f]{16}")
+#: What may be in the directory: entries, and the status sockets of nodes, which have the same default directory.
+_OURS: Final = re.compile(rf"{_ENTRY.pattern}|\.?[^/]+\.sock(\.[0-9a-f]{{16}})?")
+
+#: How many entries a registration looks at, drawn at random, to remove what crashed processes left behind. The cost of
+#: a registration does not grow with their number.
+_LOOKS: Final = 64
+
+#: How long withdrawing a node may take. Seconds.
+_WITHDRAW_TIME: Final = 1.0
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -53,14 +70,16 @@ class LocalRegistry:
         directory: where the files are.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None, *, allow_other_files: bool = False) -> None:
         """Use a directory, which is made at the first use.
 
         Args:
             directory: must be, or become, this user's own with mode 0700 and no link. By default `trionode` in
                 `$XDG_RUNTIME_DIR`, or in `~/.local/state` where that is not set.
+            allow_other_files: whether the directory may hold files of others; they are left alone.
         """
         self.directory: Path = Path(directory) if directory is not None else _default_directory()
+        self._allow_other_files = allow_other_files
 
     def __repr__(self) -> str:
         return f"<LocalRegistry {self.directory}>"
@@ -74,44 +93,71 @@ class LocalRegistry:
         Raises:
             ResolverError: the directory is not private.
         """
-        return await trio.to_thread.run_sync(self._look_up, name, abandon_on_cancel=True)
+        return await in_thread(Purpose.FILES, self._look_up, name, abandon_on_cancel=True)
 
-    @contextmanager
-    def register(self, name: NodeName, addresses: Sequence[Address], /) -> Iterator[None]:
-        """Make a node known for the length of the block. Blocks for the time of writing one small file.
+    async def register(
+        self,
+        name: NodeName,
+        addresses: Sequence[Address],
+        /,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Make a node known until cancelled. One small file is written before `started()`, and removed at the end.
 
         Args:
             name: of the node.
             addresses: where it listens: hosts and ports.
+            task_status: started once the node can be found.
 
         Raises:
-            ResolverError: the directory is not private, or cannot be written.
+            ResolverError: the directory is not private, holds other files, or cannot be written.
         """
         endpoints = [_reachable(address) for address in addresses[:MAX_ENDPOINTS]]
         entry = _Entry(str(name), os.getpid(), _process_started(os.getpid()), endpoints)
-        file = _file_name(name)
-        with self._opened() as directory:
-            try:
-                _write(directory, file, msgspec.json.encode(entry))
-            except OSError as exc:
-                msg = f"{name} cannot be registered in {self.directory}: {exc.strerror}. See to space and permissions"
-                raise ResolverError(msg) from exc
-            for other in os.listdir(directory):  # noqa: PTH208 -- by descriptor, so that no link can be swapped in
-                _expire(directory, other)
+        await in_thread(Purpose.FILES, self._publish, entry)
         try:
-            yield
+            task_status.started()
+            await trio.sleep_forever()
         finally:
-            # Only our own: a successor may have taken the name over meanwhile.
-            with contextlib.suppress(ResolverError), self._opened() as directory:
-                _remove(directory, file, lambda found: found == entry)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _WITHDRAW_TIME):
+                await in_thread(Purpose.FILES, self._withdraw, entry, abandon_on_cancel=True)
+
+    def _publish(self, entry: _Entry) -> None:
+        with self._opened() as directory:
+            others = os.listdir(directory)  # noqa: PTH208 -- by descriptor, so that no link can be swapped in
+            foreign = [] if self._allow_other_files else [each for each in others if not _OURS.fullmatch(each)]
+            if foreign:
+                msg = (
+                    f"the local registry's directory {self.directory} holds other files ("
+                    f"{printable(min(foreign), 80)!r}{', …' if len(foreign) > 1 else ''}); give it a directory of its "
+                    "own, or allow_other_files=True"
+                )
+                raise ResolverError(msg)
+            try:
+                _write(directory, _file_name(entry.name), msgspec.json.encode(entry))
+            except OSError as exc:
+                msg = (
+                    f"{entry.name} cannot be registered in {self.directory}: {exc.strerror}. See to space and "
+                    "permissions"
+                )
+                raise ResolverError(msg) from exc
+            ours = [each for each in others if _ENTRY.fullmatch(each)]
+            for other in random.sample(ours, min(len(ours), _LOOKS)):
+                _expire(directory, other)
+
+    def _withdraw(self, entry: _Entry) -> None:
+        # Only our own: a successor may have taken the name over meanwhile.
+        with contextlib.suppress(ResolverError), self._opened() as directory:
+            _remove(directory, _file_name(entry.name), lambda found: found == entry)
 
     def _look_up(self, name: NodeName) -> Sequence[Endpoint]:
         with self._opened() as directory:
-            entry = _read(directory, _file_name(name))
+            entry = _read(directory, _file_name(str(name)))
             if entry is None or entry.name != str(name):
                 return []
             if not _alive(entry):
-                _expire(directory, _file_name(name))
+                _expire(directory, _file_name(str(name)))
                 return []
         try:
             return [Endpoint(host, port) for host, port in entry.endpoints[:MAX_ENDPOINTS]]
@@ -144,9 +190,9 @@ def _default_directory() -> Path:
         raise ResolverError(msg) from exc
 
 
-def _file_name(name: NodeName) -> str:
+def _file_name(name: str) -> str:
     # Names are case-sensitive, file systems need not be; and a name can be longer than a file name may.
-    return hashlib.sha256(str(name).encode()).hexdigest() + ".json"
+    return hashlib.sha256(name.encode()).hexdigest() + ".json"
 
 
 def _reachable(address: Address) -> Address:
