@@ -14,9 +14,10 @@ from trionode._managers.trust import LiveLink as LiveLink
 from ._connection.channel import ServiceChannel as ServiceChannel
 from ._connection.connection import Connection as Connection, ConnectionStatistics as ConnectionStatistics
 from ._connection.services import Allow as Allow, Service as Service, current_channel as current_channel
-from ._credentials.crl import CRLPolicy as CRLPolicy, CRLSet as CRLSet, Revocation as Revocation
+from ._credentials.crl import CRLPolicy as CRLPolicy, CRLSet as CRLSet
 from ._credentials.key_pair import KeyPair as KeyPair
 from ._credentials.policy import ClientAuth as ClientAuth
+from ._credentials.revocation_list import Revocation as Revocation
 from ._credentials.validity import CredentialRole as CredentialRole, Validity as Validity
 from ._errors import (
     CertificateError as CertificateError,

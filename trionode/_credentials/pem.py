@@ -9,6 +9,7 @@ Errors from the parsers are replaced rather than chained where they could quote 
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, final
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from trionode._errors import CertificateError, CertificateReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Iterator
 
 #: What can sign in TLS 1.3.
 PrivateKey: TypeAlias = (
@@ -32,8 +33,8 @@ FilePath: TypeAlias = str | os.PathLike[str]
 #: A certificate or key file larger than this is not one: the system's whole CA bundle has about 220 KiB.
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 
-#: A CRL file larger than this is refused: room for some 300 000 revoked certificates. Each generation keeps its lists
-#: parsed, at about seven times this size.
+#: A CRL file larger than this is refused: room for some 400 000 revoked certificates. In memory a list takes its
+#: encoding and a third more, once, however many managers and generations use it.
 MAX_CRL_BYTES: Final = 16 * 1024 * 1024
 
 _PEM_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
@@ -143,8 +144,8 @@ def _key_block(pem: bytes) -> bytes:
     return pem[start:] if end < 0 else pem[start : end + len(b"PRIVATE KEY-----")]
 
 
-def parse_crls(data: bytes, where: str) -> list[x509.CertificateRevocationList]:
-    """All lists of a PEM text, or the one of a DER encoding.
+def parse_crls(data: bytes, where: str) -> Iterator[tuple[x509.CertificateRevocationList, bytes]]:
+    """All lists of a PEM text, or the one of a DER encoding, each with its encoding.
 
     Args:
         data: the text or encoding.
@@ -153,27 +154,31 @@ def parse_crls(data: bytes, where: str) -> list[x509.CertificateRevocationList]:
     Raises:
         CertificateError: reason `no_crl`, or `bad_crl` where one is damaged or cut off.
     """
-    blocks = data.count(_PEM_CRL)
-    if not blocks:
-        if b"-----BEGIN " in data:
-            msg = f"no CRL in {where}: a '{_PEM_CRL.decode()}' block is needed, or DER. Are two files swapped?"
-            raise CertificateError(msg, reason=CertificateReason.NO_CRL)
-        if not data.strip():
-            msg = f"no CRL in {where}: it is empty. Write the file anew"
-            raise CertificateError(msg, reason=CertificateReason.NO_CRL)
-        return [_parse_crl(x509.load_der_x509_crl, data, where)]
-    pieces = data.split(_PEM_CRL)[1:]
-    return [
-        _parse_crl(x509.load_pem_x509_crl, _PEM_CRL + piece.partition(_PEM_CRL_END)[0] + _PEM_CRL_END, where)
-        for piece in pieces
-    ]
+    if _PEM_CRL in data:
+        for piece in data.split(_PEM_CRL)[1:]:
+            block, end, _ = piece.partition(_PEM_CRL_END)
+            yield _parse_crl(_decoded(block) if end else b"", where)
+        return
+    if b"-----BEGIN " in data:
+        msg = f"no CRL in {where}: a '{_PEM_CRL.decode()}' block is needed, or DER. Are two files swapped?"
+        raise CertificateError(msg, reason=CertificateReason.NO_CRL)
+    if not data.strip():
+        msg = f"no CRL in {where}: it is empty. Write the file anew"
+        raise CertificateError(msg, reason=CertificateReason.NO_CRL)
+    yield _parse_crl(data, where)
 
 
-def _parse_crl(
-    parser: Callable[[bytes], x509.CertificateRevocationList], data: bytes, where: str
-) -> x509.CertificateRevocationList:
+def _decoded(block: bytes) -> bytes:
+    # Not by `cryptography`: it would keep the DER to itself, and make it anew for whoever asks.
     try:
-        return parser(data)
+        return base64.b64decode(b"".join(block.split()), validate=True)
+    except ValueError:
+        return b""
+
+
+def _parse_crl(der: bytes, where: str) -> tuple[x509.CertificateRevocationList, bytes]:
+    try:
+        return x509.load_der_x509_crl(der), der
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         msg = f"a CRL in {where} is damaged or cut off; fetch it anew"
         raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None

@@ -45,7 +45,6 @@ from trionode._credentials.pem import (
     MAX_FILE_BYTES,
     Secret,
     parse_certificates,
-    parse_crls,
     read_file,
 )
 from trionode._errors import CertificateError, CertificateReason
@@ -296,7 +295,7 @@ def _pool(look: _Look, files: tuple[Path, ...]) -> CAPool | None:
 
 
 def _crls(look: _Look, files: tuple[Path, ...]) -> CRLSet | None:
-    return CRLSet(each for file in files for each in parse_crls(look.of(file).data, str(file))) if files else None
+    return CRLSet._parse((look.of(file).data, str(file)) for file in files) if files else None  # noqa: SLF001 -- as above
 
 
 def _paths(files: Iterable[FilePath], label: str) -> tuple[Path, ...]:

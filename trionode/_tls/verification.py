@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode._credentials.ca_pool import CAPool
-    from trionode._credentials.crl import IssuedLists, Revocation
+    from trionode._credentials.crl import IssuedLists
     from trionode._credentials.policy import TLSPolicy
+    from trionode._credentials.revocation_list import Revocation
 
 
 # What the verify codes of OpenSSL (x509_vfy.h) mean for us; everything else is a chain that does not hold.

@@ -1,0 +1,418 @@
+"""The judge of trust: strength, names, revocation along a path, which fault is told, and bounds."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import ssl
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import crypto
+
+from ca import DAY, HOUR, TestCA, lists, new_key
+from path_cases import EXCLUDED, NOT_PERMITTED, UNKNOWN_CA, pool
+from specimens import key_pem, pem
+from trionode import CAPool, CRLPolicy, CRLSet, KeyPair, Revocation
+from trionode._credentials.policy import TLSPolicy
+from trionode._credentials.revocation import Unknown
+from trionode._identity.outline import Outline, outline
+from trionode._tls import binding
+from trionode._tls.candidates import MAX_PATHS, Candidate, Paths, anchors_of
+from trionode._tls.judge import Fault, Judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from trionode._credentials.pem import PrivateKey
+
+REVOKED, NO_CRL, CRL_EXPIRED, EXPIRED, WEAK_DIGEST = 23, 3, 12, 10, 68
+
+sides = pytest.mark.parametrize("accepting", [True, False], ids=["acceptor", "dialer"])
+
+
+def judge(trusted: CAPool, crls: CRLSet | None = None, *, accepting: bool = True, **more: object) -> Judge:
+    """A judge of both directions' pools."""
+    policy = TLSPolicy(client_cas=trusted, root_cas=trusted, crls=crls, **more)  # type: ignore[arg-type]
+    return Judge(policy, accepting=accepting)
+
+
+def fault(judge: Judge, chain: Sequence[x509.Certificate], *, dated: bool = True) -> Fault:
+    """What a judge says against a chain, which must be something."""
+    verdict = judge.judge(chain, dated=dated)
+    assert verdict.fault is not None
+    assert verdict.path == ()
+    return verdict.fault
+
+
+def code(judge: Judge, chain: Sequence[x509.Certificate], *, dated: bool = True) -> int:
+    """The code of a verdict."""
+    found = judge.judge(chain, dated=dated).fault
+    return 0 if found is None else found.code
+
+
+@sides
+def test_the_path_is_told(accepting: bool) -> None:
+    """From the leaf to the anchor, and nothing above it."""
+    root = TestCA()
+    middle = TestCA("middle", below=root)
+    chain = middle.leaf().chain
+    for presented in (chain, (*chain, root.certificate), [crypto.X509.from_cryptography(each) for each in chain]):
+        assert judge(root.pool, accepting=accepting).judge(presented).path == (*chain, root.certificate)
+    assert judge(pool(root, middle), accepting=accepting).judge(chain).path == chain
+
+
+def test_nobody_is_vouched_for_by_no_pool() -> None:
+    """Without client CAs no client is trusted."""
+    verdict = Judge(TLSPolicy(), accepting=True).judge(TestCA().leaf().chain)
+    assert verdict.fault is not None
+    assert verdict.fault.code == UNKNOWN_CA
+
+
+def test_a_leaf_that_cannot_be_read_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller refuses it; what else cannot be read is no part of a path."""
+    root, odd = TestCA(), TestCA("odd").certificate
+    leaf = root.leaf().certificate
+
+    def read(der: bytes) -> Outline:
+        if der == odd.public_bytes(Encoding.DER):
+            msg = "unreadable"
+            raise ValueError(msg)
+        return outline(der)
+
+    monkeypatch.setattr("trionode._tls.candidates.outline", read)
+    assert code(judge(root.pool), [leaf, odd]) == 0
+    with pytest.raises(ValueError, match="unreadable"):
+        judge(root.pool).judge([odd, leaf])
+
+
+# Which fault is told ------------------------------------------------------------------------------------------------
+
+
+def test_where_the_ca_is_unknown_the_path_that_went_furthest_is_told() -> None:
+    """And the certificate at its end, whose issuer is not there."""
+    unknown = TestCA("unknown")
+    middle = TestCA("middle", below=unknown)
+    chain = middle.leaf().chain
+    found = fault(judge(TestCA().pool), (chain[0], TestCA("stray").certificate, chain[1]))
+    assert (found.code, found.depth, found.found, found.detail) == (UNKNOWN_CA, 1, middle.certificate, None)
+    # A stale CA of the leaf's issuer's name in the pool is not what matters.
+    found = fault(judge(TestCA("middle").pool), chain)
+    assert (found.found, found.detail) == (middle.certificate, None)
+
+
+def test_where_only_a_stale_ca_has_the_name_it_is_told() -> None:
+    """As Go does: possibly because of that one."""
+    stale = TestCA()
+    leaf = TestCA().leaf()
+    found = fault(judge(stale.pool), leaf.chain)
+    assert (found.code, found.found, found.detail) == (UNKNOWN_CA, leaf.certificate, stale.certificate)
+
+
+def test_of_several_paths_the_fault_of_the_best_is_told() -> None:
+    """A path that fails for its dates alone beats a revoked one, that an unfit one, and that one that is not signed."""
+    root = TestCA()
+    key = new_key()
+    old = TestCA("middle", below=root, key=key, start=-20 * DAY, end=-DAY)
+    revoked = TestCA("middle", below=root, key=key)
+    unfit = TestCA("middle", below=root, key=key, basic=x509.BasicConstraints(ca=False, path_length=None))
+    namesake = TestCA("middle", below=root)
+    leaf = revoked.leaf().certificate
+    crls = lists(root.crl(revoked.certificate), revoked.crl())
+    ranked = [(namesake, UNKNOWN_CA), (unfit, 79), (revoked, REVOKED), (old, EXPIRED)]
+    for number in range(1, 5):
+        for some in itertools.permutations(ranked[:number]):
+            sent = [each.certificate for each, _ in some]
+            assert code(judge(root.pool, crls), [leaf, *sent]) == ranked[number - 1][1]
+    # Without dates the expired one would do: that is what "for its dates alone" means.
+    assert code(judge(root.pool, crls), [leaf, *(each.certificate for each, _ in ranked)], dated=False) == 0
+
+
+# Strength -----------------------------------------------------------------------------------------------------------
+
+
+def handshake_at_level_2(chain: Sequence[x509.Certificate], key: PrivateKey, anchor: x509.Certificate, to: Path) -> int:
+    """The verdict of Python's own `ssl`, at OpenSSL's security level 2."""
+    for file, content in (("chain", pem(*chain)), ("key", key_pem(key)), ("anchor", pem(anchor))):
+        (to / file).write_bytes(content)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.set_ciphers("DEFAULT:@SECLEVEL=0")
+    server.load_cert_chain(to / "chain", to / "key")
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.set_ciphers("DEFAULT:@SECLEVEL=2")
+    client.load_verify_locations(to / "anchor")
+    incoming, outgoing, back, forth = (ssl.MemoryBIO() for _ in range(4))
+    ours = client.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    theirs = server.wrap_bio(back, forth, server_side=True)
+    for _ in range(4):
+        try:
+            ours.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as exc:
+            return exc.verify_code
+        else:
+            return 0
+        back.write(outgoing.read())
+        with suppress(ssl.SSLWantReadError):
+            theirs.do_handshake()
+        incoming.write(forth.read())
+    pytest.fail("the handshake does not end")
+
+
+WEAK_KEYS: dict[str, Callable[[], PrivateKey]] = {
+    "RSA-1024": lambda: rsa.generate_private_key(65537, 1024),  # noqa: S505
+    "RSA-1962": lambda: rsa.generate_private_key(65537, 1962),  # noqa: S505
+    "RSA-1963": lambda: rsa.generate_private_key(65537, 1963),  # noqa: S505
+    "RSA-2048": lambda: rsa.generate_private_key(65537, 2048),
+    "secp192r1": lambda: ec.generate_private_key(ec.SECP192R1()),
+    "secp224r1": lambda: ec.generate_private_key(ec.SECP224R1()),
+    "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
+}
+
+
+@pytest.mark.parametrize("kind", WEAK_KEYS)
+def test_keys_as_at_security_level_2(kind: str, tmp_path: Path) -> None:
+    """Of a leaf, of an intermediate, of a root: what OpenSSL says in a handshake at level 2, we say everywhere."""
+    key, root = WEAK_KEYS[kind](), TestCA()
+    middle, weak_root = TestCA("middle", below=root, key=key), TestCA("weak", key=key)
+    leaf = root.sign("leaf", key, [x509.SubjectAlternativeName([x509.DNSName("localhost")])], start=-DAY, end=DAY)
+    below, under = middle.leaf(), weak_root.leaf()
+    for chain, signs, anchor in (
+        ((leaf,), key, root.certificate),
+        (below.chain, below.private_key, root.certificate),
+        (under.chain, under.private_key, weak_root.certificate),
+    ):
+        ours = code(judge(CAPool([anchor]), accepting=False), chain)
+        if signs is key and isinstance(key, ec.EllipticCurvePrivateKey):  # not curves that TLS 1.3 signs with
+            assert ours == (66 if key.key_size < 224 else 0)
+        else:
+            assert ours == handshake_at_level_2(chain, signs, anchor, tmp_path)
+
+
+@pytest.mark.parametrize("digest", ["md5", "sha1", "sha224", "sha256"])
+def test_digests_as_at_security_level_2(digest: str, tmp_path: Path) -> None:
+    """A signature by MD5 or SHA-1 is none; an anchor's own is not looked at. `openssl` makes them."""
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=root", f"-{digest}", cwd=tmp_path)
+    run(
+        "openssl",
+        "req",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=leaf",
+        "-keyout",
+        "k",
+        "-out",
+        "r",
+        cwd=tmp_path,
+    )
+    (tmp_path / "names").write_text("subjectAltName=DNS:localhost\n")
+    signing = ("-CA", "ca.pem", "-CAkey", "privkey.pem", "-CAcreateserial", "-extfile", "names", f"-{digest}")
+    run("openssl", "x509", "-req", "-in", "r", "-out", "leaf.pem", *signing, cwd=tmp_path)
+    root, leaf = (x509.load_pem_x509_certificate((tmp_path / name).read_bytes()) for name in ("ca.pem", "leaf.pem"))
+    expected = WEAK_DIGEST if digest in ("md5", "sha1") else 0
+    assert code(judge(CAPool([root])), [leaf]) == expected
+    assert code(judge(CAPool([root])), [root]) == 0
+
+
+def run(*command: str, cwd: Path) -> None:
+    """Run a program that has to succeed."""
+    if "-x509" in command:
+        command = (*command, "-keyout", "privkey.pem", "-out", "ca.pem")
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True)
+
+
+# Name constraints, as BetterTLS has them -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("permitted", ["", "dns", "ip", "dns ip"])
+@pytest.mark.parametrize("excluded", ["", "dns", "ip", "dns ip"])
+def test_name_constraints_in_every_combination(permitted: str, excluded: str) -> None:
+    """DNS and IP names that are good, bad or absent, with any Common Name, below any constraints: the SANs decide.
+
+    In miniature what BetterTLS (Netflix) tries: 432 of its 9 040 cases, without the order of the chain.
+    """
+    good: list[x509.GeneralName] = [x509.DNSName("good.example"), x509.IPAddress(network("10.0.0.0/8"))]
+    bad: list[x509.GeneralName] = [x509.DNSName("bad.example"), x509.IPAddress(network("192.168.0.0/16"))]
+    kinds = {"dns": 0, "ip": 1}
+    trees = [good[kinds[kind]] for kind in permitted.split()], [bad[kinds[kind]] for kind in excluded.split()]
+    root = TestCA(extensions=[x509.NameConstraints(trees[0] or None, trees[1] or None)] if any(trees) else [])
+    hosts = {"dns": {"good": "good.example", "bad": "bad.example"}, "ip": {"good": "10.1.1.1", "bad": "192.168.1.1"}}
+    judges = [judge(root.pool, accepting=accepting) for accepting in (True, False)]
+    for dns, ip, common in itertools.product(["", "good", "bad"], ["", "good", "bad"], ["good.example", "bad.example"]):
+        names = {"dns": dns, "ip": ip}
+        wanted = [hosts[kind][value] for kind, value in names.items() if value]
+        leaf = root.leaf(*wanted, subject=common) if wanted else without_names(root, common)
+        expected = {
+            *(NOT_PERMITTED for kind, value in names.items() if value == "bad" and kind in permitted.split()),
+            *(EXCLUDED for kind, value in names.items() if value == "bad" and kind in excluded.split()),
+        } or {0}
+        for each in judges:
+            assert code(each, leaf.chain) in expected, (names, common)
+
+
+def network(text: str) -> ipaddress.IPv4Network:
+    """An address block."""
+    return ipaddress.IPv4Network(text)
+
+
+def without_names(ca: TestCA, common: str) -> KeyPair:
+    """A leaf that has a Common Name and nothing else."""
+    key = new_key()
+    return KeyPair([ca.sign(common, key, [], start=-DAY, end=DAY)], key)
+
+
+# Revocation along a path --------------------------------------------------------------------------------------------
+
+
+@sides
+def test_every_certificate_of_a_path_is_checked(accepting: bool) -> None:
+    """By the list of the one above it; `leaf_only` looks at the leaf alone, and an anchor needs none."""
+    root = TestCA()
+    middle = TestCA("middle", below=root)
+    chain = middle.leaf().chain
+
+    def verdict(crls: CRLSet, trusted: CAPool = root.pool, **policy: bool) -> tuple[int, int]:
+        found = judge(trusted, crls, accepting=accepting, crl_policy=CRLPolicy(**policy)).judge(chain).fault
+        return (0, 0) if found is None else (found.code, found.depth)
+
+    assert verdict(lists(root.crl(), middle.crl())) == (0, 0)
+    assert verdict(lists(root.crl(), middle.crl(chain[0]))) == (REVOKED, 0)
+    assert verdict(lists(root.crl(chain[1]), middle.crl())) == (REVOKED, 1)
+    assert verdict(lists(root.crl(root.certificate), middle.crl())) == (REVOKED, 2)
+    assert verdict(lists(root.crl(chain[1]), middle.crl()), leaf_only=True) == (0, 0)
+    assert verdict(lists(root.crl())) == (NO_CRL, 0)
+    assert verdict(lists(middle.crl())) == (NO_CRL, 1)
+    assert verdict(lists(middle.crl()), leaf_only=True) == (0, 0)
+    assert verdict(lists(middle.crl()), middle.pool) == (0, 0)
+    assert verdict(lists(root.crl()), CAPool(chain[:1])) == (0, 0)
+    assert verdict(lists(root.crl(), middle.crl(start=-2 * DAY, end=-DAY))) == (CRL_EXPIRED, 0)
+
+
+def test_an_anchor_is_revoked_by_a_key_that_is_trusted() -> None:
+    """Not by a namesake's list, nor by its own issuer's where that is not in the pool."""
+    root, namesake = TestCA(), TestCA()
+    middle = TestCA("middle", below=root)
+    chain = middle.leaf().chain[:1]
+    good, bad = middle.crl(), root.crl(middle.certificate)
+    forged = namesake.crl(middle.certificate)
+    assert code(judge(pool(middle, root), lists(good, bad)), chain) == REVOKED
+    assert code(judge(pool(middle, root), lists(good, bad, namesake.crl(start=-HOUR / 2))), chain) == REVOKED
+    assert code(judge(pool(middle, root, namesake), lists(good, bad, namesake.crl(start=-HOUR / 2))), chain) == REVOKED
+    for trusted in (pool(middle), pool(middle, root), pool(middle, root, namesake)):
+        assert code(judge(trusted, lists(good, root.crl(), forged)), chain) == 0
+    assert code(judge(pool(middle), lists(good, bad)), chain) == 0
+
+
+def test_a_revoked_path_is_no_reason_against_another() -> None:
+    """A cross-certificate that was revoked, beside one that was not."""
+    first, second = TestCA("first"), TestCA("second")
+    one = TestCA("middle", below=first)
+    other = TestCA("middle", below=second, key=one.key)
+    chain = [one.leaf().certificate, one.certificate, other.certificate]
+    crls = lists(first.crl(one.certificate), second.crl(), one.crl())
+    assert code(judge(pool(first, second), crls), chain) == 0
+    assert code(judge(pool(first), crls), chain) == REVOKED
+
+
+def test_what_a_fault_holds() -> None:
+    """The revocation; or why nobody knows."""
+    root = TestCA()
+    leaf = root.leaf()
+    found = fault(judge(root.pool, lists(root.crl(leaf, reason=x509.ReasonFlags.key_compromise))), leaf.chain)
+    assert isinstance(found.detail, Revocation)
+    assert found.detail.reason == "keyCompromise"
+    found = fault(judge(root.pool, lists(TestCA("another").crl())), leaf.chain)
+    assert isinstance(found.detail, Unknown)
+    assert found.detail.text == "there is no CRL of CN=root"
+
+
+# Dates --------------------------------------------------------------------------------------------------------------
+
+
+@sides
+def test_the_clock_is_the_policys(accepting: bool) -> None:
+    """Certificates and lists are judged by it, each time anew; dates of certificates only where they are asked for."""
+    root, shift = TestCA(), timedelta()
+    leaf = root.leaf(end=10 * DAY)
+    policy = TLSPolicy(client_cas=root.pool, root_cas=root.pool, clock=lambda: datetime.now(UTC) + shift)
+    plain = Judge(policy, accepting=accepting)
+    listed = Judge(replace(policy, crls=lists(root.crl())), accepting=accepting)
+    for shift, dated, undated, with_list in (  # noqa: B007 -- the clock looks at it
+        (timedelta(), 0, 0, 0),
+        (2 * DAY, 0, 0, CRL_EXPIRED),
+        (20 * DAY, EXPIRED, 0, CRL_EXPIRED),
+        (-5 * DAY, 9, 0, 11),
+        (timedelta(), 0, 0, 0),
+    ):
+        assert code(plain, leaf.chain) == dated
+        assert code(plain, leaf.chain, dated=False) == undated
+        assert code(listed, leaf.chain, dated=False) == with_list
+
+
+# Bounds -------------------------------------------------------------------------------------------------------------
+
+
+def test_no_end_of_paths_is_tried() -> None:
+    """Certificates that are arranged so that there are more paths than anybody could try end in bounded time."""
+    anchor = TestCA()
+    # Each of these may have issued each other, by name; the anchor, too; and none of them did.
+    crowd = [TestCA() for _ in range(31)]
+    leaf = TestCA().leaf()
+    presented = [leaf.certificate, *(each.certificate for each in crowd)]
+    tried = Paths([Candidate(each) for each in presented], anchors_of(anchor.pool))
+    assert len([*tried]) == MAX_PATHS
+    start = time.monotonic()
+    assert code(judge(anchor.pool), presented) == UNKNOWN_CA
+    assert code(judge(TestCA("elsewhere").pool), presented) == UNKNOWN_CA
+    assert time.monotonic() - start < 5
+
+
+def test_the_right_one_of_many() -> None:
+    """Fifty CAs of one name are no obstacle."""
+    crowd = [TestCA(key_ids=False) for _ in range(50)]
+    leaf = crowd[-1].leaf()
+    assert code(judge(pool(*crowd)), leaf.chain) == 0
+    middles = [TestCA("middle", below=crowd[0], key_ids=False) for _ in range(30)]
+    chain = [middles[-1].leaf().certificate, *(each.certificate for each in middles)]
+    assert code(judge(crowd[0].pool), chain) == 0
+
+
+# The binding --------------------------------------------------------------------------------------------------------
+
+
+def test_the_structure_is_what_we_think_it_is() -> None:
+    """With the OpenSSL at hand what a peer presented can be seen; where it could not, that is noticed."""
+    assert binding.untrusted_is_visible()
+
+
+def test_another_structure_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pointers that are elsewhere are not followed."""
+    first_members = binding.first_members
+
+    def elsewhere(context: object) -> tuple[object, object, object]:
+        words = first_members(context)
+        return words[0], words[2], words[1]
+
+    monkeypatch.setattr(binding, "first_members", elsewhere)
+    assert not binding.untrusted_is_visible.__wrapped__()
+
+
+def test_keys_that_openssl_does_not_know() -> None:
+    """A key that cannot be read has no size."""
+    der = bytearray(TestCA().certificate.public_bytes(Encoding.DER))
+    at = der.index(bytes.fromhex("06082a8648ce3d030107"))
+    der[at + 9] = 0x7F  # no such curve
+    odd = crypto.load_certificate(crypto.FILETYPE_ASN1, bytes(der))
+    assert binding.key_size(odd) == ("other", 0)
