@@ -61,9 +61,9 @@ if TYPE_CHECKING:
         CertManager,
         Peer,
         Service,
-        TLSStream,
     )
     from trionode._connection.link import Link
+    from trionode._tls.stream import SessionStream
 
 # How long an example takes depends on what else the machine does: a test fails for what is wrong, not for being slow.
 settings.register_profile("trionode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -169,7 +169,7 @@ class ScriptedFactory(Protocol):
 class ScriptedPeer:
     """One end of a TLS stream whose node protocol a test writes by hand."""
 
-    def __init__(self, stream: TLSStream | trio.SSLStream[trio.SocketStream]) -> None:
+    def __init__(self, stream: SessionStream | trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
         self._reader = wire.HelloReader()
         self._decoder = wire.FrameDecoder()

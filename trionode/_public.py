@@ -118,8 +118,8 @@ from ._streams.server import (
     serve_tls_listeners as serve_tls_listeners,
     wrap_server_stream as wrap_server_stream,
 )
+from ._streams.stream import TLSStream as TLSStream
 from ._tls.contexts import TLSContexts as TLSContexts
-from ._tls.stream import TLSStream as TLSStream
 from ._transport.interfaces import Listener as Listener, Transport as Transport
 from ._util.public_names import show_as as _show_as
 from .discovery.local import LocalRegistry as LocalRegistry

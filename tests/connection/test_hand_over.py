@@ -41,8 +41,8 @@ if TYPE_CHECKING:
         Peer,
         Route,
         ServiceChannel,
-        TLSStream,
     )
+    from trionode._tls.stream import SessionStream
     from trionode.pki import CertificateAuthority
 
 E = TypeVar("E")
@@ -298,7 +298,7 @@ async def test_links_that_were_left_are_let_go(open_pair: PairFactory) -> None:
     async with open_pair(beta={"services": {"echo": echo}}) as pair:
         connection = await pair.alpha.connect("beta@localhost")
         await connection.call("echo", b"")
-        left: list[weakref.ref[TLSStream]] = []
+        left: list[weakref.ref[SessionStream]] = []
         for _ in range(5):
             left.extend(weakref.ref(each.link.stream) for each in (connection, pair.beta.connections[ALPHA]))
             await connection.reauthenticate()

@@ -19,7 +19,7 @@ import trio.testing
 from trionode import HandshakeError, HandshakeTimeoutError, NodeName, TLSContexts, _protocol as wire
 from trionode._connection.registry import Registry
 from trionode._handshake.accept import accept_link
-from trionode._handshake.acceptor import Acceptor
+from trionode._handshake.acceptor import AcceptLoop, Acceptor
 from trionode._handshake.admission import Admission
 from trionode._handshake.collisions import Arbiter
 from trionode._handshake.dial import Dial, dial_link
@@ -97,7 +97,7 @@ class Accepting:
     @asynccontextmanager
     async def on(self, contexts: Contexts, **options: Any) -> AsyncIterator[Acceptor]:
         """Run an acceptor on loopback for the length of the block."""
-        acceptor = Acceptor(
+        loop = AcceptLoop(
             [TCPListener(each) for each in options.pop("listeners", None) or await open_listeners("127.0.0.1", 0)],
             contexts.receive,
             party(BETA),
@@ -113,10 +113,10 @@ class Accepting:
         async with trio.open_nursery() as handshakes, trio.open_nursery() as nursery:
 
             async def accept() -> None:
-                await acceptor.run(handshakes)
+                await loop.run(handshakes)
 
             nursery.start_soon(accept)
-            yield acceptor
+            yield loop.acceptor
             nursery.cancel_scope.cancel()
             handshakes.cancel_scope.cancel()
 
@@ -390,12 +390,14 @@ async def test_accept_loop_ends_with_its_listener(generations: Callable[[int], l
     assert not taken
 
 
-async def test_closing_the_door_leaves_those_inside(generations: Callable[[int], list[TLSContexts]]) -> None:
+async def test_closing_the_listeners_leaves_handshakes_in_progress(
+    generations: Callable[[int], list[TLSContexts]],
+) -> None:
     """An acceptor that stops listening lets handshakes under way finish."""
     accepting = Accepting()
     made = generations(2)
     with trio.fail_after(10):
-        acceptor = Acceptor(
+        loop = AcceptLoop(
             [TCPListener(each) for each in await open_listeners("127.0.0.1", 0)],
             Contexts(made[0]).receive,
             party(BETA),
@@ -407,7 +409,8 @@ async def test_closing_the_door_leaves_those_inside(generations: Callable[[int],
         )
         async with trio.open_nursery() as handshakes:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(acceptor.run, handshakes)
+                nursery.start_soon(loop.run, handshakes)
+                acceptor = loop.acceptor
                 transport = await trio.open_tcp_stream(*acceptor.address)
                 while not acceptor.statistics().handshaking:
                     await trio.testing.wait_all_tasks_blocked()

@@ -188,7 +188,7 @@ class MemoryNetwork:
         self.links.append(link)
         dialing, accepting = MemoryEnd(link), MemoryEnd(link)
         dialing.other, accepting.other = accepting, dialing
-        self.nursery.start_soon(self.nodes[port].acceptors[0].handle, accepting)
+        self.nursery.start_soon(self.nodes[port]._acceptors.loops[0].handle, accepting)
         return dialing
 
 

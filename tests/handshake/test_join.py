@@ -28,7 +28,7 @@ from trionode._connection import hand_over as _hand_over
 from trionode._connection.link import connection_id
 from trionode._handshake.cookie import dialer_proof
 from trionode._handshake.join import Ends, join_proof
-from trionode._tls.stream import TLSStream
+from trionode._tls.stream import SessionStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -50,9 +50,9 @@ async def echo(channel: ServiceChannel) -> None:
         await channel.send(message)
 
 
-def session(peer: ScriptedPeer) -> TLSStream:
+def session(peer: ScriptedPeer) -> SessionStream:
     """The TLS session of a scripted peer."""
-    assert isinstance(peer.stream, TLSStream)
+    assert isinstance(peer.stream, SessionStream)
     return peer.stream
 
 

@@ -122,7 +122,7 @@ async def test_every_kind_of_event(
                 alpha.keep_connected(BETA)
                 connection = await alpha.wait_connected(BETA)
                 await connection.reauthenticate()
-                beta.acceptors[0].close()
+                beta._acceptors.loops[0].close()
                 with pytest.raises(HandshakeError):
                     await connection.reauthenticate()
                 for stranger in rogue, namesake:
@@ -323,7 +323,7 @@ async def test_reason_worn(open_pair: PairFactory) -> None:
     with trio.fail_after(10):
         async with open_pair(beta={"live_connections": few}) as pair, pair.beta.events() as events:
             connection = await pair.alpha.connect(BETA)
-            pair.beta.acceptors[0].close()
+            pair.beta._acceptors.loops[0].close()
             with suppress(trio.BrokenResourceError):
                 while True:
                     with suppress(RemoteError):  # of a service that there is not, on a connection that drains

@@ -133,6 +133,11 @@ SHOWN: dict[str, str] = {
     "trionode.FileSource": "read read_now wait_changed",
     "trionode.Follower": "reload status wait_changed",
     "trionode.Peer": "address certificate incarnation name verified",
+    "trionode.Acceptor": "address addresses statistics",
+    "trionode.TLSStream": (
+        "aclose alpn cipher generation peer_certificate receive_some send_all send_eof tls_version verified "
+        "wait_send_all_might_not_block"
+    ),
     "trionode.StrandedPeer": "address certificate generation issuer name newly pool reason revoked subject text",
     "trionode.pki.CertificateAuthority": "certificate create intermediate issue load pool revocation_list save",
     "trionode.testing.Attempt": "",

@@ -100,7 +100,7 @@ async def test_a_unix_socket(certs: CertAuthManager, tmp_path: Path, caplog: pyt
             raw = await trio.open_unix_socket(path)
             async with await wrap_client_stream(raw, "localhost", cert_manager=certs) as stream:
                 await check_echo(stream)
-                assert served[0].peer_address is None
+                assert served[0]._session_stream.peer_address is None
             async with await trio.open_unix_socket(path) as raw:
                 await raw.send_all(b"GET / HTTP/1.1\r\n\r\n")
                 await raw.send_eof()

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+    from trionode._tls.stream import SessionStream
     from trionode.pki import CertificateAuthority
 
 #: Every test is bounded by this. Seconds.
@@ -525,7 +526,7 @@ async def test_cancelling_closes_listeners_and_connections(certs: CertAuthManage
             with suppress(trio.BrokenResourceError):
                 assert await connection.receive_some() == b""
             await connection.aclose()
-        transport = served[0].transport_stream
+        transport = served[0]._session_stream.transport_stream
         assert isinstance(transport, trio.SocketStream)
         assert transport.socket.fileno() == -1
         with pytest.raises(HandshakeError) as caught:
@@ -814,7 +815,7 @@ async def accept_plain(
     contexts: trio.abc.ReceiveChannel[TLSContexts],
     *,
     handshake_timeout: float = PATIENCE,
-) -> TLSStream:
+) -> SessionStream:
     """The server side of a handshake, without options."""
     return await accept_tls(transport, contexts, alpn=(), handshake_timeout=handshake_timeout)
 
@@ -824,7 +825,7 @@ async def dial_plain(
     contexts: trio.abc.ReceiveChannel[TLSContexts],
     *,
     handshake_timeout: float = PATIENCE,
-) -> TLSStream:
+) -> SessionStream:
     """The client side of a handshake with `localhost`, without options."""
     return await dial_tls(
         transport,

@@ -119,8 +119,8 @@ async def test_any_stream_will_do(pair: tuple[trio.abc.Stream, trio.abc.Stream],
     """Mutual TLS over each kind of stream: verified on both sides, data both ways, the transport is what was given."""
     with trio.fail_after(PATIENCE):
         client, server = await both(*pair, mutual, mutual, alpn=["x/1"])
-        assert client.transport_stream is pair[0]
-        assert server.transport_stream is pair[1]
+        assert client._session_stream.transport_stream is pair[0]
+        assert server._session_stream.transport_stream is pair[1]
         assert client.verified
         assert server.verified
         assert client.alpn == server.alpn == "x/1"

@@ -41,11 +41,11 @@ from trionode import (
     RejectionCode,
     RemoteProtocolError,
     Stage,
-    TLSStream,
     UnverifiedReason,
     open_tls_stream,
 )
 from trionode._handshake.accept import accept_tls
+from trionode._tls.stream import SessionStream
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ CLIENTS: Final[dict[str, Client]] = {
 
 async def meet(
     manager: CertAuthManager, client: Callable[[int], Awaitable[str]]
-) -> tuple[HandshakeError | TLSStream, str]:
+) -> tuple[HandshakeError | SessionStream, str]:
     """One client, one handshake: what the server got out of it, and what the client was told."""
     told: list[str] = []
     with trio.fail_after(PATIENCE):
@@ -319,7 +319,7 @@ async def meet(
 
             nursery.start_soon(call)
             transport = await listener.accept()
-            result: HandshakeError | TLSStream
+            result: HandshakeError | SessionStream
             try:
                 result = await accept_tls(transport, manager.contexts, alpn=(), handshake_timeout=PATIENCE)
             except HandshakeError as exc:
@@ -331,7 +331,7 @@ async def meet(
     return result, told[0]
 
 
-def check_refusal(error: HandshakeError | TLSStream, refusal: Refusal, sent: x509.Certificate | None) -> None:
+def check_refusal(error: HandshakeError | SessionStream, refusal: Refusal, sent: x509.Certificate | None) -> None:
     """The server's exception has the class, the reason and every fact of the certificate, as data and in the text."""
     assert type(error) is PeerUnverifiedError
     assert error.reason is refusal.reason
@@ -382,7 +382,7 @@ async def test_who_gets_in_and_who_is_told_what(
         check_refusal(result, REFUSALS[outcome], sent)
         assert told == REFUSALS[outcome].alert
     else:
-        assert isinstance(result, TLSStream), result
+        assert isinstance(result, SessionStream), result
         assert told == WELCOME
         assert result.verified is (outcome is VERIFIED)
         assert result.peer_certificate == (None if outcome is UNSEEN else sent)
@@ -412,7 +412,7 @@ async def test_a_client_brings_its_intermediates(world: World, mode: ClientAuth)
     assert len(complete.chain) == 2
 
     result, told = await meet(manager, partial(trionode_client, world, Holder(key_pair=complete)))
-    assert isinstance(result, TLSStream)
+    assert isinstance(result, SessionStream)
     assert result.verified
     assert told == WELCOME
 
@@ -454,7 +454,7 @@ async def test_every_certificate_of_the_pool_is_an_anchor(world: World, mode: Cl
         manager = CertAuthManager(world.server, client_cas=pool, client_auth=mode)
         holder = Holder(key_pair=key_pair)
         result, told = await meet(manager, partial(trionode_client, world, holder))
-        assert isinstance(result, TLSStream), result
+        assert isinstance(result, SessionStream), result
         assert result.verified
         assert told == WELCOME
 
@@ -558,7 +558,7 @@ async def test_a_certificate_that_cannot_be_read_is_refused_and_harms_nobody(
     manager = CertAuthManager(world.server, client_cas=world.ca.pool, client_auth=mode)
     result, told = await meet(manager, partial(stdlib_client, world, Holder(files=(file, file))))
     if mode is ClientAuth.NO_CLIENT_CERT:
-        assert isinstance(result, TLSStream)
+        assert isinstance(result, SessionStream)
         assert told == WELCOME
     elif mode.verifies:
         assert isinstance(result, PeerUnverifiedError)

@@ -49,6 +49,7 @@ from trionode import (
 )
 from trionode._handshake.accept import accept_tls
 from trionode._identity.names import SubjectNames, canonical_host
+from trionode._tls.stream import SessionStream
 from trionode._tls.verification import Examination
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
@@ -622,7 +623,7 @@ async def test_a_dialled_address_is_what_the_certificate_must_cover(world: World
             if passes:
                 async with await open_tls_stream(host, server.port, cert_manager=world.manager()) as stream:
                     assert stream.verified
-                    assert stream.peer_address == (host, server.port)
+                    assert stream._session_stream.peer_address == (host, server.port)
             else:
                 with pytest.raises(PeerUnverifiedError) as caught:
                     await open_tls_stream(host, server.port, cert_manager=world.manager())
@@ -706,7 +707,7 @@ class OurServer:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._put, self._take = trio.open_memory_channel[TLSStream | HandshakeError](100)
+        self._put, self._take = trio.open_memory_channel[SessionStream | HandshakeError](100)
 
     async def handle(self, manager: CertAuthManager, alpn: tuple[str, ...], transport: trio.SocketStream) -> None:
         """Serve one client, until it leaves."""
@@ -722,7 +723,7 @@ class OurServer:
                 while await stream.receive_some():
                     pass
 
-    async def result(self) -> TLSStream | HandshakeError:
+    async def result(self) -> SessionStream | HandshakeError:
         """What came of the next handshake."""
         return await self._take.receive()
 
@@ -837,14 +838,14 @@ async def test_a_server_selects_by_its_own_order(
         context = client_context(world, alpn=theirs)
         told = await trio.to_thread.run_sync(stdlib_client, server.port, context)
         result = await server.result()
-        assert isinstance(result, TLSStream)
+        assert isinstance(result, SessionStream)
         assert told.welcome == WELCOME
         assert told.alpn == result.alpn == agreed
 
         async with await open_tls_stream("localhost", server.port, cert_manager=world.manager(), alpn=theirs) as stream:
             assert await stream.receive_some() == WELCOME
             result = await server.result()
-            assert isinstance(result, TLSStream)
+            assert isinstance(result, SessionStream)
             assert stream.alpn == result.alpn == agreed
 
 
@@ -945,7 +946,7 @@ def expiring(world: World) -> Expiring:
 async def check_verified_again(server: OurServer, expiring: Expiring, examined: list[int]) -> None:
     """A handshake that looks like the first one of its client."""
     result = await server.result()
-    assert isinstance(result, TLSStream), result
+    assert isinstance(result, SessionStream), result
     assert result.verified
     assert result.peer_certificate == expiring.client.certificate
     assert examined.count(0) == 1

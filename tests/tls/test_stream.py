@@ -32,7 +32,7 @@ from trionode._handshake.dial import dial_tls
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.handshake import LINGER, client_handshake, server_handshake
 from trionode._tls.session import RECORD_SIZE
-from trionode._tls.stream import AT_ONCE, FAREWELL, TLSStream
+from trionode._tls.stream import AT_ONCE, FAREWELL, SessionStream
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ SERVER_GENERATION, CLIENT_GENERATION = 5, 7
 PATIENCE = 30
 
 Transports: TypeAlias = tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
-Pair: TypeAlias = tuple[TLSStream, TLSStream]
+Pair: TypeAlias = tuple[SessionStream, SessionStream]
 
 
 class Party:
@@ -88,7 +88,7 @@ async def tls_pair(
     party: Party, transports: Transports, *, client_alpn: tuple[str, ...] = (), server_alpn: tuple[str, ...] = ()
 ) -> Pair:
     """A client and a server whose handshake is done, in this order."""
-    streams: dict[str, TLSStream] = {}
+    streams: dict[str, SessionStream] = {}
 
     async def serve() -> None:
         streams["server"] = await server_handshake(transports[1], party.server, alpn=server_alpn)
@@ -180,7 +180,7 @@ class Meddler(trio.abc.HalfCloseableStream):
 async def test_a_tls_stream_is_a_two_way_stream(
     party: Party, make_transports: Callable[[], Transports], autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A TLSStream passes Trio's own conformance kit for two-way streams."""
+    """A SessionStream passes Trio's own conformance kit for two-way streams."""
 
     async def make() -> Pair:
         return await tls_pair(party, make_transports())
@@ -195,7 +195,7 @@ async def test_a_tls_stream_is_a_two_way_stream(
 async def test_a_tls_stream_is_a_half_closeable_stream(
     party: Party, make_transports: Callable[[], Transports], autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A TLSStream passes Trio's own conformance kit for streams of which one direction can be closed."""
+    """A SessionStream passes Trio's own conformance kit for streams of which one direction can be closed."""
 
     async def make() -> Pair:
         return await tls_pair(party, make_transports())
@@ -263,7 +263,7 @@ async def test_big_messages_arrive_intact(party: Party, make_any_transports: Cal
     question, answer = (random.Random(seed).randbytes(16 * 1024 * 1024) for seed in (1, 2))
     received: dict[str, bytes] = {}
 
-    async def receive(who: str, stream: TLSStream) -> None:
+    async def receive(who: str, stream: SessionStream) -> None:
         received[who] = await receive_exactly(stream, len(question))
 
     with trio.fail_after(PATIENCE):
@@ -335,7 +335,7 @@ async def test_bytes_that_came_with_the_clients_last_flight_are_not_lost(party: 
         with trio.fail_after(PATIENCE):
             arrived = trio.Event()
 
-            async def serve() -> TLSStream:
+            async def serve() -> SessionStream:
                 # All of it, last flight and data, in one piece.
                 first = await far.receive_some()
                 session_wire = Meddler(far)
@@ -591,12 +591,12 @@ async def test_sending_and_receiving_do_not_disturb_each_other(party: Party) -> 
     numbers = b"".join(b"%d," % number for number in range(3000))
     received: list[bytes] = []
 
-    async def send(stream: TLSStream) -> None:
+    async def send(stream: SessionStream) -> None:
         for start in range(0, len(numbers), 7):
             await stream.send_all(numbers[start : start + 7])
         await stream.send_eof()
 
-    async def receive(stream: TLSStream) -> None:
+    async def receive(stream: SessionStream) -> None:
         received.append(await receive_to_end(stream))
 
     with trio.fail_after(PATIENCE):
@@ -766,12 +766,12 @@ def taking(contexts: TLSContexts) -> trio.abc.ReceiveChannel[TLSContexts]:
     return receive
 
 
-async def accept(transport: trio.abc.Stream, contexts: TLSContexts) -> TLSStream:
+async def accept(transport: trio.abc.Stream, contexts: TLSContexts) -> SessionStream:
     """The server side, from the first byte on."""
     return await accept_tls(transport, taking(contexts), alpn=(), handshake_timeout=PATIENCE)
 
 
-async def dial(transport: trio.abc.Stream, contexts: TLSContexts) -> TLSStream:
+async def dial(transport: trio.abc.Stream, contexts: TLSContexts) -> SessionStream:
     """The client side, from the connection on."""
     return await dial_tls(
         transport,
@@ -794,9 +794,9 @@ async def test_a_handshake_cancelled_anywhere_closes_its_transport(
     for steps in range(1000):
         near, far = make_any_transports()
         wire = Meddler(near)
-        outcome: list[TLSStream | HandshakeError] = []
+        outcome: list[SessionStream | HandshakeError] = []
 
-        async def under_test(wire: Meddler = wire, outcome: list[TLSStream | HandshakeError] = outcome) -> None:
+        async def under_test(wire: Meddler = wire, outcome: list[SessionStream | HandshakeError] = outcome) -> None:
             try:
                 stream = await (accept(wire, party.server) if side == "server" else dial(wire, party.client))
                 outcome.append(stream)
@@ -820,7 +820,7 @@ async def test_a_handshake_cancelled_anywhere_closes_its_transport(
                 if refuses or cancelled:
                     assert wire.closed
                 for stream in outcome:
-                    if isinstance(stream, TLSStream):
+                    if isinstance(stream, SessionStream):
                         assert not refuses
                         assert not wire.closed
                         await stream.aclose()
@@ -1082,7 +1082,7 @@ async def test_a_transport_that_breaks_breaks_the_stream(party: Party) -> None:
 # At once --------------------------------------------------------------------------------------------------------------
 
 
-async def fill(stream: TLSStream) -> int:
+async def fill(stream: SessionStream) -> int:
     """Send at once until the socket takes no more; how many bytes that were."""
     sent = 0
     while stream.send_at_once(bytes(RECORD_SIZE)):

@@ -14,7 +14,7 @@ from trionode._protocol import FrameDecoder
 if TYPE_CHECKING:
     from trionode._identity.peer import Peer
     from trionode._protocol import Limits
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
 
 _ID_LABEL: Final = b"EXPORTER-trionode-connection"
 _ID_BYTES: Final = 16
@@ -42,7 +42,7 @@ class Link:
         finished: whether the peer's last frame on it was read (SWITCH).
     """
 
-    stream: TLSStream
+    stream: SessionStream
     peer: Peer
     dialled: bool
     mutual: bool
@@ -58,6 +58,6 @@ class Link:
     finished: bool = False
 
 
-def connection_id(first: TLSStream) -> bytes:
+def connection_id(first: SessionStream) -> bytes:
     """The 16 bytes that both sides know a connection by: exported from its first TLS session, no secret."""
     return first.export_keying_material(_ID_LABEL, _ID_BYTES)

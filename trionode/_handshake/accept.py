@@ -48,7 +48,7 @@ from .join import Ends, join_proof
 if TYPE_CHECKING:
     from trionode._connection.connection import Connection
     from trionode._tls.contexts import TLSContexts
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
 
 #: A client's first flight has a few hundred bytes (1.7 KiB with a post-quantum key share): one read is enough.
 _FIRST_READ: Final = 16 * 1024
@@ -73,7 +73,7 @@ async def accept_tls(
     alpn: tuple[str, ...],
     handshake_timeout: float,
     ticket: Ticket | None = None,
-) -> TLSStream:
+) -> SessionStream:
     """The server side of a TLS handshake alone, for streams without nodes; owns the transport.
 
     Args:
@@ -136,7 +136,7 @@ async def _accept_tls(
     contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
     alpn: tuple[str, ...],
     handshake: Handshake,
-) -> tuple[TLSStream, TLSContexts]:
+) -> tuple[SessionStream, TLSContexts]:
     try:
         first = await _first_bytes(transport, handshake)
         contexts = await contexts_channel.receive()
@@ -186,7 +186,7 @@ class _AcceptorsHello:
     """The acceptor's part in one hello."""
 
     def __init__(
-        self, stream: TLSStream, contexts: TLSContexts, party: Party, handshake: Handshake, *, bind_names: bool
+        self, stream: SessionStream, contexts: TLSContexts, party: Party, handshake: Handshake, *, bind_names: bool
     ) -> None:
         self._stream = stream
         self._contexts = contexts

@@ -1,9 +1,10 @@
 """Acceptors: listen, accept, and spawn one handshake task per connection of the transport.
 
-Theory. Accept loops live in the acceptor's own `run`, handshakes in a nursery that outlives it, so closing the door
-does not throw out those who are inside. Each connection gets its task at once, and takes its contexts when its first
-bytes are there: a silent or dripping client delays nobody, and when there are too many, such go first (`admission`).
-An acceptor knows a receive channel of contexts and what to do with a link; it never sees a manager.
+Theory. Accept loops live in `AcceptLoop.run`, handshakes in a nursery that outlives it: closing the listeners does not
+cancel handshakes in progress. Each connection gets its task at once, and takes its contexts when its first bytes are
+there: a silent or dripping client delays no other, and when there are too many, such are shed first (`admission`). An
+accept loop knows a receive channel of contexts and what to do with a link; it never sees a manager. Whatever a peer or
+a handshake does wrong ends neither the loop nor the node.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _log = Log("trionode.acceptor")
 
 
 class Refused(Protocol):
-    """What an acceptor tells of a handshake that failed."""
+    """Called with the error of a handshake that failed."""
 
     def __call__(self, error: HandshakeError, /) -> None: ...
 
@@ -74,9 +75,59 @@ class AcceptorStatistics:
     shed: int
 
 
+@dataclass(slots=True)
+class _Counts:
+    """What `AcceptorStatistics` is a snapshot of."""
+
+    accepted: int = 0
+    handshaking: int = 0
+    established: int = 0
+    refused: int = 0
+    shed: int = 0
+
+
 @final
 class Acceptor:
-    """One listening endpoint of a node."""
+    """One listening endpoint of a node, as its program sees it: where it listens, and what has come in."""
+
+    __slots__ = ("_addresses", "_counts")
+
+    def __init__(self, addresses: tuple[Address, ...], counts: _Counts) -> None:
+        self._addresses = addresses
+        self._counts = counts
+
+    def __repr__(self) -> str:
+        return f"<Acceptor on {', '.join(map(place, self._addresses))}>"
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Every (host, port) that it listens on; all have the same port."""
+        return self._addresses
+
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+        return self._addresses[0]
+
+    def statistics(self) -> AcceptorStatistics:
+        """A snapshot of what it did and does."""
+        counts = self._counts
+        return AcceptorStatistics(
+            accepted=counts.accepted,
+            handshaking=counts.handshaking,
+            established=counts.established,
+            refused=counts.refused,
+            shed=counts.shed,
+        )
+
+
+@final
+class AcceptLoop:
+    """An acceptor at work, for the node that owns it.
+
+    Attributes:
+        acceptor: what the node's program sees of it.
+    """
 
     def __init__(
         self,
@@ -91,8 +142,22 @@ class Acceptor:
         refused: Refused,
         timed: Timed = nullcontext,
     ) -> None:
+        """Take over listeners; nothing is accepted before `run`.
+
+        Args:
+            listeners: one at least; closed by `close`.
+            contexts_channel: where each handshake takes its contexts.
+            party: what the node says of itself, and how it judges dialers.
+            bind_names: whether a verified dialer's certificate has to speak for the node name that it claims.
+            handshake_timeout: from the accept to the end of the handshake, seconds.
+            admission: bounds the handshakes under way.
+            established: called with each link, and what it joins; it owns the link, and returns when that has ended.
+            refused: called with the error of each handshake that failed.
+            timed: counts and times each handshake.
+        """
+        self._counts = _Counts()
+        self.acceptor: Acceptor = Acceptor(tuple(listener.address for listener in listeners), self._counts)
         self._listeners = tuple(listeners)
-        self._addresses = tuple(listener.address for listener in listeners)
         self._contexts_channel = contexts_channel
         self._party = party
         self._bind_names = bind_names
@@ -101,35 +166,11 @@ class Acceptor:
         self._on_established = established
         self._on_refused = refused
         self._timed = timed
-        self._accepted = 0
-        self._handshaking = 0
-        self._established = 0
-        self._refused = 0
-        self._shed = 0
-        self._flood = RateLimitedLog(_log, f"handshakes refused on {place(self.address)}")
+        self._where = place(self.acceptor.address)
+        self._flood = RateLimitedLog(_log, f"handshakes refused on {self._where}")
 
     def __repr__(self) -> str:
-        return f"<Acceptor on {', '.join(f'{host} port {port}' for host, port in self._addresses)}>"
-
-    @property
-    def addresses(self) -> Sequence[Address]:
-        """Every (host, port) that it listens on; all have the same port."""
-        return self._addresses
-
-    @property
-    def address(self) -> Address:
-        """The first of `addresses`."""
-        return self._addresses[0]
-
-    def statistics(self) -> AcceptorStatistics:
-        """A snapshot of what it did and does."""
-        return AcceptorStatistics(
-            accepted=self._accepted,
-            handshaking=self._handshaking,
-            established=self._established,
-            refused=self._refused,
-            shed=self._shed,
-        )
+        return f"<AcceptLoop of {self.acceptor!r}>"
 
     async def run(self, handler_nursery: trio.Nursery) -> None:
         """Accept until cancelled, then close the listeners; handshakes go on in `handler_nursery`.
@@ -139,7 +180,7 @@ class Acceptor:
         """
 
         def take(transport: trio.abc.Stream) -> None:
-            self._accepted += 1
+            self._counts.accepted += 1
             handler_nursery.start_soon(self.handle, transport, name=f"handshake with {address_of(transport)}")
 
         try:
@@ -156,13 +197,13 @@ class Acceptor:
             listener.close()
 
     def _report(self, error: HandshakeError) -> None:
-        """Log a refusal; a flood of them is summarised."""
+        """Log a failed handshake; a flood of them is summarised."""
         if error.reason in (HandshakeReason.SILENT, HandshakeReason.SUPERSEDED, UnverifiedReason.DUPLICATE):
-            # A port scan or a health check says nothing and leaves; a crossing dial lost to a connection that is there;
-            # a link was to join a connection that ended just then, or got a later one.
-            _log.debug("handshake on %s: %s", place(self.address), error)
+            # No failure of anything: a port scan or a health check says nothing and leaves; a crossing dial lost to a
+            # connection that is there; a link was to join a connection that ended just then, or got a later one.
+            _log.debug("handshake on %s: %s", self._where, error)
             return
-        self._flood.warning("handshake refused on %s: %s", place(self.address), error)
+        self._flood.warning("handshake refused on %s: %s", self._where, error)
 
     async def handle(self, transport: trio.abc.Stream) -> None:
         """One connection: the handshake, then whatever `established` does with the link; owns the transport.
@@ -170,7 +211,7 @@ class Acceptor:
         Args:
             transport: an accepted connection, before TLS.
         """
-        self._handshaking += 1
+        self._counts.handshaking += 1
         try:
             with (
                 self._admission.admitted(address_of(transport)) as ticket,
@@ -185,19 +226,19 @@ class Acceptor:
                     ticket=ticket,
                 )
         except HandshakeError as exc:
-            self._refused += 1
-            self._shed += exc.reason == HandshakeReason.SHED
+            self._counts.refused += 1
+            self._counts.shed += exc.reason == HandshakeReason.SHED
             self._report(exc)
             self._on_refused(exc)
             return
         except Exception:  # noqa: BLE001 -- logged in full
             # Not a peer's fault but ours; still, one connection must not end the node.
-            self._refused += 1
-            _log.exception("a handshake on %s failed in an unexpected way", place(self.address))
+            self._counts.refused += 1
+            _log.exception("a handshake on %s failed in an unexpected way", self._where)
             return
         finally:
-            self._handshaking -= 1
-        self._established += 1
+            self._counts.handshaking -= 1
+        self._counts.established += 1
         established = self._on_established(link, joined)
         del link, joined  # not kept: connections leave links, and may live long
         await established

@@ -10,7 +10,7 @@ from trionode._identity.certificate import fingerprint
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
 
 
 def proof_of(key: bytes, *parts: bytes) -> bytes:
@@ -23,7 +23,7 @@ def same_proof(one: bytes, other: bytes) -> bool:
     return hmac.compare_digest(one, other)
 
 
-def presented_leaves(session: TLSStream, *, dialling: bool) -> tuple[bytes, bytes]:
+def presented_leaves(session: SessionStream, *, dialling: bool) -> tuple[bytes, bytes]:
     """Which leaf certificates the dialer and the acceptor presented, as fingerprints; empty for none.
 
     They are bound to a session's exporter this way: its transcript ends at the server's Finished (RFC 8446 section

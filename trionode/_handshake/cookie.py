@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trionode._identity.names import NodeName
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
 
 __all__ = ["generate_cookie"]
 
@@ -73,7 +73,7 @@ def as_cookie(value: str | bytes | None) -> bytes | None:
 
 
 def dialer_proof(
-    cookie: bytes, stream: TLSStream, *, dialer: NodeName, acceptor: NodeName, incarnation: int, dialling: bool
+    cookie: bytes, stream: SessionStream, *, dialer: NodeName, acceptor: NodeName, incarnation: int, dialling: bool
 ) -> bytes:
     """The dialer's proof.
 
@@ -91,7 +91,7 @@ def dialer_proof(
 
 def acceptor_proof(
     cookie: bytes,
-    stream: TLSStream,
+    stream: SessionStream,
     *,
     dialer: NodeName,
     acceptor: NodeName,
@@ -111,7 +111,7 @@ def acceptor_proof(
     return _mac(cookie, b"acceptor", stream, fields, dialling=dialling)
 
 
-def _mac(cookie: bytes, role: bytes, stream: TLSStream, fields: Sequence[bytes], *, dialling: bool) -> bytes:
+def _mac(cookie: bytes, role: bytes, stream: SessionStream, fields: Sequence[bytes], *, dialling: bool) -> bytes:
     exported = stream.export_keying_material(_EXPORTER_LABEL, _EXPORTER_BYTES)
     leaves = presented_leaves(stream, dialling=dialling)
     return proof_of(cookie, b"trionode cookie v1", role, exported, *leaves, *fields)

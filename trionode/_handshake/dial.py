@@ -45,7 +45,7 @@ from .join import Ends, join_proof
 if TYPE_CHECKING:
     from trionode._connection.connection import Connection
     from trionode._tls.contexts import TLSContexts
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
     from trionode._transport.interfaces import Transport
 
 Connecting: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
@@ -159,7 +159,7 @@ async def dial_tls(
     alpn: tuple[str, ...],
     insecure_skip_verify: bool,
     handshake_timeout: float,
-) -> TLSStream:
+) -> SessionStream:
     """The client side of a TLS handshake alone, for streams without nodes; owns the transport.
 
     Args:
@@ -211,7 +211,7 @@ class _DialersHello:
     """The dialer's part in one hello."""
 
     def __init__(
-        self, stream: TLSStream, contexts: TLSContexts, party: Party, handshake: Handshake, dial: Dial
+        self, stream: SessionStream, contexts: TLSContexts, party: Party, handshake: Handshake, dial: Dial
     ) -> None:
         self._stream = stream
         self._contexts = contexts
@@ -338,7 +338,7 @@ class _DialersHello:
 class _Joining:
     """The dialer's side of a join: what it asks, and what has to be answered."""
 
-    def __init__(self, connection: Connection, stream: TLSStream, party: Party) -> None:
+    def __init__(self, connection: Connection, stream: SessionStream, party: Party) -> None:
         connection.last_attempt += 1
         peer = connection.peer
         self._connection = connection

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from trionode._identity.peer import Peer
     from trionode._tls.contexts import TLSContexts
     from trionode._tls.failures import HandshakeErrors
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
 
     from .admission import Progress, Ticket
     from .collisions import Arbiter
@@ -155,7 +155,7 @@ class Handshake:
 
 
 @asynccontextmanager
-async def closing_on_failure(stream: TLSStream, handshake: Handshake) -> AsyncIterator[None]:
+async def closing_on_failure(stream: SessionStream, handshake: Handshake) -> AsyncIterator[None]:
     """Close the stream where the block fails; after a refusal of ours, so that the peer gets to read why."""
     try:
         yield
@@ -168,7 +168,7 @@ async def closing_on_failure(stream: TLSStream, handshake: Handshake) -> AsyncIt
         raise
 
 
-def claimed_name(text: str, handshake: Handshake, stream: TLSStream) -> NodeName:
+def claimed_name(text: str, handshake: Handshake, stream: SessionStream) -> NodeName:
     """The node name that the peer claims.
 
     Raises:
@@ -215,7 +215,7 @@ def check_authorized(peer: Peer, party: Party, handshake: Handshake) -> None:
 class Conversation:
     """The hello's three messages over one stream: sending, receiving, and what goes wrong with either."""
 
-    def __init__(self, stream: TLSStream, handshake: Handshake) -> None:
+    def __init__(self, stream: SessionStream, handshake: Handshake) -> None:
         self._stream = stream
         self._handshake = handshake
         self._reader = wire.HelloReader()

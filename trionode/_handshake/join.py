@@ -22,7 +22,7 @@ from .channel_binding import presented_leaves, proof_of
 
 if TYPE_CHECKING:
     from trionode._identity.names import NodeName
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
 
 _KEY_LABEL: Final = b"EXPORTER-trionode-join"
 _KEY_BYTES: Final = 32
@@ -38,8 +38,8 @@ class Ends(NamedTuple):
 
 
 def join_proof(
-    old: TLSStream,
-    new: TLSStream,
+    old: SessionStream,
+    new: SessionStream,
     *,
     connection: bytes,
     attempt: int,

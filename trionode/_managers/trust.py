@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trionode._credentials.policy import TLSPolicy
     from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer
-    from trionode._tls.stream import TLSStream
+    from trionode._tls.stream import SessionStream
     from trionode._util.text import Address
 
 __all__ = ["StrandedPeer", "StrandedPeers", "TrustRotationError"]
@@ -62,7 +62,7 @@ class LiveLink(Protocol):
         """Whether this side dialled, so that the root-CA pool judged the peer; else the client-CA pool did."""
 
     @property
-    def stream(self) -> TLSStream:
+    def stream(self) -> SessionStream:
         """The stream, which knows the peer's chain."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from trionode._handshake.acceptor import Acceptor
+from trionode._handshake.acceptor import AcceptLoop
 from trionode._handshake.cookie import as_cookie
 from trionode._transport.tcp import TCP
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trionode._connection.link import Link
     from trionode._handshake.accept import Joined
-    from trionode._handshake.acceptor import AcceptorStatistics
+    from trionode._handshake.acceptor import Acceptor, AcceptorStatistics
     from trionode._util.text import Address
 
     from .runtime import Runtime
@@ -36,7 +36,8 @@ class Acceptors:
 
     Attributes:
         plans: the options of each; a default one where the node listens and has none.
-        opened: those that listen, or have listened.
+        opened: those that listen, or have listened, as the program sees them.
+        loops: the same at work.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -44,6 +45,7 @@ class Acceptors:
         default = [AcceptorOptions()] if network.mode is NetworkMode.ENABLED else []
         self.plans: Sequence[AcceptorOptions] = network.acceptors or default
         self.opened: Sequence[Acceptor] = ()
+        self.loops: list[AcceptLoop] = []
         self._runtime = runtime
         self._scopes: list[trio.CancelScope] = []
 
@@ -62,26 +64,25 @@ class Acceptors:
         Raises:
             ListenError: an acceptor cannot listen.
         """
-        opened: list[Acceptor] = []
         for plan in self.plans:
-            acceptor = await self._open(plan)
-            self._runtime.uses.callback(acceptor.close)
-            opened.append(acceptor)
-        self.opened = tuple(opened)
+            loop = await self._open(plan)
+            self._runtime.uses.callback(loop.close)
+            self.loops.append(loop)
+        self.opened = tuple(loop.acceptor for loop in self.loops)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Accept from now on; handshakes run in the nursery."""
-        for acceptor in self.opened:
-            self._runtime.spawn(partial(self._run, acceptor, nursery), repr(acceptor))
+        for loop in self.loops:
+            self._runtime.spawn(partial(self._run, loop, nursery), repr(loop.acceptor))
 
     def stop(self) -> None:
         """Stop listening; handshakes in progress go on."""
         for scope in self._scopes:
             scope.cancel()
-        for acceptor in self.opened:
-            acceptor.close()
+        for loop in self.loops:
+            loop.close()
 
-    async def _open(self, plan: AcceptorOptions) -> Acceptor:
+    async def _open(self, plan: AcceptorOptions) -> AcceptLoop:
         runtime, network = self._runtime, self._runtime.options.network
         manager = plan.cert_manager or runtime.options.cert_manager
         limits = runtime.limits(plan.max_message_size)
@@ -93,13 +94,13 @@ class Acceptors:
                 await link.stream.aclose()
             else:
                 connection = runtime.adopt(link, manager, limits)
-                del link  # as in the acceptor
+                del link  # as in the accept loop
                 await connection.run()
 
         host = None if plan.host == "*" else plan.host or runtime.name.host
         transport = TCP if network.transport is None else network.transport
         listeners = await transport.listen(host, plan.port, port_range=plan.port_range, only_local=plan.host is None)
-        return Acceptor(
+        return AcceptLoop(
             listeners,
             manager.contexts,
             runtime.party(limits, as_cookie(plan.cookie or network.cookie)),
@@ -111,17 +112,17 @@ class Acceptors:
             timed=partial(runtime.counters.handshake, Side.ACCEPT),
         )
 
-    async def _run(self, acceptor: Acceptor, nursery: trio.Nursery) -> None:
-        events, name = self._runtime.events, self._runtime.name
-        events.publish(AcceptorUp(node=name, address=acceptor.address))
+    async def _run(self, loop: AcceptLoop, nursery: trio.Nursery) -> None:
+        events, name, address = self._runtime.events, self._runtime.name, loop.acceptor.address
+        events.publish(AcceptorUp(node=name, address=address))
         try:
             with trio.CancelScope() as scope:
                 self._scopes.append(scope)
                 if not self._runtime.is_open:  # the node left before this task began
                     scope.cancel()
-                await acceptor.run(nursery)
+                await loop.run(nursery)
         finally:
-            events.publish(AcceptorDown(node=name, address=acceptor.address))
+            events.publish(AcceptorDown(node=name, address=address))
 
 
 async def _join(joined: Joined, link: Link) -> None:

@@ -13,12 +13,12 @@ from trionode._managers.manager import publisher_of
 from trionode._util.log import Log
 
 from .arguments import check_port, protocols
+from .stream import TLSStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trionode._managers.manager import CertManager
-    from trionode._tls.stream import TLSStream
 
 _security_log = Log("trionode.security")
 
@@ -63,7 +63,7 @@ async def open_tls_stream(
         _security_log.warning("insecure_skip_verify: the server at %s port %d is not verified", host, port)
     with publisher_of(cert_manager).use(as_server=False):
         transport = await connect(host, port, connect_timeout=connect_timeout)
-        return await dial_tls(
+        stream = await dial_tls(
             transport,
             cert_manager.contexts,
             host=host,
@@ -72,6 +72,7 @@ async def open_tls_stream(
             insecure_skip_verify=insecure_skip_verify,
             handshake_timeout=handshake_timeout,
         )
+    return TLSStream(stream)
 
 
 async def wrap_client_stream(
@@ -109,7 +110,7 @@ async def wrap_client_stream(
         if insecure_skip_verify:
             _security_log.warning("insecure_skip_verify: the server %s is not verified", reference)
         with publisher_of(cert_manager).use(as_server=False):
-            return await dial_tls(
+            secured = await dial_tls(
                 stream,
                 cert_manager.contexts,
                 host=reference,
@@ -121,3 +122,4 @@ async def wrap_client_stream(
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+    return TLSStream(secured)

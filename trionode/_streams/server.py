@@ -26,12 +26,12 @@ from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
 from .arguments import check_port, protocols
+from .stream import TLSStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from trionode._managers.manager import CertManager
-    from trionode._tls.stream import TLSStream
 
 _log: Final = Log("trionode.acceptor")
 
@@ -167,10 +167,11 @@ async def wrap_server_stream(
     try:
         spoken = protocols(alpn)
         with publisher_of(cert_manager).use(as_server=True):
-            return await accept_tls(stream, cert_manager.contexts, alpn=spoken, handshake_timeout=handshake_timeout)
+            secured = await accept_tls(stream, cert_manager.contexts, alpn=spoken, handshake_timeout=handshake_timeout)
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+    return TLSStream(secured)
 
 
 @final
@@ -261,13 +262,14 @@ class TLSServer:
     async def _shake_hands(self, transport: trio.abc.Stream, where: str) -> TLSStream | None:
         try:
             with self._admission.admitted(address_of(transport)) as ticket:
-                return await accept_tls(
+                stream = await accept_tls(
                     transport,
                     self._manager.contexts,
                     alpn=self._alpn,
                     handshake_timeout=self._handshake_timeout,
                     ticket=ticket,
                 )
+            return TLSStream(stream)
         except HandshakeError as exc:
             if exc.reason == HandshakeReason.SILENT:
                 _log.debug("handshake on %s: %s", where, exc)

@@ -1,7 +1,7 @@
 """Driving a TLS handshake over any Trio stream.
 
 Theory. `server_handshake` and `client_handshake` own the transport: on failure or cancellation they close it, on
-success the `TLSStream` that they return owns it. Deadlines are the caller's.
+success the `SessionStream` that they return owns it. Deadlines are the caller's.
 
 A refusing side flushes its alert, half-closes, reads on for a bounded time, then closes. Closing with unread bytes
 would send a TCP reset, which may overtake the alert. A side whose send fails reads before it reports: the alert that
@@ -19,7 +19,7 @@ from trionode._transport.sockets import address_of, receive, send
 from trionode._util.text import Buffer, at
 
 from .failures import HandshakeErrors
-from .stream import TLSStream, quietly
+from .stream import SessionStream, quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ async def server_handshake(
     alpn: Sequence[str] = (),
     decided: Callable[[], None] = lambda: None,
     greeted: Callable[[], None] = lambda: None,
-) -> TLSStream:
+) -> SessionStream:
     """Run the server side of a handshake; owns the transport and closes it on failure or cancellation.
 
     Args:
@@ -73,7 +73,7 @@ async def server_handshake(
     )
     session.feed(received)
     await _run(transport, session, decided, greeted, flush_last_flight=False)
-    return TLSStream(transport, session, contexts)
+    return SessionStream(transport, session, contexts)
 
 
 async def client_handshake(
@@ -87,7 +87,7 @@ async def client_handshake(
     flush_last_flight: bool = True,
     insecure_skip_verify: bool = False,
     decided: Callable[[], None] = lambda: None,
-) -> TLSStream:
+) -> SessionStream:
     """Run the client side of a handshake; owns the transport and closes it on failure or cancellation.
 
     Args:
@@ -119,7 +119,7 @@ async def client_handshake(
         await trio.aclose_forcefully(transport)
         raise
     await _run(transport, session, decided, flush_last_flight=flush_last_flight)
-    return TLSStream(transport, session, contexts)
+    return SessionStream(transport, session, contexts)
 
 
 def _errors(transport: trio.abc.Stream, contexts: TLSContexts) -> HandshakeErrors:
@@ -243,7 +243,7 @@ async def _say_and_drain(transport: trio.abc.Stream, last_words: bytes) -> None:
         drained += len(data)
 
 
-async def drain_and_close(stream: TLSStream) -> None:
+async def drain_and_close(stream: SessionStream) -> None:
     """Close a stream on which we just said why we refuse: half-close, read on for a bounded time, close."""
     try:
         with trio.move_on_after(LINGER):

@@ -1,6 +1,7 @@
 """TLS as a Trio stream, once the handshake is done.
 
-Theory. `handshake` makes a `TLSStream` only when the handshake has succeeded. So no half-made stream exists, and facts
+Theory. `handshake` makes a `SessionStream` only when the handshake has succeeded. So no half-made stream exists, and
+facts
 such as `peer_certificate` are plain attributes.
 
 Which side reports what, and when. In TLS 1.3 a client's handshake ends before the server has judged its certificate, so
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     from .contexts import TLSContexts
 
-__all__ = ["TLSStream"]
-
 #: How long a close_notify may take that the transport does not accept at once. Seconds.
 FAREWELL: Final = 0.01
 
@@ -51,10 +50,8 @@ _RECEIVE_SIZE: Final = 64 * 1024
 
 
 @final
-class TLSStream(trio.abc.HalfCloseableStream):
-    """A TLS 1.3 stream whose handshake is done; a `trio.abc.HalfCloseableStream`.
-
-    It has no public constructor: `open_tls_stream`, `serve_tls` and nodes make them.
+class SessionStream(trio.abc.HalfCloseableStream):
+    """TLS 1.3 over a transport, handshake done: what links are made of, and what the public `TLSStream` wraps.
 
     Attributes:
         transport_stream: the stream underneath, owned by this one.
@@ -96,7 +93,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         peer = "no certificate" if self.peer_certificate is None else describe(self.peer_certificate)
-        return f"<TLSStream {self.peer_address or 'in memory'}, generation {self.generation}, peer {peer}>"
+        return f"<TLS stream {self.peer_address or 'in memory'}, generation {self.generation}, peer {peer}>"
 
     @property
     def tls_version(self) -> str:
@@ -243,13 +240,13 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
     def _begin_send(self) -> None:
         if self._sending:
-            msg = "another task is sending on this TLSStream"
+            msg = "another task is sending on this TLS stream"
             raise trio.BusyResourceError(msg)
         if self._closed:
-            msg = "this TLSStream was closed"
+            msg = "this TLS stream was closed"
             raise trio.ClosedResourceError(msg)
         if self._send_broken:
-            msg = f"an earlier send on this TLSStream {self._send_failure}"
+            msg = f"an earlier send on this TLS stream {self._send_failure}"
             raise trio.BrokenResourceError(msg)
         self._sending = True
 
@@ -337,10 +334,10 @@ class TLSStream(trio.abc.HalfCloseableStream):
             limit: at most so many bytes; by default what is there.
         """
         if self._receiving:
-            msg = "another task is receiving on this TLSStream"
+            msg = "another task is receiving on this TLS stream"
             raise trio.BusyResourceError(msg)
         if self._closed:
-            msg = "this TLSStream was closed"
+            msg = "this TLS stream was closed"
             raise trio.ClosedResourceError(msg)
         self._receiving = True
         session = self._session

@@ -39,7 +39,7 @@ from .decoders import said
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trionode import TLSStream
+    from trionode._tls.stream import SessionStream
 
 #: Frames of these kinds are what our own side does, in place of what comes; the channel number says what with.
 (
@@ -120,7 +120,7 @@ class FakeStream:
         self._came.unpark_all()
 
     async def receive_pieces(self) -> list[bytes]:
-        """As `TLSStream`."""
+        """As `SessionStream`."""
         await trio.lowlevel.checkpoint()
         while not (self._pieces or self._ended):
             await self._came.park()
@@ -129,34 +129,34 @@ class FakeStream:
         return pieces
 
     async def receive_some(self) -> bytes:
-        """As `TLSStream`."""
+        """As `SessionStream`."""
         return b"".join(await self.receive_pieces())
 
-    def send_at_once(self, _: object, *, last: bool = False) -> bool:  # noqa: ARG002 -- as `TLSStream`
-        """As `TLSStream`, where the transport is no socket."""
+    def send_at_once(self, _: object, *, last: bool = False) -> bool:  # noqa: ARG002 -- as `SessionStream`
+        """As `SessionStream`, where the transport is no socket."""
         return False
 
     def close_at_once(self) -> bool:
-        """As `TLSStream`, where the transport is no socket."""
+        """As `SessionStream`, where the transport is no socket."""
         return False
 
     async def send_all(self, data: bytes | bytearray) -> None:
-        """As `TLSStream`."""
+        """As `SessionStream`."""
         await trio.lowlevel.checkpoint()
         self.said += data
         self.bytes_taken += len(data)
 
     async def send_eof(self) -> None:
-        """As `TLSStream`."""
+        """As `SessionStream`."""
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """As `TLSStream`."""
+        """As `SessionStream`."""
         self.closed = True
         await trio.lowlevel.checkpoint()
 
     def export_keying_material(self, _label: bytes, length: int) -> bytes:
-        """As `TLSStream`."""
+        """As `SessionStream`."""
         return self._identifier[:length]
 
 
@@ -214,7 +214,7 @@ class Case:
 
     def _link(self, stream: FakeStream) -> Link:
         return Link(
-            stream=cast("TLSStream", stream),
+            stream=cast("SessionStream", stream),
             peer=established_peer(
                 NodeName.parse("beta@localhost"), certificate=None, verified=False, address=None, incarnation=1
             ),

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
         Node,
         NodeEvent,
         ServiceChannel,
-        TLSStream,
     )
+    from trionode._tls.stream import SessionStream
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class World:
 class Session:
     """One TLS session of the hostile peer, and what it hears."""
 
-    def __init__(self, stream: TLSStream, nursery: trio.Nursery) -> None:
+    def __init__(self, stream: SessionStream, nursery: trio.Nursery) -> None:
         self.stream = stream
         self.heard = bytearray()
         self.ended = trio.Event()

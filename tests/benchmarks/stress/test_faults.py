@@ -16,7 +16,8 @@ from benchmarks.stress.command import main
 from benchmarks.stress.faults import exchange, world as worlds
 from benchmarks.stress.faults.exchange import Outcome
 from benchmarks.stress.faults.world import DIRECTIONS, FAULTS, World, records
-from trionode import ServiceChannel, TLSStream
+from trionode import ServiceChannel
+from trionode._tls.stream import SessionStream
 from trionode.testing import Faults, Script
 
 #: Besides the edges, every so many bytes: a prime, so that what repeats is not always met at the same place.
@@ -115,11 +116,11 @@ def test_the_sweep_notices_a_failure_without_a_fault(world: World, monkeypatch: 
 def test_the_sweep_notices_a_stream_that_is_left_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A TLS stream that forgets its transport is a leak, while the nodes go on and after they were closed."""
 
-    async def forgetful(stream: TLSStream) -> None:
+    async def forgetful(stream: SessionStream) -> None:
         stream._closed = True
         await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(TLSStream, "aclose", forgetful)
+    monkeypatch.setattr(SessionStream, "aclose", forgetful)
     problems = str(world.with_fault("reset_after", "there", 10**6).problems)
     assert "streams are left open" in problems
     assert "left open: [<MemoryStream" in problems

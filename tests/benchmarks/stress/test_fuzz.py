@@ -338,7 +338,7 @@ async def test_the_first_read_is_bounded(node: NodeFactory, monkeypatch: pytest.
     transport = Counted(near)
     await far.send_all(bytes(200_000))
     async with node("beta@localhost") as beta:
-        await beta.acceptors[0].handle(transport)
+        await beta._acceptors.loops[0].handle(transport)
     assert transport.reads[0] == (_FIRST_READ, _FIRST_READ)
     assert sum(count for _, count in transport.reads) <= 512 * 1024
 

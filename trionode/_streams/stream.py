@@ -1,0 +1,114 @@
+"""The public TLS stream: what programs without nodes hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+import trio
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from trionode._tls.stream import SessionStream
+    from trionode._util.text import Buffer
+
+__all__ = ["TLSStream"]
+
+
+@final
+class TLSStream(trio.abc.HalfCloseableStream):
+    """A TLS 1.3 stream whose handshake is done; a `trio.abc.HalfCloseableStream`.
+
+    It has no public constructor: `open_tls_stream`, `serve_tls` and their kin make them.
+    """
+
+    __slots__ = ("__weakref__", "_session_stream")
+
+    def __init__(self, stream: SessionStream) -> None:
+        self._session_stream = stream
+
+    def __repr__(self) -> str:
+        return f"<TLSStream{repr(self._session_stream).removeprefix('<TLS stream')}"
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The peer's leaf certificate, or None if it sent none."""
+        return self._session_stream.peer_certificate
+
+    @property
+    def verified(self) -> bool:
+        """Whether this side verified that certificate (and, dialing, its name)."""
+        return self._session_stream.verified
+
+    @property
+    def generation(self) -> int:
+        """The generation of the contexts that the handshake took; it never changes."""
+        return self._session_stream.generation
+
+    @property
+    def tls_version(self) -> str:
+        """`TLSv1.3`."""
+        return self._session_stream.tls_version
+
+    @property
+    def cipher(self) -> str | None:
+        """The cipher suite's name."""
+        return self._session_stream.cipher
+
+    @property
+    def alpn(self) -> str | None:
+        """The application protocol that was agreed on (RFC 7301), or None."""
+        return self._session_stream.alpn
+
+    async def send_all(self, data: Buffer) -> None:
+        """Encrypt and send all of `data`.
+
+        Cancelled before its first byte it has sent nothing; cancelled later an unknown prefix has gone and this
+        direction is broken. A failure here leaves receiving intact: read on for the reason.
+
+        Args:
+            data: of any size; it must not change meanwhile.
+
+        Raises:
+            trio.BusyResourceError: another task is sending.
+            trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
+            trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
+        """
+        await self._session_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until `send_all` might not block, as far as the transport can tell."""
+        await self._session_stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Send a close_notify: nothing more will be sent, receiving goes on (RFC 8446 section 6.1).
+
+        Raises:
+            trio.BusyResourceError: another task is sending.
+            trio.ClosedResourceError: this stream was closed.
+            trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
+        """
+        await self._session_stream.send_eof()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive at least one byte, or `b""` once the peer has sent its close_notify.
+
+        Cancelling loses nothing.
+
+        Args:
+            max_bytes: at most this many bytes; by default up to 64 KiB.
+
+        Raises:
+            trio.BusyResourceError: another task is receiving.
+            trio.ClosedResourceError: this stream was closed.
+            trio.BrokenResourceError: the connection is broken, was truncated, or the peer refused us; in the last
+                case `__cause__` is a `PeerRejectedError`.
+        """
+        return await self._session_stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        """Offer the peer a close_notify and close the transport, cancelled or not. Never waits for the peer.
+
+        A peer that reads it can tell this end from a cut (RFC 8446 section 6.1).
+        """
+        await self._session_stream.aclose()
