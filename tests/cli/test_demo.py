@@ -237,7 +237,7 @@ def exit_status(name: str, status: int | None) -> Callable[[Facts], None]:
     return lambda facts: facts.exit_statuses.update({name: status})
 
 
-NOBODY = Refusal(error="", code="", text="nobody refused it")
+NOBODY = Refusal(error="", code="", text="it was not refused")
 BROKEN = Refusal(error="HandshakeError", code="broken", text="the peer broke the connection")
 
 SPOILT: Final[list[tuple[str, Callable[[Facts], None]]]] = [
@@ -371,8 +371,8 @@ def test_a_node_that_dies_ends_the_story(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(story._Story, "rotate", kill_beta_first)
     assert main(["demo"]) == 1
     out = capsys.readouterr().out
-    assert "broke off: " in out
-    assert "ended before its time" in out
+    assert "ended early: " in out
+    assert "ended too early" in out
     assert f"2 of {len(TITLES)} checks held" in out
     assert out.count("not reached") == len(TITLES) - 3  # the last says who ended, and how
     assert all(actor.process.returncode is not None for actor in actors)
@@ -500,7 +500,7 @@ async def test_a_client_that_is_not_refused_says_so(as_json: Run, capfdbinary: p
             nursery.cancel_scope.cancel()
         await knock(str(as_json.directory), str(port))
     admitted, unreachable = map(json.loads, capfdbinary.readouterr().out.splitlines())
-    assert (admitted["error"], admitted["text"]) == ("", "nobody refused it")
+    assert (admitted["error"], admitted["text"]) == ("", "it was not refused")
     assert unreachable["error"] == "ConnectionRefusedError"
 
 
@@ -569,15 +569,15 @@ async def test_silence_and_death_are_told_apart(monkeypatch: pytest.MonkeyPatch,
         async with trio.open_nursery() as nursery:
             silent = await actor(nursery, "import time; time.sleep(600)", log)
             monkeypatch.setattr(story, "STEP_TIMEOUT", 0.01)
-            with pytest.raises(DemoError, match=r"somebody did not say .* two / three / four"):
+            with pytest.raises(DemoError, match=r"somebody did not report .* two / three / four"):
                 await silent.hear(Listening)
             assert await silent.wait_ended() is None
             monkeypatch.setattr(story, "STEP_TIMEOUT", PATIENCE)
             dead = await actor(nursery, "", log)
-            with pytest.raises(DemoError, match="somebody ended before its time"):
+            with pytest.raises(DemoError, match="somebody ended too early"):
                 await dead.hear(Listening)
             assert await dead.wait_ended() == 0
-            with pytest.raises(DemoError, match="somebody ended before its time"):
+            with pytest.raises(DemoError, match="somebody ended too early"):
                 await dead.order("look")
             nursery.cancel_scope.cancel()
 

@@ -526,7 +526,7 @@ def test_openssl_s_server(world: World, ask: Callable[..., Asked], tmp_path: Pat
             server.kill()
     assert asked.codes == []
     assert asked.document["tls"]["alpn"] == "h2"
-    assert "went on after it saw it" in str(asked.document["steps"])
+    assert "went on after receiving it" in str(asked.document["steps"])
     assert "hello" not in asked.steps
     assert node_wanted.codes == ["no_node"]
 
@@ -609,7 +609,7 @@ def refuse_the_name(connection: socket.socket) -> None:
     [
         (say_ssh, "not_tls", "SSH-2.0-OpenSSH_9.6"),
         (hang_up, "closed", "in the middle of the TLS handshake"),
-        (say_nothing, "silent", "says nothing within 2 s"),
+        (say_nothing, "silent", "sends nothing within 2 s"),
         (refuse_the_name, "unrecognized_name", "unrecognized name"),
     ],
 )
@@ -631,7 +631,7 @@ def test_signed_by_itself(world: World, ask: Callable[..., Asked], tmp_path: Pat
         asked = ask(f"localhost:{port}", "--ca", "pki/ca.pem")
         system = ask(f"localhost:{port}")
     assert asked.codes == ["unknown_ca"]
-    assert "signed by itself" in asked.messages
+    assert "self-signed" in asked.messages
     assert system.codes == ["unknown_ca"] or system.steps["their certificate"] == "skipped"
 
 

@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_line(arguments: list[str], tmp_path: Path) -> None:
             timeout=PATIENCE,
             check=False,
         )
-    line = "trionode: cannot write to stdout: No space left on device; see to the space there\n"
+    line = "trionode: cannot write to stdout: No space left on device; free some space\n"
     assert (done.returncode, done.stderr) == (3, line)
 
 

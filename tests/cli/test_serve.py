@@ -263,7 +263,7 @@ def test_a_full_disk(beta: tuple[Path, Served]) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123 -- a descriptor is wanted
         done = calling(beta, "upper", "hello", stdout=full.fileno())
     assert done.returncode == 3
-    assert done.stderr == b"trionode: cannot write to stdout: No space left on device; see to the space there\n"
+    assert done.stderr == b"trionode: cannot write to stdout: No space left on device; free some space\n"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_full_disk(beta: tuple[Path, Served]) -> None:
         (("nothing", "x"), "unknown_service: the peer has no such service", 6),
         (("fail", "x"), "failed: the service raised an exception; its traceback is in the peer's log", 6),
         (("fail",), "failed: the service raised an exception", 6),
-        (("forever", "x", "--timeout", "0.5"), "was not done within 0.5 s", 4),
+        (("forever", "x", "--timeout", "0.5"), "did not finish within 0.5 s", 4),
         (("one",), "", 0),
     ],
 )
@@ -386,13 +386,13 @@ def test_who_is_refused(here: Command, beta: tuple[Path, Served]) -> None:
     [
         (("call",), "Missing argument", 2),
         (("call", "beta", "echo", "--as", ALPHA), "a node's name is name@host, not 'beta'", 2),
-        (("call", BETA, "echo"), "whose certificate? Give --cert and --key", 2),
+        (("call", BETA, "echo"), "no certificate was given: use --cert and --key", 2),
         (("call", BETA, "echo", "x", "--whole", "--as", ALPHA), "exclude each other", 2),
         (("call", BETA, "echo", "--as", "nobody@localhost"), "trionode pki issue nobody@localhost", 3),
         (("ping", f"{BETA}:0", "--as", ALPHA), "port must be an integer from 1", 2),
         (("ping", BETA, "--as", ALPHA, "--server-name", "a..b"), "neither a DNS name nor an IP address", 2),
         (("ping", ALPHA, "--as", ALPHA), "is this node's own name", 2),
-        (("ping", BETA, "--cert", "pki/ca.pem", "--key", "pki/ca.key"), "who are we?", 2),
+        (("ping", BETA, "--cert", "pki/ca.pem", "--key", "pki/ca.key"), "our node name is not known", 2),
         (("ping", BETA, "--cert", "none.pem"), "cannot read none.pem", 3),
         (("ping", BETA, "--as", ALPHA, "--cookie-file", "none"), "cannot read none", 3),
         (("ping", BETA, "--as", ALPHA, "-c", "some"), "'some' is not a valid integer", 2),
@@ -518,7 +518,7 @@ def test_told_twice_it_waits_for_nothing(tmp_path: Path) -> None:
             caller.communicate(timeout=PATIENCE)
     assert status == 130
     assert caller.returncode in (4, 6)  # as far as the word that the service was cancelled still got through
-    assert "told again: what is under way is cancelled" in log
+    assert "second signal: open channels and services are cancelled" in log
     assert "Traceback" not in log
 
 
@@ -528,7 +528,7 @@ GOOD = f'name = "{BETA}"\n'
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name = ]", "beta.toml is no TOML: Invalid value (at line 1, column 8)"),
+        ("name = ]", "beta.toml is not valid TOML: Invalid value (at line 1, column 8)"),
         ("name = 1", "beta.toml: name has to be text, not 1"),
         (GOOD + "status = 'on'", "beta.toml: status has to be true or false, not 'on'"),
         (GOOD + "shutdown_grace = 'long'", "shutdown_grace has to be a number, not 'long'"),
@@ -553,7 +553,7 @@ GOOD = f'name = "{BETA}"\n'
         (GOOD + "[services]\nx = 'things:none'", "AttributeError: module 'things' has no attribute 'none'"),
         (GOOD + "[services]\nx = 'things:number'", "things:number is no async function; a service is `async def`"),
         (GOOD + "[services]\nx = 'things:plain'", "service 'x': things:plain is no async function"),
-        (GOOD + "[services]\nx = 'quits:serve'", "service 'x': cannot have quits:serve: SystemExit: not today"),
+        (GOOD + "[services]\nx = 'quits:serve'", "service 'x': cannot import quits:serve: SystemExit: not today"),
         (GOOD + "[services]\n'' = 'echo'", "service '': a service name has 1 to 255 characters, not 0"),
         (GOOD + "[routes.'gamma@*']\nport = 0", "route 'gamma@*': port must be an integer from 1 to 65535, not 0"),
         (GOOD + "[live_connections]\nwithin = -1", "[live_connections]: within must be"),
@@ -583,7 +583,7 @@ def test_a_bad_file_of_options(
     [
         ((), "which node? Give its name", 2),
         (("beta",), "a node name is name@host", 2),
-        (("gamma@localhost",), "pki/gamma@localhost.pem is not there", 3),
+        (("gamma@localhost",), "there is no file pki/gamma@localhost.pem", 3),
         ((BETA, "--config", "none.toml"), "cannot read none.toml: No such file or directory", 3),
         ((BETA, "--listen", "localhost"), "has no port; write HOST:PORT", 2),
         ((BETA, "--listen", "elsewhere.invalid:0"), "elsewhere.invalid", 4),
@@ -592,7 +592,7 @@ def test_a_bad_file_of_options(
         ((BETA, "--route", "*@@=localhost:1", "--listen", f"{HOST}:0"), "*@@", 2),
         ((BETA, "--service", "x=y"), "is not MODULE:FUNCTION", 2),
         ((BETA, "--cert", f"pki/{BETA}.pem", "--key", f"pki/{BETA}-key.pem"), "give --ca or --client-ca", 2),
-        ((BETA, "--cookie-file", "empty"), "empty is empty; its first line is what counts", 3),
+        ((BETA, "--cookie-file", "empty"), "empty is empty; its first line is used", 3),
     ],
 )
 def test_wrong_input_to_serve(arguments: tuple[str, ...], words: str, status: int, here: Command) -> None:

@@ -1,11 +1,12 @@
-"""The command line, `trionode`: asks and shows; the work is done elsewhere.
+"""The command line, `trionode`: it reads arguments and shows results; the work is done elsewhere.
 
 This package is a program: nothing imports it but its entry point and `__main__`. So where click and rich are missing
-(the extra `cli`), importing it ends the program with the one line that says what to install.
+(the extra `cli`), importing it ends the program with one line that says what to install.
 
-`program` has the entry point; each group of commands has a file of its own (`demo`, `pki`, `check`, `explain`, `talk`,
-`serve`, `status`). What they share: `given` reads what was given on the command line, `shown` shows, `exits` says how
-the program ends.
+`program` has the entry point. Each group of commands has a file: `demo`, `pki`, `check`, `explain`, `talk` (call and
+ping), `serve`, `status`, `manual`, `completion`. Some have a second one: `inquiry`, `diagnosis` and `greeting` are the
+steps of `explain`, `assembly` and `config` the options of `serve`. Shared by all: `given` (arguments), `shown`
+(output), `exits` (exit statuses and errors).
 """
 
 import sys
@@ -17,6 +18,6 @@ except ModuleNotFoundError as _exc:
     if _missing not in ("click", "rich"):
         raise
     sys.exit(f"trionode: the command line needs {_missing}; install it with: pip install 'trionode[cli]'")
-except KeyboardInterrupt:  # as `program` answers Ctrl-C, once it is there
+except KeyboardInterrupt:  # as `program` answers Ctrl-C, once it is imported
     sys.stderr.write("\ntrionode: interrupted; nothing is left running\n")
     sys.exit(130)

@@ -1,4 +1,4 @@
-"""`trionode check`: everything that will go wrong with a certificate, before it does."""
+"""`trionode check`: what will go wrong with a certificate, before it does."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 def check(names: tuple[str, ...], given: Given, client_auth: str, *, strict: bool, as_json: bool) -> int:
     """What will go wrong with a certificate, before it does; each finding with its remedy.
 
-    NAMEs are what it has to cover: node names (alpha@host), hosts or addresses. Without --cert, the first one's files
-    are taken from the --pki directory.
+    NAMEs are what it has to cover: node names (alpha@host), hosts or addresses. Without --cert, the files of the first
+    one are taken from the --pki directory.
 
-    Dates, purposes, names, signatures, the chain to your own CAs, your revocation lists, and a handshake of the
-    certificate with itself in memory. Nobody is asked over the network. An error is what peers that are configured
-    alike would refuse; a warning is what some may refuse, now or soon.
+    Checked are dates, purposes, names, signatures, the chain to your own CAs, your revocation lists, and a handshake of
+    the certificate with itself in memory. The network is not used. An error is what peers that are configured alike
+    would refuse; a warning is what some may refuse, now or soon.
 
     \b
     Examples:
@@ -61,8 +61,7 @@ def check(names: tuple[str, ...], given: Given, client_auth: str, *, strict: boo
       trionode check --cert tls.crt --key tls.key --ca ca.crt alpha@host-a.example
       trionode check --strict --json alpha@localhost | jq .findings
 
-    Exit status: 0 if there is no error, 1 if there is, 3 if a file cannot be used, 2 if the command line makes no
-    sense.
+    Exit status: 0 if there is no error, 1 if there is, 3 if a file cannot be used, 2 if the command line is not valid.
     """
     wanted = [node_or_host(name) for name in names]
     files = given.files(wanted[0] if wanted else None)
@@ -70,7 +69,7 @@ def check(names: tuple[str, ...], given: Given, client_auth: str, *, strict: boo
     mode = CLIENT_AUTH[client_auth]
     client_cas = pool(files.client_cas)
     if mode.verifies and client_cas is None and client_auth_given():
-        msg = f"--client-auth {client_auth} needs --ca or --client-ca: whose certificates do clients have?"
+        msg = f"--client-auth {client_auth} needs --ca or --client-ca: the CAs of the clients"
         raise click.UsageError(msg)
     findings = check_key_pair(
         key_pair,

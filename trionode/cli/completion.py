@@ -1,4 +1,4 @@
-"""`trionode completion`: what makes a shell complete commands, options and the names of nodes."""
+"""`trionode completion`: scripts by which shells complete commands, options and the names of nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def completion(context: click.Context, shell: str) -> int:
     """Print a script that completes commands, options and node names in a shell.
 
     \b
-    To have it, put one of these into the shell's start-up file:
+    Put one of these into the shell's start-up file:
       eval "$(trionode completion bash)"        ~/.bashrc
       eval "$(trionode completion zsh)"         ~/.zshrc
       trionode completion fish | source         ~/.config/fish/config.fish
@@ -24,7 +24,7 @@ def completion(context: click.Context, shell: str) -> int:
     kind = get_completion_class(shell)
     program = root.info_name or "trionode"
     if kind is None:
-        msg = f"this release of click completes nothing for {shell}; upgrade it"
+        msg = f"the installed click has no completion for {shell}; upgrade it"
         raise Trouble(msg, ExitStatus.USAGE)
     click.echo(kind(root.command, {}, program, f"_{program.upper()}_COMPLETE").source())
     return ExitStatus.OK

@@ -1,6 +1,6 @@
-"""A node's configuration file: TOML, with types, and a message for each thing that is wrong in it.
+"""A node's configuration file: TOML, checked against types, with a message for what is wrong in it.
 
-What is in it is said by the classes below, each a table of the file. File names are relative to the file's directory.
+Each class below is a table of the file. File names are relative to the file's directory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: A file larger than this is no configuration. Bytes.
+#: A larger file is no configuration. Bytes.
 _MAX_BYTES: Final = 1024 * 1024
 
 
@@ -165,7 +165,7 @@ def load_config(file: Path) -> Config:
     try:
         document = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        msg = f"{file} is no TOML: {exc}"
+        msg = f"{file} is not valid TOML: {exc}"
         raise Trouble(msg, ExitStatus.USAGE) from None
     for wrong in _wrong(document, Config, ""):
         raise Trouble(f"{file}: {wrong}", ExitStatus.USAGE)
@@ -173,7 +173,7 @@ def load_config(file: Path) -> Config:
 
 
 def _wrong(value: object, kind: object, where: str) -> Iterator[str]:
-    """What is not as the classes above have it: unknown keys, each with those that are known, and wrong values."""
+    """What does not fit the classes above: unknown keys, with the nearest known one, and values of a wrong type."""
     if isinstance(kind, type) and issubclass(kind, Table) and isinstance(value, dict):
         hints = get_type_hints(kind)
         for key, inner in value.items():

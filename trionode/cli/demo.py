@@ -1,4 +1,4 @@
-"""`trionode demo`: tells a story that is made elsewhere (`trionode.demo`)."""
+"""`trionode demo`: shows a story that `trionode.demo` plays."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def _empty_directory(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
-    """A directory that the demo may fill: missing or empty, so that nobody's keys are overwritten."""
+    """A directory that the demo may fill: missing or empty, so that no keys are overwritten."""
     if value is None:
         return None
     try:
@@ -51,7 +51,7 @@ def _empty_directory(_context: click.Context, _parameter: click.Parameter, value
     return value.resolve()
 
 
-@click.command(short_help="Two nodes, a rotation under traffic, and those who are not let in.")
+@click.command(short_help="Two nodes, a rotation under traffic, and clients that are refused.")
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
@@ -60,7 +60,7 @@ def _empty_directory(_context: click.Context, _parameter: click.Parameter, value
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for scripts, and nothing else.")
 def demo(directory: Path | None, *, as_json: bool) -> int:
-    """Two nodes, a rotation under traffic, and those who are not let in; takes a few seconds.
+    """Two nodes, a rotation under traffic, and clients that are refused; takes a few seconds.
 
     \b
     What it does, on this machine, loopback only:
@@ -69,12 +69,12 @@ def demo(directory: Path | None, *, as_json: bool) -> int:
          alpha dials beta, and each verifies the other
       3. replaces beta's certificate while alpha sends it numbers:
          the connection goes on, on the certificate that it began with
-      4. lets a third node connect: that one gets the new certificate
+      4. lets a third node connect: it gets the new certificate
       5. lets a stranger from another CA, an impostor, and a client
          without a certificate try, and shows what each side says
-      6. counts whether a number was lost, doubled or reordered
+      6. checks whether a number was lost, doubled or reordered
 
-    The roles are in trionode/demo/roles.py, to be read: they are programs as an application would write them.
+    The roles are in trionode/demo/roles.py: programs as an application would write them, worth reading.
 
     \b
     Examples:
@@ -82,7 +82,7 @@ def demo(directory: Path | None, *, as_json: bool) -> int:
       trionode demo --directory /tmp/cluster    keep the files, to look at them
       trionode demo --json | jq .checks         for scripts
 
-    Exit status: 0 if every check held, 1 if one did not, 2 if the command line made no sense.
+    Exit status: 0 if every check held, 1 if one did not, 2 if the command line is not valid.
     """
     teller = None if as_json else Teller(console())
     began = time.monotonic()
@@ -134,7 +134,7 @@ class Silent:
 
 @final
 class Teller:
-    """A reporter that tells the story on a terminal, or into a pipe."""
+    """A reporter that shows the story in a terminal, or writes it into a pipe."""
 
     _COLOURS: Final = {"alpha": "cyan", "beta": "magenta", "gamma": "blue"}
     _WHO: Final = 10
@@ -149,11 +149,11 @@ class Teller:
         self._print(Text(f"\n{self._steps}  {title}", style="bold"))
 
     def note(self, who: str, text: str) -> None:
-        """A line, hanging under who said it."""
+        """A line, beside the name of the process that it is about."""
         self._line(Text(who, style=self._COLOURS.get(who, "yellow")), Text(text))
 
     def certificate(self, who: str, text: str, certificate: Certificate) -> None:
-        """A line, and below it what the certificate says."""
+        """A line, and below it the certificate's names, issuer and fingerprint."""
         self.note(who, text)
         for label, value in (
             ("SANs", ", ".join(certificate.names)),
@@ -177,7 +177,7 @@ class Teller:
             table.add_row(_mark(check), check.title, Text(check.evidence, style="dim"))
         self._print(table)
         if facts.trouble is not None:
-            self._print(Text(f"broke off: {facts.trouble}", style="bold red"))
+            self._print(Text(f"ended early: {facts.trouble}", style="bold red"))
         if kept is not None:
             self._print(Text(f"kept in {kept}: keys too, and ca/ca.key signs certificates; delete them when done"))
         held = sum(check.held for check in checks)

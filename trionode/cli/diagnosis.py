@@ -1,4 +1,4 @@
-"""What is wrong with what a dial has shown: pure judgement, without I/O; each diagnosis with its remedy."""
+"""What is wrong with what a dial has shown: pure functions, without I/O; each diagnosis with its remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode import HandshakeReason, NodeName, PeerRejectedError, RejectionCode, UnverifiedReason
-from trionode._identity.certificate import allows, is_self_issued
+from trionode._identity.certificate import allows, fingerprint, is_self_issued
 from trionode._identity.describe import (
     describe,
     describe_duration,
@@ -41,13 +41,13 @@ OUR_CERTIFICATE: Final = "our certificate"
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """Whom to ask.
+    """The server that is examined.
 
     Attributes:
         node: the node that should answer, or None for any TLS server.
-        host: where it is; canonical.
-        port: ditto.
-        server_name: what its certificate has to cover.
+        host: its host; canonical.
+        port: its TCP port.
+        server_name: the reference name that its certificate has to cover.
     """
 
     node: NodeName | None
@@ -64,15 +64,15 @@ class Target:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ours:
-    """What we have.
+    """Our side: name, credentials, trust.
 
     Attributes:
         name: our node name, or None.
-        key_pair: what we present, or None for nothing.
-        root_cas: whom we trust for servers; None for the system's CAs.
-        crls: who was revoked.
+        key_pair: the certificate to present, or None for none.
+        root_cas: the trust anchors for servers; None for the system's CAs.
+        crls: revocation lists, or None.
         cookie: the shared secret, or None.
-        trust: where `root_cas` is from, for people.
+        trust: where `root_cas` is from, for messages.
     """
 
     name: NodeName | None = None
@@ -86,12 +86,12 @@ class Ours:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes:
-        code: a word for it.
-        step: where it shows.
-        message: what it is.
+        code: a word for it, stable, for scripts.
+        step: the step in which it shows.
+        message: what is wrong.
         remedy: what to do.
     """
 
@@ -101,30 +101,48 @@ class Diagnosis:
     remedy: str
 
 
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """The result of one step.
+
+    Attributes:
+        name: which step.
+        outcome: `ok`, `failed`, `skipped`.
+        text: what happened, in a line.
+        details: further lines.
+    """
+
+    name: str
+    outcome: str
+    text: str
+    details: tuple[str, ...] = ()
+
+
 # TLS ----------------------------------------------------------------------------------------------------------------
 
 
 def tls_failure(inspection: Inspection, target: Target, timeout: float) -> Diagnosis:
-    """What a handshake that verifies nothing can fail of."""
+    """Why a handshake that verifies nothing has failed."""
     failure = inspection.failure
     if inspection.first_words is not None:
-        code, message = "not_tls", f"it does not speak TLS; its first words are {inspection.first_words!r}"
+        code, message = "not_tls", f"it does not speak TLS; its first bytes are {inspection.first_words!r}"
         remedy = "Is this the right port? A plain text protocol answers here"
     elif isinstance(failure, PeerRejectedError):
         code, message = failure.code, f"it ended the TLS handshake with the alert {failure.code.replace('_', ' ')!r}"
         remedy = _ALERT_REMEDIES.get(failure.code, "Its log says why")
     elif failure is None:
         code = "silent"
-        message = f"it takes the connection, and says nothing within {timeout:g} s"
-        remedy = "It is no TLS server, or it hangs, or what stands before it (a proxy, a tunnel) reaches nobody"
+        message = f"it accepts the connection, and sends nothing within {timeout:g} s"
+        remedy = "It is no TLS server, or it hangs, or a proxy or tunnel in front of it does not reach it"
     elif failure.reason != HandshakeReason.TRUNCATED:
-        code, message = "not_tls", f"what it says is no TLS that we understand: {failure.reason}"
+        code, message = "not_tls", f"what it sends is not valid TLS: {failure.reason}"
         remedy = "Is this the right port, and is it a TLS 1.2 or 1.3 server?"
     else:
         code, message = "closed", f"it ended the connection in the middle of the TLS handshake: {failure.__cause__}"
         remedy = (
-            "It may be no TLS server, be at a limit, or not let this address in; a proxy without anybody behind "
-            "it looks like this, too. Its log says more"
+            "It may be no TLS server, be at a limit, or not admit this address; a proxy that does not reach its "
+            "server looks like this, too. Its log says more"
         )
     return Diagnosis(code=code, step=TLS, message=f"{target.where}: {message}", remedy=remedy)
 
@@ -135,13 +153,13 @@ def tls_failure(inspection: Inspection, target: Target, timeout: float) -> Diagn
 def judge_server(
     chain: Sequence[x509.Certificate], target: Target, ours: Ours, check: TrustCheck, now: datetime
 ) -> Iterator[Diagnosis]:
-    """Everything that a dialler has against a server's chain, not the first thing alone.
+    """Every reason for which a dialer refuses a server's chain, not only the first.
 
     Args:
         chain: what it presented, leaf first.
-        target: who it should be.
-        ours: whom we trust.
-        check: the same trust, ready to be asked; without dates.
+        target: the name that it should cover.
+        ours: our trust anchors, for messages.
+        check: the same trust as a check; without dates, which are judged here.
         now: our clock.
     """
     yield from _judge_dates(chain, now)
@@ -166,15 +184,15 @@ def _judge_dates(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[D
                     UnverifiedReason.EXPIRED,
                     f"{what} has expired, {describe_duration(now - each.not_valid_after_utc)} ago by our clock: "
                     f"{describe(each)}",
-                    "Rotate it. If that was done, the server has not taken the new one up: compare with "
-                    "--expect-cert FILE; and check this machine's clock",
+                    "Rotate it. If that was done, the server does not use the new one: compare with --expect-cert "
+                    "FILE; and check this machine's clock",
                 )
             case "not_yet_valid":
                 yield _theirs(
                     UnverifiedReason.NOT_YET_VALID,
                     f"{what} is not valid before {each.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, and our clock "
                     f"says {now:%Y-%m-%d %H:%M:%S}: {describe(each)}",
-                    "Check the clocks of this machine and of who issued it; issue certificates backdated by some "
+                    "Check the clocks of this machine and of the issuing CA; issue certificates backdated by some "
                     "minutes",
                 )
 
@@ -183,7 +201,7 @@ def _judge_path(
     chain: Sequence[x509.Certificate], ours: Ours, reason: UnverifiedReason, offered: str, found: x509.Certificate
 ) -> Diagnosis:
     if reason is not UnverifiedReason.UNKNOWN_CA:
-        remedy = _PATH_REMEDIES.get(reason, "Have the server's chain issued anew")
+        remedy = _PATH_REMEDIES.get(reason, "Issue the server's chain again")
         return _theirs(reason, f"the server's certificate does not verify: {reason}: {offered}", remedy)
     last = chain[-1]
     pool = ours.root_cas
@@ -200,15 +218,15 @@ def _judge_path(
     if len(chain) == 1 and is_self_issued(last):
         return _theirs(
             reason,
-            f"the server's certificate is signed by itself, and not in {trusted}: {describe(last)}",
-            "Have it issued by the cluster's CA; or trust this very certificate, by putting it into the pool",
+            f"the server's certificate is self-signed, and not in {trusted}: {describe(last)}",
+            "Issue it from the cluster's CA; or trust this very certificate, by adding it to the pool",
         )
     return _theirs(
         reason,
         f"the server's certificate was issued by {describe_issuer(last)}, which is not in {trusted}; where it "
         f"fails: {describe(found)}",
-        "Give the CA that issued it (--ca, --root-ca; root_cas in a program); or have the server send its "
-        "intermediates; or issue its certificate from a CA that is there. If its CA was replaced, this side "
+        "Trust the CA that issued it (--ca, --root-ca; root_cas in a program); or have the server send its "
+        "intermediates; or issue its certificate from a CA that is trusted. If its CA was replaced, this side "
         "still has the old one",
     )
 
@@ -226,7 +244,7 @@ def _judge_names(leaf: x509.Certificate, target: Target) -> Iterator[Diagnosis]:
         yield _theirs(
             UnverifiedReason.NAME_MISMATCH,
             f"we want the node {target.node}, and the server's certificate is for other nodes: {describe_names(leaf)}",
-            "Is it another node that listens there? Otherwise issue it for this node name",
+            "Does another node listen there? Otherwise issue the certificate for this node name",
         )
 
 
@@ -234,11 +252,66 @@ def _theirs(code: str, message: str, remedy: str) -> Diagnosis:
     return Diagnosis(code=str(code), step=THEIR_CERTIFICATE, message=message, remedy=remedy)
 
 
+# What is on disk ----------------------------------------------------------------------------------------------------
+
+
+def compare_certificate(served: x509.Certificate, on_disk: x509.Certificate) -> tuple[Step, Diagnosis | None]:
+    """Whether a server presents the certificate that is on its disk."""
+    name = "rotation"
+    if fingerprint(served) == fingerprint(on_disk):
+        return Step(name=name, outcome="ok", text="what is on disk is what is served"), None
+    step = Step(
+        name=name,
+        outcome="failed",
+        text="what is served is not what is on disk",
+        details=(f"served:  {describe(served)}", f"on disk: {describe(on_disk)}"),
+    )
+    message = (
+        f"the server presents another certificate than the file holds (SHA-256 {fingerprint(served)[:16]}…, valid "
+        f"from {served.not_valid_before_utc:%Y-%m-%d %H:%M}, in place of {fingerprint(on_disk)[:16]}…, from "
+        f"{on_disk.not_valid_before_utc:%Y-%m-%d %H:%M})"
+    )
+    older = on_disk.not_valid_before_utc < served.not_valid_before_utc
+    remedy = (
+        "The file is the older one: is it the right file, and was a newer one overwritten?"
+        if older
+        else "The process has not taken it up. Does it follow its files (follow_source, `trionode serve`), and was "
+        "it told (SIGHUP)? If so it refused them: its log (trionode.sources) says why, and `trionode check` on "
+        "these files. Connections that were there before keep the old one in any case"
+    )
+    return step, Diagnosis(code="not_rotated", step=name, message=message, remedy=remedy)
+
+
+def compare_trust(looked: Inspection, on_disk: CAPool) -> tuple[Step, Diagnosis | None]:
+    """Whether a server accepts the client CAs that are on its disk, as far as it names them."""
+    name = "trust"
+    if not looked.certificate_requested or not looked.requested_cas:
+        why = "asks for no certificates" if not looked.certificate_requested else "does not name the CAs that it trusts"
+        return Step(name=name, outcome="skipped", text=f"cannot be told from here: the server {why}"), None
+    wanted = {each.subject.public_bytes(): describe_subject(each) for each in on_disk}
+    missing = [text for der, text in wanted.items() if der not in looked.requested_cas]
+    surplus = [text for der, text in looked.requested_cas.items() if der not in wanted]
+    if not missing and not surplus:
+        text = "the client CAs on disk are those that the server accepts"
+        return Step(name=name, outcome="ok", text=text), None
+    details = [f"on disk only: {text}" for text in missing] + [f"served only: {text}" for text in surplus]
+    text = "the client CAs on disk are not those that the server accepts"
+    diagnosis = Diagnosis(
+        code="trust_not_rotated",
+        step=name,
+        message="the server accepts other client CAs than the file holds: " + "; ".join(details),
+        remedy="CA pools are fixed while a manager is in use: rotate_trust() changes them, as follow_source and "
+        "`trionode serve` do when the file changes (refused if live peers would be stranded: its log says so); a "
+        "setter does not. Otherwise restart the node",
+    )
+    return Step(name=name, outcome="failed", text=text, details=tuple(details)), diagnosis
+
+
 # Our certificate ----------------------------------------------------------------------------------------------------
 
 
 def foresee(key_pair: KeyPair, looked: Inspection) -> Iterator[Diagnosis]:
-    """What a server would have against our certificate, as far as it says whom it accepts."""
+    """Why a server would refuse our certificate, as far as it names the CAs that it accepts."""
     issuers = {each.issuer.public_bytes() for each in key_pair.chain}
     if looked.requested_cas and not issuers & looked.requested_cas.keys():
         yield _ours(
@@ -250,7 +323,7 @@ def foresee(key_pair: KeyPair, looked: Inspection) -> Iterator[Diagnosis]:
 
 
 def rejected(code: RejectionCode, certificate: x509.Certificate, looked: Inspection, now: datetime) -> Diagnosis:
-    """Why a server has refused our certificate, from the alert that it sent."""
+    """Why a server has refused our certificate, by the alert that it sent."""
     state = certificate_state(certificate, now)
     match code:
         case RejectionCode.UNKNOWN_CA:
@@ -268,7 +341,7 @@ def rejected(code: RejectionCode, certificate: x509.Certificate, looked: Inspect
                 f"the server says that our certificate has expired, and by our clock it has not: the server's "
                 f"clock is ahead by {ahead} at least, or a certificate above it has expired there"
             )
-            remedy = "Compare the clocks of both machines (chronyc tracking, timedatectl), and look at the chain"
+            remedy = "Compare the clocks of both machines (chronyc tracking, timedatectl), and check the chain"
         case RejectionCode.BAD_CERTIFICATE:
             since = describe_duration(now - certificate.not_valid_before_utc)
             message = (
@@ -287,15 +360,15 @@ def _ours(code: str, message: str, remedy: str) -> Diagnosis:
 
 
 def accepted(looked: Inspection) -> str:
-    """Whom a server says that it accepts, as the end of a sentence."""
-    return f"; it says that it accepts: {'; '.join(looked.requested_cas.values())}" if looked.requested_cas else ""
+    """The CAs that a server says it accepts, as the end of a sentence."""
+    return f"; it accepts certificates of: {'; '.join(looked.requested_cas.values())}" if looked.requested_cas else ""
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
 
 
 def estimate_clock(leaf: x509.Certificate, now: datetime) -> tuple[str, ...]:
-    """What a server's certificate says of its clock; TLS 1.3 tells no time, so it is an estimate and says so."""
+    """What a server's certificate says about its clock; TLS 1.3 carries no time, so it is an estimate."""
     start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
     ours = f"our clock says {now:%Y-%m-%d %H:%M:%S} UTC"
     match certificate_state(leaf, now):
@@ -321,17 +394,18 @@ def _off(how: str, span: timedelta) -> str:
 # Remedies -----------------------------------------------------------------------------------------------------------
 
 _THEIR_POOL: Final = (
-    "Add our CA to the server's client_cas (rotate_trust() while it runs), or have our certificate issued by a CA that "
-    "is there. If its CA file was changed, the process has not taken that up: compare with --expect-client-ca FILE"
+    "Add our CA to the server's client_cas (rotate_trust() while it runs), or issue our certificate from a CA that is "
+    "there. If its CA file was changed, the process does not use the new one: compare with --expect-client-ca FILE"
 )
 
 _ALERT_REMEDIES: Final = {
     RejectionCode.PROTOCOL_VERSION: "It speaks neither TLS 1.3 nor 1.2: upgrade it",
-    RejectionCode.HANDSHAKE_FAILURE: "Nothing that both sides speak: old ciphers, or it wants something that we have "
-    "not; its log says what",
-    RejectionCode.UNRECOGNIZED_NAME: "It knows no such server name (SNI): dial a name that it serves, or set it with "
-    "--server-name",
-    RejectionCode.INTERNAL_ERROR: "Its own fault: no usable certificate, or none for this name; its log says why",
+    RejectionCode.HANDSHAKE_FAILURE: "The two have no parameters in common: old ciphers, or it requires something that "
+    "we do not offer; its log says what",
+    RejectionCode.UNRECOGNIZED_NAME: "It does not know this server name (SNI): dial a name that it serves, or set one "
+    "with --server-name",
+    RejectionCode.INTERNAL_ERROR: "A fault of the server: no usable certificate, or none for this name; its log says "
+    "why",
 }
 
 _PATH_REMEDIES: Final = {
@@ -343,15 +417,15 @@ _REJECTION_REMEDIES: Final = {
     RejectionCode.CERTIFICATE_REVOKED: "Issue a new one, with a new key if that was the reason",
     RejectionCode.UNSUPPORTED_CERTIFICATE: "Issue it with both serverAuth and clientAuth: a node is a server and a "
     "client",
-    RejectionCode.CERTIFICATE_UNKNOWN: "The server could not check it, for one because a revocation list of its is "
+    RejectionCode.CERTIFICATE_UNKNOWN: "The server could not check it, for example because a revocation list there is "
     "missing or has expired; its log says what",
-    RejectionCode.ACCESS_DENIED: "The certificate is good, but whoever it is for is not let in",
+    RejectionCode.ACCESS_DENIED: "The certificate is good, but its holder is not admitted",
 }
 
 HELLO_REMEDIES: Final[dict[str, str]] = {
     RejectionCode.CLAIMED_NAME: "Open the node under a name that its certificate covers, or issue it for this name",
-    RejectionCode.NOT_AUTHORIZED: "The server's authorize function decides; see there",
+    RejectionCode.NOT_AUTHORIZED: "The server's authorize function decides; check it",
     RejectionCode.COOKIE: "Give both sides the same cookie (--cookie-file)",
     RejectionCode.VERSION: "Upgrade the older of the two",
-    RejectionCode.SHUTTING_DOWN: "It is about to end; try again when it is up",
+    RejectionCode.SHUTTING_DOWN: "It is shutting down; try again when it is up",
 }

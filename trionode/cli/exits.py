@@ -1,8 +1,8 @@
-"""How the command line ends: exit statuses, and one clear line for whatever went wrong.
+"""How the command line ends: exit statuses, and one line for each error.
 
 Theory. A wrong input of any kind, here or at the peer, is an exception whose text says what is wrong and what to do.
-Commands let it rise; `judge` says which exit status it stands for, and the entry point prints the line. What is not
-known here is a defect of ours, and keeps its traceback.
+Commands let it propagate; `judge` gives its exit status, and the entry point prints its text as one line. An exception
+that is not known here is a bug of ours, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @final
 class ExitStatus(IntEnum):
-    """What the program ends with; the same for every command."""
+    """The exit statuses, the same for every command."""
 
     OK = 0
     FOUND = 1
@@ -48,7 +48,7 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
-#: For `--help` and the README.
+#: For `--help` and the manual.
 MEANINGS: Final = {
     ExitStatus.OK: "success",
     ExitStatus.FOUND: "something is wrong with what was examined: a finding, a failed check",
@@ -62,7 +62,7 @@ MEANINGS: Final = {
 
 
 class Trouble(click.ClickException):
-    """Something that is wrong outside of this program; the text has the remedy."""
+    """An error outside of this program; the text has the remedy."""
 
     def __init__(self, message: str, status: ExitStatus) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ class Trouble(click.ClickException):
 
 
 def judge(error: BaseException) -> ExitStatus | None:
-    """The exit status that an error stands for; None for one that nobody foresaw."""
+    """The exit status for an error; None for an unexpected one."""
     match error:
         case CertificateError():
             return ExitStatus.FILES
@@ -79,7 +79,7 @@ def judge(error: BaseException) -> ExitStatus | None:
         case HandshakeError() | ListenError() | ResolverError() | StatusError() | trio.BrokenResourceError():
             return ExitStatus.NETWORK
         case NoRouteError(causes=BaseExceptionGroup() as causes):
-            # Where somebody answered and one side refused, that says more than who did not.
+            # A route on which one side refused the other says more than routes on which no peer answered.
             kinds = {judge(each) for each in causes.exceptions}
             return ExitStatus.REFUSED if ExitStatus.REFUSED in kinds else ExitStatus.NETWORK
         case NoRouteError():
@@ -88,14 +88,14 @@ def judge(error: BaseException) -> ExitStatus | None:
             return ExitStatus.REMOTE
         case TrionodeError():
             return ExitStatus.USAGE
-        case OSError(filename=str()):  # a path that cannot even be looked at: too long, in a directory that is closed
+        case OSError(filename=str()):  # a path that cannot be examined: too long, in a directory without access
             return ExitStatus.FILES
         case _:
             return None
 
 
 def sentence(error: BaseException) -> str:
-    """What to print of an error: its own words, those of what it came from, and which option is meant."""
+    """The line to print for an error: its text, that of its cause, and the option that it is about."""
     text = str(error)
     match error:
         case trio.BrokenResourceError(__cause__=BaseException() as cause):
@@ -110,17 +110,17 @@ def sentence(error: BaseException) -> str:
             return text
 
 
-#: stdout that takes no more, for whatever reason: `| head`, a full disk, a terminal that is gone.
+#: Errors of writing to stdout: `| head`, a full disk, a closed terminal.
 _UNWRITABLE: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def is_unwritable(error: BaseException) -> TypeGuard[OSError]:
-    """Whether an error says that stdout takes no more; files that the program writes have errors of their own."""
+    """Whether stdout cannot be written to; files that the program writes raise `CertificateError` instead."""
     return isinstance(error, OSError) and error.errno in _UNWRITABLE and not isinstance(error, TrionodeError)
 
 
 def run(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """`trio.run`; an error that was wrapped on its way through nurseries comes out bare, where it is the only one."""
+    """`trio.run`; an error that nurseries have wrapped in groups is raised bare if it is the only one."""
     try:
         return trio.run(function, *arguments)
     except BaseExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""`trionode explain`: where a connection fails, and why; `inquiry` asks, this shows."""
+"""`trionode explain`: where a connection fails, and why. `inquiry` takes the steps, this shows them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trionode._credentials.pem import parse_certificates, read_file
 from trionode._identity.describe import describe_subject
 from trionode._identity.names import canonical_host
 
-from .diagnosis import Ours, Target
+from .diagnosis import Ours, Step, Target
 from .exits import ExitStatus, run
 from .given import (
     CA_FILE,
@@ -31,7 +31,7 @@ from .given import (
     revocations,
     target_of,
 )
-from .inquiry import Expected, Inquiry, Step
+from .inquiry import Expected, Inquiry
 from .shown import (
     FAILED,
     HELD,
@@ -65,7 +65,7 @@ _WIDTH: Final = 19
 @credential_options
 @click.option("--as", "our_name", metavar="NODE", callback=node_name, help="Our own node name; see --pki.")
 @click.option("--server-name", metavar="HOST", help="What the server's certificate has to cover. Default: the host.")
-@click.option("--expect-cert", type=FILE, help="The server's certificate as it is on its disk: is it served?")
+@click.option("--expect-cert", type=FILE, help="The server's certificate as it is on its disk: is it presented?")
 @click.option("--expect-client-ca", type=FILE, help="The server's client CAs as they are on its disk: are they in use?")
 @cookie_option
 @click.option(
@@ -87,9 +87,10 @@ def explain(
 ) -> int:
     """Where a connection fails, and why: step by step, with both certificates and the remedy.
 
-    Resolve, TCP, TLS, verify the server, be verified by it, clocks, hello. Any TLS server will do, as far as TLS goes;
-    a NODE (name@host, port 15000 unless it says :PORT) is greeted, too. Nothing is trusted, and our certificate is
-    shown only to a server that verifies. The server sees two or three connections, and may log that it refused some.
+    The steps: resolve, TCP, TLS, verify the server, be verified by it, clocks, hello. Any TLS server can be the target
+    of the first six; the hello needs a NODE (name@host, port 15000 unless it says :PORT). Nothing is trusted, and our
+    certificate is sent only to a server that verifies. The server sees two or three connections, and may log that it
+    refused some.
 
     With --as (a node of the --pki directory) or --cert and --key, a certificate is presented. Servers are judged by
     --ca or --root-ca; else by the CA of the --pki directory, for nodes; else by the system's CAs.
@@ -101,12 +102,12 @@ def explain(
       trionode explain beta@host-b.example --address 127.0.0.1:15001
 
     \b
-    Is what lies on the server's disk what it uses? Did it rotate, and its CAs:
+    Does the server use what is on its disk? Its certificate, and its CAs:
       trionode explain beta@localhost --expect-cert pki/beta@localhost.pem
       trionode explain beta@localhost --expect-client-ca pki/ca.pem
 
-    Exit status: 0 if nothing is wrong, 1 if something is, 3 if a file cannot be used, 2 if the command line makes no
-    sense.
+    Exit status: 0 if nothing is wrong, 1 if something is, 3 if a file cannot be used, 2 if the command line is not
+    valid.
     """
     asked = target_of(target, address)
     try:

@@ -1,7 +1,7 @@
-"""What is given on a command line: names, durations, addresses, and where the credentials are.
+"""Arguments that several commands share: names, durations, addresses, and where the credentials are.
 
-Credentials come from a directory that `trionode pki` made (`--pki`, by default `./pki`), by the node's name; or from
-files that are named one by one (`--cert`, `--key`, `--ca` …), and then from these alone.
+Credentials come from a directory that `trionode pki` made (`--pki`, by default `./pki`), by the node's name. Or they
+come from files that are named one by one (`--cert`, `--key`, `--ca` …), and then from these alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CRL_FILE: Final = "ca.crl"
 
 CLIENT_AUTH: Final = {mode.name.lower().replace("_client_cert", "").replace("_", "-"): mode for mode in ClientAuth}
 
-#: Not checked here: whoever reads it says what is wrong, in the same words everywhere.
+#: Not checked by click: the function that reads it says what is wrong, in the same words everywhere.
 FILE: Final = click.Path(path_type=Path)
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -93,7 +93,7 @@ def duration(_context: click.Context, _parameter: click.Parameter, value: str | 
     except OverflowError:
         span = timedelta.max
     if not span:
-        msg = f"{value!r} is no time at all"
+        msg = f"{value!r} is zero; write a longer duration"
         raise click.BadParameter(msg)
     return span
 
@@ -115,7 +115,7 @@ def host_and_port(text: str, default: int | None = None) -> tuple[str, int]:
     except ValueError:
         number = None
     if number is None or not 0 <= number <= 65535:
-        msg = f"{port!r} is no port, which is a number up to 65535"
+        msg = f"{port!r} is no port; write a number from 0 to 65535"
         raise click.BadParameter(msg)
     try:
         return canonical_host(host), number
@@ -126,12 +126,12 @@ def host_and_port(text: str, default: int | None = None) -> tuple[str, int]:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Whom to reach, and where.
+    """The target of a dial.
 
     Attributes:
         node: the node's name, or None where only a host was given.
-        host: where to connect to; canonical.
-        port: ditto.
+        host: the host to connect to; canonical.
+        port: the TCP port.
     """
 
     node: NodeName | None
@@ -140,7 +140,7 @@ class Place:
 
 
 def target_of(text: str, address: str | None) -> Place:
-    """`NODE`, `NODE:PORT`, `HOST` or `HOST:PORT`; where to connect to may be said apart.
+    """`NODE`, `NODE:PORT`, `HOST` or `HOST:PORT`; the address to connect to may be given apart.
 
     Raises:
         click.BadParameter: it is none of these.
@@ -184,7 +184,7 @@ def read_password(file: Path | None) -> Secret | None:
         return None
     first = Secret(read_file(file, limit=4096, kind="password file").data.partition(b"\n")[0].rstrip(b"\r"))
     if not first.data:
-        msg = f"{file} is empty; its first line is what counts"
+        msg = f"{file} is empty; its first line is used"
         raise Trouble(msg, ExitStatus.FILES)
     return first
 
@@ -203,7 +203,7 @@ def key_file(directory: Path, name: object) -> Path:
 
 
 def complete_node(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """For the shell: nodes that the directory has a certificate of."""
+    """For the shell: the nodes of the directory that have a certificate."""
     from click.shell_completion import CompletionItem
 
     directory = context.params.get("directory") or PKI
@@ -221,7 +221,7 @@ def complete_node(context: click.Context, _parameter: click.Parameter, incomplet
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
-    """Which files credentials are in."""
+    """The files that credentials are read from."""
 
     cert: Path
     key: Path
@@ -240,7 +240,7 @@ class Files:
         return KeyPair.load(self.cert, self.key, password=None if secret is None else secret.data)
 
     def source(self, *, poll_interval: float = 1.0) -> FileSource:
-        """The files as something to follow."""
+        """The files as a source that a manager can follow."""
         secret = read_password(self.password)
         return FileSource(
             self.cert,
@@ -255,7 +255,7 @@ class Files:
     def manager(
         self, *, server_name: str | None = None, client_auth: ClientAuth = ClientAuth.NO_CLIENT_CERT
     ) -> CertAuthManager:
-        """A manager; by default for a node that dials.
+        """A manager; by default one for a node that only dials.
 
         Raises:
             CertificateError: something is unusable.
@@ -271,7 +271,7 @@ class Files:
 
 
 def pool(files: tuple[Path, ...]) -> CAPool | None:
-    """A pool of files, or None of none.
+    """A pool of the CAs in some files; None without files.
 
     Raises:
         CertificateError: one is unusable.
@@ -280,7 +280,7 @@ def pool(files: tuple[Path, ...]) -> CAPool | None:
 
 
 def revocations(files: tuple[Path, ...]) -> CRLSet | None:
-    """A set of revocation lists, or None of none.
+    """The revocation lists in some files; None without files.
 
     Raises:
         CertificateError: one is unusable.
@@ -291,7 +291,7 @@ def revocations(files: tuple[Path, ...]) -> CRLSet | None:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
-    """What was said about credentials."""
+    """The credential options of a command line."""
 
     directory: Path
     cert: Path | None
@@ -304,17 +304,17 @@ class Given:
 
     @property
     def named(self) -> bool:
-        """Whether the certificate's file was named."""
+        """Whether certificate or key were named as files."""
         return self.cert is not None or self.key is not None
 
     def files(self, name: NodeName | str | None) -> Files:
-        """Which files are meant: those that were named, or those of a node in the directory.
+        """The files to read: those that were named, else those of a node in the directory.
 
         Args:
-            name: whose, where they are from the directory; None if nobody said.
+            name: the node whose files to take from the directory; None if none was given.
 
         Raises:
-            click.UsageError: half of a pair was named, or nobody said whose.
+            click.UsageError: a key was named without a certificate, or neither files nor a node were.
             Trouble: the directory does not have them.
         """
         client_cas, root_cas = (*self.cas, *self.client_cas), (*self.cas, *self.root_cas)
@@ -331,7 +331,7 @@ class Given:
                 crls=self.crls,
             )
         if name is None:
-            msg = "whose certificate? Give --cert and --key, or a node's name to take them from the --pki directory"
+            msg = "no certificate was given: use --cert and --key, or a node's name to take them from --pki"
             raise click.UsageError(msg)
         cert, key, ca, crl = (
             cert_file(self.directory, name),
@@ -342,7 +342,7 @@ class Given:
         for file in (cert, key):
             if not file.exists():
                 msg = (
-                    f"{file} is not there: give --cert and --key, or make them with: "
+                    f"there is no file {file}: give --cert and --key, or make them with: "
                     f"trionode pki issue{pki_words(self.directory)} {name}"
                 )
                 raise Trouble(msg, ExitStatus.FILES)
@@ -357,7 +357,7 @@ class Given:
 
 
 def pki_words(directory: Path) -> str:
-    """`--pki`, for a command that is suggested; nothing where it would be the default."""
+    """`--pki`, for a command that is suggested; empty if it is the default."""
     return "" if directory == PKI else f" --pki {shlex.quote(str(directory))}"
 
 
@@ -375,15 +375,15 @@ def pki_option(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def credential_options(function: Callable[..., R]) -> Callable[..., R]:
-    """A decorator: where the credentials are, as one `Given` in the parameter `given`."""
+    """A decorator: all credential options, as one `Given` in the parameter `given`."""
 
     @pki_option
     @click.option("--cert", type=FILE, help="Certificate, PEM: leaf first, then intermediates.")
     @click.option("--key", type=FILE, help="Its private key, PEM. Default: in the --cert file.")
     @click.option("--password-file", type=FILE, help="First line: the password of the key.")
     @click.option("--ca", "cas", type=FILE, multiple=True, help="CAs for both directions, PEM; repeatable.")
-    @click.option("--client-ca", "client_cas", type=FILE, multiple=True, help="CAs for clients alone; repeatable.")
-    @click.option("--root-ca", "root_cas", type=FILE, multiple=True, help="CAs for servers alone; repeatable.")
+    @click.option("--client-ca", "client_cas", type=FILE, multiple=True, help="CAs for clients only; repeatable.")
+    @click.option("--root-ca", "root_cas", type=FILE, multiple=True, help="CAs for servers only; repeatable.")
     @click.option("--crl", "crls", type=FILE, multiple=True, help="Certificate revocation lists; repeatable.")
     @functools.wraps(function)
     def wrapped(
@@ -433,6 +433,6 @@ def json_option(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def unreadable(error: OSError, what: str) -> CertificateError:
-    """An `OSError` as the error that the rest of the program knows."""
-    msg = f"cannot {what}: {error.strerror or error}. See to path, space and permissions"
+    """An `OSError` as a `CertificateError`, which the rest of the program handles."""
+    msg = f"cannot {what}: {error.strerror or error}. Check path, space and permissions"
     return CertificateError(msg, reason=CertificateReason.UNREADABLE)

@@ -1,8 +1,8 @@
 """`trionode pki`: a CA for development, and certificates for nodes, in one directory.
 
-The directory holds `ca.pem`, `ca.key` and `ca.crl`, and `NAME.pem` and `NAME-key.pem` of each node. Nothing that is
-there is replaced without `--force`; what is replaced is replaced atomically, the key first, as `trionode.pki` says, so
-that nodes that follow the files rotate.
+The directory holds `ca.pem`, `ca.key` and `ca.crl`, and `NAME.pem` and `NAME-key.pem` of each node. No file is replaced
+without `--force`. Files are replaced atomically, the key first, as `trionode.pki` does it, so that nodes that follow
+them rotate.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def pki() -> None:
     Examples:
       trionode pki init                             a CA, in ./pki
       trionode pki issue alpha@localhost            a certificate and its key
-      trionode pki issue --force alpha@localhost    the same again: rotate
-      trionode pki show alpha@localhost             what a certificate says
+      trionode pki issue --force alpha@localhost    a new one: rotate
+      trionode pki show alpha@localhost             show a certificate
       trionode pki revoke alpha@localhost           put it on pki/ca.crl
     """
 
@@ -99,14 +99,14 @@ def pki() -> None:
 @click.option("--common-name", default="trionode development CA", show_default=True, help="Of the CA, for people.")
 @click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="90d, 12h, 30m …")
 @click.option("--password-file", type=FILE, help="Encrypt ca.key with the first line of this file.")
-@click.option("--force", is_flag=True, help="Replace the CA that is there: what it issued is then worth nothing.")
+@click.option("--force", is_flag=True, help="Replace the CA that is there: peers no longer accept what it issued.")
 @json_option
 def init(
     directory: Path, common_name: str, lifetime: timedelta, password_file: Path | None, *, force: bool, as_json: bool
 ) -> int:
-    """Make a CA: ca.pem (to be trusted), ca.key (mode 0600; signs) and ca.crl (the revocation list, empty).
+    """Make a CA: ca.pem (what nodes trust), ca.key (signs; mode 0600) and ca.crl (the revocation list, empty).
 
-    The directory is made with mode 0700, if it is missing.
+    The directory is made with mode 0700 if it is missing.
     """
     password = read_password(password_file)
     for name in () if force else (CA_FILE, CA_KEY_FILE, CRL_FILE):
@@ -146,7 +146,7 @@ def init(
 @click.option("--out", metavar="STEM", help="File name before .pem and -key.pem. Default: the first NAME.")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
 @click.option("--key-password-file", type=FILE, help="Encrypt the new key with the first line of this file.")
-@click.option("--force", is_flag=True, help="Replace the files that are there: rotate.")
+@click.option("--force", is_flag=True, help="Replace existing files: rotate.")
 @json_option
 def issue(
     names: tuple[str, ...],
@@ -160,10 +160,10 @@ def issue(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Issue a certificate for NAMEs: node names (alpha@host), hosts or addresses. It is for servers and clients.
+    """Issue a certificate for NAMEs: node names (alpha@host), hosts or addresses. It is good for server and client.
 
-    NAME.pem (the certificate) and NAME-key.pem (mode 0600) are written to the --pki directory. With --force over what
-    is there, each is replaced atomically, key first: a running node that follows the files rotates.
+    NAME.pem (the certificate) and NAME-key.pem (mode 0600) are written to the --pki directory. With --force, existing
+    files are replaced atomically, key first: a running node that follows them rotates.
     """
     wanted = [node_or_host(name) for name in names]
     stem = str(wanted[0]) if out is None else out
@@ -172,7 +172,7 @@ def issue(
         raise click.UsageError(msg)
     cert, key = cert_file(directory, stem), key_file(directory, stem)
     if cert.name == CA_FILE or stem.endswith("-key"):
-        msg = f"{cert} would be the CA's certificate, or somebody's key; name it differently, with --out"
+        msg = f"{cert} is the name of the CA's certificate or of a key file; choose another with --out"
         raise click.UsageError(msg)
     for file in () if force else (cert, key):
         _refuse_to_overwrite(file, "name another with --out")
@@ -193,14 +193,14 @@ def issue(
     return ExitStatus.OK
 
 
-@pki.command(short_help="What certificates say, as an operator reads them.")
+@pki.command(short_help="Show certificates and revocation lists.")
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...", shell_complete=complete_node)
 @pki_option
 @json_option
 def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
-    """What certificates say: names, the nodes they speak for, dates and the time left, purposes, issuer, fingerprint.
+    """Show certificates: names, the nodes that they speak for, dates, purposes, issuer, fingerprint.
 
-    NAME is a node of the --pki directory, FILE any file with certificates or a revocation list. Without any, the
+    NAME is a node of the --pki directory, FILE any file with certificates or a revocation list. Without arguments, the
     directory is listed.
     """
     now = now_utc()
@@ -241,7 +241,7 @@ def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
     show_default=True,
     help=f"One of: {', '.join(_REASONS)}.",
 )
-@click.option("--lifetime", callback=duration, help="Until the next list is due: 30d … Default: as long as the CA.")
+@click.option("--lifetime", callback=duration, help="Until the next list is due: 30d … Default: the CA's.")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
 @json_option
 def revoke(
@@ -253,15 +253,16 @@ def revoke(
     *,
     as_json: bool,
 ) -> int:
-    """Put certificates on ca.crl; without any, sign the list anew.
+    """Put certificates on ca.crl; without arguments, sign the list again.
 
-    Nodes that follow the list (`trionode serve` does) refuse them from then on, and end their connections.
+    Nodes that follow the list (`trionode serve` does) refuse these certificates from then on, and end connections that
+    were made with them.
     """
     authority = _load_ca(directory, password_file)
     if authority.intermediate is not None:
         msg = (
-            f"the CA in {directory} issues through an intermediate, and nodes would want the root's list too, which "
-            "nobody here can sign; retire the CA instead, or make one without: trionode pki init"
+            f"the CA in {directory} issues through an intermediate. Nodes would also need a list by its root, whose "
+            "key was not kept; retire the CA instead, or make one without an intermediate: trionode pki init"
         )
         raise Trouble(msg, ExitStatus.FILES)
     certificates = [_leaf(_file_of(name, directory)) for name in names]
@@ -292,7 +293,7 @@ def revoke(
 
 def _refuse_to_overwrite(file: Path, instead: str) -> None:
     if os.path.lexists(file):
-        msg = f"{file} is there already, and nothing is overwritten without --force; or else {instead}"
+        msg = f"{file} is there already, and is not overwritten without --force; or {instead}"
         raise Trouble(msg, ExitStatus.FILES)
 
 
@@ -313,12 +314,12 @@ def _written(what: str, *steps: Callable[[], None]) -> None:
 
 
 def _rest(authority: CertificateAuthority) -> timedelta:
-    """How long the CA is valid: until then nothing should fail because a development CA was left alone."""
+    """The rest of the CA's lifetime: a development CA need not be attended to before that."""
     return max(authority.certificate.not_valid_after_utc - now_utc(), timedelta(days=1))
 
 
 def _file_of(name: str, directory: Path) -> Path:
-    """A file that is there, or a node's of the directory."""
+    """An existing file, or the certificate of a node in the directory."""
     file = Path(name)
     if not file.is_file() and "/" not in name:
         try:

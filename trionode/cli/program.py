@@ -1,4 +1,4 @@
-"""The entry point: all commands, and how every one of them ends."""
+"""The entry point: all commands, and how each of them ends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows a question mark instead of ending the program.
+        # A character that the terminal cannot show becomes a question mark; it must not end the program.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as exc:
         if is_unwritable(exc):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails as it flushes
-            if isinstance(exc, BrokenPipeError):  # `trionode demo | head`: whoever read has enough
+            if isinstance(exc, BrokenPipeError):  # `trionode demo | head`: the reader has closed the pipe
                 return ExitStatus.FOUND
-            return _end(f"cannot write to stdout: {exc.strerror}; see to the space there", ExitStatus.FILES)
+            return _end(f"cannot write to stdout: {exc.strerror}; free some space", ExitStatus.FILES)
         status = judge(exc)
         if status is None:
             raise
@@ -92,8 +92,8 @@ def _epilog() -> str:
 def cli(context: click.Context) -> None:
     """Mutual TLS between Python programs on Trio, with certificates that rotate while everything keeps running.
 
-    The library is imported as `trionode`; this command makes development certificates, looks for what is wrong, and
-    runs, calls and watches nodes. Start with `trionode demo`, or with `trionode pki init`.
+    The library is imported as `trionode`. This command makes development certificates, finds what is wrong, and runs,
+    calls and watches nodes. Start with `trionode demo`, or with `trionode pki init`; `trionode manual` has the rest.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -1,54 +1,40 @@
-"""`trionode serve`: a node, from a TOML file or from options, whose certificates follow its files."""
+"""`trionode serve`: a node, from a TOML file or from options, whose certificates follow its files.
+
+`assembly` makes options of what was given; this runs the node until a signal, and reports what happens.
+"""
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import signal
 import sys
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import click
 import trio
 from cryptography import x509
 
 from trionode import (
-    AcceptorOptions,
     Connection,
     ListenError,
-    LiveConnections,
-    NetworkMode,
-    NetworkOptions,
     NodeName,
     NodeOptions,
     Peer,
-    Renew,
-    Route,
     follow_source,
     open_node,
     serve_status,
 )
-from trionode._connection.services import check_service, check_service_name
 from trionode._identity.certificate import fingerprint
-from trionode._identity.patterns import NamePattern
-from trionode._node.options import DEFAULT_PORT
 
-from .config import (
-    Config,
-    LiveConnectionsTable,
-    NetworkTable,
-    Table,
-    load_config,
-)
-from .exits import ExitStatus, Trouble, run
+from .assembly import assemble
+from .config import Config, load_config
+from .exits import ExitStatus, run
 from .given import (
     CLIENT_AUTH,
     FILE,
@@ -56,39 +42,26 @@ from .given import (
     complete_node,
     cookie_option,
     credential_options,
-    host_and_port,
     json_option,
-    read_cookie,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
     from trionode import (
         EventStream,
         FileSource,
         Node,
         NodeEvent,
-        Service,
-        ServiceChannel,
     )
 
-T = TypeVar("T", NetworkOptions, LiveConnections)
-
 _log = logging.getLogger("trionode.cli")
-
-_BUILT_IN: Final = "echo"
-
-
-async def echo(channel: ServiceChannel) -> None:
-    """The service that is always at hand: every message comes back."""
-    async for message in channel:
-        await channel.send(message)
 
 
 @click.command(short_help="Run a node, from a TOML file or from options.")
 @click.argument("node", metavar="[NODE]", required=False, shell_complete=complete_node)
-@click.option("-c", "--config", "config_file", type=FILE, help="TOML file; options come before what it says.")
+@click.option("-c", "--config", "config_file", type=FILE, help="TOML file; options take precedence over it.")
 @credential_options
 @click.option("--client-auth", type=click.Choice(list(CLIENT_AUTH)), help="Default: require-and-verify.")
 @click.option("--listen", multiple=True, metavar="HOST:PORT", help="Default: the name's host, port 15000; repeatable.")
@@ -103,7 +76,7 @@ async def echo(channel: ServiceChannel) -> None:
     help="An async function of a channel; `echo` is built in. Repeatable.",
 )
 @cookie_option
-@click.option("--status/--no-status", default=None, help="Let `trionode status` of this user look. Default: yes.")
+@click.option("--status/--no-status", default=None, help="Answer `trionode status` of this user. Default: yes.")
 @json_option
 def serve(
     node: str | None,
@@ -120,9 +93,9 @@ def serve(
 ) -> int:
     """Run a NODE until Ctrl-C or SIGTERM, which end it gracefully.
 
-    Its certificate, key, CAs and revocation lists are followed: what is written there is in use soon, and at once at
-    SIGHUP. What is wrong with them is logged, and what is in use stays. The log goes to stderr; with --json, what
-    happens goes to stdout, one JSON object a line.
+    Its certificate, key, CA and revocation list files are followed: new content is in use within two seconds, and at
+    once after SIGHUP. What is wrong with it is logged, and what is in use stays. The log goes to stderr; with --json,
+    events go to stdout, one JSON object a line.
 
     \b
     Examples:
@@ -132,9 +105,9 @@ def serve(
       trionode serve --config beta.toml
 
     \b
-    The file, with every key that there is; its paths are relative to it:
+    The file, with all keys; paths are relative to it:
       name = "beta@localhost"  and status, log_level, shutdown_grace
-      pki = "pki"              what `trionode pki` has made; or else
+      pki = "pki"              a directory of `trionode pki`; or else
       [credentials]            cert, key, password_file; ca, client_ca, root_ca
                                and crl, which are lists; client_auth,
                                server_name, poll_interval
@@ -147,41 +120,23 @@ def serve(
                                handshake_timeout, connect_timeout
       [live_connections]       on_rotation = "hand_over", on_expiry,
                                expiry_lead, within, grace
+    `trionode manual configuration` says what each is for.
 
     Exit status: 0 after SIGTERM, 130 after Ctrl-C, 3 if a file cannot be used, 4 if a port is in use, 2 if the command
-    line or the TOML file makes no sense.
+    line or the TOML file is not valid.
     """
     config = Config() if config_file is None else load_config(config_file)
-    base = Path() if config_file is None else config_file.parent
-    name = _name_of(node, config, config_file)
-    merged = _merged(given, config, base)
-    files = merged.files(name)
-    mode = CLIENT_AUTH[client_auth or config.credentials.client_auth]
-    if mode.verifies and not files.client_cas:
-        msg = (
-            "clients are to be verified, by nobody's certificates: give --ca or --client-ca (in the file: ca or "
-            "client_ca in [credentials]), or --client-auth no"
-        )
-        raise click.UsageError(msg)
-    try:
-        with _about("[credentials]"):
-            manager = files.manager(server_name=config.credentials.server_name, client_auth=mode)
-            source = files.source(poll_interval=config.credentials.poll_interval)
-        acceptors, routes = _acceptors(listen, config), _routes(given_routes, config)
-        with _about("[network]"):
-            network = _network(config.network, acceptors, routes, cookie_file, base)
-        with _about("[live_connections]"):
-            live_connections = _live_connections(config.live_connections)
-        options = NodeOptions(
-            cert_manager=manager,
-            network=network,
-            services=_services(services, config, base),
-            live_connections=live_connections,
-            shutdown_grace=config.shutdown_grace,
-        )
-    except (ValueError, TypeError) as exc:
-        where = "" if config_file is None else f"{config_file}: "
-        raise Trouble(f"{where}{exc}", ExitStatus.USAGE) from None
+    name, options, source = assemble(
+        config,
+        config_file,
+        node=node,
+        given=given,
+        client_auth=client_auth,
+        listen=listen,
+        routes=given_routes,
+        services=services,
+        cookie_file=cookie_file,
+    )
     _log_to_stderr(config.log_level)
     with_status = config.status if status is None else status
     return run(partial(_serve, name, options, source, with_status=with_status, as_json=as_json))
@@ -198,8 +153,8 @@ async def _serve(
                 if with_status:
                     try:
                         await watchers.start(serve_status, node)
-                    except ListenError as exc:  # a node can do without
-                        _log.warning("no status: %s", exc)
+                    except ListenError as exc:  # the node runs without it
+                        _log.warning("`trionode status` is not answered: %s", exc)
                 if as_json:
                     watchers.start_soon(_report, events)
                 _announce(node, as_json=as_json)
@@ -211,161 +166,13 @@ async def _serve(
 
 
 async def _hasten(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """A second signal: whoever sends it does not want to wait for what is under way."""
+    """Wait for a second signal, which cancels the graceful end."""
     await anext(signals)
-    _log.warning("told again: what is under way is cancelled")
+    _log.warning("second signal: open channels and services are cancelled")
     scope.cancel()
 
 
-# From what was given to options -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Whatever an option objects to within the block is said to be about something."""
-    try:
-        yield
-    except (ValueError, TypeError) as exc:
-        msg = f"{what}: {exc}"
-        raise ValueError(msg) from None
-
-
-def _name_of(node: str | None, config: Config, file: Path | None) -> NodeName:
-    name = node or config.name
-    if name is None:
-        msg = "which node? Give its name, name@host" + ("" if file is None else f", or name = … in {file}")
-        raise click.UsageError(msg)
-    try:
-        return NodeName.parse(name)
-    except ValueError as exc:
-        where = "" if node is not None else f"{file}: name: "
-        raise Trouble(f"{where}{exc}", ExitStatus.USAGE) from None
-
-
-def _merged(given: Given, config: Config, base: Path) -> Given:
-    """Where the credentials are: options come before the file, a pair as a whole."""
-    table = config.credentials
-    cert, key, password = (
-        None if text is None else base / text for text in (table.cert, table.key, table.password_file)
-    )
-    if given.named:
-        cert, key, password = given.cert, given.key, given.password
-    source = click.get_current_context().get_parameter_source("directory")
-    directory = given.directory
-    if config.pki is not None and source is click.core.ParameterSource.DEFAULT:
-        directory = base / config.pki
-    return Given(
-        directory=directory,
-        cert=cert,
-        key=key,
-        password=given.password or password,
-        cas=given.cas or _paths(base, table.ca),
-        client_cas=given.client_cas or _paths(base, table.client_ca),
-        root_cas=given.root_cas or _paths(base, table.root_ca),
-        crls=given.crls or _paths(base, table.crl),
-    )
-
-
-def _paths(base: Path, texts: list[str]) -> tuple[Path, ...]:
-    return tuple(base / text for text in texts)
-
-
-def _acceptors(listen: tuple[str, ...], config: Config) -> list[AcceptorOptions]:
-    if listen:
-        places = [host_and_port(text) for text in listen]
-        return [AcceptorOptions(host=host, port=port) for host, port in places]
-    with _about("[[acceptors]]"):
-        return [
-            AcceptorOptions(host=each.host, port=each.port, port_range=each.port_range) for each in config.acceptors
-        ]
-
-
-def _routes(given: tuple[str, ...], config: Config) -> dict[str, Route]:
-    routes: dict[str, Route] = {}
-    for pattern, each in config.routes.items():
-        with _about(f"route {pattern!r}"):
-            routes[pattern] = Route(host=each.host, port=each.port, server_name=each.server_name)
-    for text in given:
-        pattern, equals, where = text.partition("=")
-        if not equals or not pattern:
-            msg = f"{text!r} is no route; write NODE=HOST:PORT"
-            raise click.BadParameter(msg, param_hint="--route")
-        host, port = host_and_port(where, DEFAULT_PORT)
-        routes[pattern] = Route(host=host, port=port)
-    for pattern in routes:
-        with _about(f"route {pattern!r}"):
-            NamePattern(pattern)
-    return routes
-
-
-def _network(
-    table: NetworkTable,
-    acceptors: list[AcceptorOptions],
-    routes: dict[str, Route],
-    cookie_file: Path | None,
-    base: Path,
-) -> NetworkOptions:
-    if cookie_file is None and table.cookie_file is not None:
-        cookie_file = base / table.cookie_file
-    options = NetworkOptions(
-        mode=NetworkMode(table.mode),
-        acceptors=acceptors,
-        routes=routes,
-        cookie=read_cookie(cookie_file),
-        keep_connected=table.keep_connected,
-        bind_names=table.bind_names,
-    )
-    numbers = ("max_message_size", "max_channels", "heartbeat_interval", "heartbeat_tolerance")
-    return _changed(options, table, (*numbers, "handshake_timeout", "connect_timeout"))
-
-
-def _live_connections(table: LiveConnectionsTable) -> LiveConnections:
-    options = LiveConnections(on_rotation=Renew(table.on_rotation), on_expiry=Renew(table.on_expiry))
-    return _changed(options, table, ("expiry_lead", "within", "grace"))
-
-
-def _changed(options: T, table: Table, names: tuple[str, ...]) -> T:
-    """Options with what a table says; what it does not say stays."""
-    said = {name: getattr(table, name) for name in names if getattr(table, name) is not None}
-    return replace(options, **said)
-
-
-def _services(given: tuple[str, ...], config: Config, base: Path) -> dict[str, Service]:
-    wanted = dict(config.services)
-    for text in given:
-        name, _, where = text.partition("=")
-        wanted[name] = where or name
-    # As `python program.py` would: modules beside the configuration, or here.
-    sys.path[:0] = [str(base.resolve())] if wanted else []
-    found: dict[str, Service] = {}
-    for name, where in wanted.items():
-        with _about(f"service {name!r}"):
-            check_service_name(name)
-            found[name] = _service(where)
-    return found
-
-
-def _service(where: str) -> Service:
-    if where == _BUILT_IN:
-        return echo
-    module, colon, attribute = where.partition(":")
-    if not colon:
-        msg = f"{where!r} is not MODULE:FUNCTION, nor the built-in {_BUILT_IN!r}"
-        raise ValueError(msg)
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as exc:  # noqa: BLE001 -- whatever a module does when it is imported
-        msg = f"cannot have {where}: {type(exc).__name__}: {exc}. Is its module importable from here?"
-        raise ValueError(msg) from None
-    try:
-        check_service(function)
-    except TypeError:
-        msg = f"{where} is no async function; a service is `async def` of one argument, the channel"
-        raise TypeError(msg) from None
-    return cast("Service", function)
-
-
-# What is told -------------------------------------------------------------------------------------------------------
+# Reporting -------------------------------------------------------------------------------------------------------
 
 
 def _log_to_stderr(level: str) -> None:
@@ -385,7 +192,7 @@ def _announce(node: Node, *, as_json: bool) -> None:
 
 async def _report(events: EventStream) -> None:
     async for event in events:
-        # In a thread: whoever reads our stdout may be slow, and that must not hold up the node.
+        # In a thread: a slow reader of our stdout must not block the node.
         values = {"event": type(event).__name__, **event_values(event)}
         await trio.to_thread.run_sync(_tell, values, abandon_on_cancel=True)
 

@@ -1,6 +1,6 @@
-"""What the commands show: certificates as an operator reads them, tables, and the same as plain values for `--json`.
+"""Output: certificates as an operator reads them, tables, findings; and the same as plain values for `--json`.
 
-Colours and boxes are for terminals: into a pipe, or with NO_COLOR set, there is plain text without padding.
+Colours are for terminals. Into a pipe, or with NO_COLOR set, goes plain text without padding.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ FAILED: Final = "✗"
 NOTED: Final = "!"
 SKIPPED: Final = "·"
 
-#: Columns, where there is no terminal to ask: wide enough for a check and its evidence in one line each.
+#: Columns where there is no terminal: wide enough for a check of the demo and its evidence in one line.
 _PIPE_WIDTH: Final = 130
 
-#: Columns that are taken for granted: narrower, nothing would be left of what stands beside a label.
+#: The least number of columns: in a narrower terminal, no room would be left beside the labels.
 _LEAST_WIDTH: Final = 40
 
-#: Less than this part of its lifetime left: time to renew, as the findings have it.
+#: A certificate is due for renewal when less than this part of its lifetime is left; as in the findings.
 _SOON: Final = 10
 
 _PURPOSES: Final = {
@@ -54,7 +54,7 @@ _PURPOSES: Final = {
 
 
 def console() -> Console:
-    """Where things are shown: the terminal as it is, or a pipe, which is wide and has no colours."""
+    """A console for stdout: the terminal as it is; a pipe is wide and has no colours."""
     found = Console(highlight=False)
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = _PIPE_WIDTH
@@ -82,7 +82,7 @@ def put_json(document: object) -> None:
 
 
 def grid(rows: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> Table:
-    """Labels, and what is to be said beside each."""
+    """Labels, and a text beside each."""
     table = Table.grid(padding=(0, 2, 0, indent))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -133,7 +133,7 @@ def validity_state(start: datetime, end: datetime, now: datetime) -> str:
 
 
 def time_left(start: datetime, end: datetime, now: datetime) -> Text:
-    """How long something is still good, in a colour that says whether that is long."""
+    """The time that something is still valid, in a colour that says how urgent that is."""
     state = validity_state(start, end, now)
     match state:
         case "expired":
@@ -221,7 +221,7 @@ def purposes(certificate: x509.Certificate) -> list[str] | None:
 
 
 def purposes_shown(certificate: x509.Certificate) -> str:
-    """Extended key usages in a sentence: what a node cannot be with them is said."""
+    """The extended key usages in a sentence, with those that a node needs and that are missing."""
     found = purposes(certificate)
     if is_ca(certificate):
         return "signs certificates (CA)" + ("" if found is None else f"; {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""`trionode status`: what running nodes are doing; they tell it themselves, over a socket (`_node.status_socket`)."""
+"""`trionode status`: what running nodes are doing. They answer over a UNIX socket (`_node.status_socket`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from trionode import NodeName
 
-#: Between the two looks that rates are made of, where it is shown once. Seconds.
+#: The time between two snapshots, from which rates are computed. Seconds.
 _SAMPLE: Final = 0.5
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -45,18 +45,16 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 @click.command(short_help="What running nodes are doing.")
 @click.argument("node", metavar="[NODE]", required=False, callback=node_name)
-@click.option("--socket", type=FILE, help="The node's UNIX socket, if it is not where it is by default.")
-@click.option(
-    "-w", "--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Show it again and again, until Ctrl-C."
-)
+@click.option("--socket", type=FILE, help="The node's UNIX socket, if it is not in the default directory.")
+@click.option("-w", "--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Repeat until Ctrl-C.")
 @json_option
 def status(node: NodeName | None, socket: Path | None, watch: float | None, *, as_json: bool) -> int:
     """What the running nodes of this user are doing, or one NODE.
 
-    Connections and the generation of each, how long certificates are still good, rates, refused handshakes.
+    Shown are connections and the generation of each, how long certificates are still valid, rates, refused handshakes.
 
-    They tell it over a UNIX socket that only their own user can open, if they serve it: `trionode serve` does, a
-    program does with `await nursery.start(serve_status, node)`.
+    Nodes answer over a UNIX socket that only their own user can open. Those of `trionode serve` do; a program's node
+    does with `await nursery.start(serve_status, node)`.
 
     \b
     Examples:
@@ -64,7 +62,7 @@ def status(node: NodeName | None, socket: Path | None, watch: float | None, *, a
       trionode status beta@localhost --watch 2
       trionode status --json | jq '.[].connections'
 
-    Exit status: 0 if a node was found, 1 if none was, 4 if one did not answer, 2 if the command line makes no sense.
+    Exit status: 0 if a node was found, 1 if none was, 4 if one did not answer, 2 if the command line is not valid.
     """
     out = console()
     before = _look(node, socket)
@@ -91,11 +89,11 @@ def status(node: NodeName | None, socket: Path | None, watch: float | None, *, a
 
 
 def _look(node: NodeName | None, socket: Path | None) -> list[NodeStatus]:
-    """Snapshots of the nodes that are meant.
+    """Snapshots of the selected nodes.
 
     Raises:
-        StatusError: one that was named by its socket does not answer.
-        Trouble: there is none.
+        StatusError: the node whose socket was given does not answer.
+        Trouble: there is no such node.
     """
     if socket is not None:
         return [read_status(socket)]

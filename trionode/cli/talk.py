@@ -59,13 +59,13 @@ _STDIN, _STDOUT = 0, 1
 _WITHIN: Final = 10.0
 
 
-# What both take -----------------------------------------------------------------------------------------------------
+# What call and ping share ------------------------------------------------------------------------------------------
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Way:
-    """Whom to reach, how, and as whom."""
+    """The node to reach, the route to it, and our own name and credentials."""
 
     node: NodeName
     route: Route
@@ -88,12 +88,12 @@ class _Way:
             try:
                 yield connection
             except RemoteError:
-                await connection.aclose()  # the connection is well: the peer is told goodbye
+                await connection.aclose()  # the connection itself is fine: the peer gets a goodbye
                 raise
 
 
-def _dialling(function: Callable[..., int]) -> Callable[..., int]:
-    """A decorator: whom to reach and as whom, as one `_Way` in the parameter `way`."""
+def _dialing(function: Callable[..., int]) -> Callable[..., int]:
+    """A decorator: the arguments and options of a dial, as one `_Way` in the parameter `way`."""
 
     @click.argument("node", metavar="NODE", shell_complete=complete_node)
     @address_option
@@ -128,14 +128,14 @@ def _dialling(function: Callable[..., int]) -> Callable[..., int]:
 
 
 def _only_name(manager: CertAuthManager) -> NodeName:
-    """The name that our certificate is for.
+    """The node name that our certificate is restricted to.
 
     Raises:
-        click.UsageError: it does not say.
+        click.UsageError: there is none, or several.
     """
     nodes = SubjectNames.of(manager.key_pair.certificate).nodes
     if len(nodes) != 1:
-        msg = "who are we? The certificate does not say it (no trionode:// name, or several); give --as NODE"
+        msg = "our node name is not known: the certificate has no trionode:// name, or several; give --as NODE"
         raise click.UsageError(msg)
     return next(iter(nodes))
 
@@ -144,19 +144,26 @@ def _only_name(manager: CertAuthManager) -> NodeName:
 
 
 @click.command(short_help="Call a service of a node, with stdin and stdout.")
-@_dialling
+@_dialing
 @click.argument("service")
 @click.argument("message", required=False)
 @click.option(
     "--whole", "how", flag_value="whole", help="All of stdin is one message; one reply goes to stdout as it is."
 )
-@click.option("--raw", "how", flag_value="raw", help="stdin in pieces as they come; replies as they are.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="For all of it, seconds. Default: none.")
+@click.option(
+    "--raw",
+    "how",
+    flag_value="raw",
+    help="Each piece that is read from stdin is a message; replies go to stdout as they are.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), help="For the whole call, seconds. Default: none."
+)
 def call(way: _Way, service: str, message: str | None, how: str | None, timeout: float | None) -> int:
     """Call a service of a NODE (name@host, port 15000 unless it says :PORT).
 
-    With MESSAGE: one message there, one reply back, on a line of its own. Without: each line of stdin is a message,
-    each message that comes is a line on stdout, both ways at once, until both have ended.
+    With MESSAGE: one message is sent, and one reply is printed as a line. Without: each line of stdin is sent as a
+    message, and each message that is received is printed as a line, both at once, until both have ended.
 
     \b
     Examples:
@@ -164,11 +171,11 @@ def call(way: _Way, service: str, message: str | None, how: str | None, timeout:
       seq 3 | trionode call --as alpha@localhost beta@localhost echo
       trionode call --as alpha@localhost beta@localhost store --whole < file
 
-    Exit status: 0 if it was done, 4 if nobody was reached or the connection was lost, 5 if one side refused the other,
-    6 if the service did not do it, 3 if a file cannot be used, 2 if the command line makes no sense.
+    Exit status: 0 on success, 4 if no node was reached or the connection was lost, 5 if one side refused the other, 6
+    if the service did not do it, 3 if a file cannot be used, 2 if the command line is not valid.
     """
     if message is not None and how is not None:
-        msg = f"MESSAGE and --{how} exclude each other: one of them is the message"
+        msg = f"MESSAGE and --{how} exclude each other: the message is given or read from stdin"
         raise click.UsageError(msg)
 
     async def exchange() -> None:
@@ -186,7 +193,7 @@ def call(way: _Way, service: str, message: str | None, how: str | None, timeout:
         with trio.move_on_after(float("inf") if timeout is None else timeout) as scope:
             await exchange()
         if scope.cancelled_caught:
-            msg = f"{service} of {way.node} was not done within {timeout:g} s; give it longer with --timeout"
+            msg = f"{service} of {way.node} did not finish within {timeout:g} s; allow more with --timeout"
             raise Trouble(msg, ExitStatus.NETWORK)
 
     run(bounded)
@@ -212,13 +219,13 @@ async def _feed(channel: ServiceChannel, lines: bool) -> None:  # noqa: FBT001 -
             await channel.send(rest)
         await channel.send_eof()
     except trio.BrokenResourceError:
-        pass  # the service has ended; whoever receives hears how
+        pass  # the service has ended; the receiving task gets the reason
 
 
 async def _read() -> bytes:
-    """What stdin has; empty at its end. Cancelled, it leaves a thread behind, which ends with the program.
+    """What stdin has; empty at its end. A cancelled call leaves a thread behind, which ends with the program.
 
-    The descriptor and not `sys.stdin`, whose lock the thread would keep at the end of the program.
+    It reads the descriptor, not `sys.stdin`: the thread would hold the lock of that at the end of the program.
     """
     return await trio.to_thread.run_sync(os.read, _STDIN, _CHUNK, abandon_on_cancel=True)
 
@@ -240,9 +247,11 @@ async def _write(data: bytes) -> None:
 
 
 @click.command(short_help="Measure round trips to a node.")
-@_dialling
-@click.option("-c", "--count", type=click.IntRange(min=0), default=4, show_default=True, help="0 for ever.")
-@click.option("-i", "--interval", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Between two, s.")
+@_dialing
+@click.option("-c", "--count", type=click.IntRange(min=0), default=4, show_default=True, help="0: until Ctrl-C.")
+@click.option(
+    "-i", "--interval", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Between two pings, s."
+)
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="For each answer, s."
 )
@@ -250,15 +259,15 @@ async def _write(data: bytes) -> None:
 def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: bool) -> int:
     """Measure round trips to a NODE (name@host, port 15000 unless it says :PORT): connect once, then ping.
 
-    The node itself answers, no service is needed. Connecting is TCP, TLS both ways and hello.
+    The node itself answers; no service is needed. The time to connect is that of TCP, TLS and hello.
 
     \b
     Examples:
       trionode ping --as alpha@localhost beta@localhost
       trionode ping --as alpha@localhost beta@localhost -c 100 -i 0 --json
 
-    Exit status: 0 if every ping was answered, 4 if nobody was reached or one was not, 5 if one side refused the other,
-    130 after Ctrl-C, which shows the statistics so far.
+    Exit status: 0 if every ping was answered, 4 if no node was reached or a ping was not answered, 5 if one side
+    refused the other, 130 after Ctrl-C, which shows the statistics so far.
     """
     series = _Series()
     out = console()
@@ -301,7 +310,7 @@ def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: boo
 
 @final
 class _Series:
-    """What was measured so far; seconds."""
+    """The measurements so far, in seconds."""
 
     def __init__(self) -> None:
         self.connecting: float | None = None

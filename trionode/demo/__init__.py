@@ -1,14 +1,14 @@
-"""The demo behind `trionode demo`: nodes in separate processes, steady traffic, and a certificate rotated under it.
+"""The demo behind `trionode demo`: nodes in separate processes, steady traffic, and a rotation in the middle of it.
 
 `roles`
-    the programs: alpha, beta and their visitors, as an application would write them, on the public names of `trionode`
-    alone. Start reading there.
+    the programs: alpha, beta and other clients, as an application would write them, with the public names of `trionode`
+    only. Start reading there.
 `said`
-    what those processes tell, one JSON object a line.
+    what those processes report, one JSON object a line.
 `checks`
-    what was seen, and what it shows.
+    what was observed, and what it shows.
 `story`
-    the operator: makes the certificates, starts the processes, tells them what to do, and asks what they see.
+    the operator: makes certificates, starts the processes, gives them orders, and collects their reports.
 
-`python -m trionode.demo ROLE …` plays a role. POSIX only, for the pipes.
+`python -m trionode.demo ROLE …` runs one role. POSIX only, for the pipes.
 """

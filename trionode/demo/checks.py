@@ -1,6 +1,6 @@
-"""What the demo saw, and what it shows.
+"""What the demo observed, and what it shows.
 
-A check is a pure function of `Facts`: none holds because of how the story was told, and one whose facts never came
+A check is a pure function of `Facts`, so none holds because of how the story was told. A check whose facts are missing
 fails.
 """
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Whether a check holds, and what shows it.
+#: Whether a check holds, and the evidence.
 Verdict: TypeAlias = tuple[bool, str]
 
 
 @final
 class Facts(msgspec.Struct):
-    """What the story brought to light, in order; None where it did not get that far."""
+    """What was observed, in order; None where the story did not get that far."""
 
     first_pair: str | None = None
     """Fingerprint of the certificate on beta's disk at the start."""
     second_pair: str | None = None
-    """Fingerprint of the one that replaced it."""
+    """Fingerprint of the certificate that replaced it."""
     alpha_pair: str | None = None
     alpha_sees: Connected | None = None
     beta_sees: Connected | None = None
@@ -57,12 +57,12 @@ class Facts(msgspec.Struct):
     alpha_again: Connected | None = None
     exit_statuses: dict[str, int | None] = msgspec.field(default_factory=dict)
     trouble: str | None = None
-    """Why the story broke off, if it did."""
+    """Why the story ended early, if it did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that the demo is to show, and whether it did."""
+    """One claim of the demo, and whether it held."""
 
     title: str
     held: bool
@@ -70,7 +70,7 @@ class Check:
 
 
 class _NotReachedError(Exception):
-    """The facts for a check never came."""
+    """The facts for a check are missing."""
 
 
 def _need(fact: T | None) -> T:
@@ -130,7 +130,7 @@ def _refused(told: Connected | Refusal | None, refused: Refusal | None, code: st
     if told is None:
         raise _NotReachedError
     if isinstance(told, Connected) or not told.error:
-        return False, "it was let in"
+        return False, "it was admitted"
     ours = _need(refused)
     evidence = f"beta: {ours.error} {ours.code}; it: {told.error} {told.code}"
     they_know = told.error in ("PeerRejectedError", "ssl.SSLError") and told.code == code
@@ -170,9 +170,9 @@ def _again(facts: Facts) -> Verdict:
 
 def _clean_end(facts: Facts) -> Verdict:
     statuses = facts.exit_statuses
-    everybody = {"alpha", "beta", "gamma", "stranger", "impostor", "nobody"} <= statuses.keys()
-    evidence = ", ".join(f"{name} {status}" for name, status in statuses.items()) or "none ended"
-    return everybody and all(status == 0 for status in statuses.values()), evidence
+    everyone = {"alpha", "beta", "gamma", "stranger", "impostor", "nobody"} <= statuses.keys()
+    evidence = ", ".join(f"{name} {status}" for name, status in statuses.items()) or "no process ended"
+    return everyone and all(status == 0 for status in statuses.values()), evidence
 
 
 CHECKS: Final[dict[str, Callable[[Facts], Verdict]]] = {
@@ -193,7 +193,7 @@ CHECKS: Final[dict[str, Callable[[Facts], Verdict]]] = {
 
 
 def judge(title: str, facts: Facts) -> Check:
-    """One check, on what has been seen so far."""
+    """One check, on the facts so far."""
     try:
         held, evidence = CHECKS[title](facts)
     except _NotReachedError:

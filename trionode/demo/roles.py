@@ -1,8 +1,8 @@
-"""The roles of the demo: programs as an application would write them, on the public names of `trionode` alone.
+"""The roles of the demo: programs as an application would write them, with the public names of `trionode` only.
 
-`serve` is beta, `talk` is alpha, `visit` is whoever else tries to connect, and `knock` is a client that knows nothing
-of trionode. A role does what it is told, one word a line on its stdin, and ends when its stdin does, so that none
-outlives an operator that was killed; what it sees it tells on its stdout.
+`serve` is beta, `talk` is alpha, `visit` is any other node that tries to connect, and `knock` is a client that does not
+use trionode. A role obeys orders, one word a line on its stdin, and reports on its stdout. It ends when its stdin does,
+so that no process outlives an operator that was killed.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ BETA: Final = "beta@localhost"
 
 HOST: Final = "127.0.0.1"
 
-#: Pause between two numbers that alpha sends, seconds: steady, and a few hundred numbers in the life of the demo.
+#: Pause between two numbers that alpha sends, seconds: steady traffic, a few hundred numbers in all.
 PACE: Final = 0.002
-#: alpha reports each time that so many more numbers have come back.
+#: alpha reports whenever this many more numbers have come back.
 PROGRESS: Final = 50
-#: How long the client that knows nothing of trionode waits for the server, seconds.
+#: How long the client without trionode waits for the server, seconds.
 PATIENCE: Final = 10
 
 
 def mutual_tls(directory: Path, folder: str) -> CertAuthManager:
-    """A manager as every node of the cluster has one: own key pair, and the cluster's CA in both directions."""
+    """A manager, as every node of the cluster has one: its key pair, and the cluster's CA for both directions."""
     cluster = CAPool.load(directory / "ca" / "ca.pem")
     return CertAuthManager(
         KeyPair.load(directory / folder / "cert.pem", directory / folder / "key.pem"),
@@ -75,7 +75,7 @@ def mutual_tls(directory: Path, folder: str) -> CertAuthManager:
 
 
 async def serve(directory: str) -> None:
-    """beta: listens, echoes numbers, rotates to the files on disk when told to."""
+    """beta: listens, echoes numbers, rotates to the files on disk when ordered to."""
     manager = mutual_tls(Path(directory), "beta")
     numbers: list[int] = []
 
@@ -110,7 +110,7 @@ async def serve(directory: str) -> None:
 
 
 async def report(events: EventStream) -> None:
-    """Tell the operator whom this node let in, and whom it refused."""
+    """Report which peers this node admitted, and which it refused."""
     async for event in events:
         if isinstance(event, ConnectionUp):
             tell(Connected.of(event.connection))
@@ -119,7 +119,7 @@ async def report(events: EventStream) -> None:
 
 
 async def talk(directory: str, port: str) -> None:
-    """alpha: connects to beta once, sends it numbers all the time, and keeps account of what comes back."""
+    """alpha: connects to beta once, sends it numbers all the time, and checks what comes back."""
     options = NodeOptions(
         cert_manager=mutual_tls(Path(directory), "alpha"),
         network=NetworkOptions(mode=NetworkMode.HIDDEN, routes={BETA: Route(host=HOST, port=int(port))}),
@@ -134,7 +134,7 @@ async def talk(directory: str, port: str) -> None:
 
 
 async def send_numbers(connection: Connection, words: trio.MemoryReceiveChannel[str]) -> Sent:
-    """1, 2, 3, … over one channel until told to stop; beta sends each back."""
+    """Send 1, 2, 3, … over one channel until ordered to stop; beta sends each back."""
     echoes: list[int] = []
     sent = 0
     sending = trio.CancelScope()
@@ -161,7 +161,7 @@ async def send_numbers(connection: Connection, words: trio.MemoryReceiveChannel[
     async with connection.open_channel("echo") as channel, trio.open_nursery() as nursery:
         nursery.start_soon(send, channel)
         nursery.start_soon(listen)
-        async for message in channel:  # ends when beta has echoed the last one and its service is done
+        async for message in channel:  # ends when beta has echoed the last number and its service has returned
             echoes.append(int(message))
             if len(echoes) % PROGRESS == 0:
                 tell(Progress(echoed=len(echoes)))
@@ -170,21 +170,21 @@ async def send_numbers(connection: Connection, words: trio.MemoryReceiveChannel[
 
 
 async def visit(directory: str, port: str, name: str, folder: str) -> None:
-    """Anybody: connect to beta under a name, with the certificate of a folder, and tell what came of it."""
+    """Any other node: connect to beta under a name, with the certificate in a folder, and report the outcome."""
     options = NodeOptions(
         cert_manager=mutual_tls(Path(directory), folder), network=NetworkOptions(mode=NetworkMode.HIDDEN)
     )
     async with open_node(name, options) as node:
         try:
             connection = await node.connect(BETA, Route(host=HOST, port=int(port)))
-        except HandshakeError as exc:  # a PeerRejectedError, where beta refuses; its code is its reason
+        except HandshakeError as exc:  # a PeerRejectedError if beta refuses; its code is its reason
             tell(Refusal(error=type(exc).__name__, code=exc.reason, text=str(exc)))
         else:
             tell(Connected.of(connection))
 
 
 async def knock(directory: str, port: str) -> None:
-    """A client that knows nothing of trionode and has no certificate: Python's own `ssl`."""
+    """A client without trionode and without a certificate: Python's own `ssl`."""
     await trio.to_thread.run_sync(_knock, Path(directory) / "ca" / "ca.pem", int(port))
 
 
@@ -203,11 +203,11 @@ def _knock(ca_file: Path, port: int) -> None:
     except OSError as exc:
         tell(Refusal(error=type(exc).__name__, code="", text=str(exc)))
     else:
-        tell(Refusal(error="", code="", text="nobody refused it"))
+        tell(Refusal(error="", code="", text="it was not refused"))
 
 
 def first_wrong(numbers: Sequence[int]) -> int | None:
-    """Where a sequence stops being 1, 2, 3, … : lost, doubled and reordered numbers all show here."""
+    """Where a sequence stops being 1, 2, 3, …: lost, doubled and reordered numbers all show here."""
     return next((due for due, number in enumerate(numbers, start=1) if number != due), None)
 
 
@@ -220,12 +220,12 @@ ROLES: Final[dict[str, Callable[..., Awaitable[None]]]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Play a role; returns the exit status."""
+    """Run a role; returns the exit status."""
     role, *rest = arguments
     status = 0
     try:
         trio.run(ROLES[role], *rest)
-    except* KeyboardInterrupt:  # Ctrl-C reaches every process of the terminal; the operator sees to the rest
+    except* KeyboardInterrupt:  # Ctrl-C reaches every process of the terminal; the operator reports it
         status = 130
     return status
 
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @asynccontextmanager
 async def orders() -> AsyncIterator[trio.MemoryReceiveChannel[str]]:
-    """What the operator says on our stdin, for the length of a block; its end is the order to leave."""
+    """The operator's orders from our stdin, for the length of a block; the end of stdin is the order to leave."""
     stdin = trio.lowlevel.FdStream(0)
     send, receive = trio.open_memory_channel[str](math.inf)
     async with trio.open_nursery() as nursery:
@@ -244,10 +244,10 @@ async def orders() -> AsyncIterator[trio.MemoryReceiveChannel[str]]:
         nursery.cancel_scope.cancel()
 
 
-async def obey(words: trio.MemoryReceiveChannel[str], deeds: dict[str, Callable[[], Awaitable[None]]]) -> None:
-    """Do what each word stands for, until there are no more."""
+async def obey(words: trio.MemoryReceiveChannel[str], functions: dict[str, Callable[[], Awaitable[None]]]) -> None:
+    """Run the function for each word, until there are no more words."""
     async for word in words:
-        await deeds[word]()
+        await functions[word]()
 
 
 async def read_lines(stream: trio.abc.ReceiveStream, lines: trio.MemorySendChannel[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the demo's processes tell the operator, one JSON object a line, and how fingerprints are shown."""
+"""What the demo's processes report to the operator, one JSON object a line; and how fingerprints are shown."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cryptography.hazmat.primitives import hashes
 if TYPE_CHECKING:
     from trionode import Connection
 
-#: Digits of a fingerprint that are shown, as many as in the library's messages.
+#: Digits of a fingerprint that are shown: as many as in the library's messages.
 SHOWN_DIGITS: Final = 16
 
-#: What the SANs of the demo's certificates are, in the usual spelling.
+#: The kinds of SANs in the demo's certificates, in the usual spelling.
 _KINDS: Final[dict[type, str]] = {x509.DNSName: "DNS", x509.IPAddress: "IP", x509.UniformResourceIdentifier: "URI"}
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """What one sees of a certificate."""
+    """A certificate, as the demo shows it."""
 
     subject: str
     names: list[str]
@@ -40,7 +40,7 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class Listening(msgspec.Struct, frozen=True, tag=True):
-    """beta: where to reach it."""
+    """beta: the port that it listens on."""
 
     port: int
 
@@ -77,7 +77,7 @@ class Connected(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, tag=True):
-    """A handshake that failed, in the words of one side; `error` is the exception's class, empty if there was none."""
+    """A handshake that failed, as one side reports it; `error` is the exception's class, empty if there was none."""
 
     error: str
     code: str
@@ -85,13 +85,13 @@ class Refusal(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """alpha: so many numbers went to beta and came back."""
+    """alpha: how many numbers went to beta and came back."""
 
     echoed: int
 
 
 class Rotated(msgspec.Struct, frozen=True, tag=True):
-    """beta: published another key pair; `received` numbers had come by then."""
+    """beta: published another key pair, after `received` numbers."""
 
     generation: int
     fingerprint: str
@@ -99,7 +99,7 @@ class Rotated(msgspec.Struct, frozen=True, tag=True):
 
 
 class Sent(msgspec.Struct, frozen=True, tag=True):
-    """alpha: all it sent, all that came back, and the first place where an echo was not the number due there."""
+    """alpha: how many numbers it sent and got back, and the first place where an echo was not the expected number."""
 
     sent: int
     echoed: int
@@ -107,7 +107,7 @@ class Sent(msgspec.Struct, frozen=True, tag=True):
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
-    """beta: all that came, and the first place where it was not the number due there."""
+    """beta: how many numbers it received, and the first place where one was not the expected number."""
 
     received: int
     wrong_at: int | None

@@ -1,8 +1,8 @@
 """The operator of the demo: certificates on disk, processes, and the story that they play.
 
-Theory. Processes are owned by a nursery: whatever happens, leaving it terminates them, and kills those that do not
-obey within a second. Each has an `Actor`: the operator orders a word and hears what was said; every wait is bounded.
-What was seen goes into `Facts`, and to a `Reporter`, which shows it.
+Theory. A nursery owns the processes: leaving it terminates them, and kills those that do not end within a second. The
+operator talks to each through an `Actor`: it sends orders and receives reports, and every wait is bounded. What is
+observed goes into `Facts`, and to a `Reporter`, which shows it.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ if TYPE_CHECKING:
 GAMMA: Final = "gamma@localhost"
 STRANGER: Final = "stranger@localhost"
 
-#: How long one step may take, seconds; a process that has not answered by then has failed. Generous: a busy machine
+#: How long one step may take, seconds; a process that has not reported by then has failed. Generous: a busy machine
 #: may take a second to start a Python.
 STEP_TIMEOUT: Final = 15.0
 #: How long the whole story may take, seconds.
 STORY_TIMEOUT: Final = 60.0
-#: How long a process that is told to terminate has before it is killed, seconds.
+#: How long a process has to terminate before it is killed, seconds.
 KILL_AFTER: Final = 1.0
 
 M = TypeVar("M", bound=msgspec.Struct)
 
 
 class Reporter(Protocol):
-    """Who shows the story while it goes on."""
+    """Shows the story while it goes on."""
 
     def step(self, title: str) -> None:
         """A new part begins."""
 
     def note(self, who: str, text: str) -> None:
-        """Something that somebody did or said."""
+        """A line about a process: what it did or reported."""
 
     def certificate(self, who: str, text: str, certificate: Certificate) -> None:
-        """Somebody's certificate, with what is to be said about it."""
+        """A certificate, and a line about it."""
 
     def check(self, check: Check) -> None:
         """A check was made."""
@@ -81,7 +81,7 @@ class DemoError(Exception):
 
 @final
 class Actor:
-    """One process: what it says, and how to tell it something."""
+    """One process: its reports, and orders to it."""
 
     def __init__(self, name: str, process: trio.Process, said: trio.MemoryReceiveChannel[str], log: Path) -> None:
         self.name = name
@@ -90,7 +90,7 @@ class Actor:
         self._log = log
 
     async def order(self, word: str) -> None:
-        """Tell it a word."""
+        """Give it an order."""
         assert self.process.stdin is not None
         try:
             await self.process.stdin.send_all(f"{word}\n".encode())
@@ -98,18 +98,18 @@ class Actor:
             raise self._gone() from None
 
     async def dismiss(self) -> None:
-        """Tell it that there will be no more words, which is the order to leave."""
+        """End its orders, which is the order to leave."""
         assert self.process.stdin is not None
         await self.process.stdin.aclose()
 
     async def hear(self, kind: type[M], about: Callable[[M], bool] = lambda _: True) -> M:
-        """The next thing of a kind that it says; what it says before that is passed over."""
+        """Its next report of a kind; reports before that are skipped."""
         heard = await self._hear(lambda message: isinstance(message, kind) and about(message))
         assert isinstance(heard, kind)
         return heard
 
     async def hear_outcome(self) -> Connected | Refusal:
-        """What came of its attempt to connect."""
+        """The outcome of its attempt to connect."""
         outcome = await self._hear(lambda message: isinstance(message, Connected | Refusal))
         assert isinstance(outcome, Connected | Refusal)
         return outcome
@@ -121,7 +121,7 @@ class Actor:
                 if wanted(message):
                     return message
             raise self._gone()
-        msg = f"{self.name} did not say what was waited for within {STEP_TIMEOUT:g} s. {self._last_words()}"
+        msg = f"{self.name} did not report what was expected within {STEP_TIMEOUT:g} s. {self._last_words()}"
         raise DemoError(msg)
 
     async def wait_ended(self) -> int | None:
@@ -131,7 +131,7 @@ class Actor:
         return None
 
     def _gone(self) -> DemoError:
-        return DemoError(f"{self.name} ended before its time. {self._last_words()}")
+        return DemoError(f"{self.name} ended too early. {self._last_words()}")
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()
@@ -160,7 +160,7 @@ async def run_demo(directory: Path, reporter: Reporter) -> Facts:
 
 @final
 class _Story:
-    """The steps, in order. What they see goes into `facts`, and to the reporter."""
+    """The steps, in order. What they observe goes into `facts`, and to the reporter."""
 
     def __init__(self, directory: Path, reporter: Reporter, facts: Facts, nursery: trio.Nursery) -> None:
         self.directory = directory
@@ -214,7 +214,7 @@ class _Story:
         return alpha
 
     async def meet(self, alpha: Actor, beta: Actor) -> None:
-        self.reporter.step("Who verified whom")
+        self.reporter.step("Each verifies the other")
         self.facts.alpha_sees = seen = await alpha.hear(Connected)
         self.show_peer("alpha", seen)
         self.facts.beta_sees = seen = await beta.hear(Connected)
@@ -223,7 +223,7 @@ class _Story:
         self.check("beta verified alpha")
 
     async def rotate(self, alpha: Actor, beta: Actor) -> None:
-        self.reporter.step("beta's certificate is replaced, while numbers flow")
+        self.reporter.step("beta's certificate is replaced under traffic")
         progress = await alpha.hear(Progress)
         self.reporter.note("alpha", f"{progress.echoed} numbers sent to beta and back")
         self.facts.second_pair = await self.issue("beta", BETA)
@@ -233,7 +233,7 @@ class _Story:
             "beta", f"update() published generation {rotated.generation}, after {rotated.received} numbers"
         )
         self.check("beta rotated to the new files")
-        # Numbers beyond those that beta had then arrived after the rotation.
+        # Numbers beyond those that beta had received then have arrived after the rotation.
         await alpha.hear(Progress, lambda later: later.echoed > rotated.received)
         await alpha.order("look")
         self.facts.alpha_sees_later = seen = await alpha.hear(Connected)
@@ -245,7 +245,7 @@ class _Story:
         self.check("beta can see that it does")
 
     async def welcome_gamma(self, beta: Actor) -> None:
-        self.reporter.step("A node that connects now, while alpha's connection goes on")
+        self.reporter.step("Another node connects, while alpha's connection goes on")
         gamma = await self.start("gamma", "visit", self.port, GAMMA, "gamma")
         self.facts.gamma_sees = outcome = await gamma.hear_outcome()
         await self.ended("gamma", gamma)
@@ -256,7 +256,7 @@ class _Story:
         self.check("a new connection has the new certificate")
 
     async def refuse(self, beta: Actor) -> None:
-        self.reporter.step("Those who are not let in, and what each side says about it")
+        self.reporter.step("Clients that are refused, and what each side says about it")
         await self.issue("stranger", STRANGER, CertificateAuthority.create(common_name="some other CA"))
         stranger = await self.start("stranger", "visit", self.port, STRANGER, "stranger")
         self.facts.stranger_told, self.facts.stranger_refused = await self.refused("stranger", stranger, beta)
@@ -277,7 +277,7 @@ class _Story:
         told = await visitor.hear_outcome()
         await self.ended(name, visitor)
         if isinstance(told, Connected) or not told.error:
-            self.reporter.note(name, "was let in")
+            self.reporter.note(name, "was admitted")
             return told, None
         self.reporter.note(name, f"{told.error}: {told.text}")
         refusal = await beta.hear(Refusal)
@@ -285,7 +285,7 @@ class _Story:
         return told, refusal
 
     async def account(self, alpha: Actor, beta: Actor) -> None:
-        self.reporter.step("Every number accounted for")
+        self.reporter.step("Every number is accounted for")
         await alpha.order("stop")
         self.facts.sent = sent = await alpha.hear(Sent)
         self.reporter.note("alpha", f"sent 1 to {sent.sent}, and had {sent.echoed} of them back")
@@ -296,7 +296,7 @@ class _Story:
         self.check("the rotation came in the middle of the traffic")
 
     async def end(self, alpha: Actor, beta: Actor) -> None:
-        self.reporter.step("alpha closes its connection and dials anew, then all leave")
+        self.reporter.step("alpha closes its connection and dials again, then all processes end")
         self.facts.alpha_again = seen = await alpha.hear(Connected)
         self.show_peer("alpha", seen)
         self.check("alpha's next connection has the new certificate")
