@@ -36,6 +36,7 @@ from trionode.manual.markdown import rows, section, spans, tables
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from enum import StrEnum
 
 ROOT: Final = Path(__file__).parents[2]
@@ -217,16 +218,34 @@ def test_the_table_of_exit_statuses_is_what_the_command_line_says() -> None:
     assert listed == {int(each): MEANINGS[each] for each in MEANINGS}
 
 
+def codes_of(tree: ast.AST) -> Iterator[str]:
+    """The words that a file of `explain` gives as codes: to what makes a diagnosis, or to `code`."""
+    found: list[ast.expr] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="_wrong"), args=[code, *_]):
+                found.append(code)
+            case ast.Call(func=ast.Name(id="_failed"), args=[_, code, *_]):
+                found.append(code)
+            case ast.keyword(arg="code", value=code):
+                found.append(code)
+            case ast.Assign(targets=[ast.Name(id="code")], value=code):
+                found.append(code)
+            case ast.Assign(targets=[ast.Tuple(elts=[ast.Name(id="code"), *_])], value=ast.Tuple(elts=[code, *_])):
+                found.append(code)
+    for each in found:
+        choices = [each.body, each.orelse] if isinstance(each, ast.IfExp) else [each]
+        yield from (
+            choice.value for choice in choices if isinstance(choice, ast.Constant) and isinstance(choice.value, str)
+        )
+
+
 def test_every_code_of_explain_is_in_its_table() -> None:
     """Each that the steps give by name; those of refusals are in the table of refusals."""
     found: set[str] = set()
-    for file in (PACKAGE / "cli").glob("*.py"):
-        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "_wrong":
-                code = call.args[0]
-                choices = [code.body, code.orelse] if isinstance(code, ast.IfExp) else [code]
-                found |= {str(each.value) for each in choices if isinstance(each, ast.Constant)}
-    assert len(found) > 7
+    for name in ("inquiry", "diagnosis", "greeting"):
+        found |= set(codes_of(ast.parse((PACKAGE / "cli" / f"{name}.py").read_text(encoding="utf-8"))))
+    assert len(found) > 10
     assert found <= first_column(section(read("troubleshooting"), "What explain finds"))
 
 
