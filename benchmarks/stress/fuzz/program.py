@@ -37,7 +37,7 @@ edges between lines that were reached, findings, and what came of the inputs.
 """
 
 #: Inputs that --quick tries, by what one costs.
-QUICK: Final = {"live": 8, "connection": 60, "registry": 40, "": 300}
+QUICK: Final = {"live": 5, "connection": 40, "registry": 40, "": 300}
 
 
 def targets() -> list[Target]:

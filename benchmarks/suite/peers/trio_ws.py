@@ -1,8 +1,8 @@
-"""trio-websocket over TLS: what a Trio user picks who wants messages and no framing of his own."""
+"""trio-websocket over TLS: for messages without framing of one's own on Trio."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,55 +11,20 @@ import trio_websocket
 
 from benchmarks.suite.credentials import ADDRESS
 
-from . import Client, Session
+from . import Client
 from .loops import TrioPeer
+from .web_sockets import SocketSession, serve_messages
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Sequence
 
-    from . import Send
-
 
 async def serve_one(request: Any) -> None:
-    """One client: its first message says what it wants, as in `trio_streams`."""
+    """One client."""
     socket = await request.accept()
-    try:
-        while True:
-            if await socket.get_message() == b"E":
-                while True:
-                    await socket.send_message(await socket.get_message())
-            number = 0
-            while await socket.get_message():
-                number += 1
-            await socket.send_message(number.to_bytes(8, "big"))
-    except trio_websocket.ConnectionClosed:
-        pass
-
-
-class SocketSession(Session):
-    """One web socket."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-
-    async def settle(self) -> None:
-        """Its opening handshake was a round trip; what is left is to say what is wanted."""
-        await self._socket.send_message(b"E")
-
-    async def call(self, request: bytes) -> bytes:
-        """There and back."""
-        await self._socket.send_message(request)
-        reply: bytes = await self._socket.get_message()
-        return reply
-
-    @asynccontextmanager
-    async def pouring(self) -> AsyncIterator[Send]:
-        """Messages, up to an empty one."""
-        await self._socket.send_message(b"C")
-        yield self._socket.send_message
-        await self._socket.send_message(b"")
-        await self._socket.get_message()
+    with suppress(trio_websocket.ConnectionClosed):
+        await serve_messages(socket.send_message, socket.get_message)
 
 
 class SocketClient(Client):
@@ -74,7 +39,7 @@ class SocketClient(Client):
         """A web socket."""
         port = self._ports[number % len(self._ports)]
         async with trio_websocket.open_websocket(ADDRESS, port, "/", use_ssl=self._context) as socket:
-            yield SocketSession(socket)
+            yield SocketSession(socket.send_message, socket.get_message)
 
 
 class ThePeer(TrioPeer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import websockets
@@ -11,54 +11,19 @@ from websockets.asyncio.server import serve
 
 from benchmarks.suite.credentials import ADDRESS, HOST
 
-from . import Client, Session
+from . import Client
 from .loops import AsyncioPeer
+from .web_sockets import SocketSession, serve_messages
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Sequence
 
-    from . import Send
-
 
 async def serve_one(socket: Any) -> None:
-    """One client: its first message says what it wants, as in `trio_streams`."""
-    try:
-        while True:
-            if await socket.recv() == b"E":
-                while True:
-                    await socket.send(await socket.recv())
-            number = 0
-            while await socket.recv():
-                number += 1
-            await socket.send(number.to_bytes(8, "big"))
-    except websockets.exceptions.ConnectionClosed:
-        pass
-
-
-class SocketSession(Session):
-    """One web socket."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-
-    async def settle(self) -> None:
-        """Its opening handshake was a round trip; what is left is to say what is wanted."""
-        await self._socket.send(b"E")
-
-    async def call(self, request: bytes) -> bytes:
-        """There and back."""
-        await self._socket.send(request)
-        reply: bytes = await self._socket.recv()
-        return reply
-
-    @asynccontextmanager
-    async def pouring(self) -> AsyncIterator[Send]:
-        """Messages, up to an empty one."""
-        await self._socket.send(b"C")
-        yield self._socket.send
-        await self._socket.send(b"")
-        await self._socket.recv()
+    """One client."""
+    with suppress(websockets.exceptions.ConnectionClosed):
+        await serve_messages(socket.send, socket.recv)
 
 
 class SocketClient(Client):
@@ -73,7 +38,7 @@ class SocketClient(Client):
         """A web socket."""
         address = f"wss://{ADDRESS}:{self._ports[number % len(self._ports)]}/"
         async with connect(address, ssl=self._context, server_hostname=HOST, compression=None, proxy=None) as socket:
-            yield SocketSession(socket)
+            yield SocketSession(socket.send, socket.recv)
 
 
 class ThePeer(AsyncioPeer):

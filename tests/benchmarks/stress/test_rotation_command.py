@@ -24,11 +24,12 @@ def test_nothing_is_lost_and_nothing_stale(capsys: pytest.CaptureFixture[str]) -
     result: dict[str, Any] = json.loads(line)
     assert (status, result["problems"]) == (0, [])
     assert result["failed_connects"] == result["stale"] == 0
-    assert min(result["rotations"]) >= 5
-    assert min(result["hand_overs"]) >= 5
-    assert result["connects"] >= 3
-    assert result["messages"] > 100
-    assert result["calls"] > 10
+    assert result["rotations"][0] >= 5
+    assert result["hand_overs"][0] >= 5
+    assert min(result["rotations"] + result["hand_overs"]) >= 3
+    assert result["connects"] >= 5
+    assert result["messages"] > 50
+    assert result["calls"] >= 10
     assert "rotation: " in told.err
 
 
@@ -52,13 +53,9 @@ def test_both_tallies_make_a_result() -> None:
     text = result.report()
     assert "1.0 s, 2 channels: nothing lost, nothing stale" in text
     assert "9 here, 11 there" in text
-    result = rotated(connects=0)
+    result = rotated()
     result.add(tally(sent=8), tally(problems=["odd"]))
-    assert result.problems == [
-        "8 messages were sent on the way there, 7 came",
-        "not everything that was to happen has happened; give it more time",
-        "beta: odd",
-    ]
+    assert result.problems == ["8 messages were sent on the way there, 7 came", "beta: odd"]
 
 
 class Script:

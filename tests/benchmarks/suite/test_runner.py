@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -64,7 +65,9 @@ async def test_what_trionode_cannot_do_yet_is_skipped_too(tmp_path: Path) -> Non
 
 async def test_a_worker_that_fails_is_a_line_in_the_table(tmp_path: Path) -> None:
     """Its last words are in it, and the rest goes on."""
-    played = await play(Plan(credentials=tmp_path, repeat=1), a_scenario(), Placement.ONE)
+    scenario = a_scenario()
+    alone = replace(scenario, contestants=scenario.contestants[:1], baseline=OURS)
+    played = await play(Plan(credentials=tmp_path, repeat=1), alone, Placement.ONE)
     assert all(result.problem == "KeyError: 'made-up'" and not result.skipped for result in played.results)
     assert "FAILED" in printed(results_table(played))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 
 from benchmarks import child, machine
 from benchmarks.machine import SOURCE
-from benchmarks.suite import chart
+from benchmarks.suite import chart, command
 from benchmarks.suite.arena import NAIVE, OURS
 from benchmarks.suite.command import main
 from benchmarks.suite.model import Placement, Target
@@ -21,35 +22,46 @@ from rounds import a_round, a_scenario
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-#: What the tests run of it. Small, and yet: both placements, a process for each sample, and what ours alone can do.
-ONLY = "calls-50,hand-over,idle-memory"
+    from benchmarks.suite.model import Scenario
 
 
-def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, as a user runs it."""
-    return subprocess.run(
-        child.command("benchmarks", *arguments),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env=child.environment(),
-    )
+def small(name: str, *titles: str, **changed: Any) -> Scenario:
+    """A scenario with these contestants only, so that it takes few processes."""
+    scenario = SCENARIOS[name]
+    contestants = [scenario.contestant(title) for title in titles]
+    targets = [target for target in scenario.targets if {target.of, target.against} <= set(titles)]
+    return replace(scenario, **{"contestants": contestants, "targets": targets, **changed})
 
 
-def test_quick_mode_runs_and_records(tmp_path: Path) -> None:
-    """Every contestant that is there has its samples, every target a verdict; the file says what made it."""
+def test_quick_mode_runs_and_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one process and in two, in one for all samples and in one for each; the file says what made it.
+
+    Every contestant that is there has its samples, every target a verdict.
+    """
+    calls, absent = SCENARIOS["calls-50"], "something else"
+    contestants = [
+        calls.contestant(OURS),
+        replace(calls.contestant(NAIVE), placements=frozenset([Placement.ONE])),
+        replace(calls.contestant(NAIVE), title=absent, needs=["no_such_module"]),
+    ]
+    targets = [Target(of=OURS, against=NAIVE, at_least=2), Target(of=OURS, against=absent, at_least=2)]
+    played = [
+        replace(calls, contestants=contestants, targets=targets),
+        small("idle-memory", OURS, baseline=OURS),
+    ]
+    monkeypatch.setattr(command, "SCENARIOS", {scenario.name: scenario for scenario in played})
     file = tmp_path / "out.jsonl"
-    done = benchmarks("--quick", "--repeat", "2", "--only", ONLY, "--json", str(file))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Targets" in done.stdout
+    assert main(["--quick", "--repeat", "2", "--json", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "Targets" in told
     lines: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert lines[0]["record"] == "run"
     assert {"date", "commit", "versions", "machine", "options"} <= lines[0].keys()
     assert lines[0]["versions"]["trio"] == trio.__version__
     results = [line for line in lines if line["record"] == "result"]
-    assert {line["scenario"] for line in results} == set(ONLY.split(","))
+    assert {line["scenario"] for line in results} == {scenario.name for scenario in played}
     assert {line["placement"] for line in results if line["scenario"] == "calls-50"} == set(map(str, Placement))
     for line in results:
         if line["problem"] is None:
@@ -58,19 +70,35 @@ def test_quick_mode_runs_and_records(tmp_path: Path) -> None:
             assert all(value > 0 for value in line["values"])
         else:
             assert "not installed" in line["problem"]
-            assert f"{line['contestant']}: {line['problem']}" in done.stdout
-    titles = [line["contestant"] for line in results if line["problem"] is None]
-    assert {OURS, NAIVE, f"{OURS}, hand-over"} <= set(titles)
-    verdicts = [line["verdict"] for line in lines if line["record"] == "target" and line["against"] == NAIVE]
-    assert verdicts
-    assert set(verdicts) <= {"met", "missed", "too close to call"}
+            assert f"{line['contestant']}: {line['problem']}" in told
+    assert [line["contestant"] for line in results if line["problem"]] == [absent, absent]
+    verdicts = {line["against"]: line["verdict"] for line in lines if line["record"] == "target"}
+    assert verdicts.keys() == {NAIVE, absent}
+    assert verdicts[NAIVE] in {"met", "missed", "too close to call"}
+    assert verdicts[absent] == "unknown"
 
 
-def test_two_checkouts_take_turns() -> None:
-    """In one run: the other one's trionode is measured beside ours."""
-    done = benchmarks("--quick", "--repeat", "1", "--only", "hand-over", "--against", str(SOURCE))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "trionode, hand-over (other)" in done.stdout
+def test_two_checkouts_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one run: the other one's trionode is measured beside ours, at what it alone can do."""
+    hand_over = f"{OURS}, hand-over"
+    monkeypatch.setattr(command, "SCENARIOS", {"hand-over": small("hand-over", hand_over, baseline=hand_over)})
+    assert main(["--quick", "--repeat", "1", "--against", str(SOURCE)]) == 0
+    assert f"{hand_over} (other)" in capsys.readouterr().out
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    """As a user starts it; and from another directory, where the search path leads to both packages."""
+    done = subprocess.run(
+        child.command("benchmarks", "list"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=child.environment(),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "connect  " in done.stdout
 
 
 def test_what_is_there_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
