@@ -547,7 +547,10 @@ GOOD = f'name = "{BETA}"\n'
             GOOD + "[live_connections]\non_rotation = 'move'",
             "on_rotation has to be one of 'keep', 'close', 'hand_over', not 'move'",
         ),
-        (GOOD + "[credentials]\nclient_auth = 'no'\npoll_interval = 0", "poll_interval and settle are more than zero"),
+        (
+            GOOD + "[credentials]\nclient_auth = 'no'\npoll_interval = 0",
+            "poll_interval must be a positive number of seconds, not 0",
+        ),
         (GOOD + "[services]\nx = 'y'", "service 'x': 'y' is not MODULE:FUNCTION, nor the built-in 'echo'"),
         (GOOD + "[services]\nx = 'no_such_module:f'", "ModuleNotFoundError: No module named 'no_such_module'"),
         (GOOD + "[services]\nx = 'things:none'", "AttributeError: module 'things' has no attribute 'none'"),
@@ -560,7 +563,7 @@ GOOD = f'name = "{BETA}"\n'
         ("name = 'beta'", "beta.toml: name: a node name is name@host, not 'beta'"),
         ("log_level = 'info'", "which node? Give its name, name@host, or name = … in beta.toml"),
         (GOOD + "[network]\nmode = 'hidden'\n[[acceptors]]\nport = 0", "drop one of the two"),
-        (GOOD + "[network]\nkeep_connected = ['x']", "[network]: a node name is name@host, not 'x'"),
+        (GOOD + "[network]\nkeep_connected = ['x']", "[network]: keep_connected[0]: a node name is name@host, not 'x'"),
     ],
 )
 def test_a_bad_file_of_options(

@@ -576,9 +576,9 @@ async def test_a_host_that_does_not_resolve(certs: CertAuthManager) -> None:
 @pytest.mark.parametrize("port", [-1, 65536, 100_000])
 async def test_a_port_that_is_none(certs: CertAuthManager, port: int) -> None:
     """A number that can be no port is a ValueError, to listen on as well as to connect to."""
-    with pytest.raises(ValueError, match=f"a port is from 0 to 65535, not {port}"):
+    with pytest.raises(ValueError, match=f"port must be an integer from 0 to 65535, not {port}"):
         await serve_tls(echo, port, cert_manager=certs, host="127.0.0.1")
-    with pytest.raises(ValueError, match=f"a port is from 1 to 65535, not {port}"):
+    with pytest.raises(ValueError, match=f"port must be an integer from 1 to 65535, not {port}"):
         await open_tls_stream("127.0.0.1", port, cert_manager=certs)
 
 
@@ -593,9 +593,9 @@ async def test_a_protocol_that_is_none(certs: CertAuthManager, alpn: tuple[str, 
 
 async def test_one_protocol_is_not_a_sequence_of_them(certs: CertAuthManager) -> None:
     """`alpn="h2"` would offer `h` and `2`; it is a TypeError that says what to write."""
-    with pytest.raises(TypeError, match=r"give \['h2'\]"):
+    with pytest.raises(TypeError, match=r"put it in a list, \['h2'\]"):
         await serve_tls(echo, 0, cert_manager=certs, host="127.0.0.1", alpn="h2")
-    with pytest.raises(TypeError, match=r"give \['h2'\]"):
+    with pytest.raises(TypeError, match=r"put it in a list, \['h2'\]"):
         await open_tls_stream("127.0.0.1", 1, cert_manager=certs, alpn="h2")
 
 

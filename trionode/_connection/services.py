@@ -26,6 +26,7 @@ from trionode._errors import RemoteCode, RemoteError
 from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern
 from trionode._identity.peer import Peer
+from trionode._util.fields import show
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
@@ -98,7 +99,7 @@ def check_service(service: object) -> None:
     """
     if callable(service) and not _is_synchronous(service):
         return
-    msg = f"a service is an async function of one argument, the channel, which {service!r} is not"
+    msg = f"a service is an async function of one argument, the channel, which {show(service)} is not"
     raise TypeError(msg)
 
 
@@ -109,7 +110,8 @@ def _is_synchronous(service: Callable[..., object]) -> bool:
     return inspect.isfunction(function) and not inspect.iscoroutinefunction(function) and _returns_constants(function)
 
 
-def _is_async(function: Callable[..., object]) -> bool:
+def is_async(function: Callable[..., object]) -> bool:
+    """Whether calling it gives something to await, as far as that shows."""
     return inspect.iscoroutinefunction(_function_of(function))
 
 
@@ -281,7 +283,7 @@ def _anybody(_: Peer) -> bool:
 
 
 def _allowed(allow: Allow) -> Callable[[Peer], bool]:
-    if callable(allow) and not _is_async(allow):
+    if callable(allow) and not is_async(allow):
         return allow
     items = [allow] if isinstance(allow, str | NodeName) else list(allow) if isinstance(allow, Iterable) else [allow]
     patterns = [NamePattern(item) for item in items if isinstance(item, str | NodeName)]

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.describe import describe_issuer, describe_subject
 from trionode._identity.outline import outline
+from trionode._util.fields import check_fields
 from trionode._util.immutable import Immutable
 
 from .pem import MAX_CRL_BYTES, parse_crls, read_file
@@ -59,6 +60,14 @@ class CRLPolicy:
     allow_missing: bool = False
     allow_expired: bool = False
     leaf_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            TypeError: an option is neither True nor False; the message names it.
+        """
+        check_fields(self)
 
 
 #: Nothing loosened; the default.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TypeAlias, final
+
+from trionode._identity.names import canonical_host
+from trionode._util.fields import Parsed, check_fields, rule
 
 from .ca_pool import CAPool
 from .crl import STRICT, CRLPolicy, CRLSet
@@ -67,10 +70,18 @@ class TLSPolicy:
     client_cas: CAPool | None = None
     client_auth: ClientAuth = ClientAuth.NO_CLIENT_CERT
     root_cas: CAPool | None = None
-    server_name: str | None = None
+    server_name: str | None = field(default=None, metadata=rule(Parsed(canonical_host, "a DNS name or an IP address")))
     crls: CRLSet | None = None
     crl_policy: CRLPolicy = STRICT
     clock: Clock | None = None
+
+    def __post_init__(self) -> None:
+        """Check and canonicalise: these settings decide which peers are let in.
+
+        Raises:
+            TypeError, ValueError: a setting is not what belongs there; the message names it.
+        """
+        check_fields(self)
 
     @cached_property
     def roots(self) -> CAPool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, final
 
 from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
 from trionode._credentials.policy import ClientAuth, TLSPolicy
-from trionode._identity.names import canonical_host
 
 from .manager import CertManager
 from .publisher import Publisher
@@ -80,7 +79,7 @@ class CertAuthManager(CertManager):
             client_cas=client_cas,
             client_auth=client_auth,
             root_cas=root_cas,
-            server_name=_canonical_or_none(server_name),
+            server_name=server_name,
             crls=crls,
             crl_policy=crl_policy,
             clock=clock,
@@ -184,13 +183,9 @@ class CertAuthManager(CertManager):
             FixedAtStartupError: the manager is in use.
             ValueError: it is neither a DNS name nor an address.
         """
-        self._publisher.change_settings(partial(replace, server_name=_canonical_or_none(name)), "the server name")
+        self._publisher.change_settings(partial(replace, server_name=name), "the server name")
 
 
 def _trusting(**given: object) -> Callable[[TLSPolicy], TLSPolicy]:
     """A function that gives a policy's successor, with what is not `UNCHANGED`."""
     return partial(replace, **{name: value for name, value in given.items() if value is not UNCHANGED})
-
-
-def _canonical_or_none(name: str | None) -> str | None:
-    return None if name is None else canonical_host(name)

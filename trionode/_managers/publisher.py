@@ -29,13 +29,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias, final
 import trio
 from trio_util import AsyncValue
 
-from trionode._credentials.ca_pool import CAPool
-from trionode._credentials.crl import CRLPolicy, CRLSet
 from trionode._credentials.key_pair import KeyPair
-from trionode._credentials.policy import ClientAuth
 from trionode._credentials.validity import Validity, validities
 from trionode._errors import CertificateError, CertificateReason, FixedAtStartupError, PeerUnverifiedError
 from trionode._tls.contexts import ContextsChannel, TLSContexts
+from trionode._util.fields import check_argument
 from trionode._util.log import Log
 
 from .findings import check_usable, examine
@@ -105,8 +103,7 @@ class Publisher:
 
     def __init__(self, key_pair: KeyPair, policy: TLSPolicy) -> None:
         """Build generation 1, see `CertAuthManager`."""
-        _expect(key_pair, KeyPair, "key_pair")
-        _expect_settings(policy)
+        check_argument("key_pair", key_pair, KeyPair)
         self.policy = policy
         self.channel = ContextsChannel(TLSContexts.build(1, key_pair, policy))
         self._generation = AsyncValue(1)
@@ -157,7 +154,7 @@ class Publisher:
 
     def update(self, key_pair: KeyPair) -> int:
         """Publish another key pair, see `CertManager.update`."""
-        _expect(key_pair, KeyPair, "key_pair")
+        check_argument("key_pair", key_pair, KeyPair)
         with self._lock:
             self._check_thread()
             try:
@@ -187,11 +184,10 @@ class Publisher:
             change: gives the new policy for the present one.
             stranded: what becomes of live peers that the new trust does not vouch for.
         """
-        _expect(stranded, StrandedPeers, "stranded")
+        check_argument("stranded", stranded, StrandedPeers)
         with self._lock:
             self._check_thread()
             before, policy = self.policy, change(self.policy)
-            _expect_settings(policy)
             try:
                 _check_client_cas(policy)
                 contexts = TLSContexts.build(self.generation + 1, self.key_pair, policy)
@@ -223,7 +219,6 @@ class Publisher:
         with self._lock:
             self._check_thread()
             policy = change(self.policy)
-            _expect_settings(policy)
             return tuple(peer for peer, _ in self._links.stranded(policy, self.policy))
 
     def change_settings(self, change: Callable[[TLSPolicy], TLSPolicy], what: str) -> None:
@@ -238,7 +233,6 @@ class Publisher:
         """
         with self._lock:
             policy = change(self.policy)
-            _expect_settings(policy)
             if self._uses:
                 msg = (
                     f"{what} is fixed at start-up and this cert manager is in use; restart the node (close it, set "
@@ -417,7 +411,7 @@ class Publisher:
 
     def check(self, key_pair: KeyPair, *, names: Iterable[str | NodeName] = ()) -> tuple[Finding, ...]:
         """What is wrong with a key pair, or soon will be, see `CertManager.check`."""
-        _expect(key_pair, KeyPair, "key_pair")
+        check_argument("key_pair", key_pair, KeyPair)
         with self._lock:
             wanted = tuple(names) or tuple(self._names)
             return examine(key_pair, self.policy, names=wanted, as_server=self._presented_to_clients)
@@ -447,18 +441,6 @@ class Publisher:
         return self._server_uses > 0 or self._uses == 0
 
 
-def _expect_settings(policy: TLSPolicy) -> None:
-    for value, kind, label in (
-        (policy.client_cas, CAPool, "client_cas"),
-        (policy.root_cas, CAPool, "root_cas"),
-        (policy.crls, CRLSet, "crls"),
-    ):
-        if value is not None:
-            _expect(value, kind, label)
-    _expect(policy.client_auth, ClientAuth, "client_auth")
-    _expect(policy.crl_policy, CRLPolicy, "crl_policy")
-
-
 def _check_client_cas(policy: TLSPolicy) -> None:
     if policy.client_auth.verifies and policy.client_cas is None:
         msg = (
@@ -480,11 +462,3 @@ def _refuse_to_strand(peers: list[StrandedPeer]) -> None:
         "are"
     )
     raise TrustRotationError(msg, peers=peers)
-
-
-def _expect(value: object, kind: type, label: str) -> None:
-    # These settings decide which peers are let in; a wrong type must not surface as a handshake that passes or fails
-    # oddly.
-    if not isinstance(value, kind):
-        msg = f"{label} must be a {kind.__name__}, not {type(value).__name__}"
-        raise TypeError(msg)

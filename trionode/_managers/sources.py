@@ -48,6 +48,7 @@ from trionode._credentials.pem import (
     read_file,
 )
 from trionode._errors import CertificateError, CertificateReason
+from trionode._util.fields import DURATION, SECONDS, check_argument, check_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,6 +82,14 @@ class Credentials:
     client_cas: CAPool | None = None
     root_cas: CAPool | None = None
     crls: CRLSet | None = None
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            TypeError: something is not what belongs there; the message names it.
+        """
+        check_fields(self)
 
 
 @runtime_checkable
@@ -178,8 +187,8 @@ class FileSource:
             patience: for how long they may be missing, damaged or not fit together before that is an error. Seconds.
 
         Raises:
-            ValueError: `poll_interval` or `settle` is not above zero, or `patience` is negative.
-            TypeError: files were not given as a sequence.
+            ValueError: `poll_interval` or `settle` is not above zero, or `patience` is negative or infinite.
+            TypeError: a time is no number, or files were not given as a sequence.
         """
         secret = None if password is None else Secret(password)
         del password
@@ -188,9 +197,9 @@ class FileSource:
         self._client_ca_files = _paths(client_ca_files, "client_ca_files")
         self._root_ca_files = _paths(root_ca_files, "root_ca_files")
         self._crl_files = _paths(crl_files, "crl_files")
-        if not (poll_interval > 0 and settle > 0 and patience >= 0):
-            msg = "poll_interval and settle are more than zero seconds, patience is not less"
-            raise ValueError(msg)
+        check_argument("poll_interval", poll_interval, SECONDS)
+        check_argument("settle", settle, SECONDS)
+        check_argument("patience", patience, DURATION)
         self._poll_interval, self._settle, self._patience = poll_interval, settle, patience
         pem_files = (self._cert_file, self._key_file, *self._client_ca_files, *self._root_ca_files)
         self._files = {**dict.fromkeys(self._crl_files, _CRL), **dict.fromkeys(pem_files, _PEM)}

@@ -20,12 +20,14 @@ import trio
 from trionode._connection.registry import ConnectionsView
 from trionode._errors import NoRouteError
 from trionode._identity.names import NodeName
+from trionode._util.fields import check_argument
 
 from .acceptors import Acceptors
 from .connectors import Connectors
 from .dialer import Dialer
 from .insecure_options import InsecureOption
 from .lifecycle import Lifecycle
+from .options import NodeOptions, Route
 from .runtime import Runtime
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from .connector import Connector
     from .events import EventStream
-    from .options import NodeOptions, Route
     from .routes import RouteHandle
     from .statistics import NodeStatistics
 
@@ -101,6 +102,7 @@ class Node:
     """
 
     def __init__(self, name: NodeName, options: NodeOptions) -> None:
+        check_argument("options", options, NodeOptions)
         self._runtime = Runtime(name, options)
         self._acceptors = Acceptors(self._runtime)
         self._dialer = Dialer(self._runtime)
@@ -166,7 +168,7 @@ class Node:
             CertificateError: the route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
         """
-        return await self._dialer.connect(self._other(name), route)
+        return await self._dialer.connect(self._other(name, route), route)
 
     async def call(self, name: str | NodeName, service: str, request: bytes, *, route: Route | None = None) -> bytes:
         """Call a service of a node: connect if need be, send one message, receive exactly one.
@@ -212,12 +214,14 @@ class Node:
 
     async def _reach(self, name: str | NodeName, route: Route | None) -> Connection:
         """As `connect`, and no checkpoint where there is a connection."""
-        peer = self._other(name)
+        peer = self._other(name, route)
         self._runtime.check_open()
         return self._dialer.find(peer, route) or await self._dialer.dial(peer, route)
 
-    def _other(self, name: str | NodeName) -> NodeName:
+    def _other(self, name: str | NodeName, route: Route | None = None) -> NodeName:
         peer = NodeName.parse(name)
+        if route is not None:
+            check_argument("route", route, Route)
         self._runtime.check_other(peer)
         return peer
 
@@ -234,6 +238,8 @@ class Node:
             CertificateError: the route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
         """
+        check_argument("route", route, Route)
+        check_argument("weight", weight, int)
         self._runtime.check_open(network=False)
         if route.cert_manager is not None:
             self._runtime.managers.use(route.cert_manager, as_server=False)

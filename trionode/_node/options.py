@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import enum
-import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
-from trionode._connection.services import Service, check_service, check_service_name
+from trionode._connection.services import Service, check_service, check_service_name, is_async
 from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS
 from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import NodeName, canonical_host
+from trionode._identity.patterns import NamePattern
 from trionode._identity.peer import Peer
-from trionode._managers.manager import CertManager
-from trionode._transport.interfaces import Transport
+from trionode._managers.manager import CertManager  # noqa: TC001 -- fields are resolved at run time, to be checked
+from trionode._transport.interfaces import Transport  # noqa: TC001 -- likewise
+from trionode._util.fields import DURATION, SECONDS, Entries, Items, Parsed, Such, check_fields, integer, rule, rule_of
 
 from .resolvers import Resolver  # noqa: TC001 -- likewise
 
@@ -26,6 +25,14 @@ Authorize: TypeAlias = Callable[[Peer], None]
 
 DEFAULT_PORT = 15000
 _MIB = 1024 * 1024
+
+HOST: Final = Parsed(canonical_host, "a DNS name or an IP address")
+PORT: Final = integer(1, 65535)
+_COUNT: Final = integer(1, 2**20)
+_MESSAGE_SIZE: Final = integer(1, 2**32 - 1, "bytes")
+_COOKIE: Final = Parsed(as_cookie, "a string or bytes", kinds=(str, bytes, bytearray, memoryview), keep=True)
+_NODE_NAME: Final = Parsed(NodeName.parse, "a node name", kinds=(str, NodeName))
+_PATTERN: Final = Parsed(NamePattern, "a node name or a glob over one", kinds=(str, NodeName), keep=True)
 
 
 @final
@@ -38,6 +45,13 @@ class NetworkMode(enum.Enum):
     """Dials, does not listen."""
     DISABLED = "disabled"
     """Neither; every network verb raises `NetworkDisabledError`."""
+
+
+def _listen_host(host: str) -> str:
+    return host if host == "*" else canonical_host(host)
+
+
+_LISTEN_HOST: Final = Parsed(_listen_host, "a DNS name, an IP address or *")
 
 
 @final
@@ -57,14 +71,14 @@ class AcceptorOptions:
         handshake_timeout: see `NetworkOptions`.
     """
 
-    host: str | None = None
-    port: int = DEFAULT_PORT
-    port_range: int = 1
+    host: str | None = field(default=None, metadata=rule(_LISTEN_HOST))
+    port: int = field(default=DEFAULT_PORT, metadata=rule(integer(0, 65535)))
+    port_range: int = field(default=1, metadata=rule(PORT))
     cert_manager: CertManager | None = None
-    cookie: str | bytes | None = field(default=None, repr=False)
+    cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
     bind_names: bool | None = None
-    max_message_size: int | None = None
-    handshake_timeout: float | None = None
+    max_message_size: int | None = field(default=None, metadata=rule(_MESSAGE_SIZE))
+    handshake_timeout: float | None = field(default=None, metadata=rule(SECONDS))
 
     def __post_init__(self) -> None:
         """Check and canonicalise.
@@ -72,16 +86,7 @@ class AcceptorOptions:
         Raises:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
-        if self.host != "*":
-            _canonicalise_host(self, "host")
-        _check_int("port", self.port, 0, 65535)
-        _check_int("port_range", self.port_range, 1, 65535)
-        _check_manager(self.cert_manager, optional=True)
-        as_cookie(self.cookie)
-        if self.max_message_size is not None:
-            _check_int("max_message_size", self.max_message_size, 1, 2**32 - 1)
-        if self.handshake_timeout is not None:
-            _check_seconds("handshake_timeout", self.handshake_timeout)
+        check_fields(self)
 
 
 @final
@@ -98,11 +103,11 @@ class Route:
         insecure_skip_verify: accept any certificate under any name. The peer is then never `verified`.
     """
 
-    host: str | None = None
-    port: int = DEFAULT_PORT
+    host: str | None = field(default=None, metadata=rule(HOST))
+    port: int = field(default=DEFAULT_PORT, metadata=rule(PORT))
     cert_manager: CertManager | None = None
-    server_name: str | None = None
-    cookie: str | bytes | None = field(default=None, repr=False)
+    server_name: str | None = field(default=None, metadata=rule(HOST))
+    cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
     insecure_skip_verify: bool | None = None
 
     def __post_init__(self) -> None:
@@ -111,11 +116,7 @@ class Route:
         Raises:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
-        _canonicalise_host(self, "host")
-        _canonicalise_host(self, "server_name")
-        _check_int("port", self.port, 1, 65535)
-        _check_manager(self.cert_manager, optional=True)
-        as_cookie(self.cookie)
+        check_fields(self)
 
 
 @final
@@ -161,27 +162,27 @@ class NetworkOptions:
 
     mode: NetworkMode = NetworkMode.ENABLED
     acceptors: Sequence[AcceptorOptions] = ()
-    routes: Mapping[str, Route] = field(default_factory=dict)
+    routes: Mapping[str, Route] = field(default_factory=dict, metadata=rule(Entries(_PATTERN, rule_of(Route))))
     resolver: Resolver | None = None
-    registration_timeout: float = 5
+    registration_timeout: float = field(default=5, metadata=rule(SECONDS))
     registration_required: bool = False
     transport: Transport | None = None
-    cookie: str | bytes | None = field(default=None, repr=False)
-    keep_connected: Sequence[str | NodeName] = ()
+    cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
+    keep_connected: Sequence[str | NodeName] = field(default=(), metadata=rule(Items(_NODE_NAME)))
     insecure_skip_verify: bool = False
     bind_names: bool = True
-    max_message_size: int = 16 * _MIB
-    max_channels: int = 1024
-    max_pending_opens: int = 256
-    channel_window: int = 160 * 1024
-    receive_budget: int = 64 * _MIB
-    max_handshakes: int = MAX_HANDSHAKES
-    max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS
-    max_unverified: int = 1024
-    heartbeat_interval: float = 15
-    heartbeat_tolerance: float = 15
-    handshake_timeout: float = 10
-    connect_timeout: float = 10
+    max_message_size: int = field(default=16 * _MIB, metadata=rule(_MESSAGE_SIZE))
+    max_channels: int = field(default=1024, metadata=rule(_COUNT))
+    max_pending_opens: int = field(default=256, metadata=rule(_COUNT))
+    channel_window: int = field(default=160 * 1024, metadata=rule(integer(4096, 2**30, "bytes")))
+    receive_budget: int = field(default=64 * _MIB, metadata=rule(integer(0, 2**40, "bytes")))
+    max_handshakes: int = field(default=MAX_HANDSHAKES, metadata=rule(_COUNT))
+    max_handshakes_per_address: int = field(default=MAX_HANDSHAKES_PER_ADDRESS, metadata=rule(_COUNT))
+    max_unverified: int = field(default=1024, metadata=rule(integer(0, 2**20)))
+    heartbeat_interval: float = field(default=15, metadata=rule(SECONDS))
+    heartbeat_tolerance: float = field(default=15, metadata=rule(SECONDS))
+    handshake_timeout: float = field(default=10, metadata=rule(SECONDS))
+    connect_timeout: float = field(default=10, metadata=rule(SECONDS))
 
     def __post_init__(self) -> None:
         """Check and freeze.
@@ -189,27 +190,13 @@ class NetworkOptions:
         Raises:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
-        object.__setattr__(self, "acceptors", tuple(self.acceptors))
-        object.__setattr__(self, "routes", MappingProxyType(dict(self.routes)))
-        object.__setattr__(self, "keep_connected", tuple(NodeName.parse(name) for name in self.keep_connected))
-        as_cookie(self.cookie)
-        _check_transport(self.transport)
+        check_fields(self)
         if self.mode is not NetworkMode.ENABLED and self.acceptors:
             msg = f"acceptors were given, but the network mode {self.mode.name} opens none; drop one of the two"
             raise ValueError(msg)
-        _check_int("max_message_size", self.max_message_size, 1, 2**32 - 1)
-        _check_int("max_channels", self.max_channels, 1, 2**20)
-        _check_int("max_pending_opens", self.max_pending_opens, 1, 2**20)
-        _check_seconds("heartbeat_interval", self.heartbeat_interval)
-        _check_seconds("heartbeat_tolerance", self.heartbeat_tolerance)
-        _check_int("channel_window", self.channel_window, 4096, 2**30)
-        _check_int("receive_budget", self.receive_budget, 0, 2**40)
-        _check_int("max_handshakes", self.max_handshakes, 1, 2**20)
-        _check_int("max_handshakes_per_address", self.max_handshakes_per_address, 1, 2**20)
-        _check_int("max_unverified", self.max_unverified, 0, 2**20)
-        _check_seconds("handshake_timeout", self.handshake_timeout)
-        _check_seconds("connect_timeout", self.connect_timeout)
-        _check_seconds("registration_timeout", self.registration_timeout)
+        if self.mode is NetworkMode.DISABLED and self.keep_connected:
+            msg = "keep_connected was given, but the network mode DISABLED makes no connection; drop one of the two"
+            raise ValueError(msg)
 
 
 @final
@@ -248,11 +235,11 @@ class LiveConnections:
 
     on_rotation: Renew = Renew.KEEP
     on_expiry: Renew = Renew.KEEP
-    expiry_lead: float = 3600
-    within: float = 30
-    parallel: int = 8
-    grace: float = 30
-    max_records: int = 2**22
+    expiry_lead: float = field(default=3600, metadata=rule(DURATION))
+    within: float = field(default=30, metadata=rule(DURATION))
+    parallel: int = field(default=8, metadata=rule(integer(1, 2**16)))
+    grace: float = field(default=30, metadata=rule(DURATION))
+    max_records: int = field(default=2**22, metadata=rule(integer(1, 2**22)))
 
     def __post_init__(self) -> None:
         """Check.
@@ -260,15 +247,18 @@ class LiveConnections:
         Raises:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
-        for name in ("on_rotation", "on_expiry"):
-            given: object = getattr(self, name)
-            if not isinstance(given, Renew):
-                msg = f"{name} must be a member of Renew, not {given!r}"
-                raise TypeError(msg)
-        for name in ("expiry_lead", "within", "grace"):
-            _check_duration(name, getattr(self, name))
-        _check_int("parallel", self.parallel, 1, 2**16)
-        _check_int("max_records", self.max_records, 1, 2**22)
+        check_fields(self)
+
+
+def _is_plain_function(given: object) -> bool:
+    return callable(given) and not is_async(given)
+
+
+_AUTHORIZE: Final = Such(_is_plain_function, "a plain (not async) function of a Peer")
+_SERVICES: Final = Entries(
+    Parsed(check_service_name, "the name of a service", kinds=(object,), keep=True),
+    Parsed(check_service, "an async function of a channel", kinds=(object,), keep=True),
+)
 
 
 @final
@@ -292,9 +282,9 @@ class NodeOptions:
 
     cert_manager: CertManager
     network: NetworkOptions = field(default_factory=NetworkOptions)
-    services: Mapping[str, Service] = field(default_factory=dict)
-    authorize: Authorize | None = None
-    shutdown_grace: float = 1.0
+    services: Mapping[str, Service] = field(default_factory=dict, metadata=rule(_SERVICES))
+    authorize: Authorize | None = field(default=None, metadata=rule(_AUTHORIZE))
+    shutdown_grace: float = field(default=1.0, metadata=rule(DURATION))
     live_connections: LiveConnections = field(default_factory=LiveConnections)
     propagate_service_errors: bool = False
     expose_service_errors: bool = False
@@ -305,52 +295,4 @@ class NodeOptions:
         Raises:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
-        object.__setattr__(self, "services", MappingProxyType(dict(self.services)))
-        for name, service in self.services.items():
-            check_service_name(name)
-            check_service(service)
-        _check_manager(self.cert_manager, optional=False)
-        _check_authorize(self.authorize)
-        _check_duration("shutdown_grace", self.shutdown_grace)
-
-
-def _canonicalise_host(options: AcceptorOptions | Route, attribute: str) -> None:
-    host: str | None = getattr(options, attribute)
-    if host is not None:
-        object.__setattr__(options, attribute, canonical_host(host))
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or not low <= value <= high:
-        msg = f"{name} must be an integer from {low} to {high}, not {value!r}"
-        raise ValueError(msg)
-
-
-def _check_seconds(name: str, value: float) -> None:
-    if not 0 < value <= math.inf:
-        msg = f"{name} must be a positive number of seconds, not {value!r}"
-        raise ValueError(msg)
-
-
-def _check_duration(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        msg = f"{name} must be a finite number of seconds from 0 up, not {value!r}"
-        raise ValueError(msg)
-
-
-def _check_authorize(authorize: object) -> None:
-    if authorize is not None and (not callable(authorize) or inspect.iscoroutinefunction(authorize)):
-        msg = "authorize must be a plain (not async) function of a Peer that returns None or raises"
-        raise TypeError(msg)
-
-
-def _check_transport(transport: object) -> None:
-    if not (transport is None or isinstance(transport, Transport)):
-        msg = f"transport must have the methods of a Transport, listen and connect, which {transport!r} has not"
-        raise TypeError(msg)
-
-
-def _check_manager(manager: object, *, optional: bool) -> None:
-    if not (isinstance(manager, CertManager) or (optional and manager is None)):
-        msg = f"cert_manager must be a CertManager, not {type(manager).__name__}"
-        raise TypeError(msg)
+        check_fields(self)

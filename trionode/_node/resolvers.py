@@ -8,13 +8,14 @@ raises or answers nonsense is reported and costs that dial only. Implementations
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, final, runtime_checkable
 
 import trio
 
 from trionode._errors import TrionodeError
 from trionode._identity.names import NodeName, canonical_host
+from trionode._util.fields import Parsed, check_fields, integer, rule
 from trionode._util.text import Address, printable
 
 __all__ = ["Endpoint", "Registrar", "Resolver", "ResolverError"]
@@ -38,19 +39,16 @@ class Endpoint:
         port: TCP port, 1 to 65535.
     """
 
-    host: str
-    port: int
+    host: str = field(metadata=rule(Parsed(canonical_host, "a DNS name or an IP address")))
+    port: int = field(metadata=rule(integer(1, 65535)))
 
     def __post_init__(self) -> None:
         """Check and canonicalise.
 
         Raises:
-            ValueError: the host is none, or the port is out of range.
+            ValueError, TypeError: the host is none, or the port is out of range.
         """
-        object.__setattr__(self, "host", canonical_host(self.host))
-        if not 1 <= self.port <= 65535:
-            msg = f"a port is from 1 to 65535, not {self.port}"
-            raise ValueError(msg)
+        check_fields(self)
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from trionode._identity.names import canonical_host
 from trionode._managers.manager import publisher_of
 from trionode._util.log import Log
 
-from .arguments import check_port, protocols
+from .arguments import check_arguments, check_port, protocols
 from .stream import TLSStream
 
 if TYPE_CHECKING:
@@ -53,8 +53,17 @@ async def open_tls_stream(
     Raises:
         HandshakeError: it failed; see its subclasses for how.
         CertificateError: the manager's key pair is unusable, or there are no system CAs where they are needed.
-        ValueError: `host` or `server_name` is neither a DNS name nor an address, or `port` or `alpn` cannot be one.
+        ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
+    check_arguments(
+        host=host,
+        cert_manager=cert_manager,
+        insecure_skip_verify=insecure_skip_verify,
+        handshake_timeout=handshake_timeout,
+        connect_timeout=connect_timeout,
+    )
+    if server_name is not None:
+        check_arguments(server_name=server_name)
     host = canonical_host(host)
     check_port(port, lowest=1)
     offered = protocols(alpn)
@@ -102,9 +111,15 @@ async def wrap_client_stream(
     Raises:
         HandshakeError: it failed; see its subclasses for how.
         CertificateError: the manager's key pair is unusable, or there are no system CAs where they are needed.
-        ValueError: `server_name` is neither a DNS name nor an address, or `alpn` cannot be one.
+        ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
     try:
+        check_arguments(
+            server_name=server_name,
+            cert_manager=cert_manager,
+            insecure_skip_verify=insecure_skip_verify,
+            handshake_timeout=handshake_timeout,
+        )
         reference = canonical_host(server_name)
         offered = protocols(alpn)
         if insecure_skip_verify:

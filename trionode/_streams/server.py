@@ -25,7 +25,7 @@ from trionode._transport.tcp import accept_patiently, open_listeners
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
-from .arguments import check_port, protocols
+from .arguments import check_arguments, check_port, protocols
 from .stream import TLSStream
 
 if TYPE_CHECKING:
@@ -76,9 +76,12 @@ async def serve_tls(
     Raises:
         CertificateError: the manager's key pair is unusable for a server.
         ListenError: the port cannot be had.
-        ValueError: `host`, `port`, `alpn` or a limit cannot be one.
+        ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
-    host = None if host is None else canonical_host(host)
+    check_arguments(cert_manager=cert_manager, handshake_timeout=handshake_timeout)
+    if host is not None:
+        check_arguments(host=host)
+        host = canonical_host(host)
     check_port(port, lowest=0)
     server = TLSServer(
         handler,
@@ -122,12 +125,14 @@ async def serve_tls_listeners(
 
     Raises:
         CertificateError: the manager's key pair is unusable for a server.
-        ValueError: there is no listener, or `alpn` or a limit cannot be one.
+        ValueError: there is no listener.
+        ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
     try:
         if not listeners:
             msg = "there is nothing to serve on: give at least one listener"
             raise ValueError(msg)
+        check_arguments(cert_manager=cert_manager, handshake_timeout=handshake_timeout)
         server = TLSServer(
             handler,
             cert_manager,
@@ -162,9 +167,10 @@ async def wrap_server_stream(
     Raises:
         HandshakeError: it failed; see its subclasses for how.
         CertificateError: the manager's key pair is unusable for a server.
-        ValueError: `alpn` cannot be one.
+        ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
     try:
+        check_arguments(cert_manager=cert_manager, handshake_timeout=handshake_timeout)
         spoken = protocols(alpn)
         with publisher_of(cert_manager).use(as_server=True):
             secured = await accept_tls(stream, cert_manager.contexts, alpn=spoken, handshake_timeout=handshake_timeout)
@@ -281,10 +287,7 @@ class TLSServer:
 
 
 def _admission(limit: int, per_address: int) -> Admission:
-    for name, value in (("max_handshakes", limit), ("max_handshakes_per_address", per_address)):
-        if value < 1:
-            msg = f"{name} is 1 at least, not {value}"
-            raise ValueError(msg)
+    check_arguments(max_handshakes=limit, max_handshakes_per_address=per_address)
     return Admission(limit=limit, per_address=per_address)
 
 

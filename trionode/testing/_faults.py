@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection  # noqa: TC003 -- dataclass fields are resolved at run time
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
+
+from trionode._util.fields import DURATION, Items, Number, check_fields, integer, rule
 
 __all__ = ["Faults", "Script"]
+
+
+_RATE: Final = Number(float, math.nextafter(0, 1), math.inf, "a positive number of bytes per second")
+_OFFSET: Final = integer(0, 2**63 - 1, "bytes")
 
 
 @final
@@ -30,32 +36,21 @@ class Faults:
             The sender goes on until the connection's buffer is full.
     """
 
-    delay: float = 0.0
-    rate: float = math.inf
-    corrupt: Collection[int] = field(default=())
-    reset_after: int | None = None
-    eof_after: int | None = None
-    stall_after: int | None = None
+    delay: float = field(default=0.0, metadata=rule(DURATION))
+    rate: float = field(default=math.inf, metadata=rule(_RATE))
+    corrupt: Collection[int] = field(default=(), metadata=rule(Items(_OFFSET)))
+    reset_after: int | None = field(default=None, metadata=rule(_OFFSET))
+    eof_after: int | None = field(default=None, metadata=rule(_OFFSET))
+    stall_after: int | None = field(default=None, metadata=rule(_OFFSET))
 
     def __post_init__(self) -> None:
         """Check and freeze.
 
         Raises:
-            ValueError: a number makes no sense; the message names it.
+            ValueError, TypeError: a number makes no sense; the message names it.
         """
+        check_fields(self)
         object.__setattr__(self, "corrupt", frozenset(self.corrupt))
-        if not 0 <= self.delay < math.inf:
-            msg = f"delay must be a finite number of seconds from 0 up, not {self.delay!r}"
-            raise ValueError(msg)
-        if not self.rate > 0:
-            msg = f"rate must be a positive number of bytes per second, not {self.rate!r}"
-            raise ValueError(msg)
-        offsets = {"reset_after": self.reset_after, "eof_after": self.eof_after, "stall_after": self.stall_after}
-        offsets.update((f"corrupt (of which one is {offset})", offset) for offset in self.corrupt)
-        for name, offset in offsets.items():
-            if offset is not None and offset < 0:
-                msg = f"{name} counts bytes from 0, and cannot be negative"
-                raise ValueError(msg)
 
 
 @final
@@ -70,3 +65,11 @@ class Script:
 
     there: Faults = Faults()
     back: Faults = Faults()
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            TypeError: a direction is not given by `Faults`; the message names it.
+        """
+        check_fields(self)
