@@ -109,13 +109,13 @@ def test_the_caps_always_hold(arrivals: list[tuple[int, Progress, bool]], limit:
             with ExitStack() as stack:
                 ticket = enter(stack, admission, f"10.0.0.{host}", progress)
                 assert not ticket.shed
-                under_way = [len(tickets) for tickets in admission._under_way.values()]
+                under_way = [len(tickets) for tickets in admission._in_progress.values()]
                 assert sum(under_way) == admission.under_way <= limit
                 assert max(under_way) <= per_address
                 if not leaves:
                     everybody.enter_context(stack.pop_all())
     assert admission.under_way == 0
-    assert admission._under_way == {}
+    assert admission._in_progress == {}
 
 
 # In a node ------------------------------------------------------------------------------------------------------------

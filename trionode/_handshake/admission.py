@@ -1,13 +1,13 @@
-"""Admission: how many handshakes may be under way, and who has to go when there are more.
+"""Admission: how many handshakes may be in progress, and which is shed when there are more.
 
-Theory. Before a handshake is done nobody knows who is there, and each costs a descriptor, a task and, once bytes came,
-TLS state. So their number is capped, as a whole and for each source address; the deadline alone would let a flood hold
-everything for its length. At a cap it is not the newcomer that is turned away, which would let whoever came first keep
-everybody out, but the oldest of those that have come least far: first who has not sent a ClientHello, silent, dripping
-or talking nonsense; then who has not finished TLS; then who has not finished the hello. An honest handshake is past its
-first stage with its first bytes.
+Theory. Before a handshake is done the peer is unknown, and each costs a descriptor, a task and, once bytes came, TLS
+state. So their number is capped, as a whole and for each source address; the deadline alone would let a flood hold
+everything for its length. At the limit it is not the newcomer that is turned away, which would let the first to come
+keep all others out, but the oldest handshake in the earliest stage is shed: first those without a ClientHello (silent,
+dripping or talking nonsense), then those without a finished TLS handshake, then those without a finished hello. An
+honest handshake is past its first stage with its first bytes.
 
-An address is a source; of an IPv6 address the network (/64), since one host has as many of those as it likes.
+A source is an address; of an IPv6 address the network (/64), since one host has as many addresses as it likes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
     from trionode._util.text import Address
 
-#: Handshakes under way at once, by default: some thousand descriptors are what most systems give a process.
+#: Handshakes in progress at once, by default: some thousand descriptors are what most systems give a process.
 MAX_HANDSHAKES: Final = 512
 #: Of these, from one address, by default: whole clusters start anew behind one.
 MAX_HANDSHAKES_PER_ADDRESS: Final = 128
 
 
 class Progress(IntEnum):
-    """How far a handshake has come: who has come least far goes first."""
+    """The stages of a handshake; those in the earliest are shed first."""
 
     SILENT = 0
     TLS = 1
@@ -43,13 +43,13 @@ class Progress(IntEnum):
 @final
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One handshake's place.
+    """The place of one handshake.
 
     Attributes:
-        source: where it comes from.
+        source: the address or network that it comes from.
         progress: how far it has come.
-        scope: cancelled when it has to go.
-        shed: whether it has to.
+        scope: around the handshake; cancelled when it is shed.
+        shed: whether it was.
     """
 
     source: str
@@ -58,7 +58,7 @@ class Ticket:
     shed: bool = False
 
     def begin(self, scope: trio.CancelScope) -> None:
-        """The handshake runs in this scope."""
+        """The handshake runs in this scope, which is cancelled at once if it was shed meanwhile."""
         self.scope = scope
         if self.shed:
             scope.cancel()
@@ -66,38 +66,38 @@ class Ticket:
 
 @final
 class Admission:
-    """The handshakes that are under way."""
+    """The handshakes in progress, and their limits."""
 
     def __init__(self, *, limit: int = MAX_HANDSHAKES, per_address: int = MAX_HANDSHAKES_PER_ADDRESS) -> None:
         """Make one.
 
         Args:
-            limit: how many may be under way at once.
+            limit: how many may be in progress at once.
             per_address: how many of these may come from one address.
         """
         self._limit = limit
         self._per_address = per_address
         # By source, each in order of arrival.
-        self._under_way: dict[str, dict[Ticket, None]] = {}
+        self._in_progress: dict[str, dict[Ticket, None]] = {}
         self._count = 0
-        #: How many had to go so far.
+        #: How many were shed so far.
         self.shed: int = 0
 
     @property
     def under_way(self) -> int:
-        """How many are under way; those that have to go are not counted."""
+        """How many are in progress; those that were shed are not counted."""
         return self._count
 
     @contextmanager
     def admitted(self, address: Address | None) -> Iterator[Ticket]:
-        """A place for the length of the block; whoever has come least far gives up his, if there is none."""
+        """A place for the length of the block; at a limit, shed the oldest handshake in the earliest stage for it."""
         ticket = Ticket(_source(address))
-        same = self._under_way.setdefault(ticket.source, {})
+        same = self._in_progress.setdefault(ticket.source, {})
         if len(same) >= self._per_address:
-            self._shed(_least(same))
+            self._shed(_oldest_in_earliest_stage(same))
         elif self._count >= self._limit:
-            self._shed(_least(each for tickets in self._under_way.values() for each in tickets))
-        same = self._under_way.setdefault(ticket.source, {})  # shedding may have dropped it
+            self._shed(_oldest_in_earliest_stage(each for tickets in self._in_progress.values() for each in tickets))
+        same = self._in_progress.setdefault(ticket.source, {})  # shedding may have dropped it
         same[ticket] = None
         self._count += 1
         try:
@@ -113,16 +113,16 @@ class Admission:
             ticket.scope.cancel()
 
     def _remove(self, ticket: Ticket) -> None:
-        tickets = self._under_way.get(ticket.source, {})
+        tickets = self._in_progress.get(ticket.source, {})
         if ticket in tickets:
             del tickets[ticket]
             self._count -= 1
         if not tickets:
-            self._under_way.pop(ticket.source, None)
+            self._in_progress.pop(ticket.source, None)
 
 
-def _least(tickets: Iterable[Ticket]) -> Ticket:
-    """Who has come least far; of several the oldest, which comes first."""
+def _oldest_in_earliest_stage(tickets: Iterable[Ticket]) -> Ticket:
+    """The oldest in the earliest stage: they are in order of arrival."""
     return min(tickets, key=lambda ticket: ticket.progress)
 
 

@@ -26,12 +26,12 @@ def same_proof(one: bytes, other: bytes) -> bool:
 def presented_leaves(session: SessionStream, *, dialling: bool) -> tuple[bytes, bytes]:
     """Which leaf certificates the dialer and the acceptor presented, as fingerprints; empty for none.
 
-    They are bound to a session's exporter this way: its transcript ends at the server's Finished (RFC 8446 section
-    7.5), and so before the client's certificate.
+    They go into every proof beside the session's exporter, whose transcript ends at the server's Finished (RFC 8446
+    section 7.5), and so before the client's certificate.
 
     Args:
         session: the session.
-        dialling: whether we are the dialer: which end of it we hold.
+        dialling: whether we are the dialer, and so which end of it we hold.
     """
     ours, theirs = _leaf(session.presented_certificate), _leaf(session.peer_certificate)
     return (ours, theirs) if dialling else (theirs, ours)

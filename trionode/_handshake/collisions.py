@@ -1,31 +1,60 @@
-"""Two at once: who wins when two nodes dial each other, or two claim one name.
+"""Collisions: which link stands where two nodes dial each other, or two nodes claim one name.
 
-Theory. Only links that both sides verified compete; unverified peers take no part. Everything is decided inside the
-hello, before either side may open channels, so nothing ever migrates.
+Theory. Only *mutual* links compete: those on which each side verified the other. Everything is decided inside the
+hello, before either side may open channels, so nothing ever moves from one link to another because of a collision. As
+in BGP (RFC 4271 section 6.8), both ends compare the same two names by the same rule, so they decide alike without
+talking about it: of two crossing dials, that of the node whose name sorts first wins.
 
-*Crossing dials.* The dial of the node whose name sorts first wins, on both sides. A dial counts from the end of its
-TLS handshake, so a direction that is firewalled or slow never holds up the other. Nobody refuses a link in favour of
-one that is merely expected: the winner's acceptor, having a dial of its own under way, waits for its outcome before it
-judges the loser's; the loser's dialer, having promised an inbound one, waits for its outcome before it confirms its
-own. Both wait on the winning link, which waits on nothing, so there is no deadlock, and never do both lose.
+A link passes through these states, and each node knows its own end only:
 
-What makes it *exactly one* is that the loser puts the two in an order: it either promises the inbound link and then
-waits with its own, or commits itself to its own (the confirmation is as good as sent) and then waits for that to be
-registered before it judges the inbound one. So the winner may confirm whatever was promised to it, without waiting.
-And every verdict is passed in one step: after each wait everything is looked at again.
+- a dial *counts* from the end of its TLS handshake: one that is blocked by a firewall, or slow, holds up no other;
+- an inbound link is *promised* from our verdict to the dialer's confirmation: meanwhile its name is reserved here;
+- a dial is *committed* from our decision to confirm it until it is registered, or has failed;
+- *registered*: both sides have accepted, and the connection is in the registry.
 
-*One name, reserved.* While an acceptor has accepted and not yet heard the confirmation, the name is reserved: others
-who claim it wait, and so does a dial of ours that reached another incarnation under it. Bounded by the handshake's
-timeout, and a peer can only ever hold up its own name.
+**Crossing dials.** Let A be the winner and B the loser, a the dial of A and b that of B. No link is refused in favour
+of one that is merely expected, which might still fail: the judge waits for its outcome. Four verdicts are passed:
 
-*Connected already.* A newcomer of the same incarnation that dials the same way round, or asks to replace, replaces
-(its dialer closed or lost the old one, or wants another route). Otherwise the old connection is probed with a ping: a
-dead one makes room, a living one makes the newcomer a duplicate, or, if its incarnation is another, the second node of
-one name, which is refused. One that we dialled and that is to be replaced is pinged too: the answer shows that the
-peer has registered it, and will not take it for the newer of the two.
+| verdict | at | what it waits for first |
+| -- | -- | -- |
+| accept b | A | every dial of A's own that counts: if a is registered, b is a duplicate |
+| accept a | B | its own dial b, if that is committed: if b is registered, a is a duplicate |
+| confirm a | A | nothing: what B has promised, B does not take back |
+| confirm b | B | whatever B has promised: if a is registered, b is a duplicate |
 
-*Joining.* A link that is to carry a connection that is there competes with nobody: it has to come from that
-connection's peer, as it was when that was made, and to be no weaker in anything that was established then.
+There are three cases:
+
+1. *B commits b before it promises a.* It can do so only once A has accepted b, which A does only while a does not
+   count. B then keeps a waiting until b is registered, and a is a duplicate. If b fails, B accepts a.
+2. *B promises a before it commits b.* B keeps b waiting until a is registered, and b is a duplicate. If a fails, B
+   confirms b.
+3. *Only one of the two comes through TLS.* The other does not count, and this one is registered.
+
+*Never do both win*: B, which alone has both a promise and a commitment to give, puts the two in an order. *Never do
+both lose*: a link is refused as a duplicate only once the other is registered. *No deadlock*: B gives one of the two
+before it waits with the other; A waits for a alone, and a for nothing but B. Every verdict is passed in one step
+without a checkpoint, and after each wait everything is looked at again.
+
+**A registered connection of the same name** meets a newcomer. On the accepting side there are four cases:
+
+1. *Same incarnation, and they dialled it.* It is replaced: its dialer closed or lost it, or wants another route.
+2. *Same incarnation, we dialled it, and the newcomer asks to replace it.* It is pinged, and only the answer counts:
+   that shows that the peer has registered it, and will not take it for the newer of the two. It is replaced in any
+   case.
+3. *Same incarnation, we dialled it, and the newcomer does not ask.* If the peer was heard of just now, or answers a
+   ping, the newcomer is a duplicate. Otherwise the registered one is dead, and makes room.
+4. *Another incarnation.* If it answers a ping, there are two nodes of one name, and the newcomer is refused
+   (`name_in_use`). Otherwise the peer has restarted, and the dead one makes room.
+
+On the dialing side, before it confirms, another incarnation is treated alike; the same incarnation makes the dial a
+duplicate, unless it was to replace.
+
+**One name, reserved.** Until a promise is over, others who claim that name wait, and so does a dial of ours that
+reached another incarnation under it. The handshake's timeout bounds this, and a peer can only ever hold up its own
+name.
+
+**Joining.** A link that is to carry a connection that is there competes with no other: it has to come from that
+connection's peer, as it was when the connection was made, and be no weaker in anything that was established then.
 """
 
 from __future__ import annotations
@@ -53,11 +82,11 @@ RECENTLY: Final = 5.0
 
 
 class Conflict(Exception):  # noqa: N818 -- a verdict on its way into the hello
-    """This link may not be.
+    """The link conflicts with an existing or pending connection, or does not fit the one that it is to join.
 
     Attributes:
-        reason: `duplicate` (use the one that there is) or `name_in_use`.
-        peer: whose link it would have been.
+        reason: `duplicate` (use the one that there is), `name_in_use` or `join`.
+        peer: the link's.
     """
 
     def __init__(self, reason: UnverifiedReason, peer: Peer, message: str) -> None:
@@ -68,7 +97,7 @@ class Conflict(Exception):  # noqa: N818 -- a verdict on its way into the hello
 
 @final
 class _Pending:
-    """A dial past its TLS, or a promised inbound link: something with an outcome to wait for.
+    """A dial of ours, or a promised inbound link: something with an outcome to wait for.
 
     Attributes:
         counts: of a dial, whether its TLS is done.
@@ -86,13 +115,13 @@ class _Pending:
 
     @property
     def mine(self) -> bool:
-        """Whether this task began it; a handshake is one task."""
+        """Whether the current task began it; a handshake is one task."""
         return self._task is trio.lowlevel.current_task()
 
 
 @final
 class Arbiter:
-    """One node's judge of competing links."""
+    """Judges the competing links of one node."""
 
     def __init__(self, own: NodeName, registry: Registry) -> None:
         self._own = own
@@ -120,7 +149,11 @@ class Arbiter:
                 del self._dials[name]
 
     async def may_confirm(self, peer: Peer, *, replace: bool) -> None:
-        """The dialer's last question, once the acceptor has accepted and both have verified; commits the dial.
+        """Commit a dial, once the acceptor has accepted it and both sides have verified each other.
+
+        Args:
+            peer: the acceptor.
+            replace: whether the dial was to replace a connection that is there.
 
         Raises:
             Conflict: another link stands for this name.
@@ -144,7 +177,10 @@ class Arbiter:
     # Accepting
 
     async def check_incarnation(self, peer: Peer) -> None:
-        """Check that a dialer that only this side verified is no second node of a connected name.
+        """Check that a dialer that only this side verified is not a second node of a connected name.
+
+        Args:
+            peer: the dialer.
 
         Raises:
             Conflict: it is.
@@ -154,7 +190,11 @@ class Arbiter:
                 raise _name_in_use(peer)
 
     async def promise(self, peer: Peer, *, replace: bool) -> ExitStack:
-        """Judge a dialer that both sides verified, and reserve its name until what this returns is closed.
+        """Judge a link on which both sides verified each other, and reserve its name until what this returns is closed.
+
+        Args:
+            peer: the dialer.
+            replace: whether it asks to replace a connection that is there.
 
         Raises:
             Conflict: another link stands for this name.
@@ -176,6 +216,35 @@ class Arbiter:
             undo.callback(self._promised.pop, name)
             return undo.pop_all()
 
+    async def _make_room(self, peer: Peer, *, replace: bool) -> None:
+        """Wait until nothing stands against a promise, and end what is dead; see the tables at the top.
+
+        Raises:
+            Conflict: a live connection does.
+        """
+        answered: Connection | None = None
+        while True:
+            committed = next((dial for dial in self._dials.get(peer.name, ()) if dial.committed), None)
+            if committed is not None:
+                await committed.over.wait()
+                continue
+            for existing in self._registry.mutual(peer.name):
+                same = existing.peer.incarnation == peer.incarnation
+                if same and (not existing.link.dialled or existing is answered):
+                    continue
+                # Heard of just now, it is alive: at a busy start a ping may not be answered in time.
+                # Where it asks to replace, there has to be an answer: the peer may have lost its end already.
+                recent = same and not replace and existing.heard_within(RECENTLY)
+                if recent or await existing.answers(PROBE_TIMEOUT, insist=same and replace):
+                    if not same:
+                        raise _name_in_use(peer)
+                    if not replace:
+                        raise _duplicate(peer)
+                    answered = existing
+                break
+            else:
+                return
+
     @contextmanager
     def _lock_of(self, name: NodeName) -> Iterator[trio.Lock]:
         lock, users = self._locks.get(name, (None, 0))
@@ -191,7 +260,7 @@ class Arbiter:
     # Joining
 
     def joined(self, identifier: bytes, peer: Peer, *, acceptor: object) -> Connection:
-        """The connection that a dialer wants to move to its new link. That it may is to be shown (`check_same`, proof).
+        """The connection that a dialer wants to move to its new link; `check_same` and the proof show that it may.
 
         Args:
             identifier: the connection's.
@@ -223,35 +292,6 @@ class Arbiter:
         if (link.peer.verified and not peer.verified) or (link.mutual and not mutual):
             msg = f"{peer.name} was verified when the connection was made, and is not now"
             raise Conflict(UnverifiedReason.JOIN, peer, msg)
-
-    async def _make_room(self, peer: Peer, *, replace: bool) -> None:
-        """Wait until nothing stands against a promise, and end what is dead.
-
-        Raises:
-            Conflict: something that is alive does.
-        """
-        answered: Connection | None = None
-        while True:
-            committed = next((dial for dial in self._dials.get(peer.name, ()) if dial.committed), None)
-            if committed is not None:
-                await committed.over.wait()
-                continue
-            for existing in self._registry.mutual(peer.name):
-                same = existing.peer.incarnation == peer.incarnation
-                if same and (not existing.link.dialled or existing is answered):
-                    continue
-                # The same incarnation, heard of just now: no ping needed, which a busy start may not answer in time.
-                # Where it asks to replace, there has to be an answer: it may have lost its end and know better.
-                recent = same and not replace and existing.heard_within(RECENTLY)
-                if recent or await existing.answers(PROBE_TIMEOUT, insist=same and replace):
-                    if not same:
-                        raise _name_in_use(peer)
-                    if not replace:
-                        raise _duplicate(peer)
-                    answered = existing
-                break
-            else:
-                return
 
 
 def _duplicate(peer: Peer) -> Conflict:

@@ -1,15 +1,22 @@
 """The cookie: an optional shared secret on top of certificates, proved without being sent.
 
-Each side proves that it knows the cookie by an HMAC-SHA256 over everything that makes this handshake this one: the
-prover's role, the TLS session's exporter (RFC 9266, so a proof is worth nothing on any other session: neither replayed
-nor relayed), both node names, the prover's incarnation, and the leaf certificates that both sides presented (the
-exporter alone does not cover the client's: RFC 8446 section 7.5 ends its transcript at the server's Finished). The
-acceptor's proof covers the dialer's incarnation and proof too, and is sent only after that was checked, so a dialer
-without the cookie learns nothing to guess against but one refusal per handshake.
+Theory. Each side proves that it knows the cookie by an HMAC-SHA256, with the cookie as key, over everything that makes
+this handshake this one. What it covers, and what that is against:
 
-What it protects against: a node of the same CA that is not of the same cluster (staging dialling production), and a
-CA that signs more than it should. What it does not: whoever has the cookie and a certificate. It is one secret for
-all; it says nothing about who somebody is, and cannot be taken from one node alone. It is not rotated at run time.
+1. *The TLS session's exporter* (RFC 9266): a proof that is replayed or relayed on any other session.
+2. *The prover's role*: a proof that is sent back to the side that made it.
+3. *Both node names and the prover's incarnation*: a proof of another node, or of its former self. A dialer that reached
+   an acceptor under another name than its own fails here, too.
+4. *The leaf certificates that both sides presented*: the exporter's transcript ends at the server's Finished (RFC 8446
+   section 7.5), and so before the client's certificate.
+5. In the acceptor's proof, *the dialer's incarnation and proof*.
+
+The dialer proves first, and the acceptor only in return for a right proof: a dialer without the cookie learns nothing
+to guess against but one refusal per handshake.
+
+The cookie is against a node of the same CA that is not of the same cluster (staging dialling production), and against a
+CA that signs more than it should. It is not against a program that has the cookie and a certificate. It is one secret
+for all nodes: it identifies none, and cannot be taken from one node alone. It is not rotated at run time.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["generate_cookie"]
 
-#: Shorter than this, a secret can be guessed offline by whoever sees one proof.
+#: Shorter than this, a secret can be guessed offline from one proof.
 MIN_COOKIE_BYTES: Final = 16
 
 _EXPORTER_LABEL: Final = b"EXPORTER-Channel-Binding"  # RFC 9266 section 4.2
@@ -62,7 +69,7 @@ def as_cookie(value: str | bytes | None) -> bytes | None:
     if given is None:
         return None
     if not isinstance(given, str | bytes | bytearray | memoryview):
-        # bytes(n) would make n zero bytes of a number: a cookie that anybody can guess.
+        # bytes(n) would make n zero bytes of a number: a cookie that every stranger can guess.
         msg = f"a cookie is a string or bytes, not {type(given).__name__}; trionode.generate_cookie() makes one"
         raise TypeError(msg)
     cookie = _Cookie(given.encode() if isinstance(given, str) else given)
@@ -83,7 +90,7 @@ def dialer_proof(
         dialer: the dialer's node name.
         acceptor: the name that was dialled.
         incarnation: the dialer's.
-        dialling: whether we are the dialer: which end of `stream` we hold.
+        dialling: whether we are the dialer, and so which end of `stream` we hold.
     """
     fields = [str(dialer).encode(), str(acceptor).encode(), _u64(incarnation)]
     return _mac(cookie, b"dialer", stream, fields, dialling=dialling)

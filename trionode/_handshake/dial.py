@@ -8,7 +8,7 @@ What the dialer judges, in this order; the first that fails refuses:
 1. the server's certificate, its name and its URI SANs, inside TLS, before our own certificate is sent, and that it
    selected our protocol (ALPN);
 2. the protocol version that it chose;
-3. the node name that its answer claims: it is the one that was dialed;
+3. the node name that its answer claims: it is the one that was dialled;
 4. the cookie, if there is one;
 5. `authorize`, which may narrow, never widen;
 6. where the link is to join a connection that is there, that the acceptor is its peer and has it (`join`); otherwise
@@ -285,7 +285,7 @@ class _DialersHello:
         if name != self._dial.name:
             raise self._errors.unverified(
                 UnverifiedReason.CLAIMED_NAME,
-                f"we dialed {str(self._dial.name)!r}, but the node there is {str(name)!r}; check host and port of the "
+                f"we dialled {str(self._dial.name)!r}, but the node there is {str(name)!r}; check host and port of the "
                 "route",
                 certificate=stream.peer_certificate,
                 wanted=str(self._dial.name),

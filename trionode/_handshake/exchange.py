@@ -77,8 +77,8 @@ class Party:
         limits: what we accept.
         arbiter: judges links that compete.
         cookie: what a dialer must prove that it knows, and we prove in return; None for no cookie.
-        authorize: asked about every peer that passed everything else; raises to refuse.
-        refuse_all: asked first; a reason here refuses whoever it is (shutting down).
+        authorize: asked about every peer that has passed verification, name and cookie; raises to refuse.
+        refuse_all: asked first; a reason here refuses every peer (shutting down).
         flood: where failures of `authorize` are logged.
     """
 

@@ -1,17 +1,23 @@
 """Joining: the proof that a new TLS session is between the same two nodes as a connection that is there.
 
-Theory. A hand-over moves a live connection, with everything that is under way on it, to a second link. Whoever could
-join a link of his own to somebody else's connection would have all of that, so certificates alone must not do: a
-certificate says who somebody is, not that it is this very program, with this connection. The proof is an HMAC-SHA256
-whose key only the two ends of *both* sessions have: the exporters (RFC 8446 section 7.5) of the link that the
-connection is on and of the new one. It covers the prover's role, the connection, the attempt, both node names and
-incarnations, and the leaf certificates that both sides presented on both links (an exporter's transcript ends at the
-server's Finished, and so before the client's certificate). The acceptor's covers the dialer's.
+Theory. A hand-over moves a live connection, with everything that is under way on it, to a second link. A stranger that
+could join a link of its own to another node's connection would have all of that. Certificates alone must not do: a
+certificate says which node a program may speak for, not that it is this very program, with this connection. So each
+side shows an HMAC-SHA256 whose key only the two ends of *both* sessions have: the exporters (RFC 8446 section 7.5) of
+the link that the connection is on and of the new one. What it covers, and what that is against:
 
-So a proof is worth nothing on another session: not replayed, not relayed, not turned round. It is good once, because
-each attempt has a higher number than all before, and it ends with the handshake that it is part of, which has a
-deadline. That the peer passes verification, names, cookie and `authorize` is not shown here but checked again beside
-it, in the hello.
+1. *Both exporters* (the key): a program with the same certificate that has no end of the connection; and a relay
+   between two TLS sessions of its own, each of which exports something else.
+2. *The prover's role*: a proof that is sent back to the side that made it.
+3. *The connection*: of two connections between the same nodes, the other.
+4. *The attempt*, which has to be higher than all before: a proof that is shown again.
+5. *Both node names and incarnations*: a node that has restarted, or speaks for another name now.
+6. *The leaf certificates that both sides presented on both links*: a client certificate that was exchanged for another
+   under the same exporter, whose transcript ends at the server's Finished, and so before that certificate.
+7. In the acceptor's proof, *the dialer's*: an acceptor that has not read it.
+
+A proof ends with the handshake that it is part of, which has a deadline. That the peer passes verification, names,
+cookie and `authorize` is not shown here but checked again beside it, in the hello.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ _KEY_BYTES: Final = 32
 
 
 class Ends(NamedTuple):
-    """The two nodes of a connection: who dialled it, and who accepted."""
+    """The two nodes of a connection, by role."""
 
     dialer: NodeName
     dialer_incarnation: int
@@ -54,8 +60,8 @@ def join_proof(
         new: the session that it is to be moved to.
         connection: its identifier.
         attempt: the number of this attempt.
-        ends: who is who.
-        dialling: whether we are the dialer: which end of the sessions we hold.
+        ends: the two nodes.
+        dialling: whether we are the dialer, and so which end of the sessions we hold.
         answers: for the acceptor's proof, the dialer's; None for the dialer's.
     """
     key = b"".join(session.export_keying_material(_KEY_LABEL, _KEY_BYTES) for session in (old, new))
