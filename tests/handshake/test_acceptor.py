@@ -61,7 +61,7 @@ class Contexts:
 
     @property
     def left(self) -> int:
-        """How many nobody has taken."""
+        """How many have not been taken."""
         return self.receive.statistics().current_buffer_used
 
 

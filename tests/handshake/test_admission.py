@@ -30,7 +30,7 @@ def enter(stack: ExitStack, admission: Admission, host: str, progress: Progress 
 
 
 def test_below_the_caps_nobody_goes() -> None:
-    """Up to the caps everybody has a place."""
+    """Up to the limits every handshake has a place."""
     admission = Admission(limit=4, per_address=2)
     with ExitStack() as stack:
         tickets = [enter(stack, admission, host) for host in ("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2")]
@@ -50,8 +50,8 @@ def test_of_one_address_the_oldest_goes() -> None:
     assert admission.under_way == 0
 
 
-def test_who_has_come_least_far_goes_first() -> None:
-    """Silence before TLS, TLS before the hello, whoever is older."""
+def test_the_oldest_in_the_earliest_stage_is_shed() -> None:
+    """Silence before TLS, TLS before the hello, whichever is older."""
     admission = Admission(limit=4, per_address=4)
     with ExitStack() as stack:
         hello = enter(stack, admission, "10.0.0.1", Progress.HELLO)
@@ -102,9 +102,9 @@ def test_what_one_source_is(one: str, other: str, same: bool) -> None:
     per_address=st.integers(1, 6),
 )
 def test_the_caps_always_hold(arrivals: list[tuple[int, Progress, bool]], limit: int, per_address: int) -> None:
-    """Whoever comes and goes: never more than the caps, and the newcomer always has a place."""
+    """However they come and go: never more than the limits, and the newcomer always has a place."""
     admission = Admission(limit=limit, per_address=per_address)
-    with ExitStack() as everybody:
+    with ExitStack() as every_place:
         for host, progress, leaves in arrivals:
             with ExitStack() as stack:
                 ticket = enter(stack, admission, f"10.0.0.{host}", progress)
@@ -113,7 +113,7 @@ def test_the_caps_always_hold(arrivals: list[tuple[int, Progress, bool]], limit:
                 assert sum(under_way) == admission.under_way <= limit
                 assert max(under_way) <= per_address
                 if not leaves:
-                    everybody.enter_context(stack.pop_all())
+                    every_place.enter_context(stack.pop_all())
     assert admission.under_way == 0
     assert admission._in_progress == {}
 

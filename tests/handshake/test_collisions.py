@@ -144,10 +144,10 @@ class MemoryEnd(trio.abc.HalfCloseableStream):
 
 @dataclass
 class MemoryLink:
-    """One TCP connection, as far as anybody can tell."""
+    """One TCP connection, as far as both ends can tell."""
 
     delay: Callable[[], float]
-    cut: bool = False  #: black-holed: nothing arrives any more, in either direction, and nobody is told
+    cut: bool = False  #: black-holed: nothing arrives any more, in either direction, and neither end is told
 
     def draw(self) -> float:
         """How long the next thing takes."""
@@ -175,7 +175,7 @@ class MemoryNetwork:
         return 0.0 if self.rng.random() < 0.4 else self.rng.random() * self.longest * scale
 
     async def listen(self, host: str | None, port: int, **options: Any) -> Sequence[Listener]:
-        """On a real port, which tells the nodes apart; nobody connects to it."""
+        """On a real port, which tells the nodes apart; nothing connects to it."""
         return await TCP.listen(host, port, **options)
 
     async def connect(self, host: str, port: int) -> MemoryEnd:
@@ -291,7 +291,7 @@ async def test_crossing_dials_end_with_one_connection(
                 assert not any(isinstance(e, HandshakeRefused) for e in seen(events)), seed
             assert len(here.network.links) <= 2, f"{seed}: a storm"
             # A handshake has seven steps, each of which stalls and travels; twice that, where one waits for the other.
-            assert took <= 2 * 8 * 2 * 2 * here.network.longest, f"{seed}: somebody waited for a timeout"
+            assert took <= 2 * 8 * 2 * 2 * here.network.longest, f"{seed}: something waited for a timeout"
             assert await here.alpha.call(BETA, "echo", b"x") == b"x"
             assert await here.beta.call(ALPHA, "echo", b"y") == b"y"
             here.the_connection()
@@ -524,7 +524,7 @@ async def test_winner_does_not_wait_for_its_promise() -> None:
 
 @SIDES
 async def test_promise_holds_the_name_against_a_dial_to_another_incarnation(own: NodeName, other: NodeName) -> None:
-    """A dial that reached another incarnation waits for the promise that its name has, whoever wins."""
+    """A dial that reached another incarnation waits for the promise that its name has, whichever wins."""
     arbiter = Arbiter(own, Registry())
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -645,7 +645,7 @@ async def verdict(arbiter: Arbiter, peer: Peer, *, dial: bool, replace: bool = F
         (True, True, True, True, False, "duplicate", 0),
         (True, True, False, True, True, "may be", 0),
         (True, True, True, True, True, "may be", 0),
-        # Another incarnation is probed, whoever dialled what and whatever was asked for.
+        # Another incarnation is probed, whichever side dialled and whatever was asked for.
         *[
             (dial, False, dialled, alive, replace_, "name_in_use" if alive else "may be", 1)
             for dial in (False, True)
@@ -707,7 +707,7 @@ async def test_everything_is_looked_at_again_after_a_ping(*, dial: bool) -> None
 
 @pytest.fixture
 def loose(manager: ManagerFactory) -> dict[NodeName, CertManager]:
-    """Managers whose acceptors verify nobody."""
+    """Managers whose acceptors verify no client."""
     return {name: manager(str(name), client_auth=ClientAuth.NO_CLIENT_CERT) for name in (ALPHA, BETA)}
 
 
@@ -908,7 +908,7 @@ async def wait_for(condition: Callable[[], bool]) -> None:
 async def test_reservation_holds_up_its_own_name_only(
     node: NodeFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]], manager: ManagerFactory
 ) -> None:
-    """A peer that never confirms holds up nobody but those who claim its own name."""
+    """A peer that never confirms holds up only those that claim its own name."""
     with trio.fail_after(10):
         async with node("beta@localhost", handshake_timeout=60) as beta:
             slow = await scripted_dial(beta, manager("alpha@localhost"))
@@ -1098,7 +1098,7 @@ async def test_second_node_of_a_name_after_the_first_has_left(same_name: Callabl
 async def test_a_dial_that_hangs_yields_to_a_connection_that_comes_in(
     node: NodeFactory, route_to: Callable[..., Route], resolve: Callable[..., None]
 ) -> None:
-    """One direction is blocked: whoever waits there gets the connection that came through the other way, at once."""
+    """One direction is blocked: a caller that waits there gets the connection that came in the other way, at once."""
     resolve("blocked.test", None)
     with trio.fail_after(5):
         async with node("alpha@localhost") as alpha, node("beta@localhost") as beta, trio.open_nursery() as nursery:

@@ -84,7 +84,7 @@ def test_sixteen_bytes_are_enough(options: Any, cookie: Any) -> None:
 @pytest.mark.parametrize("cookie", [20, 1_000_000, 2.5, ["x" * 16], True], ids=repr)
 @pytest.mark.parametrize("options", [NetworkOptions, AcceptorOptions, Route])
 def test_cookie_that_is_neither_text_nor_bytes_is_refused(options: Any, cookie: Any) -> None:
-    """A number is no cookie: `bytes(20)` are twenty zeros, which anybody can guess."""
+    """A number is no cookie: `bytes(20)` are twenty zeros, which every stranger can guess."""
     with pytest.raises(TypeError, match="string or bytes") as caught:
         options(cookie=cookie)
     assert repr(cookie) not in str(caught.value)
@@ -102,7 +102,7 @@ class Session:
     peer_certificate: Any
 
     def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
-        """Both ends have the same, and nobody else."""
+        """Both ends have the same, and no other program does."""
         assert label == b"EXPORTER-Channel-Binding"  # RFC 9266 section 4.2
         assert length == 32
         assert not context
@@ -376,7 +376,7 @@ async def test_insecure_dial_is_guarded_by_the_cookie(
 
 
 async def test_cookie_makes_nobody_verified(meeting: Callable[..., Any], manager: ManagerFactory) -> None:
-    """The cookie comes on top of certificates and never in their place: it makes nobody verified."""
+    """The cookie comes on top of certificates and never in their place: it makes no peer verified."""
     with trio.fail_after(10):
         certs = manager(str(BETA), client_auth=ClientAuth.NO_CLIENT_CERT)
         async with meeting({"cookie": RIGHT}, {"cookie": RIGHT, "certs": certs}) as both:

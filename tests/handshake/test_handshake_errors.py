@@ -65,7 +65,7 @@ class Clash:
     accepted: HandshakeError
 
     def we_refused_the_server(self, reason: UnverifiedReason, code: RejectionCode) -> PeerUnverifiedError:
-        """Check classes, reason and code where the dialler refused; gives the dialler's error."""
+        """Check classes, reason and code where the dialer refused; gives the dialer's error."""
         assert isinstance(self.dialled, PeerUnverifiedError)
         assert isinstance(self.accepted, PeerRejectedError)
         assert self.dialled.reason is reason
@@ -84,7 +84,7 @@ class Clash:
 
     @property
     def stages(self) -> tuple[Stage, Stage]:
-        """The dialler's and the acceptor's."""
+        """The dialer's and the acceptor's."""
         return self.dialled.stage, self.accepted.stage
 
 
@@ -120,7 +120,7 @@ def clash(node: NodeFactory, caplog: pytest.LogCaptureFixture) -> Callable[..., 
         *,
         alpha: Mapping[str, Any] | None = None,
         beta: Mapping[str, Any] | None = None,
-        dialler: str = "alpha@localhost",
+        dialer: str = "alpha@localhost",
         acceptor: str = "beta@localhost",
         target: str = "beta@localhost",
         **route: Any,
@@ -128,7 +128,7 @@ def clash(node: NodeFactory, caplog: pytest.LogCaptureFixture) -> Callable[..., 
         with trio.fail_after(20):
             async with (
                 node(acceptor, **(beta or {})) as b,
-                node(dialler, **{"mode": NetworkMode.HIDDEN, **(alpha or {})}) as a,
+                node(dialer, **{"mode": NetworkMode.HIDDEN, **(alpha or {})}) as a,
                 a.events() as on_alpha,
                 b.events() as on_beta,
             ):
@@ -290,7 +290,7 @@ async def test_expired_server_certificate(clash: Callable[..., Awaitable[Clash]]
 async def test_server_certificate_that_is_not_yet_valid(
     clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory
 ) -> None:
-    """A server certificate whose time has not come, by the dialler's clock, is refused as such."""
+    """A server certificate whose time has not come, by the dialer's clock, is refused as such."""
     now = datetime.now(UTC)
     clashed = await clash(
         alpha={"certs": manager("alpha@localhost", clock=lambda: now - DAY)},
@@ -394,7 +394,7 @@ async def test_dialled_node_has_another_name(clash: Callable[..., Awaitable[Clas
 
 async def test_peer_claims_our_own_name(clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory) -> None:
     """A second node under our own name is refused, whatever it proves; both sides learn that the name is in use."""
-    clashed = await clash(dialler="beta@localhost", target="gamma@localhost", beta={"certs": manager("localhost")})
+    clashed = await clash(dialer="beta@localhost", target="gamma@localhost", beta={"certs": manager("localhost")})
     error = clashed.we_refused_the_client(UnverifiedReason.NAME_IN_USE, RejectionCode.NAME_IN_USE)
     assert clashed.stages == (Stage.HELLO, Stage.HELLO)
     assert error.offered == "beta@localhost"
@@ -405,7 +405,7 @@ async def test_peer_claims_our_own_name(clash: Callable[..., Awaitable[Clash]], 
 async def test_unverified_peer_claims_our_own_name(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
-    """Nor may a peer that nobody verified claim our own name."""
+    """Nor may an unverified peer claim our own name."""
     with trio.fail_after(10):
         certs = manager("beta@localhost", client_auth=ClientAuth.NO_CLIENT_CERT)
         async with node("beta@localhost", certs) as beta:
@@ -450,7 +450,7 @@ def refuse(_: Peer) -> None:
 
 
 def crash(_: Peer) -> None:
-    """Refuse with words that are nobody's business."""
+    """Refuse with words that stay on this side."""
     msg = "hunter2"
     raise RuntimeError(msg)
 
@@ -466,8 +466,8 @@ async def test_acceptor_refuses_by_authorize(clash: Callable[..., Awaitable[Clas
     assert "alpha is on holiday" in str(clashed.dialled)
 
 
-async def test_dialler_refuses_by_authorize(clash: Callable[..., Awaitable[Clash]]) -> None:
-    """The dialler's authorize can refuse the node that it dialled, and the text of `Refused` travels."""
+async def test_dialer_refuses_by_authorize(clash: Callable[..., Awaitable[Clash]]) -> None:
+    """The dialer's authorize can refuse the node that it dialled, and the text of `Refused` travels."""
     clashed = await clash(alpha={"authorize": refuse})
     error = clashed.we_refused_the_server(UnverifiedReason.NOT_AUTHORIZED, RejectionCode.NOT_AUTHORIZED)
     assert clashed.stages == (Stage.HELLO, Stage.HELLO)
@@ -501,7 +501,7 @@ async def coroutine(_: Peer) -> None:
 def disguised(peer: Peer) -> Awaitable[None]:
     """Give a coroutine, as an async function behind a decorator does."""
     made = coroutine(peer)
-    made.close()  # nobody will await it, and Python warns of that
+    made.close()  # it is never awaited, and Python warns of that
     return made
 
 
@@ -510,7 +510,7 @@ def disguised(peer: Peer) -> Awaitable[None]:
 async def test_authorize_that_returns_something_refuses(
     clash: Callable[..., Awaitable[Clash]], side: str, authorize: Callable[[Peer], None]
 ) -> None:
-    """An authorize that returns a verdict or a coroutine does not let everybody in: it refuses."""
+    """An authorize that returns a verdict or a coroutine does not let every peer in: it refuses."""
     clashed = await clash(**{side: {"authorize": authorize}})
     ours, theirs = (clashed.dialled, clashed.accepted) if side == "alpha" else (clashed.accepted, clashed.dialled)
     assert ours.reason is UnverifiedReason.NOT_AUTHORIZED
@@ -565,8 +565,8 @@ async def test_cookie_that_both_have(node: NodeFactory, route_to: Callable[..., 
 
 
 @pytest.mark.parametrize("theirs", [OTHER, None])
-async def test_dialler_without_our_cookie(clash: Callable[..., Awaitable[Clash]], theirs: str | None) -> None:
-    """A dialler with another cookie, or none, is refused as such, on both sides, and nobody's cookie is shown."""
+async def test_dialer_without_our_cookie(clash: Callable[..., Awaitable[Clash]], theirs: str | None) -> None:
+    """A dialer with another cookie, or none, is refused as such, on both sides, and no cookie is shown."""
     clashed = await clash(alpha={"cookie": theirs}, beta={"cookie": SECRET})
     error = clashed.we_refused_the_client(UnverifiedReason.COOKIE, RejectionCode.COOKIE)
     assert clashed.stages == (Stage.HELLO, Stage.HELLO)
@@ -577,7 +577,7 @@ async def test_dialler_without_our_cookie(clash: Callable[..., Awaitable[Clash]]
 
 
 async def test_acceptor_without_our_cookie(clash: Callable[..., Awaitable[Clash]]) -> None:
-    """A dialler that has a cookie insists that the acceptor proves it, too."""
+    """A dialer that has a cookie insists that the acceptor proves it, too."""
     clashed = await clash(alpha={"cookie": SECRET})
     error = clashed.we_refused_the_server(UnverifiedReason.COOKIE, RejectionCode.COOKIE)
     assert clashed.stages == (Stage.HELLO, Stage.HELLO)
@@ -616,10 +616,10 @@ async def test_authorize_never_sees_who_lacks_the_cookie(clash: Callable[..., Aw
 # Protocol version ---------------------------------------------------------------------------------------------------
 
 
-async def test_dialler_with_other_versions(
+async def test_dialer_with_other_versions(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
-    """A dialler that speaks none of our protocol versions is refused as such, with both lists in the text."""
+    """A dialer that speaks none of our protocol versions is refused as such, with both lists in the text."""
     with trio.fail_after(10):
         async with node("beta@localhost") as beta, beta.events() as events:
             peer = await scripted_dial(beta, manager("alpha@localhost"))
@@ -640,7 +640,7 @@ async def test_dialler_with_other_versions(
 async def test_version_is_the_highest_common_one(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
-    """A dialler that speaks later versions as well is accepted with ours."""
+    """A dialer that speaks later versions as well is accepted with ours."""
     with trio.fail_after(10):
         async with node("beta@localhost") as beta:
             peer = await scripted_dial(beta, manager("alpha@localhost"))
@@ -748,7 +748,7 @@ async def test_refusal_code_that_this_release_does_not_know(
     assert str(error).isprintable()
 
 
-# Somebody else at the other end -------------------------------------------------------------------------------------
+# Another program at the other end -----------------------------------------------------------------------------------
 
 
 async def test_plain_tcp_server(node: NodeFactory, scripted_listener: ScriptedListener) -> None:
@@ -814,7 +814,7 @@ async def test_server_with_another_application_protocol(node: NodeFactory, manag
     assert not served
 
 
-async def test_dialler_insists_on_the_application_protocol(
+async def test_dialer_insists_on_the_application_protocol(
     node: NodeFactory, manager: ManagerFactory, scripted_listener: ScriptedListener
 ) -> None:
     """A TLS server that selects no protocol is left before it gets to see our certificate."""
@@ -909,7 +909,7 @@ async def test_acceptor_survives_a_broken_hello(
 
 
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK.keys())
-async def test_dialler_survives_a_broken_answer(
+async def test_dialer_survives_a_broken_answer(
     node: NodeFactory, manager: ManagerFactory, scripted_listener: ScriptedListener, junk: bytes
 ) -> None:
     """Whatever comes in place of an answer makes `connect` raise at stage hello, caused by a protocol error."""
@@ -1005,14 +1005,14 @@ async def test_hello_with_unknown_fields_is_accepted(
 
 @pytest.mark.parametrize("part", [b"", b"\x00", struct.pack(">H", 100) + b"half"])
 @pytest.mark.parametrize("politely", [True, False])
-async def test_dialler_that_leaves_in_the_hello(
+async def test_dialer_that_leaves_in_the_hello(
     node: NodeFactory,
     manager: ManagerFactory,
     scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
     part: bytes,
     politely: bool,
 ) -> None:
-    """A dialler that leaves in the middle of the hello, politely or not, breaks off at stage hello."""
+    """A dialer that leaves in the middle of the hello, politely or not, breaks off at stage hello."""
     with trio.fail_after(10):
         async with node("beta@localhost") as beta, beta.events() as events:
             peer = await scripted_dial(beta, manager("alpha@localhost"))
@@ -1044,10 +1044,10 @@ async def test_acceptor_that_leaves_in_the_hello(
     assert isinstance(error.__cause__, trio.BrokenResourceError)
 
 
-async def test_dialler_refuses_in_its_confirmation(
+async def test_dialer_refuses_in_its_confirmation(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
-    """Where the dialler refuses in the third message, the acceptor registers nothing and reports a rejection."""
+    """Where the dialer refuses in the third message, the acceptor registers nothing and reports a rejection."""
     with trio.fail_after(10):
         async with node("beta@localhost") as beta, beta.events() as events:
             peer = await scripted_dial(beta, manager("alpha@localhost"))
@@ -1064,7 +1064,7 @@ async def test_dialler_refuses_in_its_confirmation(
     assert event.error.presented == beta.options.cert_manager.key_pair.certificate
 
 
-async def test_dialler_that_comes_while_the_node_is_leaving(
+async def test_dialer_that_comes_while_the_node_is_leaving(
     node: NodeFactory,
     manager: ManagerFactory,
     scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
@@ -1234,7 +1234,7 @@ async def test_refusal_is_not_lost_to_the_deadline(
 async def test_route_manager_with_an_unusable_key_pair(
     node: NodeFactory, manager: ManagerFactory, route_to: Callable[..., Route]
 ) -> None:
-    """A dial with a manager of ours whose certificate has expired is our error: nobody is dialled."""
+    """A dial with a manager of ours whose certificate has expired is our error: no peer is dialled."""
     expired = manager("alpha@localhost", not_after=datetime.now(UTC) - HOUR)
     with trio.fail_after(10):
         async with node("beta@localhost") as beta, node("alpha@localhost") as alpha:
@@ -1351,10 +1351,10 @@ async def test_bind_names_of_an_acceptor_overrides_the_nodes(
     assert not security_warnings(caplog)
 
 
-async def test_bind_names_off_leaves_the_diallers_checks(
+async def test_bind_names_off_leaves_the_dialers_checks(
     clash: Callable[..., Awaitable[Clash]], manager: ManagerFactory
 ) -> None:
-    """bind_names=False is the acceptor's; a dialler still insists on the name in the server's certificate."""
+    """bind_names=False is the acceptor's; a dialer still insists on the name in the server's certificate."""
     clashed = await clash(alpha={"bind_names": False}, beta={"certs": manager("gamma@localhost"), "bind_names": False})
     clashed.we_refused_the_server(UnverifiedReason.NAME_MISMATCH, RejectionCode.INTERNAL_ERROR)
 

@@ -232,7 +232,7 @@ def other_attempt(dialer: Dialer, second: ScriptedPeer) -> wire.Join:
 
 
 def one_session_only(dialer: Dialer, second: ScriptedPeer) -> wire.Join:
-    """A proof by somebody who has the new session only."""
+    """A proof by a program that has the new session only."""
     return dialer.join(second, proof=proof(second, second, dialer.ends, dialling=True))
 
 
@@ -263,7 +263,7 @@ async def test_a_join_that_proves_nothing(
         answer = await w.dialer.ask(second, wrong(w.dialer, second))
         assert answer.refusal.code == "join"
         assert words in answer.refusal.message
-        assert answer.join == b"", "nothing is proved to whoever proves nothing"
+        assert answer.join == b"", "nothing is proved to a dialer that proves nothing"
         refused = await w.event(HandshakeRefused)
         assert (refused.error.reason, refused.error.stage) == ("join", "hello")
         await w.dialer.check_unharmed()
@@ -320,10 +320,10 @@ async def test_the_proof_has_the_incarnations_in_it(world: Callable[..., Any]) -
         assert "proof" in answer.refusal.message
 
 
-async def test_another_door(world: Callable[..., Any], node: NodeFactory) -> None:
+async def test_another_acceptor(world: Callable[..., Any], node: NodeFactory) -> None:
     """What came in by one acceptor is not handed over by another, which may ask for less."""
-    doors = [AcceptorOptions(host="127.0.0.1", port=0) for _ in range(2)]
-    async with world(acceptors=doors) as w:
+    acceptors = [AcceptorOptions(host="127.0.0.1", port=0) for _ in range(2)]
+    async with world(acceptors=acceptors) as w:
         front, w.beta._acceptors.opened = w.beta.acceptors, w.beta.acceptors[1:]
         second = await w.dialer.dial()
         answer = await w.dialer.ask(second, w.dialer.join(second))

@@ -277,7 +277,7 @@ async def openssl_client(world: World, holder: Holder, port: int) -> str:
 
 
 async def trionode_client(world: World, holder: Holder, port: int) -> str:
-    """A dialer of our own, whose clock makes it present what nobody should present."""
+    """A dialer of our own, whose clock makes it present what no client should present."""
     assert holder.key_pair is not None
     manager = CertAuthManager(holder.key_pair, root_cas=world.ca.pool, clock=lambda: datetime.now(UTC) + holder.when)
     async with await open_tls_stream("127.0.0.1", port, cert_manager=manager, server_name="localhost") as stream:
@@ -486,7 +486,7 @@ async def test_a_server_that_asks_hints_at_its_cas(world: World, mode: ClientAut
     assert ("No client certificate CA names sent" in output[0]) is not mode.requests
 
 
-# Certificates that nobody can read ----------------------------------------------------------------------------------
+# Certificates that cannot be read -----------------------------------------------------------------------------------
 
 
 def tlv(tag: int, body: bytes) -> bytes:

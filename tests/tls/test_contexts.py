@@ -29,7 +29,7 @@ ROUNDS = 200
 
 @pytest.fixture(scope="module")
 def first() -> TLSContexts:
-    """Generation 1 of somebody."""
+    """Generation 1 of some manager."""
     return TLSContexts.build(1, KeyPair.self_signed("localhost"), TLSPolicy())
 
 
@@ -292,7 +292,7 @@ def test_contexts_are_immutable(first: TLSContexts, name: str) -> None:
 
 
 def test_contexts_have_no_room_for_more(first: TLSContexts) -> None:
-    """Contexts have slots and no instance dictionary: nobody parks state on what every handshake shares."""
+    """Contexts have slots and no instance dictionary: no state is parked on what every handshake shares."""
     assert not hasattr(first, "__dict__")
 
 

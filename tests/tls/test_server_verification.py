@@ -101,7 +101,7 @@ class World:
         issuer: KeyPair | None = None,
         extension: x509.ExtensionType | None = None,
     ) -> KeyPair:
-        """A certificate with any SANs at all, or none; by the CA, or by anybody else; with a critical extension."""
+        """A certificate with any SANs at all, or none; by the CA, or by another issuer; with a critical extension."""
         root_key = self.ca._key
         assert isinstance(root_key, ec.EllipticCurvePrivateKey)
         issuer_name, issuer_key = self.ca.certificate.subject, root_key
@@ -392,11 +392,11 @@ CHAINS: Final = {
     "pinned, with an intermediate": Case(made=lambda world: world.chained.issue("localhost"), pool=very_leaf),
     "pinned, but expired": Case(made=dated(-10, -1), pool=very_leaf, refused=EXPIRED),
     "pinned, but for another name": Case(made=issued("elsewhere.example"), pool=very_leaf, refused=MISMATCH),
-    "by somebody who is no CA": Case(
+    "by an issuer that is no CA": Case(
         made=lambda world: world.odd(*dns("localhost"), issuer=world.ca.issue("middle.example")),
         refused=(UnverifiedReason.BAD_CHAIN, RejectionCode.UNKNOWN_CA),
     ),
-    "with a critical extension that nobody knows": Case(
+    "with a critical extension that is unknown": Case(
         made=lambda world: world.odd(
             *dns("localhost"), extension=x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.1.1"), b"")
         ),
@@ -1030,7 +1030,7 @@ async def test_pyopenssl_resumes_nothing(world: World, expiring: Expiring, exami
 
     def talk(port: int, session: SSL.Session | None) -> tuple[bytes, SSL.Session | None]:
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as transport:
-            transport.settimeout(None)  # pyOpenSSL wants to block; whoever waits for this thread is bounded
+            transport.settimeout(None)  # pyOpenSSL wants to block; what waits for this thread is bounded
             connection = SSL.Connection(context, transport)
             connection.set_connect_state()
             if session is not None:

@@ -49,13 +49,13 @@ Pair: TypeAlias = tuple[SessionStream, SessionStream]
 
 
 class Party:
-    """The contexts of a server and a client that trust each other, and of two that nobody knows."""
+    """The contexts of a server and a client that trust each other, and of two strangers."""
 
     def __init__(self) -> None:
         ca, stranger = CertificateAuthority.create(), CertificateAuthority.create()
         mutual = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT
         policy = TLSPolicy(client_cas=ca.pool, client_auth=mutual, root_cas=ca.pool)
-        # The strangers trust everybody here: it is always the other side that refuses.
+        # The strangers trust every peer here: it is always the other side that refuses.
         self.server = TLSContexts.build(SERVER_GENERATION, ca.issue("server@localhost"), policy)
         self.client = TLSContexts.build(CLIENT_GENERATION, ca.issue("client@localhost"), policy)
         self.unknown_server = TLSContexts.build(1, stranger.issue(HOST), policy)
@@ -64,7 +64,7 @@ class Party:
 
 @pytest.fixture(scope="module")
 def party() -> Party:
-    """Everybody's contexts."""
+    """The contexts of all of them."""
     return Party()
 
 
@@ -170,7 +170,7 @@ class Meddler(trio.abc.HalfCloseableStream):
 
     @property
     def closed(self) -> bool:
-        """Whether somebody closed it."""
+        """Whether it was closed."""
         return self.closings > 0
 
 
@@ -437,7 +437,7 @@ async def test_half_closing_twice_loses_nothing(party: Party, make_any_transport
                     await server.send_eof()
 
                 nursery.start_soon(answer)
-                # The session holds records that nobody has decrypted yet.
+                # The session holds records that are not decrypted yet.
                 assert await client.receive_some(1) == b"0"
                 await client.send_eof()
                 await client.send_eof()
@@ -966,7 +966,7 @@ async def test_a_client_whose_last_flight_fails_is_broken(party: Party) -> None:
 async def test_refusing_a_peer_that_never_reads_is_bounded(
     party: Party, autojump_clock: trio.testing.MockClock, side: str
 ) -> None:
-    """Whoever refuses lingers so that its alert arrives, but a peer that neither reads nor closes holds it briefly."""
+    """A refusing side lingers so that its alert arrives, but a peer that neither reads nor closes holds it briefly."""
     near, far = memory()
     wire = Meddler(near)
     raised: list[PeerUnverifiedError] = []
@@ -1152,7 +1152,7 @@ async def test_closing_at_once(party: Party) -> None:
             assert client.close_at_once()
             assert client.close_at_once()
             assert await receive_to_end(server) == b""
-            assert server.close_at_once()  # nobody is there to hear it
+            assert server.close_at_once()  # the peer has gone
         with pytest.raises(trio.ClosedResourceError):
             await client.receive_some()
 
@@ -1191,7 +1191,7 @@ async def test_what_cannot_go_at_once(party: Party) -> None:
                 await fill(client)
             assert not client.send_at_once(b"x")
             with pytest.raises(trio.BrokenResourceError, match=r"an earlier send .* failed: .*(reset by peer|pipe)"):
-                await client.send_all(b"x")  # says why, though it was somebody else's
+                await client.send_all(b"x")  # says why, though the failure was another task's
 
 
 async def test_bytes_taken_are_those_of_the_transport(party: Party) -> None:

@@ -4,7 +4,7 @@ Theory. `TLSContexts` is one generation: both sides' OpenSSL contexts and the ke
 `ContextsChannel` is a `trio.abc.ReceiveChannel` over a Trio memory channel of size one that always holds exactly the
 current contexts. Taking is "checkpoint, receive, put back", publishing is "drop, put"; neither has a checkpoint
 inside, so both are atomic in Trio, and a `receive()` that was called, or even woke, after a publication never yields
-an older generation. No task offers anything and nobody ever waits on the channel: it can be made and published to
+an older generation. No task offers anything and none ever waits on the channel: it can be made and published to
 outside a run, and serves successive runs.
 
 A queue that is merely filled would hand out stale contexts (four of four, measured), and an offering task's blocked
@@ -52,7 +52,7 @@ class TLSContexts:
         Args:
             generation: its number.
             key_pair: what is presented.
-            policy: whom to ask and whom to believe.
+            policy: what is asked of peers, and which are believed.
 
         Raises:
             CertificateError: OpenSSL does not accept the key pair.
@@ -98,5 +98,5 @@ class ContextsChannel(trio.abc.ReceiveChannel[TLSContexts]):
         return self.current
 
     async def aclose(self) -> None:
-        """Do nothing but checkpoint: the channel is the manager's and is shared by all who use it."""
+        """Do nothing but checkpoint: the channel is the manager's, and its users share it."""
         await trio.lowlevel.checkpoint()

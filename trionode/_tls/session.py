@@ -32,10 +32,10 @@ RECORD_SIZE: Final = 16 * 1024
 _CHUNK: Final = 64 * 1024
 #: What a record adds to its plaintext: header, content type, tag (RFC 8446 section 5.2).
 _RECORD_OVERHEAD: Final = 5 + 1 + 16
-#: Room for what nobody asked OpenSSL to send: handshake flights, dead tickets, alerts.
-_UNASKED: Final = 4096
+#: Headroom for TLS messages that OpenSSL sends by itself: handshake flights, dead tickets, alerts.
+_HEADROOM: Final = 4096
 
-#: Alerts whose reason strings do not say that they are some (sslerr.h, from RFC 6066).
+#: Alerts whose reason strings do not have the word (sslerr.h, from RFC 6066).
 _UNMARKED_ALERTS: Final = frozenset({"tlsv1 unrecognized name", "tlsv1 unsupported extension"})
 
 
@@ -48,8 +48,8 @@ class NoOverlap(Exception):  # noqa: N818 -- carries a verdict through OpenSSL's
 class RecordScanner:
     """Counts the records that are complete in a stream of ciphertext, by their headers (RFC 8446 section 5.1).
 
-    It saves asking OpenSSL once more after each record whether that was all, which costs an exception. It knows
-    nothing for sure: records that hold no data are counted, too, and then OpenSSL is asked once for nothing.
+    It saves asking OpenSSL once more after each record whether that was all, which costs an exception. Its count is an
+    upper bound: records that hold no data are counted, too, and then OpenSSL is asked once in vain.
     """
 
     __slots__ = ("_header", "_left", "complete")
@@ -137,7 +137,7 @@ class TLSSession:
     def outgoing(self) -> bytes:
         """All ciphertext that waits to be sent; empty if there is none."""
         # One read of the right size: to ask OpenSSL for more than there is costs an exception, larger buffers cost.
-        size = self._produced + _UNASKED
+        size = self._produced + _HEADROOM
         self._produced = 0
         pieces: list[bytes] = []
         with contextlib.suppress(SSL.WantReadError):
@@ -181,7 +181,7 @@ class TLSSession:
             certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
             if certificate is not None:
                 _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # year 0 is valid DER, for one
-        except Exception:  # noqa: BLE001 -- where nothing is verified, what comes is anybody's, and so is how it fails
+        except Exception:  # noqa: BLE001 -- an unverified peer may send anything, and it may fail in any way
             self._fail(self.errors.misbehaved("certificate cannot be parsed"))
         self.peer_certificate = certificate
         self.verified = examination.verifies and examination.leaf is not None
@@ -214,7 +214,7 @@ class TLSSession:
         """What a server has presented so far, also where the handshake failed; empty where it cannot be parsed."""
         try:
             return tuple(self._connection.get_peer_cert_chain(as_cryptography=True) or ())
-        except Exception:  # noqa: BLE001 -- what comes is anybody's, and so is how it fails
+        except Exception:  # noqa: BLE001 -- an unverified peer may send anything, and it may fail in any way
             return ()
 
     @property
@@ -249,7 +249,7 @@ class TLSSession:
     def decrypt(self, limit: int | None = None) -> list[bytes] | None:
         """Plaintext, one piece a record: None while more ciphertext is needed, [] at the end.
 
-        The end is the peer's close_notify; a transport that just ended is `Truncated`.
+        The end is the peer's close_notify; a transport that just ended is an error, `truncated`.
 
         Args:
             limit: at most so many bytes; by default all that is there.
@@ -269,7 +269,7 @@ class TLSSession:
                 scanner.complete = 0
                 break
             except SSL.ZeroReturnError:
-                scanner.complete = None  # whoever asks again gets the same answer
+                scanner.complete = None  # the next call meets the same end
                 return pieces
             except SSL.Error as exc:
                 if pieces:  # the failure is the session's for good, so the next call meets it again

@@ -328,7 +328,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def receive_pieces(self, limit: int | None = None) -> list[bytes]:
-        """As `receive_some`, in the pieces in which it came, for those who would cut it up again; [] at the end.
+        """As `receive_some`, in the pieces in which it came, for callers that would cut it up again; [] at the end.
 
         Args:
             limit: at most so many bytes; by default what is there.

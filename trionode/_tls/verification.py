@@ -201,7 +201,7 @@ class Examination:
     def status_unknown(
         self, leaf: x509.Certificate, found: x509.Certificate, depth: int, why: str
     ) -> PeerUnverifiedError:
-        """The refusal for a path with a certificate of which nobody knows whether it was revoked."""
+        """The refusal for a path with a certificate whose revocation status is unknown."""
         return self.errors.unverified(
             UnverifiedReason.REVOCATION_UNKNOWN,
             (
@@ -306,12 +306,18 @@ def _anchors(pool: CAPool) -> list[crypto.X509]:
 
 
 def fill_store(store: crypto.X509Store, anchors: CAPool) -> None:
+    """Make every certificate of a pool an anchor in its own right."""
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     for anchor in _anchors(anchors):
         store.add_cert(anchor)
 
 
 def add_crls(store: crypto.X509Store, policy: TLSPolicy) -> None:
+    """Have paths checked against the policy's lists, if it has any.
+
+    Raises:
+        CertificateError: OpenSSL does not accept one.
+    """
     if policy.crls is None:
         return
     flags = crypto.X509StoreFlags.CRL_CHECK
@@ -337,7 +343,7 @@ class TrustCheck:
 
         Args:
             policy: pools and lists.
-            accepting: judge as an acceptor judges its clients, else as a dialler its servers.
+            accepting: judge as an acceptor judges its clients, else as a dialer its servers.
             dated: whether certificates must be within their dates. A peer whose certificate has expired meanwhile is
                 not one whose CA is no longer trusted.
 
@@ -384,7 +390,7 @@ class TrustCheck:
             return None
         for depth, found in enumerate(path[: 1 if policy.crl_policy.leaf_only else None]):
             anchor = found in (examination.pool or ())
-            if anchor:  # nobody is above it; but whoever is listed is revoked
+            if anchor:  # no issuer above it has to vouch for it, but one that is on a list is revoked
                 status: Revocation | str | None = self._listed(found)
             else:
                 lists = self._lists_of(path[depth + 1])
