@@ -18,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .engine import ClientSide, ServerSide
 
@@ -78,7 +79,10 @@ class ContextsChannel(trio.abc.ReceiveChannel[TLSContexts]):
         # Trio needs no lock; an unused manager may be updated from any thread, and that must not tear a take.
         self._lock = Lock()
 
+    # A KeyboardInterrupt between the two halves of a take or a publication would leave the channel empty for ever.
+
     @property
+    @enable_ki_protection
     def current(self) -> TLSContexts:
         """The contexts that are published now."""
         with self._lock:
@@ -86,6 +90,7 @@ class ContextsChannel(trio.abc.ReceiveChannel[TLSContexts]):
             self._send.send_nowait(contexts)
         return contexts
 
+    @enable_ki_protection
     def publish(self, contexts: TLSContexts) -> None:
         """Replace what the channel holds; synchronous and atomic."""
         with self._lock:

@@ -214,5 +214,6 @@ _MISBEHAVIOUR: Final = {
     "wrong version number": "That was no TLS at all: is it a plain-text port?",
     "http request": "That was plain HTTP, on a TLS port",
     "excessive message size": "It sent more than a TLS handshake takes",
+    "too many records without data": "It sends KeyUpdates or empty records and little else: it may be an attacker",
     "certificate cannot be parsed": "Its certificate does not follow RFC 5280; have it issued anew",
 }

@@ -4,6 +4,16 @@ Theory. Ciphertext is fed in and taken out, so that the caller alone decides whe
 encryption order. A session does no I/O and knows no Trio.
 
 Errors of OpenSSL repeat without their text, so a session keeps its first failure and raises that for ever after.
+
+Bounds. OpenSSL is given a bounded number of records at a time, so that no read holds up the event loop for long.
+Records without application data (KeyUpdate, NewSessionTicket, empty ones) cost us key derivations, and each KeyUpdate
+that asks for one in return leaves 27 bytes to be sent, so they are counted, and a peer that sends little else is ended.
+Go's crypto/tls ends a connection after 16 such records in a row, which one byte of data after every 15 gets round; here
+the count is over the whole connection, in proportion to the records with data.
+
+Python that OpenSSL calls (verify, ALPN and info callbacks) must not be interrupted: cffi would swallow a
+KeyboardInterrupt there, and a refusal would be made of it. So the methods that enter OpenSSL are protected, and with
+them everything that they call; Trio delivers the interrupt at the next checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +22,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from OpenSSL import SSL, crypto
+from trio.lowlevel import enable_ki_protection
 
 from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._util.text import Buffer, printable
@@ -35,6 +46,16 @@ _RECORD_OVERHEAD: Final = 5 + 1 + 16
 #: Headroom for TLS messages that OpenSSL sends by itself: handshake flights, dead tickets, alerts.
 _HEADROOM: Final = 4096
 
+#: Complete records that OpenSSL is given at once. 64 KeyUpdates take some 2 ms, 64 full records are 1 MiB.
+_AT_ONCE: Final = 64
+
+#: Records without data that a peer may send: so many, and one more for so many records with data. A server sends a few
+#: tickets; a KeyUpdate is due every 2^24 records (RFC 8446 section 5.5).
+_IDLE_RECORDS: Final = 32
+_DATA_PER_IDLE_RECORD: Final = 64
+#: Of these, since something was last sent: each may have an answer waiting.
+_UNANSWERED: Final = 256
+
 #: Alerts whose reason strings do not have the word (sslerr.h, from RFC 6066).
 _UNMARKED_ALERTS: Final = frozenset({"tlsv1 unrecognized name", "tlsv1 unsupported extension"})
 
@@ -52,18 +73,20 @@ class RecordScanner:
     upper bound: records that hold no data are counted, too, and then OpenSSL is asked once in vain.
     """
 
-    __slots__ = ("_header", "_left", "complete")
+    __slots__ = ("_header", "_left", "complete", "total")
 
     def __init__(self) -> None:
         #: Complete records that were fed and not taken; None if that is not known.
         self.complete: int | None = None
+        #: Complete records so far.
+        self.total: int = 0
         self._header = b""
         self._left = 0
 
-    def feed(self, data: Buffer) -> None:
-        """Look at more ciphertext."""
+    def feed(self, data: Buffer) -> int:
+        """Look at more ciphertext, as far as the end of the 64th record in it; returns how many bytes that was."""
         position, end, found = 0, len(data), 0
-        while position < end:
+        while position < end and found < _AT_ONCE:
             if self._left:
                 step = min(self._left, end - position)
                 self._left -= step
@@ -81,6 +104,8 @@ class RecordScanner:
                 found += not self._left
         if self.complete is not None:
             self.complete += found
+        self.total += found
+        return position
 
 
 @final
@@ -92,9 +117,12 @@ class TLSSession:
     """
 
     __slots__ = (
+        "_answered",
         "_connection",
+        "_data_records",
         "_examination",
         "_failure",
+        "_held",
         "_produced",
         "_rebuild",
         "_scanner",
@@ -113,6 +141,11 @@ class TLSSession:
         self._rebuild = rebuild if examination.policy.clock is not None and examination.verifies else None
         self._produced = 0
         self._scanner = RecordScanner()
+        # Ciphertext that OpenSSL is to get when it is done with what it has.
+        self._held: Buffer = b""
+        # Of the records that OpenSSL was given: those that held data, and the others when something was last sent.
+        self._data_records = 0
+        self._answered = 0
         #: The peer's leaf certificate, once the handshake is done; None if it sent none.
         self.peer_certificate: x509.Certificate | None = None
         #: Whether this side verified that certificate (and, dialling, its name), once the handshake is done.
@@ -123,22 +156,33 @@ class TLSSession:
 
     # Ciphertext
 
+    @enable_ki_protection
     def feed(self, data: Buffer) -> None:
-        """Take ciphertext from the transport."""
+        """Take ciphertext from the transport; what is not for OpenSSL yet is copied."""
         if data:
-            self._connection.bio_write(data)
-            self._scanner.feed(data)
+            taken = self._scanner.feed(data)
+            with memoryview(data) as view:
+                self._connection.bio_write(view[:taken])
+                self._held = bytes(view[taken:])
+
+    def _feed_held(self) -> bool:
+        """Give OpenSSL more of what it was not given at once; whether there was any."""
+        held, self._held = self._held, b""
+        self.feed(held)
+        return bool(held)
 
     def feed_eof(self) -> None:
         """The transport ended."""
         self._connection.bio_shutdown()
         self._scanner.complete = None
 
+    @enable_ki_protection
     def outgoing(self) -> bytes:
         """All ciphertext that waits to be sent; empty if there is none."""
         # One read of the right size: to ask OpenSSL for more than there is costs an exception, larger buffers cost.
         size = self._produced + _HEADROOM
         self._produced = 0
+        self._answered = self._idle_records
         pieces: list[bytes] = []
         with contextlib.suppress(SSL.WantReadError):
             pieces.append(self._connection.bio_read(size))
@@ -149,6 +193,7 @@ class TLSSession:
 
     # Handshake
 
+    @enable_ki_protection
     def handshake(self) -> bool:
         """One step of the handshake; True once it is done, False while it needs more from the peer."""
         self._raise_if_failed()
@@ -157,7 +202,7 @@ class TLSSession:
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
-            return False
+            return self._feed_held() and self.handshake()
         except NoOverlap:
             self._fail(self.errors.misbehaved(HandshakeReason.NO_APPLICATION_PROTOCOL))
         except SSL.Error as exc:
@@ -183,6 +228,7 @@ class TLSSession:
                 _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # year 0 is valid DER, for one
         except Exception:  # noqa: BLE001 -- an unverified peer may send anything, and it may fail in any way
             self._fail(self.errors.misbehaved("certificate cannot be parsed"))
+        self._data_records = self._scanner.total  # those of the handshake do not count
         self.peer_certificate = certificate
         self.verified = examination.verifies and examination.leaf is not None
         if (
@@ -229,6 +275,7 @@ class TLSSession:
 
     # Plaintext
 
+    @enable_ki_protection
     def encrypt(self, data: Buffer) -> None:
         """Encrypt into `outgoing()`."""
         self._raise_if_failed()
@@ -244,12 +291,14 @@ class TLSSession:
     @property
     def readable(self) -> bool:
         """Whether `decrypt` may find something."""
-        return self._scanner.complete != 0
+        return self._scanner.complete != 0 or bool(self._held)
 
+    @enable_ki_protection
     def decrypt(self, limit: int | None = None) -> list[bytes] | None:
-        """Plaintext, one piece a record: None while more ciphertext is needed, [] at the end.
+        """Plaintext, one piece a record: None if there is none yet, [] at the end.
 
-        The end is the peer's close_notify; a transport that just ended is an error, `truncated`.
+        What it does is bounded: where there is more, `readable` says so. The end is the peer's close_notify; a
+        transport that just ended is an error.
 
         Args:
             limit: at most so many bytes; by default all that is there.
@@ -258,6 +307,8 @@ class TLSSession:
         scanner, recv = self._scanner, self._connection.recv
         pieces: list[bytes] = []
         ask = RECORD_SIZE
+        if scanner.complete == 0:
+            self._feed_held()
         while scanner.complete != 0:
             if limit is not None:
                 ask = min(limit, RECORD_SIZE)
@@ -267,6 +318,9 @@ class TLSSession:
                 piece = recv(ask)
             except SSL.WantReadError:
                 scanner.complete = 0
+                self._bound_idle_records()
+                if not pieces:
+                    self._raise_if_failed()
                 break
             except SSL.ZeroReturnError:
                 scanner.complete = None  # the next call meets the same end
@@ -277,6 +331,8 @@ class TLSSession:
                     break
                 self._fail(self._translate(exc))
             self.records_received += 1
+            if limit is None or not self._connection.pending():  # the last piece of its record
+                self._data_records += 1
             pieces.append(piece)
             if limit is not None:
                 limit -= len(piece)
@@ -286,6 +342,20 @@ class TLSSession:
                 scanner.complete -= 1
         return pieces or None
 
+    @property
+    def _idle_records(self) -> int:
+        """Records without data that OpenSSL was given, once it has taken all."""
+        return self._scanner.total - self._data_records
+
+    def _bound_idle_records(self) -> None:
+        """Fail where the peer sends little else; what it has sent before that is still given out."""
+        idle = self._idle_records
+        allowed = _IDLE_RECORDS + self._data_records // _DATA_PER_IDLE_RECORD
+        if idle > allowed or idle - self._answered > _UNANSWERED:
+            self._failure = self.errors.misbehaved("too many records without data")
+            self._scanner.complete = None  # the next call has it
+
+    @enable_ki_protection
     def finish(self) -> None:
         """Put our close_notify into `outgoing()`; receiving goes on (RFC 8446 section 6.1)."""
         if self._failure is None:

@@ -347,15 +347,10 @@ class SessionStream(trio.abc.HalfCloseableStream):
             if pieces is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while pieces is None:
-                if self._socket is not None and self._read_all:
-                    ciphertext: Buffer = await wait_and_read(self._socket)
+                if session.readable:  # records without data, so far: others have their turn between two lots
+                    await trio.lowlevel.checkpoint()
                 else:
-                    ciphertext = await self.transport_stream.receive_some(READ_SIZE)
-                self._read_all = len(ciphertext) < READ_SIZE
-                if ciphertext:
-                    session.feed(ciphertext)
-                else:
-                    session.feed_eof()
+                    await self._read_ciphertext()
                 pieces = session.decrypt(limit)
         except HandshakeError as exc:
             await self._flush_alert()
@@ -363,6 +358,17 @@ class SessionStream(trio.abc.HalfCloseableStream):
         finally:
             self._receiving = False
         return pieces
+
+    async def _read_ciphertext(self) -> None:
+        if self._socket is not None and self._read_all:
+            ciphertext: Buffer = await wait_and_read(self._socket)
+        else:
+            ciphertext = await self.transport_stream.receive_some(READ_SIZE)
+        self._read_all = len(ciphertext) < READ_SIZE
+        if ciphertext:
+            self._session.feed(ciphertext)
+        else:
+            self._session.feed_eof()
 
     async def _flush_alert(self) -> None:
         if self._sending or self._send_broken or self._closed:
