@@ -1,4 +1,4 @@
-"""Contestants made of a peer and a loop: the same measuring function over everybody's sessions."""
+"""Contestants made of a peer and a loop: one measuring function for the sessions of every peer."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ PEERS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
 
 @dataclass(frozen=True)
 class Arena:
-    """What a measuring function gets.
+    """What a measuring function is given.
 
     Attributes:
-        peer: whose turn it is.
+        peer: the one that is measured.
         client: dials what it serves.
-        job: how much.
+        job: how many operations, and with which parameters.
     """
 
     peer: Peer
@@ -50,7 +50,7 @@ class Arena:
     job: Job
 
     def watch(self) -> Stopwatch:
-        """For the timed part."""
+        """A stopwatch for the timed part, for the CPU time of both ends."""
         return Stopwatch(*([] if self.job.server is None else [self.job.server.pid]))
 
 
@@ -91,11 +91,11 @@ def contestant(
     Args:
         title: in `PEERS`.
         measure: gets an `Arena`.
-        suffix: what tells it from others of the same peer, in tables.
-        servers: nodes that serve; more than one goes in one process only.
+        suffix: added to its title, where a peer takes part more than once.
+        servers: nodes that serve; with more than one it is measured in one process only.
         clients: nodes that dial.
         x: in a sweep, at which number.
-        how: more for the function.
+        how: further arguments of the function.
     """
     module, needs = PEERS[title]
     return Contestant(

@@ -33,9 +33,9 @@ class Bar:
 
     Attributes:
         title: the contestant's.
-        series: whose colour it has.
+        series: its peer, which decides on its colour.
         advantage: over the naive peer.
-        targets: advantages over the naive peer that its targets come to.
+        targets: its targets, as advantages over the naive peer.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Bar:
 
 
 def bars(played: Round) -> Iterator[Bar]:
-    """Those of one scenario in one placement, best first."""
+    """The bars of one scenario in one placement, best first."""
     scenario = played.scenario
     found = []
     for contestant in scenario.contestants:
@@ -83,7 +83,7 @@ def draw(rounds: Sequence[Round], file: Path, caption: str) -> None:
 
 
 def palette(rounds: Sequence[Round]) -> Mapping[str, str]:
-    """A colour for each series, the same in every scenario; ours stand out, what is no peer but a limit is grey."""
+    """A colour for each series, the same in every scenario: ours stand out, limits, which are no peers, are grey."""
     names = sorted({contestant.series for played in rounds for contestant in played.scenario.contestants})
     ours, limits = cycle(_OURS), cycle(_LIMITS)
     peers = dict(zip(PEERS, _PEERS, strict=False))

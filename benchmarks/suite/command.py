@@ -54,7 +54,7 @@ examples:
   python -m benchmarks list                                what there is
 """
 
-#: Wide enough for every table, where nobody says how wide it is.
+#: Wide enough for every table, where standard output is no terminal. Columns.
 _PAPER: Final = 150
 
 
@@ -118,7 +118,7 @@ def _run(arguments: Sequence[str], out: Console) -> int:
 
 
 def _caption(about: Mapping[str, object]) -> str:
-    """What a chart says below about where its numbers are from."""
+    """What stands below a chart: date, commit, versions and machine."""
     versions, machine = about["versions"], about["machine"]
     assert isinstance(versions, dict)
     assert isinstance(machine, dict)

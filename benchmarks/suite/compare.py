@@ -1,8 +1,8 @@
-"""Two recordings side by side: what changed between two commits, and what is only the machine.
+"""Two recordings side by side: what changed between two commits, and what only between two days of a machine.
 
-Absolute numbers of two runs differ by the mood of the machine. So each number is compared as a ratio to the naive peer
-of its own run. Every number is an interval here, from quartile to quartile, and so is what is made of them: a change
-counts where the interval leaves 1 outside.
+Absolute numbers of two runs differ because the machine was busy with other things. So each number is compared as a
+ratio to the naive peer of its own run. Every number is an interval here, from quartile to quartile, and so is what is
+made of them: a change counts where the interval leaves 1 outside.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Change:
 
     @property
     def word(self) -> str:
-        """What to make of it."""
+        """*better* or *worse* where the change is more than noise; else nothing."""
         if self.relative is None or self.relative.low <= 1 <= self.relative.high:
             return ""
         return "better" if self.relative.low > 1 else "worse"
 
 
 def changes(old: Recording, new: Recording) -> Iterator[Change]:
-    """For each contestant that both have, in the order of the new run."""
+    """The changes of each contestant that both runs have, in the order of the new run."""
     for key, after in new.results.items():
         if key not in old.results:
             continue
@@ -74,7 +74,7 @@ def _quotient(one: Spread, other: Spread) -> Spread:
 
 
 def changes_table(old: Recording, new: Recording) -> Table:
-    """All of them."""
+    """All changes, as a table."""
     table = Table(title=f"{old.run['commit']} → {new.run['commit']}: times better than before", title_justify="left")
     for heading in ("scenario", "placement", "contestant"):
         table.add_column(heading)

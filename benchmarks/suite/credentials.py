@@ -1,4 +1,4 @@
-"""Certificates: one CA, one key pair for whoever serves and one for whoever dials, in files, alike for everybody."""
+"""Certificates: one CA, a key pair for servers and one for clients, in files; the same for every peer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-#: Whom certificates speak for; no URI SANs, so they speak for every node on the host.
+#: The names in the certificates. There are no URI SANs, so each is valid for every node on the host.
 HOST = "localhost"
 ADDRESS = "127.0.0.1"
 
@@ -33,7 +33,7 @@ class Credentials:
 
     @classmethod
     def create(cls, directory: Path) -> Self:
-        """Make them."""
+        """Make the certificates, in this directory."""
         ca = CertificateAuthority.create()
         write_ca_pool(ca.pool, directory / "ca.pem")
         for end in "server", "client":
@@ -64,7 +64,7 @@ class Credentials:
         )
 
     def stdlib(self, end: str) -> ssl.SSLContext:
-        """For everybody with stdlib `ssl`: TLS 1.3, both sides verified, no tickets, so no resumption."""
+        """For peers with stdlib `ssl`: TLS 1.3, both sides verified, no tickets, so no resumption."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if end == "server" else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(self.certificate(end), self.key(end))
@@ -75,7 +75,7 @@ class Credentials:
         return context
 
     def pyopenssl(self, end: str) -> SSL.Context:
-        """For memory BIOs under pyOpenSSL: as `stdlib()`; it verifies paths, no names, and sends dead tickets."""
+        """For memory BIOs under pyOpenSSL: as `stdlib()`; but it verifies no names, and sends useless tickets."""
         context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.use_certificate_file(str(self.certificate(end)))

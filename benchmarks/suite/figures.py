@@ -23,7 +23,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; of up to three, the extremes stand for the quartiles, which they do not have."""
+        """Of at least one value. Up to three values have no quartiles: the extremes stand for them."""
         ordered = sorted(values)
         if len(ordered) <= 3:
             return cls(low=ordered[0], median=statistics.median(ordered), high=ordered[-1])
@@ -52,7 +52,7 @@ def advantages(scenario: Scenario, values: Sequence[float], others: Sequence[flo
 
 
 def judge(target: Target, ratios: Sequence[float]) -> Verdict:
-    """Whether it is met: where three quarters of the turns say so."""
+    """Whether a target is met: it is, or it is missed, where three quarters of the turns say so."""
     if not ratios:
         return Verdict.UNKNOWN
     spread = Spread.of(ratios)

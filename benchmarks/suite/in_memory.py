@@ -1,4 +1,4 @@
-"""OpenSSL without any network: both ends in memory, one thread. What a machine can do at most, seen from Python.
+"""OpenSSL without any network, both ends in memory and in one thread: the most that a machine can do from Python.
 
 Two bindings: pyOpenSSL, with the OpenSSL in the `cryptography` wheel (its key exchange is post-quantum hybrid by
 default), and stdlib `ssl`, with the system's.

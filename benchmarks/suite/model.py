@@ -1,4 +1,4 @@
-"""The words of the suite: scenarios, contestants, samples, targets.
+"""What the suite is made of: scenarios, contestants, samples, targets.
 
 Theory. A scenario asks one question; contestants answer it, each with a number in the scenario's unit. A target
 compares two contestants of one scenario. Contestants take turns, so what compares them is the ratio within each turn:
@@ -49,7 +49,7 @@ class Sample:
 
     Attributes:
         value: in the scenario's unit.
-        work: how many operations it is about.
+        work: how many operations were measured.
         wall: seconds that they took.
         cpu: seconds of CPU time that they took, of both ends and all threads.
         others: how many cores everything else on the machine kept busy meanwhile.
@@ -116,7 +116,7 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a contestant is told.
+    """What a contestant has to do.
 
     Attributes:
         credentials: the same for all.
@@ -137,7 +137,7 @@ class Contestant:
 
     Attributes:
         title: as tables show it.
-        measure: does what it is told, and measures it.
+        measure: does a job, and measures it.
         peer: the module of `benchmarks.suite.peers` that serves, where the other end may be another process.
         needs: modules that have to be importable.
         missing: what else is missing, in words, or None.
@@ -177,10 +177,10 @@ class Target:
     at_most: float | None = None
 
     def __post_init__(self) -> None:
-        """One of the two, and a positive one.
+        """Check that there is one bound, and that it is positive.
 
         Raises:
-            ValueError: it is not like that.
+            ValueError: there are two or none, or it is not positive.
         """
         given = [bound for bound in (self.at_least, self.at_most) if bound is not None]
         if len(given) != 1 or given[0] <= 0:
@@ -189,11 +189,11 @@ class Target:
 
     @property
     def advantage(self) -> float:
-        """The advantage that suffices."""
+        """The least advantage with which it is met."""
         return self.at_least if self.at_least is not None else 1 / (self.at_most or 1)
 
     def shown(self, advantage: float) -> float:
-        """An advantage, as this target speaks of it."""
+        """An advantage, in the terms of this target: a cost, where it is about costs."""
         return advantage if self.at_least is not None else 1 / advantage
 
     def __str__(self) -> str:
@@ -205,7 +205,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A question, and who answers it.
+    """A question, and the contestants that answer it.
 
     Attributes:
         name: for the command line.
@@ -217,13 +217,13 @@ class Scenario:
         targets: what is asked of ours.
         placements: where the ends are; each is measured by itself.
         start: operations to begin with.
-        seconds: as many operations as take about so long; None for `start`, exactly.
+        seconds: how long a sample takes, about: as many operations as fill it; None for `start` operations exactly.
         quick_start: `start`, in quick mode.
         full: parameters.
         quick: those that differ in quick mode.
         fresh: whether each sample has a new process.
-        tail: whether values are percentiles: on a busy machine those are other programs' time slices, and noise in what
-            is compared with makes a target look met. No verdict there.
+        tail: whether values are percentiles. On a busy machine those are other programs' time slices, and noise in the
+            number compared with makes a target look met: no verdict there.
         sweep: what the contestants' `x` is; empty where it is none.
         limit: a sample that takes longer has failed, seconds.
     """
@@ -247,10 +247,10 @@ class Scenario:
     limit: float = 120
 
     def __post_init__(self) -> None:
-        """Everything that is named is there.
+        """Check that all contestants that are named are there.
 
         Raises:
-            ValueError: something is not.
+            ValueError: one is not, or there are two of one title.
         """
         titles = [contestant.title for contestant in self.contestants]
         named = [self.baseline, *(target.of for target in self.targets), *(target.against for target in self.targets)]
@@ -260,7 +260,7 @@ class Scenario:
             raise ValueError(msg)
 
     def contestant(self, title: str) -> Contestant:
-        """One of them."""
+        """The contestant with this title."""
         return next(each for each in self.contestants if each.title == title)
 
     def advantage(self, value: float, other: float) -> float:

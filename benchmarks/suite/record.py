@@ -1,7 +1,7 @@
 """JSON lines: the run, then one line for each contestant and each target; and reading them again.
 
-The first line says what the run was made with. Lines of results hold every sample, so that whoever does not believe our
-medians can make others.
+The first line says what the run was made with. Lines of results hold every sample, so that other figures than medians
+can be made of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A target, and what came of it."""
+    """A target, and whether it is met."""
 
     target: Target
     ratio: Spread | None
@@ -44,7 +44,7 @@ def judged(played: Round) -> Iterator[Judged]:
 
 
 class Recorder:
-    """Writes what comes, line by line, so that a run that is broken off leaves what it had."""
+    """Writes results line by line, so that a run that is interrupted leaves those that it had."""
 
     def __init__(self, file: TextIO | None) -> None:
         self._file = file
@@ -84,17 +84,17 @@ class Recorder:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """A file that was read."""
+    """A file that a `Recorder` wrote."""
 
     run: Mapping[str, Any]
     results: Mapping[tuple[str, str, str], Mapping[str, Any]]
 
     @classmethod
     def read(cls, file: Path) -> Recording:
-        """Read what a `Recorder` wrote.
+        """Read one.
 
         Raises:
-            ValueError: that is something else.
+            ValueError: it is a file of something else.
         """
         try:
             lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

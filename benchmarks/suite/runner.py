@@ -1,7 +1,7 @@
 """The runner: contestants take turns, each in a process of its own, and the order of turns alternates.
 
 A turn is one sample of every contestant. Odd turns go down the list, even ones up it, so that a machine that gets
-slower or faster meanwhile favours nobody. Before the first turn comes a warm-up: it finds how many operations a sample
+slower or faster meanwhile favours none. Before the first turn comes a warm-up: it finds how many operations a sample
 needs to last long enough, and is thrown away.
 """
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 #: Starting a worker may take so long, seconds.
 START_LIMIT: Final = 60.0
 
-#: How much the tests ask of a scenario that measures for some seconds.
+#: How long a sample takes in quick mode, seconds.
 QUICK_SECONDS: Final = 0.03
 
 
@@ -42,8 +42,8 @@ class Entry:
 
     Attributes:
         title: the contestant's, marked where it uses another checkout.
-        contestant: who.
-        checkout: whose trionode it imports; None for the one that is imported here.
+        contestant: the one that takes part.
+        checkout: where its trionode is from; None for the one that is imported here.
     """
 
     title: str
@@ -94,7 +94,7 @@ class Round:
 
 
 class WorkerFailed(Exception):  # noqa: N818 -- an ending of a worker, which becomes a line in the table
-    """A worker did not do what it was asked."""
+    """A worker failed; the text says why."""
 
 
 @dataclass(kw_only=True)
@@ -105,8 +105,8 @@ class Plan:
         credentials: directory of certificates.
         repeat: turns.
         quick: small parameters.
-        against: a checkout of another commit; its trionode takes part as well.
-        progress: told what is being done.
+        against: a checkout of another commit, whose trionode takes part as well.
+        progress: called with what is being done, in words.
     """
 
     credentials: Path
@@ -116,7 +116,7 @@ class Plan:
     progress: Callable[[str], None] = lambda _: None
 
     def entries(self, scenario: Scenario, placement: Placement) -> Iterator[Entry]:
-        """Who takes part: twice, where another commit's trionode is to be measured too."""
+        """The contestants that take part: twice, where another commit's trionode is to be measured, too."""
         for contestant in scenario.contestants:
             if placement not in contestant.placements:
                 continue
@@ -191,9 +191,9 @@ async def working(plan: Plan, scenario: Scenario, placement: Placement, entry: E
 
 
 def searched_first(scratch: Path, checkout: Path | None) -> list[Path]:
-    """What a worker has to search first, to find the trionode of a checkout; nothing for the one that is found anyway.
+    """What a worker has to search first to find the trionode of a checkout.
 
-    Not the checkout itself: it has a `benchmarks`, too.
+    That is nothing for the one that is found anyway; and not the checkout itself, which has a `benchmarks`, too.
     """
     if checkout is None:
         return []
@@ -233,7 +233,7 @@ async def play(plan: Plan, scenario: Scenario, placement: Placement) -> Round:
 
 
 async def warm_up(plan: Plan, scenario: Scenario, worker: Worker | None) -> int:
-    """How many operations a sample is to have; found by doing some, or as many as the scenario says."""
+    """Warm up; gives how many operations a sample is to have."""
     start = scenario.quick_start if plan.quick else scenario.start
     if worker is None:
         return start
@@ -260,5 +260,5 @@ async def take(
 
 
 def in_turn(playing: Sequence[T], turn: int) -> Iterable[T]:
-    """Down the list, then up it."""
+    """Down the list in even turns, up it in odd ones."""
     return reversed(playing) if turn % 2 else playing

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables, for the terminal."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def targets_table(rounds: Iterable[Round]) -> Table:
 
 
 def say_environment(console: Console, environment: Mapping[str, object]) -> None:
-    """What the run is made with."""
+    """Print what the run is made with."""
     for heading, value in environment.items():
         shown = ", ".join(f"{name} {what}" for name, what in value.items()) if isinstance(value, dict) else value
         console.print(f"[dim]{heading}:[/] {escape(str(shown))}", highlight=False, soft_wrap=True)
 
 
 def say_problems(console: Console, rounds: Iterable[Round]) -> None:
-    """What was not measured, and why: loudly, for a table with a peer missing looks like one that is complete."""
+    """Print what was not measured, and why: loudly, for a table with a peer missing looks like one that is complete."""
     for played in rounds:
         for result in played.results:
             if result.problem is not None:

@@ -1,11 +1,11 @@
 """The process that measures one contestant, and the one that is its other end.
 
 A contestant has a process of its own for the whole of a scenario: what one leaves behind (memory, threads, caches of
-an event loop) does not touch another, imports are done before the first sample, and whoever is not at turn waits in a
-read and costs nothing. Requests come as JSON lines on standard input, answers go out as JSON lines.
+an event loop) does not touch another, imports are done before the first sample, and a contestant that is not at turn
+waits in a read and costs nothing. Requests come as JSON lines on standard input, answers go out as JSON lines.
 
-The garbage collector stays on, as in a program. Before each sample everything there is is collected and then frozen, so
-that a collection during it looks at what was made during it.
+The garbage collector stays on, as in a program. Before each sample all objects are collected and then frozen, so
+that a collection during it looks only at what was made during it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from .model import Scenario
 
-#: Calibration does not go beyond so many operations.
+#: The most operations of a sample.
 MOST: Final = 10_000_000
 
 

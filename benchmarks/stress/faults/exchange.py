@@ -43,7 +43,7 @@ MESSAGES: Final = (b"", *(b"message %d" % number for number in range(8)), bytes(
 CONNECT_TIMEOUT: Final = 10.0
 HANDSHAKE_TIMEOUT: Final = 10.0
 HEARTBEAT: Final = 15.0
-#: How long each step may take at most, by the documentation and with a second or two for last words. Seconds.
+#: How long each step may take: as documented, and a second or two for closing. Seconds.
 BOUNDS: Final = {
     "connect": CONNECT_TIMEOUT + HANDSHAKE_TIMEOUT + 2,
     "channel": 2 * HEARTBEAT + 3,
@@ -177,7 +177,7 @@ class Exchange:
             await self._check_manager(manager)
 
     async def _watch(self) -> None:
-        """A sibling, not a scope: a scope's deadline would travel along and bound the services."""
+        """A task beside the others, not a cancel scope around them, whose deadline would hold for services, too."""
         await trio.sleep(20 * QUIET)
         msg = f"it hangs in the step {self.step!r}"
         raise AssertionError(msg)

@@ -24,7 +24,7 @@ large one there and back, a call, the close. Then they do it again, with one fau
   reset_after     both ends see a reset (RST) after so many bytes
   reset_discards  the same, and what had arrived and was not read yet is lost with it, as on some systems
   eof_after       the receiver sees a clean end (FIN) after so many bytes, the sender is not told
-  stall_after     nothing arrives after so many bytes, nobody is told: half-open
+  stall_after     nothing arrives after so many bytes, and neither side is told: half-open
   corrupt         that byte arrives inverted
 
 Whatever happens has to be success or a documented error, within its deadline (on a clock that jumps over waiting);

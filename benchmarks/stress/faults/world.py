@@ -81,7 +81,7 @@ class World:
 
     def __init__(self) -> None:
         ca = CertificateAuthority.create()
-        # Ed25519 signatures have one length, so every exchange has the same bytes at the same offsets, in kind.
+        # Ed25519 signatures have one length, so every exchange has bytes of the same kind at the same offsets.
         self.managers = {name: manager_of(ca, name, key_type=KeyType.ED25519) for name in (ALPHA, BETA)}
         tapped = Exchange(self.managers, None)
         tapped.transport = tap = Tap(tapped.network)
@@ -109,7 +109,7 @@ class World:
             given = {"corrupt": [offset]}
         script = Script(**{direction: Faults(**given)})
         result = self._run(Exchange(self.managers, script, reset_discards=discards))
-        # What alpha needed for its success has arrived at beta, or at alpha; a cut before that must show.
+        # For a success, all of this had to arrive; a cut before its end must show.
         if result.outcome == "success" and offset < result.done[direction] and fault != "corrupt":
             result.problems.append(f"success, although byte {offset} of {result.done[direction]} never arrived")
         if result.outcome != "success" and offset > result.sent.get(direction, offset):

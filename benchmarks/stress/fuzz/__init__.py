@@ -1,4 +1,4 @@
-"""Hostile bytes for everything that reads the network's.
+"""Hostile bytes for everything that reads from the network.
 
 `mutation` makes bytes that are almost right, `campaign` tries them and keeps those that reach something new, `program`
 is the command line. What is tried is a target: `decoders` (no I/O), `dispatch` (a connection without TLS: a `case`),

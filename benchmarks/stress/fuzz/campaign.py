@@ -4,7 +4,7 @@ Coverage is what the target's own files did: pairs of lines that followed each o
 and it is all that is needed: the decoders are a few hundred lines. (libFuzzer, by atheris, was tried: it is far faster
 on a single function of bytes, but it ends the process instead of returning, and a connection is no such function.)
 
-Three laws hold for every target, whatever it says itself:
+Three rules hold for every target, besides its own:
 
 *Only what is documented.* `Target.run` returns what came of an input; whatever it raises is a finding.
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import CodeType, FrameType
 
-#: Every so many inputs one is measured that reached nothing new.
+#: One in so many inputs is measured although it reached nothing new.
 _MEASURE_EVERY: Final = 64
 #: How often a part of an input is repeated, to see whether work is linear; and then as many times that.
 _REPEATS: Final = 24
@@ -96,7 +96,7 @@ class Target(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """An input that breaks a law.
+    """An input that breaks a rule.
 
     Attributes:
         target: the target's name.
@@ -123,7 +123,7 @@ class Report(Result):
         kept: inputs that reached something new.
         edges: between lines, that were reached.
         outcomes: what came of inputs, and how often.
-        findings: inputs that break a law; each is a problem, too.
+        findings: inputs that break a rule; each is a problem, too.
     """
 
     target: str
@@ -191,7 +191,7 @@ class Campaign:
 
     def _mutated(self) -> bytes:
         rng, corpus = self._rng, self._corpus or [b""]
-        # What reached something new last is worth more.
+        # An input that reached something new lately is worth more.
         chosen = corpus[-rng.randrange(1, min(len(corpus), 16) + 1)] if rng.random() < 0.5 else rng.choice(corpus)
         return self._target.mutate(rng, chosen, rng.choice(corpus))[: self._target.longest]
 
@@ -231,7 +231,7 @@ class Campaign:
         if not files:
             return self._target.run(data)
         wanted: dict[CodeType, bool] = {}
-        # A line alone does not say how it was reached.
+        # The line before, too: a line alone does not say how it was reached.
         last: dict[FrameType, int] = {}
 
         def on_line(frame: FrameType, event: str, _: object) -> object:
@@ -265,7 +265,7 @@ def check_memory(target: Target, data: bytes) -> None:
     """
     base, factor = target.memory
     most = base + factor * len(data)
-    target.run(data)  # whatever is cached from now on is no part of it
+    target.run(data)  # what is cached once is not counted
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]

@@ -94,7 +94,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
 
 
 class FakeStream:
-    """A TLS stream as a connection and its outbox use it, whose other end is an input."""
+    """A TLS stream as a connection and its send queue use it, whose other end is an input."""
 
     unsent = send_ended = False
     records_sent = records_received = 0
@@ -109,7 +109,7 @@ class FakeStream:
         self._ended = False
 
     def feed(self, data: bytes) -> None:
-        """Something comes."""
+        """Let these bytes arrive."""
         if data:
             self._pieces.append(data)
             self._came.unpark_all()

@@ -84,7 +84,7 @@ class FrameTarget(Target):
         return [wire.header(wire.MESSAGE, 1, size) + bytes(size) for size in sizes] + [wire.header(0xFF, 0, 0)]
 
     def mutate(self, rng: Random, data: bytes, other: bytes) -> bytes:
-        """Mostly headers that lie."""
+        """Mostly headers with a wrong length, kind or channel."""
         if rng.random() < 0.5:
             length = rng.choice((0, 1, 9, wire.MAX_PAYLOAD, wire.MAX_PAYLOAD + 1, 2**24 - 1))
             head = wire.header(rng.choice((0, *range(1, 20), 0x7F, 0x80, 0xFF)), rng.choice((0, 1, 2**32 - 1)), length)
@@ -107,7 +107,7 @@ class FrameTarget(Target):
             try:
                 found = decoder.feed(chunk)
             except RemoteProtocolError as exc:
-                # Frames ahead of it in the same chunk went with it: how many depends on the cut, nothing else does.
+                # Frames before it in the same chunk are lost with it: how many, and only that, depends on the cut.
                 return [], said(exc)
             frames += found
             if sum(len(payload) + 8 for _, _, payload in frames) > fed:
@@ -298,7 +298,7 @@ class RegistryTarget(Target):
     """A file of the local registry."""
 
     name = "registry"
-    about = "a file of the local registry that somebody else has written"
+    about = "a file of the local registry that another program has written"
     repeats = False  # it is read to 16 KiB, whatever it has
     traced: Sequence[Path] = (Path(_local.__file__), Path(_identity.__file__))
     longest = 32 * 1024
@@ -338,7 +338,7 @@ class RegistryTarget(Target):
 
 
 class CertificateTarget(Target):
-    """What is said of a certificate that nobody verified."""
+    """What errors say of a certificate that is not verified."""
 
     name = "certificates"
     about = "a peer's certificate: which names it speaks for, and what errors say of it"

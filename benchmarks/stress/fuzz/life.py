@@ -62,7 +62,7 @@ HEARTBEAT: Final = 15.0
 QUIET: Final = 90.0
 #: How long the hostile peer reads on. Seconds.
 PATIENCE: Final = 40.0
-#: Warnings that one hostile connection may cause: a flood gate lets twenty through.
+#: Warnings that one hostile connection may cause: the rate limit of the log lets twenty through.
 MOST_WARNINGS: Final = 22
 LIMITS: Final = wire.Limits(max_message_size=65536, window=4096, max_channels=4)
 
@@ -119,7 +119,7 @@ class Session:
             await self._more.park()
 
     async def say(self, *parts: bytes) -> None:
-        """Send bytes, as long as there is somebody to take them; cut into records as `pieces` does."""
+        """Send bytes, until the connection is broken; cut into records as `pieces` does."""
         try:
             for part in parts:
                 for piece in pieces(part):
@@ -197,7 +197,7 @@ class Life:
             self.problems.append(f"streams are left open: {self.network.open_streams}")
 
     def _note(self, event: NodeEvent) -> None:
-        """What came of the hostile peer, as the node tells it."""
+        """Note what came of the hostile peer, as the node's events tell it."""
         if isinstance(event, HandshakeRefused):
             self.outcomes.add(f"{event.side} {type(event.error).__name__} {event.error.reason}")
         elif isinstance(event, ConnectionDown) and str(event.peer.name) != ALPHA:
@@ -223,7 +223,7 @@ class Life:
             await channel.send(message)
 
     async def _idle(self, _: ServiceChannel) -> None:
-        # It reads nothing. Not for ever: whoever closes cleanly leaves it to finish, and it has to.
+        # It reads nothing. Not for ever: a connection that is closed cleanly waits for its services.
         await trio.sleep(PATIENCE)
 
     # For the attacks

@@ -1,7 +1,7 @@
 """Bytes that are almost right: msgpack that says what no honest encoder says, and changes to what is valid.
 
 Random bytes fail at the first check. So a message is taken apart into a tree, a branch of the tree is replaced,
-doubled, dropped or buried in junk, and the whole is encoded again, by a writer that has no scruples: a key may come
+doubled, dropped or buried in junk, and the whole is encoded again, by a writer that checks nothing: a key may come
 twice, a length may lie, a number may be written longer than it needs.
 """
 

@@ -1,4 +1,4 @@
-"""Hostile bytes for everything that reads the network's: is every outcome documented, memory bounded, work linear?"""
+"""Hostile bytes for everything that reads from the network: documented outcomes, bounded memory, linear work?"""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Run:
         self._answered = 0
 
     async def play(self) -> Rotated:
-        """The whole of it."""
+        """All of it."""
         with tempfile.TemporaryDirectory(prefix="trionode-rotation-") as directory:
             self._ca.save(directory)
             async with second_process(directory) as second:

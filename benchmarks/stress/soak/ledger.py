@@ -1,4 +1,4 @@
-"""What every end of every exchange has noted, and what follows from it: nothing may be lost without a word.
+"""What every end of every exchange has noted, and what follows from it: no message may be lost without an error.
 
 Theory. An exchange is a talk (a channel with numbered messages both ways) or a call; it has a number, and two ends.
 Each end notes what it sent, what it received, and how it ended, in a slot of its own in a file that its process has
@@ -6,8 +6,8 @@ mapped into memory: what was noted is there whenever and however the process end
 
 A message counts as sent before it is handed to `send`, and as received after it came out of `receive`. Both ends of a
 talk tell each other at the end how much there was and how much came, and an end that has heard that everything came
-ends `COMPLETE`. So what an end that is complete has sent, and the other has not received, was lost silently. Whoever is
-not complete was told: by an exception of the channel, or because its process was killed, which tells nobody but us.
+ends `COMPLETE`. So what a complete end has sent, and the other has not received, was lost silently. An end that is not
+complete was told so by an exception of the channel, or its process was killed, which only this program knows.
 """
 
 from __future__ import annotations
@@ -171,12 +171,12 @@ class Account:
     Attributes:
         sent: messages.
         delivered: messages.
-        lost: messages, by how those who sent them were told.
-        lost_silently: messages whose sender was told that all is well, or nothing.
+        lost: messages, by what their senders were told.
+        lost_silently: messages whose sender was told that they arrived, or nothing.
         doubled: messages.
         reordered: messages.
         corrupt: messages.
-        talks: by how they ended for who began them.
+        talks: by how they ended for the end that began them.
         calls: likewise.
         problems: what must not be.
     """
@@ -216,10 +216,10 @@ def judge(notes: Iterable[Note]) -> Account:
         cut = End.TRUNCATED in (opener.end, None if service is None else service.end)
         _judge_way(opener, None if cut else opener, 0 if service is None else service.received, account)
         if service is not None:
-            # A caller is the one who knows whether its reply came; who talks is told by the other end.
+            # Whether a reply came is known to the caller; whether a talk's messages came, to the end that sent them.
             told = service if opener.role is Role.TALKER else opener
             _judge_way(service, None if cut else told, opener.received, account)
-    account.problems += [f"exchange {number} was served, and nobody began it" for number in served]
+    account.problems += [f"exchange {number} was served, and never begun" for number in served]
     return account
 
 
@@ -247,6 +247,6 @@ def _judge_way(sender: Note, told: Note | None, received: int, account: Account)
     elif lost:
         if told is None or told.end is End.COMPLETE or (told.end is End.NONE and not told.killed):
             account.lost_silently += lost
-            account.problems.append(f"exchange {sender.number}: {lost} of {sender.sent} were lost without a word")
+            account.problems.append(f"exchange {sender.number}: {lost} of {sender.sent} were lost without an error")
         else:
             account.lost[how(told)] += lost

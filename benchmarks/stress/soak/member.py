@@ -1,4 +1,4 @@
-"""One node's place in the cluster, as the program sees it: its process, its wires, what it is told and answers."""
+"""One node's place in the cluster, as the program sees it: its process, its wires, commands and answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE: Final = 30.0
 
 
 class GoneError(Exception):
-    """A process that was told something is not there any more."""
+    """A process that was told something has ended."""
 
 
 class Member:
@@ -38,7 +38,7 @@ class Member:
         self.wires: dict[str, Wire] = {}
         self.incarnation = 0
         self.ledgers: dict[Path, bool] = {}
-        #: Held by whoever does something to it that it has to survive before the next.
+        #: Held while something is done to it that it has to survive before the next.
         self.lock = trio.Lock()
         self.process: trio.Process | None = None
         self._sending = trio.Lock()
@@ -114,7 +114,7 @@ class Member:
         self.process.send_signal(number)
 
     async def kill(self) -> None:
-        """SIGKILL; what was noted stays."""
+        """SIGKILL; what the process has noted stays in its ledger."""
         assert self.process is not None
         self.ledgers[list(self.ledgers)[-1]] = True
         self.process.kill()

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from .ledger import Entry
 
-#: Silence after which a peer is pinged, and how long it may take to answer: short, for faults are many. Seconds.
+#: Silence after which a peer is pinged, and how long it may take to answer. Short, for faults are many. Seconds.
 HEARTBEAT: Final = 2.0
 TIMEOUT: Final = 5.0
 
@@ -114,10 +114,10 @@ class NodeProcess:
     def _issue(self) -> KeyPair:
         return self._authority(self._issuer).issue(self._setup.name)
 
-    # Life
+    # The node
 
     async def run(self) -> None:
-        """Be there until standard input ends."""
+        """Run until standard input ends."""
         with watching_log() as self._log:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, nursery)
@@ -125,7 +125,7 @@ class NodeProcess:
                     await self._be_a_node()
 
     async def _be_a_node(self) -> None:
-        """Once, until it is to be opened anew."""
+        """Open the node, until it is to be opened anew."""
         setup = self._setup
         network = accepting(
             routes={name: Route(host=LOOPBACK, port=port) for name, port in setup.ports.items()},
@@ -186,7 +186,7 @@ class NodeProcess:
         elif isinstance(event, HandOverFailed):
             self._tallies["hand_overs"][f"failed before its commit: {type(event.error).__name__}"] += 1
 
-    # Being told
+    # Commands
 
     async def _obey(self, nursery: trio.Nursery) -> None:
         lines = Lines(trio.lowlevel.FdStream(os.dup(0)))
@@ -254,7 +254,7 @@ class NodeProcess:
         if statistics.connections or statistics.channels or statistics.services:
             found.append(str(statistics))
         now = self._inventory()
-        # One task more than at first: who asks.
+        # One task more than at first: the one that asks.
         found += [
             f"{now[kind]} {kind} where there were {before} at first"
             for kind, before in self._rest.items()

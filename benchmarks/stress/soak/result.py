@@ -40,8 +40,8 @@ class Soaked(Result):
         seconds: how long things happened, without the beginning and the end.
         sent: messages.
         delivered: messages.
-        lost_reported: messages that were lost, by how their senders were told.
-        lost_silently: messages that were lost, and nobody was told: must not be.
+        lost_reported: messages that were lost, by what their senders were told.
+        lost_silently: messages that were lost, and whose senders were not told: must not be.
         doubled: messages, likewise.
         reordered: messages, likewise.
         corrupt: messages, likewise.
@@ -78,7 +78,7 @@ class Soaked(Result):
 
     def report(self) -> str:
         """The figures, for people."""
-        lost = f"{sum(self.lost_reported.values())} lost with a word ({_counted(self.lost_reported)})"
+        lost = f"{sum(self.lost_reported.values())} lost with an error ({_counted(self.lost_reported)})"
         figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.memory.items())
         lines = {
             "messages": f"{self.sent} sent = {self.delivered} delivered + {lost} + {self.lost_silently} silently",

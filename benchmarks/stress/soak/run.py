@@ -1,4 +1,4 @@
-"""One run: a cluster of processes, what happens in it and to it, and the books that are balanced in the end."""
+"""One run: a cluster of processes, what happens in it and to it, and the notes that are added up in the end."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Soak:
     # The whole of it
 
     async def run(self) -> None:
-        """Begin, go on for the stated time, heal, balance the books."""
+        """Start, go on for the stated time, heal, add everything up."""
         async with trio.open_nursery() as ground:
             self._ground = ground
             try:
@@ -185,7 +185,7 @@ class Soak:
                 if happening.cancel_scope.cancelled_caught:
                     self._problem(f"something that was begun has not come to its end within {3 * PATIENCE:g} s")
                 self.result.seconds = round(self._now, 1)
-                talking.cancel_scope.cancel()  # who waited for answers; the talks themselves go on
+                talking.cancel_scope.cancel()  # the tasks that wait for answers; the talks themselves go on
             watching.cancel_scope.cancel()
 
     async def _finish(self, member: Member) -> None:
@@ -193,8 +193,8 @@ class Soak:
             self._problem(f"{member.name} ended with {member.process.returncode if member.process else None}")
 
     async def _be_well(self) -> None:
-        """Nothing is wrong any more, and those who had not noticed that something was have done so: all succeeds."""
-        self._progress.say("everybody talks to everybody, and nothing may fail")
+        """The faults are over, and each node that had not noticed one has done so by now: everything has to succeed."""
+        self._progress.say("every node talks to every other one, and nothing may fail")
         await trio.sleep(self._pace.recovery)
         self._well_from = self._numbers + 1
         with trio.move_on_after(PATIENCE):
@@ -209,7 +209,7 @@ class Soak:
                     nursery.start_soon(self._have, one, "hand over", {"peer": other.name})
 
     async def _come_to_rest(self) -> None:
-        """Everybody falls silent first, then everybody closes: no channel breaks for it."""
+        """All nodes first finish their exchanges, then close their connections: so no channel breaks."""
         self._progress.say("closing")
         for do in "fall silent", "rest", "report":
             await self._settle_everywhere(do)
@@ -293,11 +293,11 @@ class Soak:
             self._mark("rotate")
 
     async def _change_trust(self, stranded: str) -> None:
-        """Trust another CA beside the old one, everywhere; use it, everywhere; retire the old one, everywhere.
+        """All nodes trust another CA beside the old one; then all use it; then all retire the old one.
 
-        Between these, what is under way comes to its end: a handshake finishes on the contexts that it took, so one
-        that began before a step must not meet a peer that has made the next. (Connections are none of it: those that
-        are stranded go on or are closed, as is drawn.)
+        Between these steps, handshakes under way come to their end: a handshake finishes on the contexts that it took,
+        so one that began before a step must not meet a peer that has made the next. (This does not concern
+        connections: those that are stranded go on or are closed, as is drawn.)
         """
         if self._changing_trust.locked():
             return
@@ -315,7 +315,7 @@ class Soak:
 
     async def _everywhere(self, do: str, what: dict[str, Any]) -> None:
         async def there(member: Member) -> None:
-            async with member.lock:  # whoever starts anew meanwhile starts with it
+            async with member.lock:  # a process that starts meanwhile starts with the change
                 await self._have(member, do, what)
 
         async with trio.open_nursery() as nursery:
@@ -396,8 +396,7 @@ class Soak:
             f"{happened}; {len(self.result.problems)} problems"
         )
 
-    # The books
-
+    # Adding up
     def _balance(self) -> None:
         result = self.result
         notes = [

@@ -100,7 +100,7 @@ class Heard:
 
 
 async def converse(channel: MessageChannel, plan: Plan, entry: Entry) -> None:
-    """Be one side of a talk; returns once both sides have everything.
+    """One side of a talk; returns once both sides have everything.
 
     Raises:
         TruncatedError: the channel ended as if they had.

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
     from .result import Sample
 
-#: Why connections may not end, whatever happens around them: nobody here breaks a rule or exceeds a limit.
+#: Why connections may not end, whatever happens around them: no node here breaks a rule or exceeds a limit.
 MAY_NOT_END: Final = {"protocol_error", "limit", "worn", "expired"}
 
-#: Memory is said to grow where the trend over the last two thirds makes more than this of what there was, and as much
-#: more as this, in MiB: an allocator's own coming and going is less.
+#: Memory grows where the trend over the last two thirds of a run adds more than this part of what there was, and this
+#: many MiB on top: an allocator's own coming and going is less.
 GROWTH, GROWTH_MIB = 0.1, 8.0
-#: A trend over less than this is none. Seconds.
+#: A trend over less time than this says nothing. Seconds.
 SHORTEST_TREND: Final = 60.0
 
-#: What handshakes may fail with, when processes die and ways are cut. Anything about certificates, names or protocols
-#: is none of it. `join` is a hand-over of a connection that ended meanwhile.
+#: What handshakes may fail with, when processes die and wires are cut: nothing about certificates, names or protocols.
+#: `join` is a hand-over of a connection that ended meanwhile.
 MAY_FAIL: Final = {"HandshakeError", "HandshakeTimeoutError"}
 MAY_REFUSE: Final = {"shutting_down", "join", "duplicate"}
 

@@ -1,4 +1,4 @@
-"""A TCP connection's way from one node to another, which can be cut and stalled. No privileges are needed for it."""
+"""A TCP forwarder from one node to another, which can cut and stall its connections. It needs no privileges."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Wire:
             scope.cancel()
 
     def stall(self) -> None:
-        """Hold everything up, in both directions, new connections included, until it is healed: nobody is told."""
+        """Hold up everything in both directions, new connections included, until it is healed; neither side is told."""
         if self._flows.is_set():
             self._flows = trio.Event()
 
@@ -74,7 +74,7 @@ class Wire:
                     await trio.aclose_forcefully(stream)
 
     async def _pump_both(self, near: trio.SocketStream, far: trio.SocketStream) -> bool:
-        """Until both have ended; True if each did so in peace."""
+        """Until both directions have ended; True if neither broke."""
         broken = False
 
         async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:

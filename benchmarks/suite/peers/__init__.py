@@ -1,8 +1,8 @@
-"""Whom we are compared with: every peer answers to the same few words, so that all are measured by the same loop.
+"""What trionode is compared with: all peers have the same few methods, so that all are measured by the same loop.
 
-A peer serves, and dials what it served; a session is one connection. Adding one is one module here with a class
-`ThePeer`, and its name in the scenarios that it is to take part in. What a peer's module imports may be absent, so
-modules here are imported by name, and only in the process that measures them.
+A peer serves, and dials its own servers; a session is one connection. Adding a peer takes one module here with a class
+`ThePeer`, a line in `PEERS`, and its name in the scenarios that it is to take part in. What a peer's module imports may
+be absent, so modules here are imported by name, and only in the process that measures them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Send(Protocol):
 
 
 class Session(ABC):
-    """One connection, from the dialling side."""
+    """One connection, on the dialer's side."""
 
     @abstractmethod
     async def settle(self) -> None:
@@ -50,7 +50,7 @@ class Session(ABC):
 
 
 class Client(ABC):
-    """Whoever dials."""
+    """A dialer."""
 
     @abstractmethod
     def dial(self, number: int = 0) -> AbstractAsyncContextManager[Session]:
@@ -87,7 +87,7 @@ class Peer(ABC):
 
     @abstractmethod
     def client(self, ports: Sequence[int], width: int = 1) -> AbstractAsyncContextManager[Client]:
-        """Whoever dials these ports.
+        """A dialer of these ports, for the length of a block.
 
         Args:
             ports: as `serve` gave them.

@@ -56,7 +56,7 @@ async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 class StreamSession(Session):
-    """One pair of streams; for one purpose, after which it is left alone."""
+    """One pair of streams, used for one purpose."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -84,7 +84,7 @@ class StreamSession(Session):
 
 
 class StreamClient(Client):
-    """Whoever dials."""
+    """The dialer."""
 
     def __init__(self, ports: Sequence[int], context: ssl.SSLContext) -> None:
         self._ports = ports

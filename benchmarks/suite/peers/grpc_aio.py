@@ -66,7 +66,7 @@ class ChannelSession(Session):
 
 
 class ChannelClient(Client):
-    """Whoever dials."""
+    """The dialer."""
 
     def __init__(self, ports: Sequence[int], credentials: object) -> None:
         self._ports = ports

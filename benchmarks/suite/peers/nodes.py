@@ -81,7 +81,7 @@ class NodeClient(Client):
 
 
 class ThePeer(TrioPeer):
-    """Nodes as the README opens them, with nothing tuned."""
+    """Nodes as the manual opens them, with nothing tuned."""
 
     multiplexes = True
 

@@ -1,4 +1,4 @@
-"""trionode, for who has many small messages at hand: `send_nowait` while there is room, else `send`."""
+"""trionode, where many small messages are at hand: `send_nowait` while there is room, else `send`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class NowaitClient(nodes.NodeClient):
 
 
 class ThePeer(nodes.ThePeer):
-    """The receiving end is as ever: `async for`."""
+    """The receiving end is that of `nodes`: `async for`."""
 
     @asynccontextmanager
     async def client(self, ports: Sequence[int], width: int = 1) -> AsyncIterator[NowaitClient]:

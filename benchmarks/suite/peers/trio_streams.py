@@ -72,7 +72,7 @@ async def serve_one(stream: trio.SSLStream[trio.SocketStream]) -> None:
 
 
 class StreamSession(Session):
-    """One stream; for one purpose, after which it is left alone."""
+    """One stream, used for one purpose."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -102,7 +102,7 @@ class StreamSession(Session):
 
 
 class StreamClient(Client):
-    """Whoever dials."""
+    """The dialer."""
 
     def __init__(self, ports: Sequence[int], context: ssl.SSLContext) -> None:
         self._ports = ports

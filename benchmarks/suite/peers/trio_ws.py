@@ -1,4 +1,4 @@
-"""trio-websocket over TLS: for messages without framing of one's own on Trio."""
+"""trio-websocket over TLS: messages on Trio without framing by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def serve_one(request: Any) -> None:
 
 
 class SocketClient(Client):
-    """Whoever dials."""
+    """The dialer."""
 
     def __init__(self, ports: Sequence[int], context: ssl.SSLContext) -> None:
         self._ports = ports

@@ -1,4 +1,4 @@
-"""What peers over web sockets have in common: what both ends say, whichever library sends and receives the messages."""
+"""What peers over web sockets have in common: the protocol of both ends, whichever library moves the messages."""
 
 from __future__ import annotations
 

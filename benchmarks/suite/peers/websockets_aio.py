@@ -27,7 +27,7 @@ async def serve_one(socket: Any) -> None:
 
 
 class SocketClient(Client):
-    """Whoever dials."""
+    """The dialer."""
 
     def __init__(self, ports: Sequence[int], context: ssl.SSLContext) -> None:
         self._ports = ports
@@ -42,7 +42,7 @@ class SocketClient(Client):
 
 
 class ThePeer(AsyncioPeer):
-    """With its C parts where there are any; compression off, which would cost it dearly."""
+    """With its C parts where there are any, and without compression, which would slow it down."""
 
     @asynccontextmanager
     async def serve(self, width: int = 1) -> AsyncIterator[Sequence[int]]:

@@ -1,11 +1,11 @@
-"""Connecting: TCP, mutual TLS, and what a peer needs beyond that to know whom it talks to; closed again.
+"""Connecting: TCP, mutual TLS, and what a peer needs beyond that to know the name of the other; closed again.
 
 Where the CPU time of one connect and close of two nodes goes, both ends in one process (py-spy, of 2.0 ms):
 
 | what | % |
 | -- | -- |
 | OpenSSL's handshake; both ends in memory take 0.78 ms, of which 0.1 are the post-quantum key exchange | 44 |
-| OpenSSL and pyOpenSSL otherwise: making the connections, records, tickets that nobody uses, close_notify | 6 |
+| OpenSSL and pyOpenSSL otherwise: making the connections, records, unused tickets, close_notify | 6 |
 | kernel: sockets, epoll | 12 |
 | Trio: 16 ticks, 27 task steps, 6 tasks | 13 |
 | callbacks in the handshake: chains, names, ALPN, certificate request | 4.5 |
@@ -34,7 +34,7 @@ REQUEST: Final = bytes(100)
 
 
 async def connect(arena: Arena, *, at_once: int = 1, call: bool = False) -> Sample:
-    """Connections one after the other, in so many lanes."""
+    """Connections one after the other, in so many tasks at once."""
     each = -(-arena.job.count // at_once)
 
     async def lane(number: int) -> None:

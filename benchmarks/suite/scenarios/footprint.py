@@ -1,7 +1,7 @@
-"""What it costs to be there: memory of idle connections, time to import.
+"""What trionode costs before it does anything: memory of idle connections, time to import.
 
-Where the memory of an idle connection of two nodes is, both ends together, KiB, found by an allocator that noted who
-called it (CPython 3.11, OpenSSL 4.0 as pyOpenSSL has it; `trio.SSLStream` on OpenSSL 3.0 takes 67 in all, 52 in TLS):
+Where the memory of an idle connection of two nodes is, both ends together, KiB, found by an allocator that noted its
+callers (CPython 3.11, OpenSSL 4.0 as pyOpenSSL has it; `trio.SSLStream` on OpenSSL 3.0 takes 67 in all, 52 in TLS):
 
 | what | KiB |
 | -- | -- |
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from benchmarks.suite.arena import Arena
     from benchmarks.suite.model import Job
 
-#: So many nodes serve, and as many dial: what a node itself needs is not what is asked.
+#: So many nodes serve, and as many dial: many connections for few nodes, whose own memory is not what is measured.
 SIDE: Final = 15
 
 
@@ -74,7 +74,7 @@ async def idle(arena: Arena) -> Sample:
 def import_time(job: Job, *, statement: str) -> Sample:
     """A new interpreter, the time for the import statement in it; the interpreter's own start does not count.
 
-    Byte code is there, as pip leaves it: else this would measure the compiler, of what is a checkout only.
+    Byte code is written first, as pip does it: else this would measure the compiler, and only for a checkout.
     """
     clocks = "time.perf_counter(), time.process_time()"
     program = f"import time; begin = {clocks}; {statement}; print(*begin, {clocks})"
@@ -94,13 +94,13 @@ def import_time(job: Job, *, statement: str) -> Sample:
 
 
 def _of_others() -> float:
-    """Seconds that cores were busy with something else than us and the interpreters that we started."""
+    """Seconds that cores were busy with something else than this process and the interpreters that it started."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return busy() - time.process_time() - children.ru_utime - children.ru_stime
 
 
 BARE: Final = "trio, OpenSSL, cryptography"
-#: What whoever opens nodes pays, where the package alone imports nothing yet.
+#: What opening a node needs; `import trionode` alone is lazy and imports next to nothing.
 USED: Final = "trionode, open_node"
 
 SCENARIOS: Final = (

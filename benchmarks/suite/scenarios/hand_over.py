@@ -20,12 +20,12 @@ REQUEST: Final = bytes(100)
 
 
 def missing() -> str | None:
-    """What it takes."""
+    """Why a trionode cannot do it; None if it can."""
     return None if hasattr(Connection, "reauthenticate") else "this trionode has no Connection.reauthenticate()"
 
 
 async def reauthenticate(session: object) -> None:
-    """One hand-over, from the dialling side."""
+    """One hand-over, asked for by the dialer."""
     assert isinstance(session, nodes.NodeSession)
     connection: Any = session.connection
     before = connection.link

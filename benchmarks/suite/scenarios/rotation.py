@@ -26,7 +26,7 @@ MANY_SERVERS, MANY_CLIENTS = 25, 40
 
 
 def key_pairs(credentials: Credentials) -> Iterator[KeyPair]:
-    """Another one each time."""
+    """Key pairs to rotate to: another one than before, each time."""
     return cycle(KeyPair.load(credentials.certificate(end), credentials.key(end)) for end in ("client", "server"))
 
 

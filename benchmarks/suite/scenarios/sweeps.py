@@ -28,8 +28,8 @@ def cost(watch: Stopwatch, count: int) -> Sample:
 async def over_connections(arena: Arena, *, connections: int) -> Sample:
     """Messages at a fixed rate, over one connection after the other.
 
-    Who is late does not catch up: of messages that are due together those on one connection go in one write, and with a
-    single connection all are.
+    A message that is late does not make the next one come sooner: of messages that are due together those on one
+    connection go in one write, and with a single connection all are.
     """
     peer, count, message = arena.peer, arena.job.count, bytes(100)
     interval = 1 / arena.job.parameters["rate"]

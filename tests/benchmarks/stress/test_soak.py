@@ -55,7 +55,7 @@ def test_without_matplotlib_a_chart_is_refused_at_once(
     assert "there is nothing to draw with" in capsys.readouterr().err
 
 
-# The books ----------------------------------------------------------------------------------------------------------
+# The ledger ---------------------------------------------------------------------------------------------------------
 
 
 def talker(**noted: Any) -> Note:
@@ -68,7 +68,7 @@ def served(**noted: Any) -> Note:
     return Note(**{"number": 1, "role": Role.TALK_SERVICE, "end": End.COMPLETE, "sent": 5, "received": 10, **noted})
 
 
-def test_books_that_balance() -> None:
+def test_a_talk_that_was_complete() -> None:
     """All delivered."""
     account = ledger.judge([talker(), served()])
     assert (account.sent, account.delivered, account.lost.total(), account.problems) == (15, 15, 0, [])
@@ -105,9 +105,9 @@ def test_a_loss_that_was_told_is_no_problem(notes: list[Note], lost: dict[str, i
 @pytest.mark.parametrize(
     ("notes", "problem", "silently"),
     [
-        ([talker(), served(received=9)], "1 of 10 were lost without a word", 1),
-        ([talker(received=2), served()], "3 of 5 were lost without a word", 3),
-        ([talker(received=2, end=End.BROKEN), served()], "3 of 5 were lost without a word", 3),
+        ([talker(), served(received=9)], "1 of 10 were lost without an error", 1),
+        ([talker(received=2), served()], "3 of 5 were lost without an error", 3),
+        ([talker(received=2, end=End.BROKEN), served()], "3 of 5 were lost without an error", 3),
         ([talker(end=End.NONE), served()], "it never ended", 0),
         ([talker(), served(end=End.NONE)], "it never ended", 0),
         ([talker(end=End.NONE, received=0)], "it never ended", 10),
@@ -116,17 +116,17 @@ def test_a_loss_that_was_told_is_no_problem(notes: list[Note], lost: dict[str, i
         ([talker(), served(reordered=1)], "1 reordered", 0),
         ([talker(), served(corrupt=1)], "1 corrupt", 0),
         ([talker(end=End.TRUNCATED), served()], "as if it had been complete", 0),
-        ([talker(end=End.REMOTE), served(received=9, end=End.TRUNCATED)], "1 of 10 were lost without a word", 1),
-        ([talker(end=End.TRUNCATED, received=3), served(end=End.BROKEN)], "2 of 5 were lost without a word", 2),
+        ([talker(end=End.REMOTE), served(received=9, end=End.TRUNCATED)], "1 of 10 were lost without an error", 1),
+        ([talker(end=End.TRUNCATED, received=3), served(end=End.BROKEN)], "2 of 5 were lost without an error", 2),
         ([talker(), served(), served()], "ran twice", 0),
         ([talker(), served(), served(killed=True)], "ran twice", 0),
-        ([served()], "nobody began it", 0),
+        ([served()], "never begun", 0),
         (
             [
                 Note(number=2, role=Role.CALLER, end=End.COMPLETE, sent=1, received=1),
                 Note(number=2, role=Role.CALL_SERVICE, end=End.COMPLETE),
             ],
-            "1 of 1 were lost without a word",
+            "1 of 1 were lost without an error",
             1,
         ),
     ],
@@ -187,7 +187,7 @@ def test_a_full_ledger_says_so(tmp_path: Path) -> None:
         ([0, 1, 2, 3], 4, (0, 0, 0)),
         ([0, 1, 1, 2], 3, (1, 0, 0)),
         ([0, 2, 1, 3], 4, (0, 1, 0)),
-        ([0, 2, 3], 3, (0, 0, 0)),  # a gap is a loss, which the books show
+        ([0, 2, 3], 3, (0, 0, 0)),  # a gap is a loss, which adding up shows
         ([3, 0, 0], 2, (1, 1, 0)),
     ],
 )
@@ -283,7 +283,7 @@ async def test_a_talk_on_a_channel_that_is_not_right(tmp_path: Path, defect: str
         assert error is not None
         assert end_of(error) is End.TRUNCATED
     else:
-        pytest.fail("nobody noticed")
+        pytest.fail("it was not noticed")
 
 
 def test_errors_and_what_they_make_of_an_exchange() -> None:
@@ -348,7 +348,7 @@ async def test_a_wire_that_is_cut(wire: Wire) -> None:
 
 
 async def test_a_wire_that_is_stalled(wire: Wire) -> None:
-    """Nothing arrives and nobody is told, until it is healed: then everything arrives."""
+    """Nothing arrives and neither side is told, until it is healed: then everything arrives."""
     connect = partial(trio.open_tcp_stream, "127.0.0.1", wire.port)
     with trio.fail_after(10):
         async with await connect() as stream:
@@ -429,7 +429,7 @@ def result() -> Soaked:
         talks={"complete": 3},
         tallies={"handshakes": {"dial succeeded": 4, "accept succeeded": 4}},
         memory={"verdict": "does not grow", "before_mib": 60.0},
-        problems=["exchange 3: 1 of 9 were lost without a word"],
+        problems=["exchange 3: 1 of 9 were lost without an error"],
         samples=memory(60.0, 61.0),
         rates=[(1.0, 10.0), (2.0, 11.0)],
         marks=[(1.5, "kill"), (1.6, "rotate")],
@@ -439,7 +439,7 @@ def result() -> Soaked:
 def test_report_for_people(result: Soaked) -> None:
     """What was lost, and how, in plain words."""
     text = result.report()
-    assert "100 sent = 90 delivered + 9 lost with a word (broken 9) + 1 silently" in text
+    assert "100 sent = 90 delivered + 9 lost with an error (broken 9) + 1 silently" in text
     assert "1 PROBLEMS" in text
     assert "dial succeeded 4" in text
     assert "before mib 60.0" in text

@@ -47,7 +47,7 @@ def test_few_values_have_extremes_for_quartiles() -> None:
 
 @given(POSITIVE, POSITIVE, st.sampled_from(Better))
 def test_an_advantage_turns_around_with_its_sides(one: float, other: float, better: Better) -> None:
-    """Whoever is twice as good has somebody half as good beside him; better is more than one."""
+    """If one is twice as good, the other is half as good; better is more than one."""
     scenario = a_scenario(better=better)
     assert scenario.advantage(one, other) * scenario.advantage(other, one) == pytest.approx(1)
     if one != other:
@@ -93,9 +93,9 @@ def test_a_target_has_one_positive_bound(bounds: dict[str, float]) -> None:
 
 
 def test_a_target_names_contestants() -> None:
-    """A misspelt one would be a target that nobody can miss."""
-    with pytest.raises(ValueError, match="nobody"):
-        a_scenario(targets=[Target(of=OURS, against="nobody", at_least=2)])
+    """A misspelt one would be a target that cannot be missed."""
+    with pytest.raises(ValueError, match="no such"):
+        a_scenario(targets=[Target(of=OURS, against="no such", at_least=2)])
 
 
 @given(st.lists(POSITIVE, min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))
@@ -140,13 +140,13 @@ def recording(directory: Path, name: str, ours: Sequence[float], naive: Sequence
         ([20.0, 20.0, 20.0], [2.0, 2.0, 2.0], ""),  # the machine was twice as fast, for both
         ([10.0, 10.0, 10.0], [2.0, 2.0, 2.0], "worse"),
         ([20.0, 20.0, 20.0], [1.0, 1.0, 1.0], "better"),
-        ([1.0, 20.0, 40.0], [1.0, 1.0, 1.0], ""),  # nobody can tell
+        ([1.0, 20.0, 40.0], [1.0, 1.0, 1.0], ""),  # within the noise
     ],
 )
 def test_two_runs_are_compared_by_their_ratios(
     ours: list[float], naive: list[float], word: str, tmp_path: Path
 ) -> None:
-    """What the naive peer did, too, is the machine's doing; what is within the noise is nobody's."""
+    """What the naive peer did, too, is the machine's doing; what is within the noise says nothing."""
     old = Recording.read(recording(tmp_path, "old", [10.0, 10.0, 10.0], [1.0, 1.0, 1.0]))
     new = Recording.read(recording(tmp_path, "new", ours, naive))
     found = {change.contestant: change for change in changes(old, new)}
@@ -158,7 +158,7 @@ def test_two_runs_are_compared_by_their_ratios(
 @pytest.mark.parametrize(
     ("tail", "others", "verdict"),
     [
-        (True, 1.0, Verdict.NOISY),  # the 99th percentile of what is compared with is somebody else's time slice
+        (True, 1.0, Verdict.NOISY),  # the 99th percentile of what is compared with is another program's time slice
         (True, 0.1, Verdict.MET),
         (False, 1.0, Verdict.MET),  # rates survive, as ratios
     ],

@@ -74,7 +74,7 @@ def served(title: str, credentials: Credentials) -> Iterator[int]:
 
 @pytest.mark.parametrize("title", SERVERS)
 def test_a_peer_is_as_strict_as_the_others(title: str, credentials: Credentials) -> None:
-    """What is compared is alike: TLS 1.3, no session resumed, nobody let in without a certificate."""
+    """What is compared is alike: TLS 1.3, no session resumed, no client let in without a certificate."""
     with served(title, credentials) as port:
         context = offering(credentials.stdlib("client"))
         with closing(handshake(port, context)) as first:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def test_turns_go_down_the_list_and_up_again() -> None:
-    """So that a machine that slows down favours nobody."""
+    """So that a machine that slows down favours none."""
     assert [list(in_turn("abc", turn)) for turn in range(3)] == [list("abc"), list("cba"), list("abc")]
 
 
@@ -73,7 +73,7 @@ async def test_a_worker_that_fails_is_a_line_in_the_table(tmp_path: Path) -> Non
 
 
 def test_another_checkout_takes_part_beside_ours_alone(tmp_path: Path) -> None:
-    """Peers are the same in both; who cannot be measured in a placement takes no part in it."""
+    """Peers are the same in both; a contestant that cannot be measured in a placement takes no part in it."""
     plan = Plan(credentials=tmp_path, repeat=3, against=tmp_path)
     connect = SCENARIOS["connect"]
     titles = [entry.title for entry in plan.entries(connect, Placement.TWO)]

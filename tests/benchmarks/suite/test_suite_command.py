@@ -79,7 +79,7 @@ def test_quick_mode_runs_and_records(
 
 
 def test_two_checkouts_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """In one run: the other one's trionode is measured beside ours, at what it alone can do."""
+    """In one run: the other's trionode is measured beside ours, at what no peer can do."""
     hand_over = f"{OURS}, hand-over"
     monkeypatch.setattr(command, "SCENARIOS", {"hand-over": small("hand-over", hand_over, baseline=hand_over)})
     assert main(["--quick", "--repeat", "1", "--against", str(SOURCE)]) == 0
@@ -123,7 +123,7 @@ def test_one_contestant_runs_by_itself_for_a_profiler(capsys: pytest.CaptureFixt
         (["--against", "/nowhere"], "has no trionode package"),
         (["compare", "/nowhere", "/nowhere"], "No such file"),
         (["compare", __file__, __file__], "was not written by --json"),
-        (["once", "call", "nobody"], "no contestant 'nobody'"),
+        (["once", "call", "no such"], "no contestant 'no such'"),
     ],
 )
 def test_a_mistake_is_explained(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
