@@ -235,7 +235,7 @@ class Model:
             pair.ends[1]
             for pair in self.pairs
             if pair.ends[0].channel is not None
-            and pair.ends[0].channel.identifier == channel.identifier
+            and pair.ends[0].channel._end.number == channel._end.number
             and self._name(pair.ends[0].side) == channel.peer.name
         )
         end.channel = channel
@@ -453,11 +453,11 @@ class Model:
             other = pair.other(end)
             if end.channel is None or other.channel is None or end.gone or other.gone:
                 continue
-            window = other.channel._window
+            window = other.channel._receiving.window
             assert not end.busy
             assert window.held == 0
             if not end.half_closed:
-                assert window.size / 2 < end.channel._credit == window.outstanding <= window.size
+                assert window.size / 2 < end.channel._sending.credit == window.outstanding <= window.size
 
     def check(self) -> None:
         """What must hold when everything is over."""
@@ -476,9 +476,12 @@ class Model:
             assert connection._channels.served == {}
             assert not connection._channels.waiting
             if connection.live:  # else it counts no more
-                assert (connection._channels._budget._total, connection._channels._budget.reserved) == (0, {})
-                assert not connection._channels._budget._waiting
-                assert connection._channels._budget._over is None
+                assert (connection._channels._terms.budget._total, connection._channels._terms.budget.reserved) == (
+                    0,
+                    {},
+                )
+                assert not connection._channels._terms.budget._waiting
+                assert connection._channels._terms.budget._over is None
             assert not connection._outbox.room
             assert connection.statistics().channels == connection.statistics().services == 0
         assert not service_nursery.child_tasks

@@ -45,6 +45,7 @@ from trionode import (
     typed_service,
 )
 from trionode._connection import send_queue as outbox
+from trionode._connection.send_half import SendHalf
 from trionode.testing import check_two_way_channel
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Held:
         """The service's end of a channel; for use with one connection."""
         while True:
             for each in self.began:
-                if each.identifier == channel.identifier:
+                if each._end.number == channel._end.number:
                     return each
             await self._changed.park()
 
@@ -173,13 +174,13 @@ def connection_of(node: Node, name: str | NodeName) -> Connection:
 
 def held_bytes(connection: Connection) -> int:
     """What a connection has received for channels that are open and that no application has taken yet, as credit."""
-    return sum(channel._window.held for channel in connection._channels.open.values())
+    return sum(channel.receiving.window.held for channel in connection._channels.open.values())
 
 
 def nothing_is_left(*connections: Connection) -> bool:
     """Whether connections that live on hold no channels, tasks or reservations."""
     return not any(
-        table.open or table.served or table.waiting or table._budget._total
+        table.open or table.served or table.waiting or table._terms.budget._total
         for table in (connection._channels for connection in connections)
     )
 
@@ -570,9 +571,10 @@ async def test_the_callers_deadline_travels_as_remaining_time(open_pair: PairFac
     """The effective deadline is sampled when the channel opens and is, as remaining time, that of the service task."""
 
     async def remaining(channel: ServiceChannel) -> None:
-        assert channel.scope is not None
-        assert trio.current_effective_deadline() <= channel.scope.deadline
-        await channel.send(b"%f" % (channel.scope.deadline - trio.current_time()))
+        scope = channel._end.scope
+        assert scope is not None
+        assert trio.current_effective_deadline() <= scope.deadline
+        await channel.send(b"%f" % (scope.deadline - trio.current_time()))
 
     async with open_pair(beta={"services": {"remaining": remaining}}) as pair:
         await pair.alpha.connect(BETA)
@@ -735,8 +737,8 @@ async def test_a_send_cancelled_after_its_first_fragment_leaves_the_channel_usab
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.send, b"t" * 100_000)
                 await settled()
-                assert theirs._reassembly is not None
-                assert 0 < theirs._reassembly.cost < 100_000
+                assert theirs._receiving.reassembly is not None
+                assert 0 < theirs._receiving.reassembly.cost < 100_000
                 with pytest.raises(trio.WouldBlock):
                     channel.send_nowait(b"others wait")
                 nursery.cancel_scope.cancel()
@@ -747,8 +749,8 @@ async def test_a_send_cancelled_after_its_first_fragment_leaves_the_channel_usab
                 nursery.start_soon(channel.send, b"x" * 100_000)
                 assert await theirs.receive() == b"x" * 100_000
             await settled()
-            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
-            assert channel._credit == 8192
+            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
+            assert channel._sending.credit == 8192
         shielded.let_go.set()
 
 
@@ -959,26 +961,26 @@ async def test_a_message_that_waits_for_the_budget_keeps_its_place_when_others_a
 @contextmanager
 def credit_goes_to(channel: ServiceChannel, take: Callable[[int], None]) -> Iterator[None]:
     """Have somebody else get the credit that a channel is granted."""
-    usual = ServiceChannel.on_credit
+    usual = SendHalf.on_credit
 
-    def on_credit(self: ServiceChannel, amount: int) -> None:
-        if self is channel:
+    def on_credit(self: SendHalf, amount: int) -> None:
+        if self is channel._sending:
             take(amount)
         else:
             usual(self, amount)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ServiceChannel, "on_credit", on_credit)
+        patch.setattr(SendHalf, "on_credit", on_credit)
         yield
 
 
 async def send_torn(channel: ServiceChannel, size: int) -> int:
     """Send a large message and give it up when the credit for its rest comes; returns the credit then in hand."""
-    usual = ServiceChannel.on_credit
+    usual = SendHalf.on_credit
     with trio.CancelScope() as scope:
 
         def cancel(amount: int) -> None:
-            usual(channel, amount)
+            usual(channel._sending, amount)
             scope.cancel()
 
         with credit_goes_to(channel, cancel), pytest.MonkeyPatch.context() as patch:
@@ -987,7 +989,7 @@ async def send_torn(channel: ServiceChannel, size: int) -> int:
             )  # more than is sent before it is given up
             await channel.send(b"t" * size)
     assert scope.cancelled_caught
-    return channel._credit
+    return channel._sending.credit
 
 
 @pytest.mark.parametrize("small", [0, 1, 5])
@@ -1000,7 +1002,7 @@ async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_cha
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("shielded") as channel:
             theirs = await shielded.other_end(channel)
-            assert await send_torn(channel, 1_000_000) == channel._peer_window
+            assert await send_torn(channel, 1_000_000) == channel._sending._terms.credit
             for _ in range(small):
                 await channel.send(b"s" * 1000)
             async with trio.open_nursery() as nursery:
@@ -1011,7 +1013,7 @@ async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_cha
                 with trio.fail_after(5):
                     assert await theirs.receive() == b"l" * 2_000_000
             await settled()
-            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
+            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
         shielded.let_go.set()
 
 
@@ -1047,7 +1049,7 @@ async def test_a_channel_that_ended_keeps_no_place_in_the_budget(open_pair: Pair
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.send, b"l" * 50_000)
                 assert await theirs.receive() == b"l" * 50_000
-            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
+            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
         shielded.let_go.set()
 
 
@@ -1069,15 +1071,15 @@ async def test_credit_that_comes_too_late_for_its_message(open_pair: PairFactory
                         await trio.lowlevel.checkpoint()
                     nursery.cancel_scope.cancel()
             usual, for_the_rest = late
-            early.on_credit(usual)
+            early._sending.on_credit(usual)
             async with trio.open_nursery() as nursery:
                 if then == "sends another":
                     nursery.start_soon(early.send, b"s" * 100_000)
-                    while not early._within_message:
+                    while not early._sending._under_way:
                         await trio.lowlevel.checkpoint()
                 else:
                     await (early.send_eof() if then == "half-closes" else early.aclose())
-                early.on_credit(for_the_rest)
+                early._sending.on_credit(for_the_rest)
                 if then == "sends another":
                     assert await theirs.receive() == b"s" * 100_000
             async with trio.open_nursery() as nursery:
@@ -1086,7 +1088,7 @@ async def test_credit_that_comes_too_late_for_its_message(open_pair: PairFactory
                     assert await others.receive() == b"l" * 300_000
             await settled()
             assert connection.live
-            assert connection_of(pair.beta, ALPHA)._channels._budget._total == 0
+            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
         shielded.let_go.set()
 
 
@@ -1216,7 +1218,7 @@ class Scene:
         assert str(end.error) == goodbye.message
         await settled()
         # All but those whose channel was closed cleanly before.
-        assert all(channel.peer_closed or channel in self.held.cancelled for channel in self.held.began)
+        assert all(channel._end.closed_by_peer or channel in self.held.cancelled for channel in self.held.began)
         assert NodeName.parse(MALLORY) not in self.node.connections
         assert await self.honest.call("echo", b"alive") == b"alive"
 
@@ -1421,7 +1423,7 @@ async def test_limits_hold_against_a_peer_that_ignores_them(scene: Callable[[], 
             assert refusal.code == RemoteCode.LIMIT
             assert re.search(r"\b8\b.*max_channels.*\b4\b.*max_pending_opens", refusal.message)
         await settled()
-        assert sorted(channel.identifier for channel in play.held.began) == list(range(1, 17, 2))
+        assert sorted(channel._end.number for channel in play.held.began) == list(range(1, 17, 2))
         play.held.let_go.set()
         await settled()
         ends = await play.answered()

@@ -17,9 +17,10 @@ import pytest
 import trio
 from hypothesis import example, given, settings, strategies as st
 
-from trionode import RemoteProtocolError, ServiceChannel, _protocol as wire
+from trionode import RemoteProtocolError, _protocol as wire
 from trionode._connection import flow_control as _flow
-from trionode._connection.flow_control import MessageBudget, ReceiveWindow
+from trionode._connection.channel import ChannelEnd, ServiceChannel
+from trionode._connection.flow_control import MessageBudget, ReceiveWindow, Terms
 from trionode._connection.send_queue import Outbox
 
 if TYPE_CHECKING:
@@ -215,30 +216,25 @@ def test_tiny_fragments_cost_no_more_than_what_they_hold() -> None:
     """A peer decides how it cuts a message up: memory goes by the bytes that credit counts, not by the pieces."""
     total = 40_000
     outbox = Outbox(_NO_LINK, worn=lambda: None, max_records=2**20)
-    channel = ServiceChannel(
-        identifier=1,
-        service="simulated",
-        outbox=outbox,
-        budget=MessageBudget(0),
-        window=2 * total,
-        credit=0,
-        receive_limit=total,
-        send_limit=0,
-        on_over=lambda _: None,
+    end = ChannelEnd(
+        1,
+        "simulated",
+        Terms(outbox=outbox, budget=MessageBudget(0), window=2 * total, credit=0, receive_limit=total, send_limit=0),
+        lambda _: None,
     )
     frames = [b"%c%c" % (number % 251, number // 251) for number in range(total // 2)]
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        channel.on_first(total.to_bytes(4, "big") + bytes(frames[0]))
+        end.receiving.on_first(total.to_bytes(4, "big") + bytes(frames[0]))
         for fragment in frames[1:-1]:
-            channel.on_more(bytes(bytearray(fragment)))  # as cut out of what was read: an object of its own
+            end.receiving.on_more(bytes(bytearray(fragment)))  # as cut out of what was read: an object of its own
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
     assert held < 2 * total
-    channel.on_more(frames[-1])
-    assert channel.receive_nowait() == b"".join(frames)
+    end.receiving.on_more(frames[-1])
+    assert end.receiving.take() == b"".join(frames)
 
 
 # Channels that receive, from senders that keep the rules --------------------------------------------------------------
@@ -247,7 +243,7 @@ def test_tiny_fragments_cost_no_more_than_what_they_hold() -> None:
 class Sender:
     """A model of a peer's sending half: what it may do, it does in any order and at any size."""
 
-    def __init__(self, channel: ServiceChannel, messages: Sequence[int], window: int, *, gives_back: bool) -> None:
+    def __init__(self, channel: ChannelEnd, messages: Sequence[int], window: int, *, gives_back: bool) -> None:
         self.channel = channel
         self.messages = deque(messages)
         self.credit = self.window = window
@@ -304,7 +300,7 @@ class Sender:
         if self.gives_back and self.gave_up and excess > 0 and not self.torn and not self.done:
             channel = self.channel
             self.credit -= excess
-            self.out.append((excess, lambda: channel.on_return(excess)))
+            self.out.append((excess, lambda: channel.receiving.on_return(excess)))
 
     def end(self) -> None:
         """Half-close."""
@@ -316,11 +312,11 @@ class Sender:
         self.credit -= cost
         assert self.credit >= 0
         handlers: dict[int, Callable[[], None]] = {
-            wire.MESSAGE: lambda: channel.on_message(payload),
-            wire.FIRST: lambda: channel.on_first(payload),
-            wire.MORE: lambda: channel.on_more(payload),
-            wire.DISCARD: channel.on_discard,
-            wire.EOF: lambda: channel.on_end(wire.EOF),
+            wire.MESSAGE: lambda: channel.receiving.on_message(payload),
+            wire.FIRST: lambda: channel.receiving.on_first(payload),
+            wire.MORE: lambda: channel.receiving.on_more(payload),
+            wire.DISCARD: channel.receiving.on_discard,
+            wire.EOF: channel.on_eof,
         }
         self.out.append((cost, handlers[kind]))
 
@@ -351,17 +347,12 @@ class World:
         }
         self.received: dict[int, list[bytes]] = {identifier: [] for identifier in self.senders}
 
-    def _channel(self, identifier: int, window: int, largest: int) -> ServiceChannel:
-        return ServiceChannel(
-            identifier=identifier,
-            service="simulated",
-            outbox=self.outbox,
-            budget=self.budget,
-            window=window,
-            credit=0,
-            receive_limit=largest,
-            send_limit=0,
-            on_over=lambda _: None,
+    def _channel(self, identifier: int, window: int, largest: int) -> ChannelEnd:
+        return ChannelEnd(
+            identifier,
+            "simulated",
+            Terms(outbox=self.outbox, budget=self.budget, window=window, credit=0, receive_limit=largest, send_limit=0),
+            lambda _: None,
         )
 
     def deliver(self, identifier: int) -> None:
@@ -379,7 +370,7 @@ class World:
     def consume(self, identifier: int) -> bool:
         """The application takes a message, if there is one."""
         try:
-            self.received[identifier].append(self.senders[identifier].channel.receive_nowait())
+            self.received[identifier].append(ServiceChannel(self.senders[identifier].channel).receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
             return False
         self.check()
@@ -391,7 +382,7 @@ class World:
         for kind, identifier, payload in self.decoder.feed(said):
             assert kind == wire.CREDIT
             self.senders[identifier].back.append(wire.unpack_u32(payload))
-        windows = {identifier: sender.channel._window for identifier, sender in self.senders.items()}
+        windows = {identifier: sender.channel.receiving.window for identifier, sender in self.senders.items()}
         assert sum(window.held for window in windows.values()) <= self.bound
         # Nor could more come, if everybody sent all that they have been granted.
         granted = sum(window.held + window.outstanding for window in windows.values())

@@ -415,7 +415,7 @@ async def test_a_peer_that_reads_nothing_is_given_up_by_who_goes_on_opening(
 
         def go_on() -> None:
             while True:
-                scene.connection.open_channel("serve").close()
+                scene.connection.open_channel("serve")._end.close()
 
         with pytest.raises(trio.BrokenResourceError) as info:
             go_on()

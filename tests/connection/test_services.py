@@ -54,13 +54,13 @@ class Held:
 
     async def __call__(self, channel: ServiceChannel) -> None:
         """Serve."""
-        self.began.append(channel.identifier)
+        self.began.append(channel._end.number)
         try:
             await self.let_go.wait()
         except trio.Cancelled:
-            self.cancelled.append(channel.identifier)
+            self.cancelled.append(channel._end.number)
             raise
-        self.finished.append(channel.identifier)
+        self.finished.append(channel._end.number)
 
 
 def troubles(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -95,7 +95,7 @@ async def test_as_many_run_as_channels_are_allowed_and_the_others_wait_in_order(
     held, order = Held(), list[int]()
 
     async def serve(channel: ServiceChannel) -> None:
-        order.append(channel.identifier)
+        order.append(channel._end.number)
 
     async with scripted(services={"held": held, "serve": serve}, max_channels=1) as scene:
         await scene.say(opened(1), frame(wire.CLOSE, 1), *[opened(channel, "serve") for channel in (3, 5, 7)])
@@ -435,7 +435,7 @@ async def test_waiting_until_none_runs_waits_for_those_that_begin_meanwhile(scri
 
     async def brief(channel: ServiceChannel) -> None:
         await trio.sleep(5)
-        held.finished.append(channel.identifier)
+        held.finished.append(channel._end.number)
 
     async with scripted(services={"brief": brief}, max_channels=1) as scene:
         await scene.say(opened(1, "brief"), opened(3, "brief"))

@@ -283,7 +283,7 @@ async def test_connection_drain(world: World) -> None:
 async def close_soon(channel: ServiceChannel) -> None:
     """Have the drain wait a little."""
     await trio.sleep(0.002)
-    channel.close()
+    channel._end.close()
 
 
 @pytest.mark.parametrize("side", ["alpha", "beta"])

@@ -11,6 +11,7 @@ Nothing here knows the connection: what has to happen to the whole of it is the 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, final
 
@@ -19,8 +20,8 @@ import trio
 from trionode import _protocol as wire
 from trionode._errors import RemoteCode, RemoteError, RemoteProtocolError
 
-from .channel import ServiceChannel
-from .flow_control import MessageBudget
+from .channel import ChannelEnd
+from .flow_control import MessageBudget, Terms
 from .services import ServiceRefusal
 
 if TYPE_CHECKING:
@@ -42,16 +43,16 @@ class Channels:
     """
 
     __slots__ = (
-        "_budget",
         "_ended",
         "_last_of_peer",
-        "_limits",
+        "_max_channels",
         "_max_pending_opens",
         "_next",
         "_outbox",
-        "_peer_limits",
+        "_peer_max_channels",
         "_quiet",
         "_services",
+        "_terms",
         "accepting",
         "open",
         "opened",
@@ -81,23 +82,30 @@ class Channels:
         """
         self._outbox = outbox
         self._services = services
-        self._limits = limits
-        self._peer_limits = link.peer_limits
+        self._max_channels = limits.max_channels
+        self._peer_max_channels = link.peer_limits.max_channels
         self._max_pending_opens = max_pending_opens
-        self._budget = MessageBudget(budget)
+        self._terms = Terms(
+            outbox=outbox,
+            budget=MessageBudget(budget),
+            window=limits.window,
+            credit=link.peer_limits.window,
+            receive_limit=limits.max_message_size,
+            send_limit=link.peer_limits.max_message_size,
+        )
         self._next = 1 if link.dialled else 2
         self._last_of_peer = 0 if link.dialled else -1
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended = False
-        self.open: dict[int, ServiceChannel] = {}
-        self.served: dict[int, ServiceChannel] = {}
-        self.waiting: dict[int, tuple[Service, ServiceChannel]] = {}
+        self.open: dict[int, ChannelEnd] = {}
+        self.served: dict[int, ChannelEnd] = {}
+        self.waiting: dict[int, tuple[Service, ChannelEnd]] = {}
         self.accepting: bool = True
         self.opened: int = 0
 
     # Opened by us
 
-    def begin(self, service: str) -> ServiceChannel:
+    def begin(self, service: str) -> ChannelEnd:
         """Open a channel to a service of the peer, for as long as the caller's effective deadline lets it run.
 
         Args:
@@ -106,12 +114,12 @@ class Channels:
         Raises:
             RemoteError: code `limit`: the peer does not allow more channels at once.
         """
-        limit, mine = self._peer_limits.max_channels, self._next & 1
+        limit, mine = self._peer_max_channels, self._next & 1
         if len(self.open) >= limit and sum(number & 1 == mine for number in self.open) >= limit:
             msg = f"{self._outbox.link.peer.name} allows {limit} channels at once (max_channels); close some first"
             raise RemoteError(msg, code=RemoteCode.LIMIT)
         deadline = trio.current_effective_deadline()
-        timeout = None if deadline == float("inf") else max(0.0, deadline - trio.current_time())
+        timeout = None if deadline == math.inf else max(0.0, deadline - trio.current_time())
         number = self._next
         self._next += 2
         self._outbox.append(wire.control(wire.OPEN, number, wire.Open(service=service, timeout=timeout)))
@@ -122,25 +130,15 @@ class Channels:
         """Whether our numbers are used up, and no further channel can be opened."""
         return self._next > wire.LAST_CHANNEL - 2
 
-    def _add(self, number: int, service: str) -> ServiceChannel:
-        channel = self.open[number] = ServiceChannel(
-            identifier=number,
-            service=service,
-            outbox=self._outbox,
-            budget=self._budget,
-            window=self._limits.window,
-            credit=self._peer_limits.window,
-            receive_limit=self._limits.max_message_size,
-            send_limit=self._peer_limits.max_message_size,
-            on_over=self._forget,
-        )
+    def _add(self, number: int, service: str, scope: trio.CancelScope | None = None) -> ChannelEnd:
+        channel = self.open[number] = ChannelEnd(number, service, self._terms, self._forget, scope)
         self.opened += 1
-        self._budget.company(len(self.open))
+        self._terms.budget.company(len(self.open))
         return channel
 
-    def _forget(self, channel: ServiceChannel) -> None:
-        if self.open.pop(channel.identifier, None) is not None:
-            self._budget.company(len(self.open))
+    def _forget(self, channel: ChannelEnd) -> None:
+        if self.open.pop(channel.number, None) is not None:
+            self._terms.budget.company(len(self.open))
         self._wake_if_quiet()
 
     # What the peer sends. Synchronous, never waits.
@@ -165,23 +163,25 @@ class Channels:
             else:
                 self._check_opened(number)
         elif kind == wire.MESSAGE:
-            channel.on_message(payload)
+            channel.receiving.on_message(payload)
         elif kind == wire.CREDIT:
-            channel.on_credit(wire.unpack_u32(payload))
+            channel.sending.on_credit(wire.unpack_u32(payload))
         elif kind == wire.MORE:
-            channel.on_more(payload)
+            channel.receiving.on_more(payload)
         elif kind == wire.FIRST:
-            channel.on_first(payload)
-        elif kind in (wire.EOF, wire.CLOSE):
-            channel.on_end(kind)
+            channel.receiving.on_first(payload)
+        elif kind == wire.EOF:
+            channel.on_eof()
+        elif kind == wire.CLOSE:
+            channel.on_close()
         elif kind == wire.RESET:
             self.waiting.pop(number, None)
             self._forget(channel)
             channel.on_lost(_reset_cause(payload))
         elif kind == wire.DISCARD:
-            channel.on_discard()
+            channel.receiving.on_discard()
         elif kind == wire.RETURN:
-            channel.on_return(wire.unpack_u32(payload))
+            channel.receiving.on_return(wire.unpack_u32(payload))
         else:
             msg = f"the peer sent a frame of kind {kind:#04x} on channel {number}"
             raise RemoteProtocolError(msg)
@@ -209,10 +209,8 @@ class Channels:
             payload = wire.End(code=refusal.code, message=wire.text(refusal.message))
             self._outbox.append(wire.control(wire.RESET, number, payload))
             return
-        channel = self._add(number, request.service)
-        channel.scope = trio.CancelScope()
-        if request.timeout is not None:
-            channel.scope.deadline = trio.current_time() + request.timeout
+        deadline = math.inf if request.timeout is None else trio.current_time() + request.timeout
+        channel = self._add(number, request.service, trio.CancelScope(deadline=deadline))
         self.waiting[number] = service, channel
         self._start_services()
 
@@ -220,7 +218,7 @@ class Channels:
 
     def _start_services(self) -> None:
         """Start what waits, up to `max_channels` at once: a service may outlive a channel that its caller closed."""
-        while self.waiting and len(self.served) < self._limits.max_channels:
+        while self.waiting and len(self.served) < self._max_channels:
             number = next(iter(self.waiting))
             service, channel = self.waiting.pop(number)
             self.served[number] = channel
@@ -259,7 +257,7 @@ class Channels:
                 channel.on_lost(error)
         self.open.clear()
         # Those that the peer had closed cleanly get what it sent, whenever their turn comes.
-        self.waiting = {number: waits for number, waits in self.waiting.items() if waits[1].peer_closed}
+        self.waiting = {number: waits for number, waits in self.waiting.items() if waits[1].closed_by_peer}
         self._quiet.unpark_all()
 
 

@@ -39,6 +39,7 @@ from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import at, printable
 
+from .channel import ServiceChannel
 from .channels import Channels
 from .end import ConnectionEnd, EndReason, end_of, flushes, says_goodbye
 from .hand_over import SETTLE_GRACE, HandOver, RenewalCause
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from trionode._errors import PeerUnverifiedError
     from trionode._identity.peer import Peer
 
-    from .channel import ServiceChannel
+    from .channel import ChannelEnd
     from .hand_over import Move
     from .link import Link
     from .services import Services
@@ -278,6 +279,9 @@ class Connection:
             trio.BrokenResourceError: it was lost, or the peer closed it.
             RemoteError: code `limit`: the peer does not allow more channels at once.
         """
+        return ServiceChannel(self._begin(service))
+
+    def _begin(self, service: str) -> ChannelEnd:
         try:
             check_service_name(service)
         except (TypeError, ValueError) as exc:
@@ -308,7 +312,7 @@ class Connection:
             LocalProtocolError: the request is larger than the peer accepts.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        channel = self.open_channel(service)
+        channel = self._begin(service)
         try:
             # Where the service has ended already, receiving knows how: by a reply, an error, or without either.
             with suppress(trio.BrokenResourceError):
@@ -317,8 +321,8 @@ class Connection:
                     if len(self._channels.open) == 1:
                         self._outbox.flush()
                 else:
-                    await channel.send(request)
-                    await channel.send_eof()
+                    await ServiceChannel(channel).send(request)
+                    await channel.sending.send_eof()
             reply = await channel.receive()
         except trio.EndOfChannel:
             channel.close()

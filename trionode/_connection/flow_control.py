@@ -16,6 +16,7 @@ application consumes what arrives.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import trio
@@ -25,11 +26,34 @@ from trionode._errors import RemoteProtocolError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .send_queue import Outbox
 
 #: What a channel that is alone on its connection is topped up to. More is hardly faster (measured).
 LARGEST_WINDOW: Final = 2 * 1024 * 1024
 #: How long a channel has been alone before its window grows: callers come and go. Seconds.
 ALONE_FOR: Final = 0.03
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Terms:
+    """What all channels of one connection have in common.
+
+    Attributes:
+        outbox: where frames go.
+        budget: for messages beyond their channel's window.
+        window: what a channel grants the peer to begin with, as message costs.
+        credit: what the peer grants, likewise.
+        receive_limit: bytes of a message that this side accepts.
+        send_limit: bytes of a message that the peer accepts.
+    """
+
+    outbox: Outbox
+    budget: MessageBudget
+    window: int
+    credit: int
+    receive_limit: int
+    send_limit: int
 
 
 @final

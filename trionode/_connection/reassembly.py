@@ -18,8 +18,7 @@ from trionode import _protocol as wire
 from trionode._errors import RemoteProtocolError
 
 if TYPE_CHECKING:
-    from .flow_control import MessageBudget, ReceiveWindow
-    from .send_queue import Outbox
+    from .flow_control import ReceiveWindow, Terms
 
 #: How far ahead a fragmented message is granted credit beside other channels: what is on the way on one delays the
 #: others. Measured: granted to its end at once, a 16 MiB message filled the kernel's buffers, and a call beside it took
@@ -46,18 +45,9 @@ class Reassembly:
         place: what it has of the budget.
     """
 
-    __slots__ = ("_budget", "_channel", "_fragments", "_outbox", "_total", "_window", "place")
+    __slots__ = ("_channel", "_fragments", "_terms", "_total", "_window", "place")
 
-    def __init__(
-        self,
-        first: bytes,
-        total: int,
-        *,
-        channel: int,
-        window: ReceiveWindow,
-        budget: MessageBudget,
-        outbox: Outbox,
-    ) -> None:
+    def __init__(self, first: bytes, total: int, *, channel: int, window: ReceiveWindow, terms: Terms) -> None:
         """Begin with a first fragment, whose cost the window has taken already.
 
         Args:
@@ -65,21 +55,19 @@ class Reassembly:
             total: the length of the message.
             channel: the number of its channel.
             window: the channel's.
-            budget: the connection's.
-            outbox: for credit.
+            terms: the connection's.
         """
         self._channel = channel
         self._total = total
         self._window = window
-        self._budget = budget
-        self._outbox = outbox
+        self._terms = terms
         # One buffer: fragments may be tiny, and each a `bytes` of its own would cost many times what credit counts.
         self._fragments = bytearray(first)
         self.place: Place = Place.UNNEEDED
         if self._rest > window.outstanding:
             self.place = Place.AWAITED
             message = total + wire.MESSAGE_OVERHEAD
-            budget.reserve(channel, need=self._need, message=message, grant=self._grant)
+            terms.budget.reserve(channel, need=self._need, message=message, grant=self._grant)
 
     @property
     def cost(self) -> int:
@@ -114,7 +102,7 @@ class Reassembly:
     def drop(self) -> None:
         """It is there, was given up, or its channel is over: it waits for no place any more."""
         if self.place is Place.AWAITED:
-            self._budget.withdraw(self._channel)
+            self._terms.budget.withdraw(self._channel)
 
     def _need(self) -> int:
         return self._window.excess(self._rest)
@@ -125,6 +113,6 @@ class Reassembly:
 
     def _pace(self) -> None:
         rest, window = self._rest, self._window
-        ahead = max(_STRETCH, window.target) if window.grows and self._budget.alone else _STRETCH
+        ahead = max(_STRETCH, window.target) if window.grows and self._terms.budget.alone else _STRETCH
         if window.outstanding < min(rest, ahead // 2):
-            self._outbox.append(wire.credit(self._channel, window.extend(min(rest, ahead))))
+            self._terms.outbox.append(wire.credit(self._channel, window.extend(min(rest, ahead))))

@@ -30,7 +30,7 @@ from trionode._util.fields import show
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
-from .channel import ServiceChannel
+from .channel import ChannelEnd, ServiceChannel
 
 if TYPE_CHECKING:
     from types import FunctionType
@@ -196,12 +196,12 @@ class Services:
         """How many services run."""
         return len(self._running)
 
-    def start(self, service: Service, channel: ServiceChannel, over: Callable[[], None]) -> None:
+    def start(self, service: Service, channel: ChannelEnd, over: Callable[[], None]) -> None:
         """Run a service on its channel, as a task of the node, in context variables of its own.
 
         Args:
             service: what `find` gave.
-            channel: its channel; `scope` is to carry the caller's deadline.
+            channel: the service's end of its channel, whose scope carries the caller's deadline.
             over: called when the service has ended.
         """
         scope, nursery = channel.scope, self._nursery
@@ -236,13 +236,14 @@ class Services:
         for scope in self._running:
             scope.cancel()
 
-    async def _run(self, service: Service, channel: ServiceChannel, scope: trio.CancelScope) -> None:
+    async def _run(self, service: Service, channel: ChannelEnd, scope: trio.CancelScope) -> None:
         """What must propagate (cancellation, KeyboardInterrupt) does."""
-        current_channel.set(channel)
+        face = ServiceChannel(channel)
+        current_channel.set(face)
         try:
             with scope:
                 await trio.lowlevel.checkpoint_if_cancelled()  # nothing runs for a caller that has gone already
-                await service(channel)
+                await service(face)
         except Exception as exc:
             if self._failed(channel, exc) and self._propagate_errors:
                 raise
@@ -263,7 +264,7 @@ class Services:
             else:
                 channel.close()
 
-    def _failed(self, channel: ServiceChannel, error: Exception) -> bool:
+    def _failed(self, channel: ChannelEnd, error: Exception) -> bool:
         """Tell the caller and the log; False where the caller itself is the reason."""
         gone = channel.is_end(error)
         channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")

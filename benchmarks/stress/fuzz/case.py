@@ -266,7 +266,7 @@ class Case:
         if kind == OPEN_HERE:
             with suppress(*_DOCUMENTED):
                 channel = self._connection.open_channel("echo")
-                self._opened[channel.identifier] = channel
+                self._opened[channel._end.number] = channel  # noqa: SLF001 -- inputs speak of channels by number
         elif kind == MOVE_HERE:
             self._move()
         elif kind == NEW_LINK and self._second is not None:

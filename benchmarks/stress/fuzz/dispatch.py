@@ -19,6 +19,8 @@ from trionode._connection import (
     flow_control as _flow,
     hand_over as _hand_over,
     reassembly as _reassembly,
+    receive_half as _receive_half,
+    send_half as _send_half,
 )
 from trionode._connection.send_queue import CEILING
 
@@ -59,6 +61,8 @@ class DispatchTarget(Target):
         Path(_channels.__file__),
         Path(_hand_over.__file__),
         Path(_reassembly.__file__),
+        Path(_receive_half.__file__),
+        Path(_send_half.__file__),
         Path(_channel.__file__),
         Path(_flow.__file__),
         *Path(wire.__file__).parent.glob("*.py"),

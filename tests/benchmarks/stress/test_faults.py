@@ -16,7 +16,8 @@ from benchmarks.stress.command import main
 from benchmarks.stress.faults import exchange, world as worlds
 from benchmarks.stress.faults.exchange import Outcome
 from benchmarks.stress.faults.world import DIRECTIONS, FAULTS, World, records
-from trionode import ServiceChannel
+from trionode._connection.receive_half import ReceiveHalf
+from trionode._connection.send_half import SendHalf
 from trionode._tls.stream import SessionStream
 from trionode.testing import Faults, Script
 
@@ -88,10 +89,10 @@ def test_the_sweep_notices_messages_that_are_not_what_was_sent(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: str, problem: str
 ) -> None:
     """A node that alters a message, gives one twice, two in the wrong order or one not at all is a problem."""
-    deliver = ServiceChannel._deliver
+    deliver = ReceiveHalf._deliver
     kept: list[bytes] = []
 
-    def wrongly(channel: ServiceChannel, message: bytes) -> None:
+    def wrongly(channel: ReceiveHalf, message: bytes) -> None:
         if kind == "altered":
             deliver(channel, message.replace(b"3", b"8"))
         elif message != b"message 3":
@@ -104,7 +105,7 @@ def test_the_sweep_notices_messages_that_are_not_what_was_sent(
         else:
             kept.append(message)
 
-    monkeypatch.setattr(ServiceChannel, "_deliver", wrongly)
+    monkeypatch.setattr(ReceiveHalf, "_deliver", wrongly)
     assert problem in str(world.with_fault("reset_after", "there", 10**6).problems)
 
 
@@ -114,8 +115,7 @@ def test_the_sweep_notices_a_failure_without_a_fault(world: World, monkeypatch: 
     def refuse(*_: object) -> None:
         raise trio.BrokenResourceError("out of the blue") from OSError()
 
-    monkeypatch.setattr(ServiceChannel, "try_send_last", refuse)
-    monkeypatch.setattr(ServiceChannel, "_check_sendable", refuse)
+    monkeypatch.setattr(SendHalf, "try_send", refuse)
     assert "although nothing went wrong" in str(world.with_fault("reset_after", "there", 10**6).problems)
 
 
