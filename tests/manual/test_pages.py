@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 import trionode.manual
+import trionode.testing
 from trionode.demo.checks import CHECKS
 from trionode.manual import CONTENTS, UnknownTopicError, find, read, search, topics
 from trionode.manual.markdown import anchor, blocks, headings, parts, prose, rows, section, sections, spans, tables
@@ -87,10 +90,13 @@ def test_paths_that_are_named_exist(name: str) -> None:
 @checkout
 @pytest.mark.parametrize("name", WRITTEN)
 def test_modules_that_are_named_exist(name: str) -> None:
-    """`python -m …`: each module that is to be run is there, as a file or a folder."""
+    """`python -m …`: each module that is to be run is there, as a file or a folder; and each stress program."""
     for module in re.findall(r"python -m ((?:trionode|benchmarks)[\w.]*)", TEXTS[name]):
         place = ROOT.joinpath(*module.split("."))
-        assert place.with_suffix(".py").exists() or (place / "__init__.py").exists(), module
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), module
+    for program in re.findall(r"python -m\s+benchmarks\.stress\s+([a-z]+)", TEXTS[name]):
+        place = ROOT / "benchmarks" / "stress" / program
+        assert place.with_suffix(".py").exists() or place.is_dir(), program
 
 
 @checkout
@@ -234,6 +240,25 @@ def test_the_reference_is_fresh() -> None:
     done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, ""), f"run python tests/manual/{program.name}:\n{done.stdout[:3000]}"
     assert done.stdout == ""
+
+
+def test_every_class_of_options_is_in_the_reference() -> None:
+    """Each public dataclass that has defaults; but for snapshots, which programs are given."""
+    snapshots = {"ConnectionEnd", "ConnectorState", "Credentials", "FollowerStatus"}
+    found = {
+        name
+        for module in (trionode, trionode.testing)
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and dataclasses.is_dataclass(value) and has_defaults(value)
+    }
+    assert found >= snapshots
+    assert found - snapshots <= set(headings(read("configuration"), level=2))
+
+
+def has_defaults(kind: type[Any]) -> bool:
+    """Whether any field of a dataclass has a default."""
+    missing = dataclasses.MISSING
+    return any(each.default is not missing or each.default_factory is not missing for each in dataclasses.fields(kind))
 
 
 def test_the_picture_is_of_the_demo_as_it_is() -> None:

@@ -131,7 +131,7 @@ def _hits(hits: Sequence[Hit], word: str) -> Iterator[Text]:
     for (topic, heading), found in groupby(hits, key=lambda hit: (hit.topic, hit.heading)):
         yield Text(topic, style="bold") + Text(f"  {heading}", style="dim")
         for hit in found:
-            line = Text(f"  {hit.text}")
+            line = Text(f"  {hit.text.strip('| ').replace(' | ', '  ')}")
             line.highlight_words([word], style="bold yellow", case_sensitive=False)
             yield line
 
