@@ -16,8 +16,8 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from trionode.cli import main
-from trionode.cli.manual import rendered
 from trionode.cli.program import cli
+from trionode.cli.rendering import rendered
 from trionode.cli.shown import console, plain
 from trionode.manual import Topic, read, topics
 

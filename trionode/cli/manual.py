@@ -1,24 +1,20 @@
 """`trionode manual`: the manual in a terminal; the pages and what finds things in them are in `trionode.manual`.
 
-Into a pipe goes the page as it was written, which is plain text. In a terminal it is rendered, and shown by the pager
-if it is longer than the screen.
+Into a pipe goes the page as it was written, which is plain text. In a terminal it is rendered (`rendering`), and shown
+by the pager if it is longer than the screen.
 """
 
 from __future__ import annotations
 
-import re
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 from click.shell_completion import CompletionItem
-from rich.markdown import Heading, Markdown
 from rich.text import Text
-from rich.theme import Theme
 
 from trionode.manual import UnknownTopicError, find, search, topics
-from trionode.manual.markdown import cells, parts
 
 from .exits import ExitStatus, Trouble
 from .given import json_option
@@ -27,18 +23,10 @@ from .shown import console, grid, plain, put, put_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console
+    from rich.markdown import Markdown
 
     from trionode.manual import Hit
-
-#: A table whose columns would be narrower than this on average is shown as a list. Characters.
-_NARROWEST: Final = 18
-
-_LINK: Final = re.compile(r"(!?)\[([^\]]+)\]\(([^)\s]+)\)")
-#: Code in a line: rich would give it a black background, whatever that of the terminal is.
-_THEME: Final = Theme({"markdown.code": "cyan"})
-
-_COMMENT: Final = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 
 
 def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -76,7 +64,9 @@ def manual(topic: str | None, word: str | None, *, as_json: bool) -> int:
         return ExitStatus.OK
     out = console()
     if out.is_terminal:
-        out.push_theme(_THEME)
+        # Here and not above: it would be a tenth of the time that every command takes to start.
+        from .rendering import rendered
+
         _page(out, rendered(text, out))
     else:
         click.echo(text, nl=False)
@@ -143,65 +133,3 @@ def _page(out: Console, what: Markdown | list[Text]) -> None:
         click.echo(text, color=True)
     else:
         click.echo_via_pager(f"{text}\n")
-
-
-# Rendering ----------------------------------------------------------------------------------------------------------
-
-
-class _LeftHeading(Heading):
-    """Headings at the margin: rich centres them, and draws a box round the first."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        self.text.justify = "left"
-        yield Text() if self.tag != "h1" else Text(end="")
-        yield self.text
-
-
-class _Page(Markdown):
-    elements: ClassVar[dict[str, Any]] = {**Markdown.elements, "heading_open": _LeftHeading}
-
-
-def rendered(text: str, out: Console) -> Markdown:
-    """A page for a terminal: links to other pages name the topic, and tables that are too wide become lists."""
-    pieces = [
-        f"```{part.kind}\n{part.text}```\n" if part.kind is not None else "".join(_prose(part.text, out.width))
-        for part in parts(text)
-    ]
-    return _Page("".join(pieces), hyperlinks=False, code_theme="ansi_dark")
-
-
-def _prose(text: str, width: int) -> Iterator[str]:
-    lines = _LINK.sub(_without_link, _COMMENT.sub("", text)).splitlines(keepends=True)
-    for is_table, group in groupby(lines, key=lambda line: line.startswith("|")):
-        table = list(group)
-        if is_table and len(cells(table[0])) * _NARROWEST > width:
-            yield from _as_list(table)
-        else:
-            yield from table
-
-
-def _without_link(link: re.Match[str]) -> str:
-    """A link, for a reader who cannot follow it: a page becomes its topic, a file its path, a picture its text."""
-    picture, text, target = link.groups()
-    path, _, _ = target.partition("#")
-    if picture:
-        return f"(picture: {text})"
-    if "//" in target:
-        return f"{text} ({target})"
-    if not path:
-        return text
-    if path.endswith(".md") and "/" not in path:
-        return f"{text} [{path.removesuffix('.md')}]"
-    shown = path.replace("../", "")
-    return text if shown in text else f"{text} ({shown})"
-
-
-def _as_list(table: list[str]) -> Iterator[str]:
-    """A wide table as paragraphs: each row's first cell, and below it what each other column says."""
-    head, _, *body = (cells(line) for line in table)
-    for first, *others in body:
-        yield f"{first if '**' in first else f'**{first}**'}\n\n"
-        for title, cell in zip(head[1:], others, strict=True):
-            if cell:
-                yield f"- {title + ': ' if title else ''}{cell}\n"
-        yield "\n"

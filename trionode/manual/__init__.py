@@ -14,7 +14,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from .markdown import headings, section, sections
@@ -89,7 +89,7 @@ def read(name: str) -> str:
     Args:
         name: the name of a topic, or `CONTENTS`.
     """
-    return files(__name__).joinpath(f"{name}.md").read_text(encoding="utf-8")
+    return Path(__file__).with_name(f"{name}.md").read_text(encoding="utf-8")
 
 
 @cache
