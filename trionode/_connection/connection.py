@@ -46,6 +46,7 @@ from .hand_over import SETTLE_GRACE, HandOver, RenewalCause
 from .liveness import Liveness
 from .send_queue import Outbox
 from .services import check_service_name
+from .state import NEXT, OPENING, State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -151,7 +152,6 @@ class Connection:
         "_channels",
         "_closed",
         "_distrusted",
-        "_draining",
         "_end_grace",
         "_ended",
         "_give_up",
@@ -160,6 +160,7 @@ class Connection:
         "_nursery",
         "_outbox",
         "_settings",
+        "_state",
         "_taken",
         "_unusable",
     )
@@ -179,7 +180,7 @@ class Connection:
         self._hand_over = HandOver(link)
         self._bytes_received = 0
         self._distrusted: PeerUnverifiedError | None = None
-        self._draining: EndReason | None = None
+        self._state = State.LIVE
         self._ended: ConnectionEnd | None = None
         self._unusable = trio.Event()
         # Once it has begun to end: when it gives the peer up, unless more bytes were taken by then than so far.
@@ -190,7 +191,7 @@ class Connection:
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
-        state = "live" if self._ended is None else self._ended.reason.value
+        state = self._state.name.lower() if self._ended is None else self._ended.reason.value
         return f"<Connection to {self.peer!r}, generation {self.generation}, {state}>"
 
     def __str__(self) -> str:
@@ -243,7 +244,7 @@ class Connection:
     @property
     def live(self) -> bool:
         """Whether new channels can be opened; False from the moment that it begins to drain or to end."""
-        return self._ended is None and self._draining is None
+        return self._state in OPENING
 
     @property
     def ended(self) -> bool:
@@ -293,7 +294,7 @@ class Connection:
         self._check_live()
         channel = self._channels.begin(service)
         if self._channels.exhausted:
-            self._stop_opening(EndReason.LIMIT)  # the next verb dials anew
+            self._stop_opening(State.DRAINING)  # the next verb dials anew
         return channel
 
     async def call(self, service: str, request: bytes) -> bytes:
@@ -335,12 +336,13 @@ class Connection:
         return reply
 
     def _check_live(self) -> None:
-        if self._ended is None:
-            if self._draining is EndReason.CLOSED_BY_PEER:
-                raise RemoteError(f"{self.peer.name} opens no more channels", code=RemoteCode.SHUTTING_DOWN)
-            if self._draining is not None:
-                msg = f"the connection to {self.peer.name} is draining"
-                raise trio.ClosedResourceError(msg)
+        if self._state in OPENING:
+            return
+        if self._state is State.PEER_DRAINING:
+            raise RemoteError(f"{self.peer.name} opens no more channels", code=RemoteCode.SHUTTING_DOWN)
+        if self._state is State.DRAINING:
+            msg = f"the connection to {self.peer.name} is draining"
+            raise trio.ClosedResourceError(msg)
         self.check_not_ended()
 
     def check_not_ended(self) -> None:
@@ -385,6 +387,7 @@ class Connection:
                         for link in left:
                             await link.stream.aclose()
             finally:
+                self._become(State.CLOSED)
                 self._settings.finished(self)
                 self._closed.set()
 
@@ -437,16 +440,13 @@ class Connection:
 
     async def quiesce(self) -> None:
         """The first half of `drain()`: tell the peer, and wait until no channel is open and no service runs."""
-        self._stop_opening(EndReason.SHUTTING_DOWN)
+        self._stop_opening(State.DRAINING)
         self._outbox.append(wire.header(wire.DRAIN, 0, 0))
         await self._channels.wait_quiet()
 
-    def _stop_opening(self, reason: EndReason) -> None:
-        if self._draining is None:
-            self._draining = reason
+    def _stop_opening(self, state: State) -> None:
+        if self._become(state):
             self._channels.accepting = False
-            self._unusable.set()
-            self._settings.unregister(self)
 
     def heard_within(self, seconds: float) -> bool:
         """Whether anything came from the peer so recently.
@@ -500,7 +500,7 @@ class Connection:
 
     async def retire(self) -> None:
         """A newcomer took its place: go on for a bounded time, until the peer's goodbye or end, then close."""
-        self._unusable.set()
+        self._become(State.RETIRED)
         with trio.move_on_after(RETIRE_GRACE):
             await self._closed.wait()
         await self.close(EndReason.REPLACED)
@@ -518,12 +518,10 @@ class Connection:
 
     def _end(self, reason: EndReason, error: Exception | None = None, *, grace: float = CLOSE_GRACE) -> None:
         """The one way to end: synchronous, idempotent; the first reason stands."""
-        if self._ended is not None:
+        if not self._become(State.ENDING):
             return
         end = self._ended = end_of(self.peer.name, reason, error)
-        self._unusable.set()
         self._hand_over.end()
-        self._settings.unregister(self)
         self._settings.ended(self, end)
         self._channels.end(end.error)
         if not flushes(reason):
@@ -535,6 +533,16 @@ class Connection:
         self._end_grace, self._give_up = grace, trio.current_time() + grace
         self._taken = self._bytes_taken()
         self._liveness.end(self._give_up)
+
+    def _become(self, state: State) -> bool:
+        """Go on to a state, if it may follow; once it is not live any more it is not handed out."""
+        if state not in NEXT[self._state]:
+            return False
+        before, self._state = self._state, state
+        if before is State.LIVE:
+            self._unusable.set()
+            self._settings.unregister(self)
+        return True
 
     async def _keep_time(self, scope: trio.CancelScope) -> None:
         """Heed the heartbeat until the connection begins to end; then give the peer up when no byte moves."""
@@ -736,7 +744,7 @@ class Connection:
                 raise RemoteProtocolError(msg)
             self._outbox.append(wire.header(wire.PONG, 0, len(payload)), payload)
         elif kind == wire.DRAIN:
-            self._stop_opening(EndReason.CLOSED_BY_PEER)
+            self._stop_opening(State.PEER_DRAINING)
         elif kind == wire.GOODBYE:
             end = wire.decode(wire.End, payload)
             text = f"{self.peer.name} closed the connection: {printable(end.code)} {printable(end.message)}".rstrip()

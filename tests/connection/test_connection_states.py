@@ -1,0 +1,147 @@
+"""The states of a connection: what each allows, whatever led there, and that none is ever left for an earlier one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import trio
+import trio.testing
+
+from trionode import EndReason, RemoteCode, RemoteError, _protocol as wire
+from trionode._connection.state import NEXT, State
+
+if TYPE_CHECKING:
+    from conftest import Scripted, ScriptedFactory
+
+    from trionode import Connection, ServiceChannel
+
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
+#: What may happen to a connection, and the state that it would lead to from `LIVE`.
+EVENTS: Final = {
+    "replaced": State.RETIRED,
+    "drained": State.DRAINING,
+    "numbers used up": State.DRAINING,
+    "peer drains": State.PEER_DRAINING,
+    "closed": State.ENDING,
+    "peer closes": State.ENDING,
+}
+
+#: What each allows: whether it is handed out, whether we open channels, the peer does, and frames are heeded.
+ALLOWED: Final = {
+    State.LIVE: (True, True, True, True),
+    State.RETIRED: (False, True, True, True),
+    State.DRAINING: (False, False, False, True),
+    State.PEER_DRAINING: (False, False, False, True),
+    State.ENDING: (False, False, False, False),
+}
+
+
+async def held(channel: ServiceChannel) -> None:
+    """A service that keeps a drain from ending."""
+    await trio.sleep_forever()
+
+
+async def happen(scene: Scripted, nursery: trio.Nursery, event: str) -> None:
+    """Bring one about, from here or by what the peer sends."""
+    connection = scene.connection
+    if event == "replaced":
+        nursery.start_soon(connection.retire)
+    elif event == "drained":
+        nursery.start_soon(connection.drain)
+    elif event == "numbers used up":
+        use_up(connection)
+    elif event == "peer drains":
+        await say(scene, wire.header(wire.DRAIN, 0, 0))
+    elif event == "closed":
+        connection.end(EndReason.CLOSED)
+    else:
+        await say(scene, wire.control(wire.GOODBYE, 0, wire.End(code="closed")))
+    for _ in range(20):
+        await trio.lowlevel.checkpoint()
+
+
+async def say(scene: Scripted, frame: bytes) -> None:
+    """Have the peer send a frame, if there is still anybody to send it to."""
+    with suppress(trio.BrokenResourceError):
+        await scene.say(frame)
+
+
+def use_up(connection: Connection) -> None:
+    """Open the last channel that there is a number for, if that may be done."""
+    before, connection._channels._next = connection._channels._next, 2**32 - 4
+    try:
+        connection.open_channel("any").reset()
+    except (trio.ClosedResourceError, trio.BrokenResourceError, RemoteError):
+        connection._channels._next = before
+
+
+def opens(connection: Connection) -> bool:
+    """Whether we open a channel."""
+    try:
+        connection.open_channel("any").reset()
+    except (trio.ClosedResourceError, trio.BrokenResourceError):
+        return False
+    except RemoteError as exc:
+        assert exc.code is RemoteCode.SHUTTING_DOWN
+        return False
+    return True
+
+
+async def accepts(scene: Scripted, number: int) -> bool:
+    """Whether a channel that the peer opens gets its service; it may be refused, or not be heard of."""
+    before = scene.connection.statistics().services
+    await say(scene, wire.control(wire.OPEN, number, wire.Open(service="held")))
+    for _ in range(20):
+        await trio.lowlevel.checkpoint()
+    return scene.connection.statistics().services > before
+
+
+def after(events: tuple[str, ...]) -> State:
+    """The state that events lead to: the table says which of them still count."""
+    state = State.LIVE
+    for event in events:
+        if event == "numbers used up" and state not in (State.LIVE, State.RETIRED):
+            continue
+        if EVENTS[event] in NEXT[state]:
+            state = EVENTS[event]
+    return state
+
+
+@pytest.mark.parametrize("events", [(), *((one,) for one in EVENTS), *product(EVENTS, repeat=2)], ids="-".join)
+async def test_what_a_state_allows(scripted: ScriptedFactory, events: tuple[str, ...]) -> None:
+    """After any two of what may happen to a connection: what stands is what the table says, and so is what it does."""
+    unregistered: list[Any] = []
+    async with scripted(services={"held": held}, unregister=unregistered.append) as scene:
+        async with trio.open_nursery() as nursery:
+            assert await accepts(scene, 1)  # or a drain would soon be over
+            for event in events:
+                await happen(scene, nursery, event)
+            state = after(events)
+            reached = (state, State.CLOSED) if state is State.ENDING else (state,)
+            assert scene.connection._state in reached
+            handed_out, we_open, they_open, heeded = ALLOWED[state]
+            assert (not unregistered) is handed_out
+            assert len(unregistered) <= 1
+            assert scene.connection.live is we_open
+            assert opens(scene.connection) is we_open
+            assert await accepts(scene, 3) is they_open
+            if heeded:
+                await scene.answered()
+            else:
+                assert scene.connection.ended
+            nursery.cancel_scope.cancel()
+    assert scene.connection._state is State.CLOSED
+
+
+async def test_no_state_leads_back() -> None:
+    """A connection only ever goes on, and comes to its end from everywhere."""
+    assert set(NEXT) == set(State)
+    order = list(State)
+    for state, following in NEXT.items():
+        assert all(order.index(each) > order.index(state) for each in following)
+        assert state is State.CLOSED or State.ENDING in following or state is State.ENDING
+    assert NEXT[State.CLOSED] == ()
