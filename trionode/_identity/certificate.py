@@ -1,13 +1,118 @@
-"""What a certificate says of itself: its fingerprint, names, purposes, and whether it is a CA's."""
+"""What a certificate says of itself, whatever it says: the one place where certificates are read.
+
+Theory. Certificates come from peers, files and appliances. `cryptography` decodes lazily and all or nothing: one odd
+extension (a policy notice in another encoding, a SAN with an ediPartyName, a garbage SCT list) makes all of them
+unreadable, an attribute of type BIT STRING makes a name raise `TypeError`, a year 0 a date `ValueError`. What OpenSSL
+has verified must not be refused for that, and reading it must raise nothing that callers do not expect. So:
+
+- each function here is total: it gives a value, or, where it says so, raises `UnreadableError` alone;
+- extensions are read one by one: what is not asked for cannot be in the way. A copy of the certificate that has the one
+  extension only is given to `cryptography`, which thus still does the decoding;
+- subject alternative names are read entry by entry;
+- names are shown with replacement characters, and no further than they are shown;
+- dates that cannot be represented count as outside of every validity period (fail closed).
+
+Nothing else in the package touches the attributes of a certificate from outside; a test sees to that.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import ipaddress
+import warnings
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
+
+from trionode._util.der import CONTEXT_0, CONTEXT_3, OID, SEQUENCE, element, elements, encoded
+from trionode._util.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+    from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 E = TypeVar("E", bound=x509.ExtensionType)
+
+#: A name is shown as far as this. Characters.
+_NAME_SHOWN: Final = 120
+
+#: Attribute types by their usual names (RFC 4514 section 3 and what OpenSSL adds).
+_ATTRIBUTES: Final = {
+    "2.5.4.3": "CN",
+    "2.5.4.5": "serialNumber",
+    "2.5.4.6": "C",
+    "2.5.4.7": "L",
+    "2.5.4.8": "ST",
+    "2.5.4.9": "STREET",
+    "2.5.4.10": "O",
+    "2.5.4.11": "OU",
+    "0.9.2342.19200300.100.1.1": "UID",
+    "0.9.2342.19200300.100.1.25": "DC",
+    "1.2.840.113549.1.9.1": "emailAddress",
+}
+
+#: String types (X.680) by identifier octet.
+_STRINGS: Final = {
+    0x0C: "utf-8",
+    0x12: "ascii",
+    0x13: "ascii",
+    0x14: "latin-1",  # TeletexString, as OpenSSL and others read it
+    0x16: "ascii",
+    0x1A: "ascii",
+    0x1C: "utf-32-be",
+    0x1E: "utf-16-be",
+}
+
+#: GeneralName (RFC 5280 section 4.2.1.6) by identifier octet, for those that nobody here asks for.
+_OTHER_NAMES: Final = {
+    0xA0: "otherName",
+    0x81: "email",
+    0xA3: "x400Address",
+    0xA4: "directoryName",
+    0xA5: "ediPartyName",
+    0x88: "registeredID",
+}
+
+#: Extensions in words.
+_WORDS: Final[dict[type, str]] = {
+    x509.BasicConstraints: "basic constraints",
+    x509.CRLDistributionPoints: "CRL distribution points",
+    x509.ExtendedKeyUsage: "extended key usage",
+    x509.KeyUsage: "key usage",
+    x509.NameConstraints: "name constraints",
+    x509.SubjectKeyIdentifier: "subject key identifier",
+}
+
+_NEVER_BEGAN: Final = datetime.max.replace(tzinfo=UTC)
+_LONG_OVER: Final = datetime.min.replace(tzinfo=UTC)
+
+
+class UnreadableError(ValueError):
+    """A part of a certificate that is needed cannot be read; the text says which."""
+
+
+class SubjectAltName(NamedTuple):
+    """One entry of the subject alternative names.
+
+    Attributes:
+        kind: `DNS`, `IP`, `URI`, or the name of another kind.
+        value: as text; None where it cannot be read, or is of another kind.
+        shown: for messages.
+    """
+
+    kind: str
+    value: str | None
+    shown: str
+
+
+# The certificate itself -----------------------------------------------------------------------------------------------
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -15,44 +120,115 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(SHA256()).hex()
 
 
+def not_before(certificate: x509.Certificate) -> datetime:
+    """When its validity begins, UTC; never, where that cannot be read."""
+    try:
+        return certificate.not_valid_before_utc
+    except ValueError:
+        return _NEVER_BEGAN
+
+
+def not_after(certificate: x509.Certificate) -> datetime:
+    """When its validity ends, UTC; long ago, where that cannot be read."""
+    try:
+        return certificate.not_valid_after_utc
+    except ValueError:
+        return _LONG_OVER
+
+
+def serial_number(certificate: x509.Certificate) -> int:
+    """Its serial number; a positive integer, if the CA keeps to RFC 5280 section 4.1.2.2."""
+    with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
+        return certificate.serial_number
+
+
+def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
+    """Its public key; None where that is of a kind, or has parameters, that `cryptography` does not know."""
+    try:
+        return certificate.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+
+
+def signature_hash(certificate: x509.Certificate) -> HashAlgorithm | None:
+    """The digest under its issuer's signature; None where there is none (Ed25519), or one that is not known."""
+    try:
+        return certificate.signature_hash_algorithm
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+
+
+def is_self_issued(certificate: x509.Certificate) -> bool:
+    """Whether it names itself as its issuer, as a root does."""
+    issuer, subject = _names(certificate)
+    return issuer == subject
+
+
+def subject(certificate: x509.Certificate) -> str:
+    """Its subject's distinguished name (RFC 4514), escaped, with replacement characters, and cut."""
+    return _shown_name(_names(certificate)[1], "subject")
+
+
+def issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
+    """The distinguished name of a certificate's or a revocation list's issuer, likewise."""
+    if isinstance(signed, x509.Certificate):
+        return _shown_name(_names(signed)[0], "issuer")
+    try:
+        return _shown_name(signed.issuer.public_bytes(), "issuer")
+    except (ValueError, TypeError):
+        return "(unreadable issuer)"
+
+
+def common_name(certificate: x509.Certificate) -> str | None:
+    """The first Common Name in its subject, for people; it is no identity (RFC 9525 section 2)."""
+    for each in _attributes(_names(certificate)[1]):
+        if each.kind == "CN":
+            return printable(each.text, _NAME_SHOWN)
+    return None
+
+
+# Extensions -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
 def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
-    """An extension's value, or None where the certificate does not have it.
+    """An extension's value, or None where the certificate does not have it; the others are not looked at.
 
     Args:
         certificate: whose.
         kind: the class of its value.
 
     Raises:
-        ValueError: the extensions cannot be read.
+        UnreadableError: it is there, and cannot be read, or is there twice.
     """
+    name = _WORDS.get(kind, kind.__name__)
     try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-        raise ValueError(str(exc)) from exc
-
-
-def general_names(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    """The entries of the subject alternative name extension; none if it is absent or cannot be read."""
-    try:
-        return list(extension(certificate, x509.SubjectAlternativeName) or ())
-    except ValueError:
-        return []
+        der = _der(certificate)
+        found = [each for oid, each in _extensions(der) if oid == kind.oid.dotted_string]
+        if not found:
+            return None
+        if len(found) > 1:
+            msg = f"the {name} extension is there {len(found)} times"
+            raise UnreadableError(msg)
+        [only] = _with_one_extension(der, found[0]).extensions
+    except UnreadableError:
+        raise
+    except Exception as exc:  # whatever a decoder raises on what a stranger has made
+        msg = f"the {name} extension cannot be read ({type(exc).__name__})"
+        raise UnreadableError(msg) from exc
+    if not isinstance(only.value, kind):
+        msg = f"the {name} extension cannot be read"
+        raise UnreadableError(msg)
+    return only.value
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
     """Whether its basic constraints say that it is a CA's; False if they are absent or cannot be read."""
     try:
         constraints = extension(certificate, x509.BasicConstraints)
-    except ValueError:
+    except UnreadableError:
         return False
     return constraints is not None and constraints.ca
-
-
-def is_self_issued(certificate: x509.Certificate) -> bool:
-    """Whether it names itself as its issuer, as a root does."""
-    return certificate.issuer == certificate.subject
 
 
 def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> bool:
@@ -62,6 +238,189 @@ def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> boo
     """
     try:
         usage = extension(certificate, x509.ExtendedKeyUsage)
-    except ValueError:
+    except UnreadableError:
         return False
     return usage is None or purpose in usage
+
+
+@lru_cache(maxsize=256)
+def subject_alt_names(certificate: x509.Certificate) -> tuple[SubjectAltName, ...]:
+    """The entries of the subject alternative name extension, each by itself; none if it is absent.
+
+    Raises:
+        UnreadableError: the extension is there, and is no sequence of names, or is there twice.
+    """
+    oid = x509.SubjectAlternativeName.oid.dotted_string
+    try:
+        der = _der(certificate)
+        found = [each for each_oid, each in _extensions(der) if each_oid == oid]
+        if not found:
+            return ()
+        if len(found) > 1:
+            msg = f"the subject alternative names are there {len(found)} times"
+            raise UnreadableError(msg)
+        value = _value(found[0])
+        tag, start, end = element(value, 0)
+        if tag != SEQUENCE or end != len(value):
+            msg = "the subject alternative names are no sequence"
+            raise UnreadableError(msg)
+        return tuple(_general_name(tag, value[content:after]) for tag, _, content, after in elements(value, start, end))
+    except UnreadableError:
+        raise
+    except ValueError as exc:
+        msg = f"the subject alternative names cannot be read: {exc}"
+        raise UnreadableError(msg) from exc
+
+
+def _general_name(tag: int, content: bytes) -> SubjectAltName:
+    text = content.decode("ascii", "backslashreplace")
+    match tag:
+        case 0x82:
+            return SubjectAltName("DNS", text if content.isascii() else None, f"DNS:{text}")
+        case 0x86:
+            return SubjectAltName("URI", text if content.isascii() else None, f"URI:{text}")
+        case 0x87:
+            try:
+                address = str(ipaddress.ip_address(content))
+            except ValueError:
+                return SubjectAltName("IP", None, f"IP:{content.hex()}")
+            return SubjectAltName("IP", address, f"IP:{address}")
+        case _:
+            kind = _OTHER_NAMES.get(tag, f"unknown kind {tag:#x}")
+            return SubjectAltName(kind, None, f"{kind}:{text}" if tag == 0x81 else kind)
+
+
+# DER ------------------------------------------------------------------------------------------------------------------
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+@lru_cache(maxsize=1024)
+def _names(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+    """Issuer and subject, encoded; empty where the certificate's outline cannot be read."""
+    der = _der(certificate)
+    try:
+        parts = list(_tbs_parts(der))
+        if parts and parts[0][0] == CONTEXT_0:
+            del parts[0]
+        _, _, issuer_part, _, subject_part = parts[:5]
+    except ValueError:
+        return b"", b""
+    return der[issuer_part[1] : issuer_part[3]], der[subject_part[1] : subject_part[3]]
+
+
+def _tbs_parts(der: bytes) -> Iterator[tuple[int, int, int, int]]:
+    _, start, _ = element(der, 0)
+    _, start, end = element(der, start)
+    return elements(der, start, end)
+
+
+def _extensions(der: bytes) -> Iterator[tuple[str, bytes]]:
+    """Each extension's type, and the whole of its encoding."""
+    for tag, _, content, _ in _tbs_parts(der):
+        if tag == CONTEXT_3:
+            _, first, last = element(der, content)
+            for _, begin, at, after in elements(der, first, last):
+                kind, oid, end = element(der, at)
+                if kind == OID:
+                    yield _dotted(der[oid:end]), der[begin:after]
+
+
+def _value(one: bytes) -> bytes:
+    """The content of an extension's OCTET STRING, its last element."""
+    _, start, end = element(one, 0)
+    *_, (_, _, content, after) = elements(one, start, end)
+    return one[content:after]
+
+
+def _with_one_extension(der: bytes, one: bytes) -> x509.Certificate:
+    """The certificate without the other extensions; its signature does not hold any more, and is never checked."""
+    _, outer, outer_end = element(der, 0)
+    _, tbs, tbs_end = element(der, outer)
+    kept = b"".join(der[begin:after] for tag, begin, _, after in elements(der, tbs, tbs_end) if tag != CONTEXT_3)
+    lists = encoded(CONTEXT_3, encoded(SEQUENCE, one))
+    copy = encoded(SEQUENCE, encoded(SEQUENCE, kept + lists) + der[tbs_end:outer_end])
+    with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
+        return x509.load_der_x509_certificate(copy)
+
+
+def _dotted(content: bytes) -> str:
+    """An object identifier in dotted form (X.690 section 8.19)."""
+    arcs: list[int] = []
+    arc = 0
+    for octet in content:
+        arc = arc << 7 | octet & 0x7F
+        if not octet & 0x80:
+            arcs.append(arc)
+            arc = 0
+    if not arcs:
+        return ""
+    first = min(arcs[0] // 40, 2)
+    return ".".join(map(str, (first, arcs[0] - 40 * first, *arcs[1:])))
+
+
+class _Attribute(NamedTuple):
+    kind: str
+    text: str
+    dumped: bool = False  # its encoding, as it is no string
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.text if self.dumped else _escaped(self.text)}"
+
+
+def _attributes(name: bytes) -> Iterator[_Attribute]:
+    """The attributes of an encoded name, as far as it can be read."""
+    try:
+        _, start, end = element(name, 0)
+        for _, _, content, after in elements(name, start, end):
+            for _, _, attribute, stop in elements(name, content, after):
+                (_, _, oid, oid_end), (tag, _, at, value_end) = elements(name, attribute, stop)
+                dotted = _dotted(name[oid:oid_end])
+                # Twice what is shown is enough, in the widest encoding.
+                value = name[at : min(value_end, at + 8 * _NAME_SHOWN)]
+                encoding = _STRINGS.get(tag)
+                kind = _ATTRIBUTES.get(dotted, dotted)
+                if encoding is None:
+                    yield _Attribute(kind, f"#{value.hex()}", dumped=True)
+                else:
+                    yield _Attribute(kind, value.decode(encoding, "replace"))
+    except ValueError:
+        yield _Attribute("…", "unreadable")
+
+
+def _shown_name(name: bytes, what: str) -> str:
+    if not name:
+        return f"(unreadable {what})"
+    return _rfc4514(name) or f"(empty {what})"
+
+
+@lru_cache(maxsize=1024)
+def _rfc4514(name: bytes) -> str:
+    """As RFC 4514 writes it, the last RDN first; made no longer than it is shown."""
+    rdns: list[str] = []
+    try:
+        _, start, end = element(name, 0)
+        spans = [(begin, after) for _, begin, _, after in elements(name, start, end)]
+    except ValueError:
+        return "(unreadable name)"
+    length = 0
+    for begin, after in reversed(spans):
+        shown = "+".join(map(str, _attributes(encoded(SEQUENCE, name[begin:after]))))
+        rdns.append(shown)
+        length += len(shown) + 1
+        if length > 2 * _NAME_SHOWN:
+            break
+    return printable(",".join(rdns), _NAME_SHOWN)
+
+
+def _escaped(value: str) -> str:
+    """As RFC 4514 section 2.4 has it."""
+    value = value[: 2 * _NAME_SHOWN]
+    shown = "".join(f"\\{c}" if c in '",+;<>\\' else "\\00" if c == "\0" else c for c in value)
+    if shown[:1] in ("#", " "):
+        shown = f"\\{shown}"
+    if value.endswith(" ") and len(value) > 1:
+        shown = f"{shown[:-1]}\\ "
+    return shown

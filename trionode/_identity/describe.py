@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING
-
-from cryptography import x509
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 from trionode._util.text import printable
 
-from .certificate import fingerprint, general_names
+from .certificate import UnreadableError, fingerprint, issuer, not_after, not_before, subject, subject_alt_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+
+    from cryptography import x509
+
+
+#: SANs are listed up to so many characters.
+_NAMES_SHOWN: Final = 400
 
 
 def describe_names(certificate: x509.Certificate) -> str:
     """The SANs as a person writes them (`DNS:host, IP:::1, URI:trionode://a@b`), or `no SANs`."""
+    try:
+        entries = subject_alt_names(certificate)
+    except UnreadableError as exc:
+        return printable(f"({exc})", _NAMES_SHOWN)
     shown: list[str] = []
-    for entry in general_names(certificate):
-        match entry:
-            case x509.DNSName():
-                shown.append(f"DNS:{entry.value}")
-            case x509.IPAddress():
-                shown.append(f"IP:{entry.value}")
-            case x509.UniformResourceIdentifier():
-                shown.append(f"URI:{entry.value}")
-            case _:
-                shown.append(f"{type(entry).__name__}:{entry.value}")
-    return printable(", ".join(shown), 400) if shown else "no SANs"
+    length = 0
+    for entry in entries:
+        shown.append(entry.shown)
+        length += len(entry.shown) + 2
+        if length > _NAMES_SHOWN:  # a certificate may have thousands
+            break
+    return printable(", ".join(shown), _NAMES_SHOWN) if shown else "no SANs"
 
 
 def describe(certificate: x509.Certificate) -> str:
@@ -42,8 +46,10 @@ def describe(certificate: x509.Certificate) -> str:
 
 def describe_dates(certificate: x509.Certificate) -> str:
     """The validity period as `from … to …`, UTC."""
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return f"from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC"
+    start, end = not_before(certificate), not_after(certificate)
+    first = "(an unreadable date)" if start == datetime.max.replace(tzinfo=UTC) else f"{start:%Y-%m-%d %H:%M:%S}"
+    last = "(an unreadable date)" if end == datetime.min.replace(tzinfo=UTC) else f"{end:%Y-%m-%d %H:%M:%S}"
+    return f"from {first} to {last} UTC"
 
 
 def describe_duration(span: timedelta) -> str:
@@ -64,16 +70,9 @@ def describe_subjects(certificates: Iterable[x509.Certificate], limit: int = 4) 
 
 def describe_subject(certificate: x509.Certificate) -> str:
     """The subject's distinguished name (RFC 4514), cut and escaped."""
-    return _name_of(lambda: certificate.subject, "subject")
+    return subject(certificate)
 
 
 def describe_issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
     """The issuer's distinguished name (RFC 4514), cut and escaped."""
-    return _name_of(lambda: signed.issuer, "issuer")
-
-
-def _name_of(read: Callable[[], x509.Name], what: str) -> str:
-    try:
-        return printable(read().rfc4514_string(), 120) or f"(empty {what})"
-    except (ValueError, TypeError):  # a string that is not of its type; a BIT STRING
-        return f"(unreadable {what})"
+    return issuer(signed)

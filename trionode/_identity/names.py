@@ -16,16 +16,18 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import idna
-from cryptography import x509
 from service_identity.exceptions import CertificateError as UnusablePattern
 from service_identity.hazmat import DNS_ID, DNSPattern, IPAddress_ID, IPAddressPattern
 
 from trionode._util.text import printable
 
-from .certificate import general_names
+from .certificate import SubjectAltName, UnreadableError, subject_alt_names
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 __all__ = ["NodeName"]
 
@@ -33,7 +35,9 @@ URI_SCHEME: Final = "trionode"
 MAX_NODE_NAME_BYTES: Final = 255
 
 _NAME = re.compile(r"[A-Za-z0-9._~-]+")
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+#: With underscores, which RFC 952 does not have and containers, Active Directory and service records do.
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NOT_IN_A_LABEL = re.compile(r"[^a-z0-9_-]")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -57,8 +61,13 @@ def canonical_host(text: str) -> str:
             address = ipaddress.IPv6Address(bare)
         except ValueError:
             address = None
-        if address is None or address.scope_id is not None:
-            msg = f"host {shown} is not an IPv6 address (zones are not allowed)"
+        if address is None:
+            msg = f"host {shown} is not an IPv6 address, nor a DNS name, which has no colons{_likely(text)}"
+            raise ValueError(msg)
+        if address.scope_id is not None:
+            msg = (
+                f"host {shown} has a zone (%{printable(address.scope_id, 20)}), which is for one machine only: drop it"
+            )
             raise ValueError(msg)
         return f"[{address}]"
     try:
@@ -73,12 +82,42 @@ def canonical_host(text: str) -> str:
     name = name.removesuffix(".")
     labels = name.split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) and _is_a_label(label) for label in labels):
-        msg = f"host {shown} is neither a DNS name nor an IP address"
+        msg = f"host {shown} is neither a DNS name nor an IP address: {_what_is_wrong(name)}"
         raise ValueError(msg)
     if _NUMERIC_LABEL.fullmatch(labels[-1]):
         msg = f"host {shown} ends in a number but is not an IPv4 address"
         raise ValueError(msg)
     return name
+
+
+def _likely(text: str) -> str:
+    """What a host with a colon was probably meant to be, for the end of a sentence."""
+    if "://" in text:
+        return "; give the host of the URL alone"
+    host, _, port = text.rpartition(":")
+    return "; give host and port apart" if port.isdecimal() and ":" not in host else ""
+
+
+def _what_is_wrong(name: str) -> str:
+    """Why a lower-case ASCII text is no DNS name."""
+    if not name:
+        return "it is empty"
+    if len(name) > 253:
+        return f"it is longer than 253 characters ({len(name)})"
+    position = 1
+    for label in name.split("."):
+        if not label:
+            return f"an empty label at character {position}"
+        if odd := _NOT_IN_A_LABEL.search(label):
+            return f"{printable(odd[0])!r} at character {position + odd.start()} is not allowed in a DNS name"
+        if len(label) > 63:
+            return f"the label at character {position} is longer than 63 characters ({len(label)})"
+        if label.startswith("-") or label.endswith("-"):
+            return f"the label {label!r} at character {position} begins or ends with a hyphen"
+        if not _is_a_label(label):
+            return f"the label {printable(label, 63)!r} at character {position} is no A-label (RFC 5890)"
+        position += len(label) + 1
+    return "it is empty"
 
 
 def _is_a_label(label: str) -> bool:
@@ -189,26 +228,28 @@ class SubjectNames:
     @classmethod
     @lru_cache(maxsize=256)  # a cluster shows the same certificates again and again
     def of(cls, certificate: x509.Certificate) -> SubjectNames:
-        """Read the subject alternative names of a certificate; an unreadable extension offers nothing."""
+        """Read the SANs of a certificate, each by itself; an extension that cannot be read offers nothing."""
         dns: list[DNSPattern] = []
         addresses: list[IPAddressPattern] = []
         nodes: set[NodeName] = set()
         unusable: list[str] = []
         restricted = False
-        for entry in general_names(certificate):
+        try:
+            entries = subject_alt_names(certificate)
+        except UnreadableError as exc:
+            entries = ()
+            unusable.append(printable(str(exc), 160))
+        for entry in entries:
             try:
-                if isinstance(entry, x509.DNSName):
-                    dns.append(_dns_pattern(entry.value))
-                elif isinstance(entry, x509.IPAddress):
-                    addresses.append(IPAddressPattern(pattern=_single_address(entry.value)))
-                elif isinstance(entry, x509.UniformResourceIdentifier):
-                    # The scheme alone narrows: `trionode:alpha@h`, without the slashes, is a malformed one.
-                    scheme, _, rest = entry.value.partition(":")
-                    if scheme.lower() == URI_SCHEME:
-                        restricted = True
-                        nodes.add(_node_of_uri(rest))
+                if entry.kind == "DNS":
+                    dns.append(_dns_pattern(_readable(entry)))
+                elif entry.kind == "IP":
+                    addresses.append(IPAddressPattern(pattern=ipaddress.ip_address(_readable(entry))))
+                elif entry.kind == "URI" and (rest := _of_our_scheme(entry)) is not None:
+                    restricted = True
+                    nodes.add(_node_of_uri(rest))
             except (ValueError, UnusablePattern) as exc:
-                unusable.append(printable(f"{entry.value!r}: {exc}", 160))
+                unusable.append(printable(f"{entry.shown!r}: {exc}", 160))
         return cls(tuple(dns), tuple(addresses), frozenset(nodes), restricted, tuple(unusable))
 
     def cover_host(self, host: str) -> bool:
@@ -256,8 +297,15 @@ def _node_of_uri(rest: str) -> NodeName:
     return NodeName.parse(rest[2:])
 
 
-def _single_address(value: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    if isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
-        return value
-    msg = "a network, not an address"
-    raise ValueError(msg)
+def _of_our_scheme(entry: SubjectAltName) -> str | None:
+    """What follows the scheme in a `trionode:` URI; None for other URIs."""
+    # The scheme alone narrows: `trionode:alpha@h`, without the slashes, is a malformed one, and so is what is no ASCII.
+    scheme, _, rest = entry.shown.removeprefix("URI:").partition(":")
+    return rest if scheme.lower() == URI_SCHEME else None
+
+
+def _readable(entry: SubjectAltName) -> str:
+    if entry.value is None:
+        msg = "no DNS name is other than ASCII" if entry.kind == "DNS" else "no address"
+        raise ValueError(msg)
+    return entry.value

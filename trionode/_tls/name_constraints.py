@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from trionode._identity.certificate import extension, general_names
+from trionode._identity.certificate import UnreadableError, extension, subject_alt_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def excluded_wildcard(path: Sequence[x509.Certificate]) -> int | None:
             return depth
         try:
             constraints = extension(path[depth], x509.NameConstraints)
-        except ValueError:  # fail closed: they might say anything
+        except UnreadableError:  # fail closed: they might say anything
             return depth
         for each in () if constraints is None else constraints.excluded_subtrees or ():
             if isinstance(each, x509.DNSName):
@@ -42,6 +42,10 @@ def excluded_wildcard(path: Sequence[x509.Certificate]) -> int | None:
 
 def _wildcards(certificate: x509.Certificate) -> Iterator[str]:
     """Below which names a certificate covers any label: `example.com` for `*.example.com`."""
-    for name in general_names(certificate):
-        if isinstance(name, x509.DNSName) and name.value.startswith("*."):
+    try:
+        names = subject_alt_names(certificate)
+    except UnreadableError:  # offers nothing
+        return
+    for name in names:
+        if name.kind == "DNS" and name.value is not None and name.value.startswith("*."):
             yield name.value[2:].lower()

@@ -72,3 +72,17 @@ def elements(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int,
     if at != end:
         msg = "an element is longer than what it is part of"
         raise ValueError(msg)
+
+
+def encoded(tag: int, content: bytes) -> bytes:
+    """An element.
+
+    Args:
+        tag: its identifier octet.
+        content: what is in it, encoded.
+    """
+    length = len(content)
+    if length < 0x80:
+        return bytes((tag, length)) + content
+    octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(octets))) + octets + content
