@@ -25,6 +25,7 @@ import trio
 from trio_util import AsyncValue
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.certificate import not_after, not_before
 from trionode._util.log import Log
 
 from .auth_manager import UNCHANGED, CertAuthManager
@@ -261,7 +262,7 @@ class Follower:
             return not self._findings(pending.key_pair)
         leaf = pending.key_pair.certificate
         dated = refusal.reason in {CertificateReason.EXPIRED, CertificateReason.NOT_YET_VALID}
-        return dated and leaf.not_valid_before_utc <= publisher_of(manager).now() <= leaf.not_valid_after_utc
+        return dated and not_before(leaf) <= publisher_of(manager).now() <= not_after(leaf)
 
     # Telling people
 

@@ -38,6 +38,7 @@ import trio
 from trionode._connection.end import EndReason
 from trionode._connection.hand_over import RenewalCause
 from trionode._errors import HandshakeReason, HandshakeTimeoutError, Stage
+from trionode._identity.certificate import not_after
 from trionode._managers.manager import publisher_of
 from trionode._util.backoff import Backoff
 
@@ -215,7 +216,7 @@ class Renewal:
         link, now = watched.connection.link, publisher_of(watched.manager).now()
         theirs = link.peer.certificate if link.peer.verified else None
         return [
-            math.inf if each is None else (each.not_valid_after_utc - now) / timedelta(seconds=1)
+            math.inf if each is None else (not_after(each) - now) / timedelta(seconds=1)
             for each in (link.stream.presented_certificate, theirs)
         ]
 

@@ -30,6 +30,7 @@ import msgspec
 import trio
 
 from trionode._errors import ListenError, TrionodeError
+from trionode._identity.certificate import not_after
 from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 
@@ -200,7 +201,7 @@ def _connection(connection: Connection) -> ConnectionStatus:
         generation=connection.generation,
         peer_generation=connection.peer_generation,
         superseded=connection.superseded,
-        certificate_ends=None if peer.certificate is None else peer.certificate.not_valid_after_utc,
+        certificate_ends=None if peer.certificate is None else not_after(peer.certificate),
         channels=statistics.channels,
         services=statistics.services,
         bytes_sent=statistics.bytes_sent,

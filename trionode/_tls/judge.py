@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, final
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from trionode._credentials.revocation import Doubt, Issuer, Unknown, revocation_of_anchor, status
+from trionode._identity.certificate import not_after, not_before, signature_hash
 
 from .binding import PURPOSE_ANY, PURPOSE_CLIENT, PURPOSE_SERVER, V_OK, key_size, store_with, verify
 from .candidates import MAX_LENGTH, Candidate, Paths, anchors_of
@@ -249,13 +249,11 @@ def _is_weak(certificate: crypto.X509) -> bool:
 
 
 def _has_weak_digest(certificate: x509.Certificate) -> bool:
-    try:
-        return isinstance(certificate.signature_hash_algorithm, _WEAK_DIGESTS)
-    except UnsupportedAlgorithm:
-        return False  # OpenSSL has verified it, by an algorithm younger than these
+    # OpenSSL has verified it: where the algorithm is not known, it is younger than these.
+    return isinstance(signature_hash(certificate), _WEAK_DIGESTS)
 
 
 def _dates(certificate: x509.Certificate, now: datetime) -> int:
-    if now < certificate.not_valid_before_utc:
+    if now < not_before(certificate):
         return V_NOT_YET_VALID
-    return V_EXPIRED if now > certificate.not_valid_after_utc else V_OK
+    return V_EXPIRED if now > not_after(certificate) else V_OK

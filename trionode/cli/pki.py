@@ -25,7 +25,7 @@ from trionode import (
 )
 from trionode._credentials.crl import next_update
 from trionode._credentials.pem import parse_certificates, read_file
-from trionode._identity.certificate import fingerprint, is_ca, is_self_issued
+from trionode._identity.certificate import fingerprint, is_ca, is_self_issued, not_after, not_before
 from trionode._identity.describe import describe, describe_subject
 from trionode.pki import (
     CertificateAuthority,
@@ -186,7 +186,7 @@ def issue(
     if as_json:
         put_json({"cert": str(cert), "key": str(key), **certificate_values(pair.certificate, now_utc())})
     else:
-        start, end = pair.certificate.not_valid_before_utc, pair.certificate.not_valid_after_utc
+        start, end = not_before(pair.certificate), not_after(pair.certificate)
         left = time_left(start, end, now_utc())
         shown = Text(f"{speaks_for(pair.certificate)}, ") + left
         put(console(), grid([(str(cert), shown), (str(key), "its key; keep it private")]))
@@ -315,7 +315,7 @@ def _written(what: str, *steps: Callable[[], None]) -> None:
 
 def _rest(authority: CertificateAuthority) -> timedelta:
     """The rest of the CA's lifetime: a development CA need not be attended to before that."""
-    return max(authority.certificate.not_valid_after_utc - now_utc(), timedelta(days=1))
+    return max(not_after(authority.certificate) - now_utc(), timedelta(days=1))
 
 
 def _file_of(name: str, directory: Path) -> Path:
@@ -391,7 +391,7 @@ def _list_directory(directory: Path, now: datetime, *, as_json: bool) -> int:
     for heading in ("file", "speaks for", "left", "SHA-256"):
         table.add_column(heading, overflow="fold")
     for file, each in found:
-        left = time_left(each.not_valid_before_utc, each.not_valid_after_utc, now)
+        left = time_left(not_before(each), not_after(each), now)
         if each.serial_number in revoked and not is_ca(each):
             left = Text("REVOKED", style="bold red")
         table.add_row(file.name, _subject_shown(each), left, f"{fingerprint(each)[:16]}…")

@@ -19,7 +19,16 @@ from rich.table import Table
 from rich.text import Text
 
 from trionode import Finding, Severity
-from trionode._identity.certificate import extension, fingerprint, is_ca, is_self_issued
+from trionode._identity.certificate import (
+    extension,
+    fingerprint,
+    is_ca,
+    is_self_issued,
+    not_after,
+    not_before,
+    public_key,
+    serial_number,
+)
 from trionode._identity.describe import (
     describe_duration,
     describe_issuer,
@@ -120,7 +129,7 @@ def finding_values(findings: Iterable[Finding]) -> list[dict[str, str]]:
 
 def certificate_state(certificate: x509.Certificate, now: datetime) -> str:
     """`valid`, `expires_soon` (a tenth of its lifetime is left), `expired` or `not_yet_valid`."""
-    return validity_state(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
+    return validity_state(not_before(certificate), not_after(certificate), now)
 
 
 def validity_state(start: datetime, end: datetime, now: datetime) -> str:
@@ -146,7 +155,7 @@ def time_left(start: datetime, end: datetime, now: datetime) -> Text:
 
 def certificate_grid(certificate: x509.Certificate, now: datetime) -> Table:
     """A certificate as an operator reads it."""
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    start, end = not_before(certificate), not_after(certificate)
     dates = Text(f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, ")
     rows: list[tuple[str, str | Text]] = [
         ("subject", describe_subject(certificate)),
@@ -159,7 +168,7 @@ def certificate_grid(certificate: x509.Certificate, now: datetime) -> Table:
         ("purposes", purposes_shown(certificate)),
         ("issuer", "itself" if is_self_issued(certificate) else describe_issuer(certificate)),
         ("key", f"{key_kind(certificate)}, signed with {signature_kind(certificate)}"),
-        ("serial", f"{certificate.serial_number:x}"),
+        ("serial", f"{serial_number(certificate):x}"),
         ("SHA-256", fingerprint(certificate)),
     ]
     return grid(rows)
@@ -171,11 +180,11 @@ def certificate_values(certificate: x509.Certificate, now: datetime) -> dict[str
     return {
         "subject": describe_subject(certificate),
         "issuer": describe_issuer(certificate),
-        "serial": f"{certificate.serial_number:x}",
+        "serial": f"{serial_number(certificate):x}",
         "sha256": fingerprint(certificate),
-        "not_before": certificate.not_valid_before_utc.isoformat(),
-        "not_after": certificate.not_valid_after_utc.isoformat(),
-        "seconds_left": round((certificate.not_valid_after_utc - now) / timedelta(seconds=1)),
+        "not_before": not_before(certificate).isoformat(),
+        "not_after": not_after(certificate).isoformat(),
+        "seconds_left": round((not_after(certificate) - now) / timedelta(seconds=1)),
         "state": certificate_state(certificate, now),
         "ca": is_ca(certificate),
         "self_issued": is_self_issued(certificate),
@@ -234,11 +243,7 @@ def purposes_shown(certificate: x509.Certificate) -> str:
 
 def key_kind(certificate: x509.Certificate) -> str:
     """What kind of key it is for."""
-    try:
-        key = certificate.public_key()
-    except ValueError:
-        return "unreadable key"
-    match key:
+    match public_key(certificate):
         case ec.EllipticCurvePublicKey():
             return f"EC {key.curve.name}"
         case rsa.RSAPublicKey():

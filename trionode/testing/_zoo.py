@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from trionode._credentials.issuing import BACKDATE
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import private_key_to_pem, to_pem
+from trionode._identity.certificate import not_after, not_before
 from trionode._identity.names import NodeName
 from trionode._managers.manager import publisher_of
 from trionode._node.node import Node
@@ -123,7 +124,7 @@ def certificate_zoo(ca: CertificateAuthority, name: str | NodeName) -> Certifica
     """
     node = NodeName.parse(name)
     good, revoked = ca.issue(node), ca.issue(node)
-    now = good.certificate.not_valid_before_utc + BACKDATE
+    now = not_before(good.certificate) + BACKDATE
     return CertificateZoo(
         name=node,
         good=good,
@@ -186,8 +187,8 @@ def _copy(
         subject_name=leaf.subject,
         public_key=key,
         serial_number=x509.random_serial_number(),
-        not_valid_before=leaf.not_valid_before_utc,
-        not_valid_after=leaf.not_valid_after_utc,
+        not_valid_before=not_before(leaf),
+        not_valid_after=not_after(leaf),
     )
     for extension in leaf.extensions:
         value = extension.value
