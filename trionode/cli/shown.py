@@ -243,7 +243,8 @@ def purposes_shown(certificate: x509.Certificate) -> str:
 
 def key_kind(certificate: x509.Certificate) -> str:
     """What kind of key it is for."""
-    match public_key(certificate):
+    key = public_key(certificate)
+    match key:
         case ec.EllipticCurvePublicKey():
             return f"EC {key.curve.name}"
         case rsa.RSAPublicKey():
@@ -252,6 +253,8 @@ def key_kind(certificate: x509.Certificate) -> str:
             return "Ed25519"
         case ed448.Ed448PublicKey():
             return "Ed448"
+        case None:
+            return "unreadable key"
         case _:
             return type(key).__name__
 
