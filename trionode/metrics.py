@@ -1,18 +1,18 @@
-"""Metrics for Prometheus, and for whatever reads its format; needs the extra `metrics`.
+"""Metrics in the Prometheus format; needs the extra `metrics`.
 
 Theory. Nothing is measured here: a node counts anyway (`Node.statistics`), and `NodeCollector` turns that into metric
-families when somebody asks. A scrape usually comes in on another thread, while a node's numbers change in Trio's; so
-the snapshot is taken *in* Trio's thread, in one step between two tasks, and what crosses to the other thread is a value
-that nobody changes any more. No locks, and nothing for a node to do between two scrapes. A Trio run that is stuck, or
-over, does not answer: after `PATIENCE` seconds the scrape goes on without it, and says so by `trionode_up`.
+families at each scrape. A scrape usually comes in on another thread, while a node's numbers change in Trio's; so the
+snapshot is taken *in* Trio's thread, in one step between two tasks, and what crosses to the other thread is an
+immutable value. There are no locks, and a node does nothing between two scrapes. A Trio run that is stuck, or over,
+does not answer: after `PATIENCE` seconds the scrape goes on without it, and `trionode_up` is 0.
 
 Labels are bounded: enumerations, the names of this program's own nodes, the subjects of its own certificates. Nothing
 that a peer sends becomes one.
 
-The library is `prometheus_client`: it may be asked at scrape time (a collector), so that nodes need not know of it; it
-is one package without dependencies, threads or context of its own; and every monitoring system reads what it writes,
-OpenTelemetry's collector included. OpenTelemetry's own SDK is several packages, and its instruments that are asked when
-needed know no histograms: handshakes would have to report to it one by one.
+The library is `prometheus_client`: it asks collectors at scrape time, so nodes need not know of it; it is one package
+without dependencies, threads or context of its own; and every monitoring system reads its format, OpenTelemetry's
+collector included. OpenTelemetry's own SDK is several packages, and its asynchronous instruments have no histograms:
+handshakes would have to report to it one by one.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ async def serve_metrics(
 ) -> NoReturn:
     """Serve the metrics of nodes over HTTP until cancelled, for `nursery.start`, which returns the port.
 
-    The server is that of `prometheus_client`, in threads of its own: plain HTTP, no authentication, so think before you
-    give another `host`. It stops within half a second when this is cancelled.
+    The server is that of `prometheus_client`, in threads of its own: plain HTTP without authentication, so every client
+    that reaches `host` reads the metrics. It stops within half a second when this is cancelled.
 
     Args:
         nodes: of this Trio run.
@@ -172,6 +172,14 @@ async def serve_metrics(
     raise AssertionError("sleep_forever ends by cancellation only")  # pragma: no cover
 
 
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"trionode_{name}", text, labels=["node", *labels])
+
+
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"trionode_{name}", text, labels=["node", *labels])
+
+
 @final
 class _Page:
     """The families of one scrape, to be filled node by node.
@@ -181,79 +189,64 @@ class _Page:
     """
 
     def __init__(self) -> None:
-        node = ["node"]
-        side = ["node", "side"]
-        manager = ["node", "manager"]
-        self._up = GaugeMetricFamily("trionode_up", "Whether the node is open and its event loop answers.", labels=node)
-        self._connections = GaugeMetricFamily(
-            "trionode_connections",
+        self._up = _gauge("up", "Whether the node is open and its event loop answers.")
+        self._connections = _gauge(
+            "connections",
             "Open connections by the generation of the manager that their handshake took.",
-            labels=[*manager, "generation"],
+            "manager",
+            "generation",
         )
-        self._superseded = GaugeMetricFamily(
-            "trionode_connections_superseded",
+        self._superseded = _gauge(
+            "connections_superseded",
             "Open connections of older generations than what their manager publishes.",
-            labels=manager,
+            "manager",
         )
-        self._ended = CounterMetricFamily(
-            "trionode_connections_ended", "Connections that have ended, by reason.", labels=[*node, "reason"]
-        )
-        self._channels = GaugeMetricFamily("trionode_channels", "Open channels.", labels=node)
-        self._channels_opened = CounterMetricFamily(
-            "trionode_channels_opened", "Channels opened so far, by either side.", labels=node
-        )
-        self._services = GaugeMetricFamily("trionode_services", "Service tasks that run.", labels=node)
-        self._sent = CounterMetricFamily("trionode_sent_bytes", "Bytes sent, before encryption.", labels=node)
-        self._received = CounterMetricFamily(
-            "trionode_received_bytes", "Bytes received, after decryption.", labels=node
-        )
-        self._pending = GaugeMetricFamily(
-            "trionode_handshakes_pending", "Handshakes under way, silent clients included.", labels=side
-        )
-        self._handshakes = CounterMetricFamily(
-            "trionode_handshakes", "Handshakes that are over, by outcome.", labels=[*side, "outcome"]
-        )
-        self._failures = CounterMetricFamily(
-            "trionode_handshake_failures",
+        self._ended = _counter("connections_ended", "Connections that have ended, by reason.", "reason")
+        self._channels = _gauge("channels", "Open channels.")
+        self._channels_opened = _counter("channels_opened", "Channels opened so far, by either side.")
+        self._services = _gauge("services", "Service tasks that run.")
+        self._sent = _counter("sent_bytes", "Bytes sent, before encryption.")
+        self._received = _counter("received_bytes", "Bytes received, after decryption.")
+        self._pending = _gauge("handshakes_pending", "Handshakes under way, silent clients included.", "side")
+        self._handshakes = _counter("handshakes", "Handshakes that are over, by outcome.", "side", "outcome")
+        self._failures = _counter(
+            "handshake_failures",
             "Handshakes that did not lead to a link and have a reason; reasons appear when they are first met.",
-            labels=[*side, "outcome", "reason"],
+            "side",
+            "outcome",
+            "reason",
         )
         self._handshake_times = HistogramMetricFamily(
             "trionode_handshake_seconds",
             "From the first byte (accepting) or the TCP connect (dialling) to the verdict.",
-            labels=[*side, "outcome"],
+            labels=["node", "side", "outcome"],
         )
         self._connect_times = HistogramMetricFamily(
-            "trionode_connect_seconds", "Of dials, resolving and TCP connect where they succeeded.", labels=node
+            "trionode_connect_seconds", "Of dials, resolving and TCP connect where they succeeded.", labels=["node"]
         )
-        self._hand_overs = CounterMetricFamily(
-            "trionode_hand_overs",
-            "Hand-overs of live connections, by outcome and cause.",
-            labels=[*node, "outcome", "cause"],
+        self._hand_overs = _counter(
+            "hand_overs", "Hand-overs of live connections, by outcome and cause.", "outcome", "cause"
         )
-        self._generation = GaugeMetricFamily("trionode_generation", "The generation that is published.", labels=manager)
-        self._published = CounterMetricFamily(
-            "trionode_rotations_published", "Generations published after the first.", labels=manager
+        self._generation = _gauge("generation", "The generation that is published.", "manager")
+        self._published = _counter("rotations_published", "Generations published after the first.", "manager")
+        self._refused = _counter(
+            "rotations_refused", "Updates and rotations of trust that were refused.", "manager", "reason"
         )
-        self._refused = CounterMetricFamily(
-            "trionode_rotations_refused",
-            "Updates and rotations of trust that were refused.",
-            labels=[*manager, "reason"],
-        )
-        self._trouble = GaugeMetricFamily(
-            "trionode_source_trouble",
+        self._trouble = _gauge(
+            "source_trouble",
             "Whether the manager follows a source (files, for one) that has something it cannot publish.",
-            labels=manager,
+            "manager",
         )
-        self._not_before = GaugeMetricFamily(
-            "trionode_certificate_not_before_seconds",
+        certificate = ("manager", "role", "subject")
+        self._not_before = _gauge(
+            "certificate_not_before_seconds",
             "When a certificate, or a CRL by its thisUpdate, begins to be good: Unix time.",
-            labels=[*manager, "role", "subject"],
+            *certificate,
         )
-        self._not_after = GaugeMetricFamily(
-            "trionode_certificate_not_after_seconds",
+        self._not_after = _gauge(
+            "certificate_not_after_seconds",
             "When a certificate, or a CRL by its nextUpdate, ends: Unix time; of several of one subject the first.",
-            labels=[*manager, "role", "subject"],
+            *certificate,
         )
 
     def __iter__(self) -> Iterator[Metric]:

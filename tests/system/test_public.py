@@ -118,6 +118,16 @@ def test_a_function_says_what_it_is_for_and_takes(name: str) -> None:
 
 #: The classes that have an inside which nodes, followers or networks use; and what an application sees of them.
 SHOWN: dict[str, str] = {
+    "trionode.Node": (
+        "acceptors add_route add_service call connect connectors drain events keep_connected open_channel statistics "
+        "unverified_connections wait_connected"
+    ),
+    "trionode.Connector": "state stop stopped wait_up",
+    "trionode.EventStream": "aclose close receive",
+    "trionode.RouteHandle": "remove",
+    "trionode.TypedChannel": "aclose peer receive send send_eof",
+    "trionode.LocalRegistry": "register resolve",
+    "trionode.metrics.NodeCollector": "collect describe",
     "trionode.CertManager": (
         "check client_auth client_cas contexts crl_policy crls drained generation key_pair live_generations root_cas "
         "server_name statistics update wait_generation"

@@ -1,6 +1,7 @@
-"""What a node reports while it runs: typed events, to any number of readers, none of whom can block it.
+"""What a node reports while it runs: typed events, for any number of readers.
 
-Each reader has a bounded buffer of its own. One that is too slow loses its oldest events, and sees how many.
+Theory. Publishing is synchronous and never waits. Each reader has a bounded buffer of its own; one that is too slow
+loses its oldest events and sees how many, so no reader can hold up the node or another reader.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ __all__ = [
     "SourceTrouble",
 ]
 
-#: Events that a reader may be behind before it loses the oldest.
+#: How many events a reader may be behind before it loses the oldest.
 BUFFER: Final = 1024
 
 
@@ -100,12 +101,12 @@ class AcceptorDown(NodeEvent):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandshakeRefused(NodeEvent):
-    """A handshake failed, whoever refused whom.
+    """A handshake failed: this node refused the peer, the peer refused this node, or it did not come to a verdict.
 
     Attributes:
         side: which side we were.
         address: the other end's (host, port), or None where it is not known.
-        error: what happened; its class says who refused.
+        error: what happened; its class says which side refused.
     """
 
     side: Side
@@ -120,7 +121,7 @@ class ConnectionUp(NodeEvent):
 
     Attributes:
         side: which side we were.
-        peer: who is at the other end.
+        peer: the node at the other end.
         connection: the connection.
     """
 
@@ -132,10 +133,10 @@ class ConnectionUp(NodeEvent):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionDown(NodeEvent):
-    """A connection stopped being handed out.
+    """A connection has ended: `connect` no longer returns it.
 
     Attributes:
-        peer: who is at the other end.
+        peer: the node at the other end.
         connection: the connection.
         reason: why.
         error: what happened, where something did.
@@ -250,7 +251,7 @@ class ConnectorChanged(NodeEvent):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResolverTrouble(NodeEvent):
-    """A resolver failed, hung or answered nonsense.
+    """A resolver failed, did not answer in time, or gave an answer that is not valid.
 
     Attributes:
         name: what it was asked for; None where it was to register this node.

@@ -41,6 +41,6 @@ def insecure_options(options: NodeOptions, acceptors: Sequence[AcceptorOptions])
         guarded = options.authorize is not None or (plan.cookie or network.cookie) is not None
         if not (mode.verifies and mode.requires) and not guarded:
             found[InsecureOption.UNVERIFIED_CLIENTS] = (
-                f"client_auth {mode.name} with neither cookie nor authorize: anybody may connect and call services"
+                f"client_auth {mode.name} with neither cookie nor authorize: any client may connect and call services"
             )
     return found

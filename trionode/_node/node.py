@@ -126,7 +126,7 @@ class Node:
 
     @property
     def unverified_connections(self) -> Sequence[Connection]:
-        """Inbound connections of peers that nobody verified, oldest first; never used for dialling out."""
+        """Inbound connections of peers that this node did not verify, oldest first; never used for dialling out."""
         return self._runtime.registry.unverified
 
     @property
@@ -147,7 +147,7 @@ class Node:
         with self._runtime.events.subscribe() as reader:
             yield reader
 
-    # Dialling
+    # Dialing
 
     async def connect(self, name: str | NodeName, route: Route | None = None) -> Connection:
         """A live connection to a node: the one that there is, or a new one.
@@ -156,14 +156,14 @@ class Node:
         the last.
 
         Args:
-            name: whom to reach.
-            route: how, in place of route table and resolver; a live connection is reused only if it satisfies the
-                route's manager and verification.
+            name: the node to reach, `name@host`.
+            route: how to reach it, in place of route table and resolver; a live connection is reused only if it
+                satisfies the route's manager and verification.
 
         Raises:
             HandshakeError: the one route failed; see its subclasses.
             NoRouteError: there is no route, or several were tried and all failed.
-            LocalProtocolError: it is our own name.
+            LocalProtocolError: it is this node's own name.
             NetworkDisabledError: the network mode is DISABLED.
             CertificateError: the route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
@@ -174,17 +174,17 @@ class Node:
         """Call a service of a node: connect if need be, send one message, receive exactly one.
 
         At most once: after a `trio.BrokenResourceError` the service may have run; nothing is retried silently.
-        Cancelling cancels the service over there, too; a connection that was made stays.
+        Cancelling cancels the service at the peer, too; a connection that was made stays.
 
         Args:
             name: the node.
-            service: the service's name there.
+            service: the name of the service at that node.
             request: the message, at most the peer's `max_message_size` bytes.
             route: as for `connect`.
 
         Raises:
-            RemoteError: the service did not do it; code `no_reply` if it ended without a message.
-            trio.BrokenResourceError: the connection was lost meanwhile.
+            RemoteError: the service failed or was refused; code `no_reply` if it ended without a message.
+            trio.BrokenResourceError: the connection was lost before the reply.
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
         connection = await self._reach(name, route)
@@ -197,12 +197,12 @@ class Node:
         """Open a channel to a service of a node for the length of an `async with` block.
 
         Leaving the block cleanly closes the channel: the peer still reads everything that was sent. Leaving it by an
-        exception or a cancellation resets it, and the service over there is cancelled. The caller's effective
+        exception or a cancellation resets it, and the service at the peer is cancelled. The caller's effective
         deadline is sampled here and bounds the service.
 
         Args:
             name: of the node, `name@host`.
-            service: its name over there; 1 to 255 characters.
+            service: the name of the service at that node; 1 to 255 characters.
             route: how to reach the node if it is not connected; by default what the routes and the resolver say.
 
         Raises:
@@ -234,7 +234,7 @@ class Node:
             weight: higher is tried first; equal weights in order of addition.
 
         Raises:
-            ValueError: the pattern is neither.
+            ValueError: the pattern is neither a node name nor a glob.
             CertificateError: the route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
         """
@@ -279,24 +279,24 @@ class Node:
         self._runtime.check_open()
         connector = self._connectors.get(peer)
         if connector is None:
-            msg = f"nothing keeps a connection to {peer} up; call node.keep_connected() first"
+            msg = f"no connector keeps a connection to {peer} up; call node.keep_connected() first"
             raise NoRouteError(msg, name=peer)
         return await connector.wait_up()
 
     # Serving
 
     def add_service(self, name: str, service: Service, *, allow: Allow | None = None) -> None:
-        """Register an async function under a name; each channel opened to it runs it once.
+        """Register a service, an async function, under a name; each channel that is opened to it runs it once.
 
         Args:
             name: 1 to 255 characters that UTF-8 can encode.
             service: gets the channel; may look at `channel.peer`.
-            allow: who may use it: a node name, a glob over the whole name, several of these (which only verified
-                peers match), or a function of the peer that returns True. None: every peer. Checked before the
-                service's task starts.
+            allow: the peers that may use it: a node name, a glob over the whole name, several of these (which only
+                verified peers match), or a function of the peer that returns True. None: every peer. Checked before
+                the service's task starts.
 
         Raises:
-            TypeError: the name is not a string, the service no async function, or `allow` nothing that says who.
+            TypeError: the name is not a string, the service no async function, or `allow` none of these.
             ValueError: the name is empty, too long, not encodable or taken, or `allow` has a pattern that is none.
         """
         self._runtime.services.add(name, service, allow=allow)
@@ -304,7 +304,7 @@ class Node:
     # Leaving
 
     async def drain(self) -> None:
-        """End gracefully, at leisure: for a rolling deploy, before leaving the block.
+        """End gracefully, without haste: for a rolling deploy, before leaving the block.
 
         Stops listening and dialling at once, so that a successor may take the address and the name; tells every peer,
         which then opens no more channels here; waits until open channels and services have ended, those included that

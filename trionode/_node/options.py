@@ -1,4 +1,4 @@
-"""What a node is told: frozen, keyword-only option classes, checked when they are made."""
+"""Options of a node: frozen, keyword-only classes, checked when they are made."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class AcceptorOptions:
     """One listening endpoint. What is None is the node's.
 
     Attributes:
-        host: name or address to listen on, all its addresses; `*` for all interfaces, IPv4 and IPv6 (`0.0.0.0` and
+        host: name or address to listen on, on all its addresses; `*` for all interfaces, IPv4 and IPv6 (`0.0.0.0` and
             `::` for one of the two). None: those addresses of the node name's host that are local.
         port: 0 draws a free one. All listeners of an acceptor share it.
         port_range: how many consecutive ports to try, from `port` on.
         cert_manager: serves this acceptor in place of the node's.
-        cookie: what dialers of this acceptor must prove that they know, in place of the node's.
+        cookie: the shared secret that dialers of this acceptor must prove that they know, in place of the node's.
         bind_names: see `NetworkOptions`.
         max_message_size: see `NetworkOptions`.
         handshake_timeout: see `NetworkOptions`.
@@ -99,7 +99,7 @@ class Route:
         port: TCP port.
         cert_manager: for this destination, in place of the node's.
         server_name: what the server's certificate must cover; None: the manager's, else the node name's host.
-        cookie: what both sides must prove that they know, in place of the node's.
+        cookie: the shared secret that both sides must prove that they know, in place of the node's.
         insecure_skip_verify: accept any certificate under any name. The peer is then never `verified`.
     """
 
@@ -152,8 +152,8 @@ class NetworkOptions:
         heartbeat_interval: a connection that was silent for this long is pinged, seconds; infinite for never.
         heartbeat_tolerance: how long the answer to that may take, seconds. A dead peer is noticed at most
             `heartbeat_interval + heartbeat_tolerance` after its last sign of life.
-        max_handshakes: handshakes that acceptors may have under way at once. Of more, the oldest of those that have
-            come least far are ended: first who has sent no ClientHello, then who has not finished TLS, then the hello.
+        max_handshakes: handshakes that acceptors may have under way at once. Beyond that, the oldest of those in the
+            earliest stage are shed: first those before the ClientHello, then those in TLS, then those in the hello.
         max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
         max_unverified: inbound connections of unverified peers at once.
         handshake_timeout: for contexts, TLS and hello, seconds; accepting it runs from the accept.
@@ -201,14 +201,14 @@ class NetworkOptions:
 
 @final
 class Renew(enum.Enum):
-    """What becomes of a live connection when a certificate that it was made with is not the current one any more."""
+    """What becomes of a live connection when a certificate that it was made with is no longer the current one."""
 
     KEEP = "keep"
     """It stays as it is."""
     CLOSE = "close"
-    """It is closed: the peer is told, what is under way gets a grace to end; who wants it dials anew."""
+    """It is closed: the peer is told, calls and channels under way get a grace to end; further calls dial anew."""
     HAND_OVER = "hand_over"
-    """It moves to a new TLS session on the current certificates; nobody who uses it notices."""
+    """It moves to a new TLS session on the current certificates; channels and calls go on."""
 
 
 @final
@@ -230,7 +230,7 @@ class LiveConnections:
         parallel: how many turns at a time, per node.
         grace: how long what is under way may take to end where a connection is closed, seconds.
         max_records: TLS records under one key, sent or received, after which it is handed over; at most 2**22. Twice as
-            many, and it is closed with `grace`, three times, and it is ended at once.
+            many, and it is closed with `grace`; three times, and it is ended at once.
     """
 
     on_rotation: Renew = Renew.KEEP
@@ -272,8 +272,8 @@ class NodeOptions:
         services: by name; more with `node.add_service`.
         authorize: called with every peer that passed everything else, on both sides; it can only narrow. Raise
             `Refused("…")` to refuse with a reason that the peer may read; any other exception refuses as well.
-        shutdown_grace: how long a clean end may take, seconds: open channels and running services get the time to end,
-            what was accepted for sending is flushed, peers are told goodbye.
+        shutdown_grace: how long a clean end may take, seconds: open channels and running services get time to end,
+            what was accepted for sending is flushed, peers are sent a goodbye.
         live_connections: what becomes of them when certificates rotate or end; by default they stay as they are.
         propagate_service_errors: let an exception of a service crash the node instead of being logged: for tests.
         expose_service_errors: let callers read the type and text of a service's exception; by default they only learn

@@ -3,21 +3,21 @@
 Theory. A new generation concerns new handshakes only; a connection keeps what it was made with, for weeks, unless the
 node was told otherwise (`LiveConnections`). Then each connection that was superseded gets its turn: at a time drawn at
 random within a stated span, so that a cluster does not move as one, and only so many at once. Its turn means one of
-two things. *Close*: the peer is told, no more channels are opened, what is under way gets a grace, and whoever wants
-the connection dials anew. *Hand over*: the side that dialled it makes a second link on the current contexts and moves
+two things. *Close*: the peer is told, no more channels are opened, those that are open get a grace to end, and a later
+call dials anew. *Hand over*: the side that dialled it makes a second link on the current contexts and moves
 the connection to it (`_handshake`, `_connection`); the side that accepted asks for that with a frame.
 
 Everything is level-triggered: a signal (a generation, a frame, a hand-over that has settled) only makes a connection be
 looked at, and a look asks what it needs by now. So nothing that calls for a turn can displace something else that does,
 and asking goes on until there is no reason to. A hand-over that fails before its commit leaves the connection as it
-was; it is reported and tried again, with back-off, whoever asks for it.
+was; it is reported and tried again, with back-off, even where the peer asks for it.
 
 What must not go on (a certificate that has ended, a key that has protected too much) is ended by the look itself: it
 waits neither for a turn nor for a peer.
 
 Before a certificate ends there is a first turn at `expiry_lead`, and one more each time that half of what is left has
 passed: a new certificate may be there by then, on a side that does not tell us. The same goes for connections that are
-made when less than that is left, so that one whose certificate nobody renews is not renewed all the time.
+made when less than that is left, so that a connection whose certificate is never renewed is not moved all the time.
 
 One task does it all, with a heap of looks: what is not due costs nothing but its entry.
 """
@@ -66,7 +66,7 @@ TOO_LATE: Final = 1.0
 _WORN_CLOSE: Final = 2
 _WORN_END: Final = 3
 
-#: Looks after which others get to run.
+#: Looks after which other tasks get to run.
 _LOOKS_AT_ONCE: Final = 64
 
 
@@ -110,7 +110,7 @@ class _Watched:
 
 @final
 class Renewal:
-    """Renews a node's connections."""
+    """Closes or hands over the connections of a node when it is time."""
 
     def __init__(
         self,
@@ -125,8 +125,8 @@ class Renewal:
         Args:
             options: what is to become of live connections.
             patience: how long a peer that is asked by hand may take, seconds.
-            moved: told of each hand-over that has settled, whoever dialled, and why; `ASKED` where the peer wanted it.
-            failed: told of each that failed before its commit.
+            moved: called for each hand-over that has settled, with its cause; `ASKED` where the peer wanted it.
+            failed: called for each that failed before its commit.
         """
         self._options = options
         self._patience = patience
@@ -141,7 +141,7 @@ class Renewal:
         self._queue: deque[_Watched] = deque()
         self._workers = 0
 
-    # What the node tells
+    # What the node reports to it
 
     def watch(self, connection: Connection, manager: CertManager, redial: Callable[[], Awaitable[Link]] | None) -> None:
         """A connection is up."""
@@ -171,7 +171,7 @@ class Renewal:
         self._new_link(watched)
 
     def renew(self, connection: Connection, cause: RenewalCause) -> None:
-        """It should be renewed soon: its keys are worn, or its peer asks. Called as often as that is noticed."""
+        """It is to be renewed soon: its keys are worn, or its peer asks. Called each time that this is noticed."""
         watched = self._watched.get(connection)
         if watched is not None:
             watched.asked = watched.asked or cause is RenewalCause.ASKED
@@ -202,10 +202,10 @@ class Renewal:
             if self._looks[0] == (when, watched.number):
                 self._earlier.set()
 
-    # What it needs
+    # What a connection needs
 
     def _time_left(self, watched: _Watched) -> float:
-        """Seconds until the first certificate that it was authenticated with ends; infinite if that is all the same."""
+        """Seconds until the first certificate that it was authenticated with ends; infinite where expiry is ignored."""
         ends = self._ends(watched)
         return min(ends, default=math.inf)
 
@@ -229,7 +229,7 @@ class Renewal:
             return RenewalCause.ROTATED
         left = self._time_left(watched)
         if left <= watched.lead:
-            # There is no better certificate to be had by a hand-over while it is ours that ends and that is the latest.
+            # Where it is our own certificate that ends, and the current one, a hand-over would bring no later end.
             hopeless = self._ends(watched)[0] == left and not connection.superseded
             if options.on_expiry is Renew.CLOSE or not hopeless:
                 return RenewalCause.EXPIRING
@@ -273,7 +273,7 @@ class Renewal:
                 self._workers += 1
                 nursery.start_soon(self._work)
 
-    # Doing it
+    # Giving turns
 
     async def run(self) -> None:
         """Look at connections and give them their turns, until cancelled."""
@@ -326,7 +326,7 @@ class Renewal:
         await connection.supersede(reason, grace=self._options.grace)
 
     def _ask(self, watched: _Watched) -> None:
-        """Ask the peer, which dialled, for a hand-over; so often at most, whoever wants it."""
+        """Ask the peer, which dialled, for a hand-over; once in `ASK_AGAIN` seconds at most, whatever the cause."""
         link, now = watched.connection.link, trio.current_time()
         asked, when = watched.asked_on
         if asked is not link or now >= when + ASK_AGAIN:
@@ -353,7 +353,7 @@ class Renewal:
             else:
                 await self._move(watched, watched.redial, cause)
         except Exception as exc:
-            connection.check_not_ended()  # that it ended is the news then
+            connection.check_not_ended()  # its end is then the error to report
             self._on_failed(connection, cause, exc)
             raise
 
@@ -364,7 +364,7 @@ class Renewal:
             if cause is not RenewalCause.BY_HAND and self._cause(watched) is None:
                 return  # another hand-over was first
             watched.not_before = trio.current_time() + SPACING
-            # Nobody needs it once the connection has ended.
+            # Once the connection has ended the link is not needed.
             with trio.CancelScope() as scope, connection.joining(scope):
                 follows = connection.link
                 link = await redial()

@@ -1,4 +1,4 @@
-"""What the parts of a node share: its identity, its connections, the managers that it uses, and what it reports.
+"""What the parts of a node share: its identity, its connections, the managers that it uses, its events and counters.
 
 Theory. A link becomes a connection here, in one step without a checkpoint: built, registered, reported; the task that
 made the link then runs it. Tasks are spawned in the node's own context variables, not in those of the task that
@@ -74,7 +74,7 @@ _MAX_RETIRING: Final = 32
 
 @final
 class Runtime:
-    """The shared inside of one node.
+    """What the parts of one node share.
 
     Attributes:
         name: the node's name.
@@ -89,7 +89,7 @@ class Runtime:
         admission: the handshakes that its acceptors have under way.
         uses: what is undone when the node has closed.
         managers: the managers that it uses.
-        nursery: the node's nursery while it is open for new business, else None.
+        nursery: the node's nursery while the node is open, else None.
     """
 
     def __init__(self, name: NodeName, options: NodeOptions) -> None:
@@ -130,7 +130,7 @@ class Runtime:
     # Life
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Open for business."""
+        """From now on verbs start tasks, in this nursery."""
         self.nursery = nursery
         self.services.open(nursery)
         self.spawn(self.renewal.run, "renewal")
@@ -138,11 +138,11 @@ class Runtime:
 
     @property
     def is_open(self) -> bool:
-        """Whether it starts what is new; not before its block, nor once it drains or is left."""
+        """Whether verbs may start anything; not before its block, nor once it drains or is left."""
         return self.nursery is not None
 
     def close(self) -> None:
-        """Start nothing new from here on; idempotent."""
+        """From now on no verb starts anything; idempotent."""
         self.nursery = None
 
     def check_open(self, *, network: bool = True) -> None:
@@ -196,7 +196,7 @@ class Runtime:
         )
 
     def party(self, limits: Limits, cookie: bytes | None = None) -> Party:
-        """What we say of ourselves, and how we judge others."""
+        """This node's side of a handshake: what its hello says, and how it judges the peer."""
         return Party(
             name=self.name,
             incarnation=self.incarnation,
@@ -215,7 +215,7 @@ class Runtime:
     def refused(self, side: Side, error: HandshakeError) -> None:
         """Report a handshake that failed.
 
-        A duplicate is no failure, the connection it duplicates is there; nor is a link that nobody needs any more.
+        A duplicate is no failure: the connection that it duplicates is there. Nor is a link that is no longer needed.
         """
         if error.reason in (HandshakeReason.SUPERSEDED, UnverifiedReason.DUPLICATE):
             return
@@ -236,8 +236,8 @@ class Runtime:
 
         Args:
             link: its first link.
-            manager: whose contexts that took.
-            limits: what we accept, as our hello said.
+            manager: the one whose contexts the link took.
+            limits: what this node accepts, as its hello said.
             redial: makes a link to hand the connection over to, where this side dialled.
         """
         assert self.nursery is not None
@@ -256,7 +256,7 @@ class Runtime:
         return connection
 
     def _settings_of(self, manager: CertManager, limits: Limits) -> ConnectionSettings:
-        """Those that are alike share them: a kilobyte each."""
+        """Shared by all connections that have the same: a kilobyte each."""
         known = self._settings.get((manager, limits))
         if known is not None:
             return known
@@ -281,7 +281,7 @@ class Runtime:
         return settings
 
     def _retire(self, replaced: Connection) -> None:
-        """Let one that was replaced run out; only so many of one name, however often a peer replaces."""
+        """Read a replaced connection to its end; `_MAX_RETIRING` of one name at most, however often a peer replaces."""
         retiring = self._retiring.setdefault(replaced.peer.name, [])
         retiring.append(replaced)
         self.spawn(replaced.retire, f"retire {replaced!r}")
@@ -289,7 +289,7 @@ class Runtime:
             self.spawn(partial(surplus.close, EndReason.REPLACED), f"close {surplus!r}")
 
     def _attach(self, connection: Connection) -> None:
-        """Tell its manager of the link; which may find that the peer is no longer trusted, and end it at once."""
+        """Tell its manager of the link, which may find that the peer is not trusted any more and end the connection."""
         link = self._attached[connection] = connection.link
         publisher_of(self.running[connection]).attach(link, connection.distrust)
 
@@ -333,7 +333,7 @@ class Runtime:
         )
         _log.info("connection down: %s: %s", connection, end.error or end.reason)
 
-    # What is shown
+    # Statistics and warnings
 
     def statistics(self, acceptors: tuple[AcceptorStatistics, ...]) -> NodeStatistics:
         """A snapshot of the node, taken in one step.

@@ -1,7 +1,7 @@
-"""Shared dials: any number of tasks that want one thing wait for one task that gets it.
+"""Shared dials: tasks that want the same connection wait for one dial.
 
 Theory. The dial runs in the node's nursery, not in a waiter's, so cancelling one waiter leaves the others; when the
-last waiter leaves, nobody wants it any more and it is cancelled. Its task goes on to own the connection.
+last waiter leaves, the dial is cancelled. The task that dialled then runs the connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Runs(Protocol):
-    """A result that somebody has to run: the task that made it does, with no checkpoint in between."""
+    """A result that has to be run: the task that made it runs it, with no checkpoint in between."""
 
     async def run(self) -> None:
         """Until it is over."""
@@ -82,7 +82,7 @@ class SharedDials(Generic[T]):
         return _shared(dial.outcome)
 
     def cancel(self) -> None:
-        """Give up every dial under way; the waiters get `ClosedResourceError`."""
+        """Cancel every dial under way; the waiters get `ClosedResourceError`."""
         for dial in list(self._dials.values()):
             dial.scope.cancel()
 

@@ -55,7 +55,7 @@ class HandshakeOutcome(StrEnum):
 
     `ESTABLISHED`: there is a link, for a new connection or for a hand-over. `DUPLICATE`: a live connection made it
     superfluous. `REFUSED`: we refused the peer. `REJECTED`: the peer refused us. `TIMEOUT`: a deadline passed.
-    `BROKEN`: no connection, or the peer broke off or spoke something else. `ABANDONED`: nobody here wanted it any more
+    `BROKEN`: no connection, or the peer broke off or spoke something else. `ABANDONED`: no longer needed here
     (cancelled, or another connection came in). `SHED`: there were too many at once (`max_handshakes`). `FAILED`: our
     own fault, such as CAs of the system that are needed and missing.
     """
@@ -266,7 +266,7 @@ class Counters:
         Args:
             side: which side we are.
             channel: where it is to take its contexts; it has to take them from what the block is given.
-            abandoned: what is raised when nobody wants it any more.
+            abandoned: what is raised when it is no longer needed.
         """
         timed = _Timed(channel)
         began = trio.current_time()

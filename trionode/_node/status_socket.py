@@ -1,10 +1,9 @@
-"""What a running node is doing, for its owner on the same machine: over a UNIX socket, if the node asks for it.
+"""The status of a running node, for its operator on the same machine: over a UNIX socket, if the program asks for it.
 
-Theory. Whoever connects gets one JSON document, a snapshot taken in one step, and the end; nothing is read, so nothing
-can be asked for, and nothing a client does can change or hold up the node. Only the user that runs the node gets it:
-the socket lies in a directory that is that user's alone, in one made for it under the runtime directory, and the kernel
-is asked for the other end's user, on both ends (SO_PEERCRED, where there is one). What is in the document is no secret:
-names, counts, dates; no keys, no messages, no services' names.
+Theory. A client that connects is sent one JSON document, a snapshot taken in one step, and end of file. Nothing is read
+from it, so no client can change or hold up the node. Only the user that runs the node gets an answer: the socket lies
+in a directory that is private to that user, and each end asks the kernel for the user at the other end (SO_PEERCRED,
+where there is one). The document holds no secrets: names, counts, dates; no keys, messages or names of services.
 
 One socket for each node that serves its status, named after node and process, so that any number run side by side. One
 that a process left behind when it was killed refuses connections, and is removed by the next that looks; but so does
@@ -44,9 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_status"]
 
-#: A client that has not taken its snapshot by then is left. Seconds.
+#: A client that has not read its snapshot by then is disconnected. Seconds.
 PATIENCE: Final = 5.0
-#: Larger is no status. Bytes.
+#: A larger document is no status. Bytes.
 MAX_BYTES: Final = 16 * 1024 * 1024
 _SUFFIX: Final = ".sock"
 #: Of a socket's path (unix(7); some systems have room for 104), its final NUL included. Bytes.
@@ -132,12 +131,12 @@ async def serve_status(
     *,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Let `trionode status` show what a node is doing, until cancelled: `await nursery.start(serve_status, node)`.
+    """Serve the status of a node to `trionode status`, until cancelled: `await nursery.start(serve_status, node)`.
 
     Only the user that runs this process gets an answer. Use it inside the node's block.
 
     Args:
-        node: whose status.
+        node: the node, of this Trio run.
         path: of the UNIX socket, in a directory that is this user's alone. By default one of its own below
             `$XDG_RUNTIME_DIR/trionode`, or `/tmp/trionode-UID` where that is not set, where the command looks.
         task_status: `started()` gets the path.
@@ -227,7 +226,7 @@ def _manager(use: ManagerUse) -> ManagerStatus:
 
 
 def status_directory() -> Path:
-    """Where the sockets are: a directory of their own, for others clean up in its parent."""
+    """Where the sockets are: a directory of their own, for the local registry cleans up in its parent."""
     parent = runtime_directory() or Path("/tmp") / f"trionode-{os.geteuid()}"  # noqa: S108 -- checked
     return parent / "status"
 
@@ -321,7 +320,7 @@ def _same_user(end: trio.socket.SocketType | socket.socket) -> bool:
     """Whether the process at the other end runs as the user that we run as; True where the kernel cannot say."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
-        return True  # the directory has seen to it
+        return True  # the private directory keeps other users out
     try:
         _, user, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))
     except OSError:
@@ -359,7 +358,7 @@ def read_status(path: Path) -> NodeStatus:
     """A snapshot of the node behind a socket. Blocks, for `PATIENCE` seconds at most between two pieces of it.
 
     Raises:
-        StatusError: nobody serves there, or another user does, or what came is no status.
+        StatusError: no node of this user serves there, or what came is no status.
     """
     pieces: list[bytes] = []
     size = 0
@@ -369,7 +368,7 @@ def read_status(path: Path) -> NodeStatus:
             with _reachable(path) as address:
                 end.connect(address)
             if not _same_user(end):
-                msg = f"another user serves {path}; do not believe it, and see who may write there"
+                msg = f"another user serves {path}; do not trust it, and check which users may write there"
                 raise StatusError(msg)
             while piece := end.recv(64 * 1024):
                 pieces.append(piece)

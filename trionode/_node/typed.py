@@ -1,6 +1,6 @@
 """Typed messages: a thin, optional layer of msgspec types over channels and calls of bytes.
 
-The core knows bytes only. Here both ends agree on types, anything that msgspec can encode (structs, dataclasses,
+Channels carry bytes. Here both ends agree on types, anything that msgspec can encode (structs, dataclasses,
 builtins), and messages travel as msgpack. What cannot be decoded as the agreed type resets the channel, and both ends
 see `RemoteError(code="bad_message")` with msgspec's words on what is wrong where.
 """
@@ -54,7 +54,7 @@ class TypedChannel(trio.abc.SendChannel[S], trio.abc.ReceiveChannel[R], Generic[
 
     @property
     def peer(self) -> Peer:
-        """Who is at the other end."""
+        """The node at the other end."""
         return self.channel.peer
 
     async def send(self, value: S) -> None:

@@ -276,7 +276,7 @@ def _process_started(process: int) -> float:
     except OSError:
         return -1
     else:
-        # A zombie is dead, if nobody has asked for its exit status; in a container that may be never.
+        # A zombie is dead; its parent has not asked for its exit status, which in a container may be never.
         return -1 if fields[0] in (b"Z", b"X") else float(fields[19])
     try:
         os.kill(process, 0)
