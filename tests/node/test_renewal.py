@@ -41,6 +41,7 @@ class Manager:
         self.generation = 1
         self.ends: datetime | None = None
         self._began = trio.current_time()
+        self._publisher = self  # what the package itself works with
 
     def now(self) -> datetime:
         """The time."""
