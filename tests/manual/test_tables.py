@@ -34,10 +34,13 @@ from trionode.cli.program import cli
 from trionode.manual import read
 from trionode.manual.markdown import rows, section, spans, tables
 from trionode.pki import CertificateAuthority
+from trionode.testing import present_anyway
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from enum import StrEnum
+
+    from trionode.testing import CertificateZoo, NodeFactory
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = Path(trionode.__file__).parent
@@ -180,12 +183,43 @@ def test_a_table_has_every_member_and_no_other(page: str, heading: str, kind: An
     assert listed in ({member.value for member in kind}, {member.name for member in kind})
 
 
-def test_both_sides_of_a_refusal() -> None:
-    """The words of either side exist, and what is there twice says the same."""
-    for ours, theirs in rows(section(read("errors"), "Two sides of one refusal")):
-        for word in spans(ours):
-            trionode.UnverifiedReason(word)
-            trionode.RejectionCode(spans(theirs)[0] if spans(theirs) else word)
+SIDES: Final = {
+    ours: spans(theirs)
+    for first, theirs in rows(section(read("errors"), "Two sides of one refusal"))
+    for ours in spans(first)
+}
+
+
+def test_both_sides_of_a_refusal_are_words_that_exist() -> None:
+    """Of the one vocabulary and the other; without a word of its own, the other side hears the same."""
+    for ours, theirs in SIDES.items():
+        trionode.UnverifiedReason(ours)
+        for word in theirs or [ours]:
+            trionode.RejectionCode(word)
+
+
+@pytest.mark.parametrize(
+    "defect", ["expired", "not_yet_valid", "wrong_ca", "wrong_name", "wrong_eku", "revoked", "unlisted"]
+)
+async def test_both_sides_of_a_refusal_say_what_the_table_says(
+    defect: str, node_factory: NodeFactory, certificate_zoo: Callable[[str], CertificateZoo]
+) -> None:
+    """Of a client with one defect each: the reason at the acceptor, the code at the client."""
+    with trio.fail_after(PATIENCE):
+        async with node_factory("client") as client:
+            zoo = certificate_zoo(str(client.name))
+            crls = {"revoked": zoo.crls, "unlisted": CertificateAuthority.create().revocation_list()}.get(defect)
+            manager = node_factory.manager("server", crls=crls)
+            async with node_factory("server", certs=manager) as server, server.events() as events:
+                if defect != "unlisted":
+                    present_anyway(client, getattr(zoo, defect))
+                with pytest.raises(trionode.PeerRejectedError) as caught:
+                    await client.connect(server.name)
+                reason = ""
+                while not reason:
+                    event = await events.receive()
+                    reason = event.error.reason if isinstance(event, trionode.HandshakeRefused) else ""
+    assert caught.value.code in (SIDES[reason] or [reason])
 
 
 def test_every_event_is_in_the_table() -> None:

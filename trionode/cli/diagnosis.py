@@ -339,7 +339,7 @@ def rejected(code: RejectionCode, certificate: x509.Certificate, looked: Inspect
             ahead = describe_duration(certificate.not_valid_after_utc - now)
             message = (
                 f"the server says that our certificate has expired, and by our clock it has not: the server's "
-                f"clock is ahead by {ahead} at least, or a certificate above it has expired there"
+                f"clock is ahead by {ahead} at least, or a certificate above it or a revocation list has expired there"
             )
             remedy = "Compare the clocks of both machines (chronyc tracking, timedatectl), and check the chain"
         case RejectionCode.BAD_CERTIFICATE:
@@ -417,8 +417,7 @@ _REJECTION_REMEDIES: Final = {
     RejectionCode.CERTIFICATE_REVOKED: "Issue a new one, with a new key if that was the reason",
     RejectionCode.UNSUPPORTED_CERTIFICATE: "Issue it with both serverAuth and clientAuth: a node is a server and a "
     "client",
-    RejectionCode.CERTIFICATE_UNKNOWN: "The server could not check it, for example because a revocation list there is "
-    "missing or has expired; its log says what",
+    RejectionCode.CERTIFICATE_UNKNOWN: "The server cannot verify its path; its log says what is wrong",
     RejectionCode.ACCESS_DENIED: "The certificate is good, but its holder is not admitted",
 }
 
