@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from .model import Job, Sample
-    from .peers import Client, Peer
+    from .peers import Client, Peer, Session
 
 OURS: Final = "trionode"
 NOWAIT: Final = "trionode, send_nowait"
@@ -52,6 +52,27 @@ class Arena:
     def watch(self) -> Stopwatch:
         """A stopwatch for the timed part, for the CPU time of both ends."""
         return Stopwatch(*([] if self.job.server is None else [self.job.server.pid]))
+
+
+async def pour_beside(arena: Arena, session: Session, disturb: Callable[[], Awaitable[object]]) -> Sample:
+    """Messages of 100 bytes, as fast as they go, until what happens beside them is over."""
+    over, sent, message = False, 0, bytes(100)
+
+    async def do() -> None:
+        nonlocal over
+        await disturb()
+        over = True
+
+    async def pour() -> None:
+        nonlocal sent
+        async with session.pouring() as send:
+            while not over:
+                await send(message)
+                sent += 1
+
+    with arena.watch() as watch:
+        await arena.peer.together(do, pour)
+    return watch.rate(sent)
 
 
 def over(

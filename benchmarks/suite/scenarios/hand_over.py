@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.latency import percentile
-from benchmarks.suite.arena import OURS, contestant
+from benchmarks.suite.arena import OURS, contestant, pour_beside
 from benchmarks.suite.model import Better, Scenario, Target
 from benchmarks.suite.peers import nodes
 from trionode import Connection
@@ -58,28 +58,16 @@ async def hand_overs(arena: Arena) -> Sample:
 async def stream(arena: Arena, *, disturbed: bool) -> Sample:
     """Messages for as long as so many hand-overs take, one every `interval` seconds."""
     peer, parameters = arena.peer, arena.job.parameters
-    over, sent, message = False, 0, bytes(100)
     async with arena.client.dial() as session:
 
         async def hand_over() -> None:
-            nonlocal over
             begin = time.perf_counter()
             for number in range(1, int(parameters["hand_overs"]) + 1):
                 await peer.sleep(max(0.0, begin + number * parameters["interval"] - time.perf_counter()))
                 if disturbed:
                     await reauthenticate(session)
-            over = True
 
-        async def pour() -> None:
-            nonlocal sent
-            async with session.pouring() as send:
-                while not over:
-                    await send(message)
-                    sent += 1
-
-        with arena.watch() as watch:
-            await peer.together(hand_over, pour)
-    return watch.rate(sent)
+        return await pour_beside(arena, session, hand_over)
 
 
 async def added_latency(arena: Arena) -> Sample:

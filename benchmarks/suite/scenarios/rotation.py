@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.latency import percentile
-from benchmarks.suite.arena import OURS, contestant
+from benchmarks.suite.arena import OURS, contestant, pour_beside
 from benchmarks.suite.model import Better, Scenario, Target
 from benchmarks.suite.peers import nodes
 from trionode import KeyPair
@@ -61,28 +61,15 @@ async def stream(arena: Arena, *, disturbed: bool) -> Sample:
     assert isinstance(peer, nodes.ThePeer)
     managers, pairs = cycle([peer.server_manager, peer.client_manager]), key_pairs(arena.job.credentials)
     rotations, interval = int(parameters["rotations"]), parameters["interval"]
-    over, sent, message = False, 0, bytes(100)
 
     async def rotate() -> None:
-        nonlocal over
         for _ in range(rotations):
             await peer.sleep(interval)
             if disturbed:
                 next(managers).update(next(pairs))
-        over = True
 
     async with arena.client.dial() as session:
-
-        async def pour() -> None:
-            nonlocal sent
-            async with session.pouring() as send:
-                while not over:
-                    await send(message)
-                    sent += 1
-
-        with arena.watch() as watch:
-            await peer.together(rotate, pour)
-    return watch.rate(sent)
+        return await pour_beside(arena, session, rotate)
 
 
 ONE, MANY = ", 1 connection", f", {MANY_SERVERS * MANY_CLIENTS} connections"
