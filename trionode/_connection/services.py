@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Allow", "Service", "current_channel"]
 
+#: A service: an async function of the channel that was opened to it.
 Service: TypeAlias = Callable[[ServiceChannel], Awaitable[None]]
 
 #: Who may use a service: node names, globs over the whole name, or a function of the peer.

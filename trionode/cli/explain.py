@@ -59,6 +59,7 @@ _MARKS: Final = {"ok": (HELD, "green"), "failed": (FAILED, "bold red"), "skipped
 _WIDTH: Final = 19
 
 
+# Over 60 lines long: half of them are what --help shows.
 @click.command(short_help="Where a connection fails, and why.")
 @click.argument("target", metavar="NODE|HOST[:PORT]", shell_complete=complete_node)
 @address_option

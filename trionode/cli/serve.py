@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("trionode.cli")
 
 
+# Over 60 lines long: half of them are what --help shows.
 @click.command(short_help="Run a node, from a TOML file or from options.")
 @click.argument("node", metavar="[NODE]", required=False, shell_complete=complete_node)
 @click.option("-c", "--config", "config_file", type=FILE, help="TOML file; options take precedence over it.")
