@@ -76,10 +76,11 @@ class LocalRegistry:
         Args:
             directory: must be, or become, this user's own with mode 0700 and no link. By default `trionode` in
                 `$XDG_RUNTIME_DIR`, or in `~/.local/state` where that is not set.
-            allow_other_files: whether the directory may hold files of others; they are left alone.
+            allow_other_files: whether the directory may hold files of others; they are left alone. The default
+                directory may: status sockets are there, too.
         """
         self.directory: Path = Path(directory) if directory is not None else _default_directory()
-        self._allow_other_files = allow_other_files
+        self._allow_other_files = allow_other_files or directory is None
 
     def __repr__(self) -> str:
         return f"<LocalRegistry {self.directory}>"
