@@ -38,7 +38,7 @@ def chosen(printed: str) -> str:
             lines = part.splitlines()
             ends = [n for n, line in enumerate(lines) if Text.from_ansi(line).plain.startswith(ENOUGH)]
             kept += lines[: ends[0]] if ends else lines
-    return "\n".join(kept).strip("\n")
+    return re.sub(r", in [\d.]+ s", "", "\n".join(kept)).strip("\n")  # how long it took is the machine's business
 
 
 def main() -> int:
