@@ -98,7 +98,7 @@ class Session:
     """As much of one end of a TLS session as a proof looks at."""
 
     secret: bytes
-    presented_certificate: Any
+    certificate: Any
     peer_certificate: Any
 
     def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
@@ -110,7 +110,7 @@ class Session:
 
     def other_end(self) -> Session:
         """The peer's view."""
-        return replace(self, presented_certificate=self.peer_certificate, peer_certificate=self.presented_certificate)
+        return replace(self, certificate=self.peer_certificate, peer_certificate=self.certificate)
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +170,8 @@ def changes(key_pairs: Mapping[str, KeyPair]) -> Callable[[Proof], dict[str, Pro
         found: dict[str, Proof] = {
             "cookie": {"cookie": WRONG.encode()},
             "session": {"stream": replace(stream, secret=b"another session")},
-            "own certificate": {"stream": replace(stream, presented_certificate=other)},
-            "no own certificate": {"stream": replace(stream, presented_certificate=None)},
+            "own certificate": {"stream": replace(stream, certificate=other)},
+            "no own certificate": {"stream": replace(stream, certificate=None)},
             "peer's certificate": {"stream": replace(stream, peer_certificate=other)},
             "no peer's certificate": {"stream": replace(stream, peer_certificate=None)},
             "certificates swapped": {"stream": stream.other_end()},

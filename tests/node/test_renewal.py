@@ -73,7 +73,7 @@ class Double:
     def new_link(self, ours: float | None, theirs: float | None) -> None:
         """What it is on; certificates end so many seconds after the start."""
         self.link = SimpleNamespace(
-            stream=SimpleNamespace(presented_certificate=_certificate(ours)),
+            stream=SimpleNamespace(certificate=_certificate(ours)),
             peer=SimpleNamespace(certificate=_certificate(theirs), verified=theirs is not None),
         )
         self.until = ours, theirs

@@ -49,6 +49,7 @@ from trionode import (
 from trionode._handshake.accept import accept_tls
 from trionode._handshake.dial import dial_tls
 from trionode._identity.certificate import fingerprint
+from trionode._managers.manager import publisher_of
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import (
     ACCEPT_PAUSE,
@@ -230,6 +231,83 @@ async def test_clients_never_get_less_than_was_published_when_they_came(
         nursery.cancel_scope.cancel()
     assert dialled == 50
     assert certs.generation > 10
+
+
+async def test_a_stream_knows_that_it_was_superseded(ca: CertificateAuthority, certs: CertAuthManager) -> None:
+    """Either end, as soon as its own manager has published since; who waits for it is told then, and not before."""
+    served: list[TLSStream] = []
+    told: list[str] = []
+
+    async def handler(stream: TLSStream) -> None:
+        served.append(stream)
+        await echo(stream)
+
+    async def wait(stream: TLSStream, name: str, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await stream.wait_superseded()
+        told.append(name)
+
+    client = CertAuthManager(ca.issue("localhost"), root_cas=ca.pool)
+    async with serving(handler, certs) as port, trio.open_nursery() as nursery:
+        async with await open_tls_stream("localhost", port, cert_manager=client) as stream:
+            await ask(stream, b"hello")
+            await nursery.start(wait, stream, "client")
+            await nursery.start(wait, served[0], "server")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert (stream.superseded, served[0].superseded, told) == (False, False, [])
+            certs.update(ca.issue(*HOSTS))
+            assert (stream.superseded, served[0].superseded) == (False, True)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert told == ["server"]
+            client.rotate_trust(root_cas=ca.pool)
+            assert stream.superseded
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert told == ["server", "client"]
+            await stream.wait_superseded()
+
+
+async def test_a_stream_knows_names_and_certificates(ca: CertificateAuthority, mutual: CertAuthManager) -> None:
+    """What each side presented, and the server name that the client asked for; an address is not asked for."""
+    served: list[TLSStream] = []
+
+    async def handler(stream: TLSStream) -> None:
+        served.append(stream)
+        await echo(stream)
+
+    async with serving(handler, mutual) as port:
+        client = CertAuthManager(ca.issue("localhost"), root_cas=ca.pool)
+        for name, sent in (("LOCALHOST", "localhost"), ("127.0.0.1", None), ("::1", None)):
+            async with await open_tls_stream("127.0.0.1", port, cert_manager=client, server_name=name) as stream:
+                await ask(stream, b"hello")
+                assert stream.server_name == served[-1].server_name == sent
+                assert stream.certificate == served[-1].peer_certificate == client.key_pair.certificate
+                assert stream.peer_chain[:1] == mutual.key_pair.chain
+                assert served[-1].certificate == stream.peer_certificate == mutual.key_pair.certificate
+                assert served[-1].peer_chain[:1] == client.key_pair.chain
+
+
+async def test_a_client_that_was_not_asked_has_presented_nothing(certs: CertAuthManager) -> None:
+    """Its `certificate` is None, for the server has not seen it."""
+    async with serving(echo, certs) as port:
+        async with await open_tls_stream("127.0.0.1", port, cert_manager=certs) as stream:
+            assert stream.certificate is None
+
+
+async def test_contexts_of_no_manager_are_never_superseded(certs: CertAuthManager) -> None:
+    """A stream on contexts that nothing publishes: its end is not waited for, but that wait can be cancelled."""
+    contexts = TLSContexts.build(1, certs.key_pair, publisher_of(certs).policy)
+    send, receive = trio.open_memory_channel[TLSContexts](1)
+    near, far = trio.testing.memory_stream_pair()
+    with trio.fail_after(PATIENCE), send, receive:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept_plain, far, certs.contexts)
+            send.send_nowait(contexts)
+            stream = await dial_plain(near, receive)
+        assert not stream.superseded
+        with trio.move_on_after(0.01) as scope:
+            await stream.wait_superseded()
+        assert scope.cancelled_caught
+        await stream.aclose()
 
 
 # Real programs ------------------------------------------------------------------------------------------------------

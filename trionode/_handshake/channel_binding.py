@@ -33,7 +33,7 @@ def presented_leaves(session: SessionStream, *, dialling: bool) -> tuple[bytes, 
         session: the session.
         dialling: whether we are the dialer, and so which end of it we hold.
     """
-    ours, theirs = _leaf(session.presented_certificate), _leaf(session.peer_certificate)
+    ours, theirs = _leaf(session.certificate), _leaf(session.peer_certificate)
     return (ours, theirs) if dialling else (theirs, ours)
 
 

@@ -105,7 +105,7 @@ class Publisher:
         """Build generation 1, see `CertAuthManager`."""
         check_argument("key_pair", key_pair, KeyPair)
         self.policy = policy
-        self.channel = ContextsChannel(TLSContexts.build(1, key_pair, policy))
+        self.channel = ContextsChannel(self._build(1, key_pair, policy))
         self._generation = AsyncValue(1)
         self._refusal: AsyncValue[tuple[int, RotationError | None]] = AsyncValue((0, None))
         self._source_trouble: AsyncValue[Exception | None] = AsyncValue(None)
@@ -159,7 +159,7 @@ class Publisher:
             self._check_thread()
             try:
                 self._check_usable(key_pair, as_server=self._server_uses > 0)
-                contexts = TLSContexts.build(self.generation + 1, key_pair, self.policy)
+                contexts = self._build(self.generation + 1, key_pair, self.policy)
             except CertificateError as exc:
                 self._refuse(exc)
                 raise
@@ -173,7 +173,7 @@ class Publisher:
         Raises:
             CertificateError: OpenSSL does not accept it.
         """
-        contexts = TLSContexts.build(self.generation + 1, key_pair, self.policy)
+        contexts = self._build(self.generation + 1, key_pair, self.policy)
         self._publish(contexts)
         return contexts.generation
 
@@ -190,7 +190,7 @@ class Publisher:
             before, policy = self.policy, change(self.policy)
             try:
                 _check_client_cas(policy)
-                contexts = TLSContexts.build(self.generation + 1, self.key_pair, policy)
+                contexts = self._build(self.generation + 1, self.key_pair, policy)
                 found = list(self._links.stranded(policy, before))
                 if stranded is StrandedPeers.REFUSE:
                     _refuse_to_strand([peer for peer, _ in found if peer.newly and not peer.revoked])
@@ -240,9 +240,12 @@ class Publisher:
                     "rotate_trust()"
                 )
                 raise FixedAtStartupError(msg)
-            contexts = TLSContexts.build(self.generation, self.key_pair, policy)
+            contexts = self._build(self.generation, self.key_pair, policy)
             self.policy = policy
             self.channel.publish(contexts)
+
+    def _build(self, generation: int, key_pair: KeyPair, policy: TLSPolicy) -> TLSContexts:
+        return TLSContexts.build(generation, key_pair, policy, publisher=self)
 
     def _publish(self, contexts: TLSContexts) -> None:
         self.channel.publish(contexts)

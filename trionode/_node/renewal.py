@@ -217,7 +217,7 @@ class Renewal:
         theirs = link.peer.certificate if link.peer.verified else None
         return [
             math.inf if each is None else (not_after(each) - now) / timedelta(seconds=1)
-            for each in (link.stream.presented_certificate, theirs)
+            for each in (link.stream.certificate, theirs)
         ]
 
     def _cause(self, watched: _Watched) -> RenewalCause | None:

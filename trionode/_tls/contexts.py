@@ -13,9 +13,9 @@ A queue that is merely filled would hand out stale contexts (four of four, measu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 __all__ = ["TLSContexts"]
 
 
+class Publishes(Protocol):
+    """Where contexts come from, as far as what was made with them asks: which generation is published now."""
+
+    @property
+    def generation(self) -> int:
+        """The generation that is published now."""
+
+    async def wait_generation(self, generation: int) -> None:
+        """Wait until this generation, or a later one, is published."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TLSContexts:
@@ -39,21 +50,26 @@ class TLSContexts:
         key_pair: the key pair that both sides present.
         server: for acceptors.
         client: for connectors.
+        publisher: what publishes them, or None of contexts that are published nowhere.
     """
 
     generation: int
     key_pair: KeyPair
     server: ServerSide
     client: ClientSide
+    publisher: Publishes | None = field(default=None, compare=False)
 
     @classmethod
-    def build(cls, generation: int, key_pair: KeyPair, policy: TLSPolicy) -> TLSContexts:
+    def build(
+        cls, generation: int, key_pair: KeyPair, policy: TLSPolicy, *, publisher: Publishes | None = None
+    ) -> TLSContexts:
         """Build both sides.
 
         Args:
             generation: its number.
             key_pair: what is presented.
             policy: what is asked of peers, and which are believed.
+            publisher: what publishes them.
 
         Raises:
             CertificateError: OpenSSL does not accept the key pair.
@@ -63,6 +79,7 @@ class TLSContexts:
             key_pair=key_pair,
             server=ServerSide(key_pair, policy),
             client=ClientSide(key_pair, policy),
+            publisher=publisher,
         )
 
     def __repr__(self) -> str:

@@ -256,6 +256,12 @@ class TLSSession:
         return self._examination.accepting or self._examination.certificate_requested
 
     @property
+    def server_name(self) -> str | None:
+        """The server name that the client asked for (SNI, RFC 6066 section 3), in lower case; None if it did not."""
+        name = self._connection.get_servername()
+        return None if name is None else name.decode("ascii", "backslashreplace").lower()
+
+    @property
     def shown_chain(self) -> tuple[x509.Certificate, ...]:
         """What a server has presented so far, also where the handshake failed; empty where it cannot be parsed."""
         try:

@@ -56,9 +56,11 @@ class SessionStream(trio.abc.HalfCloseableStream):
     Attributes:
         transport_stream: the stream underneath, owned by this one.
         peer_certificate: the peer's leaf certificate, or None if it sent none.
-        presented_certificate: our leaf certificate, or None if the server asked for none.
+        certificate: our leaf certificate, as presented; None if the server asked for none.
         verified: whether this side verified that certificate (and, dialling, its name).
         generation: the generation of the contexts that the handshake took; it never changes.
+        server_name: the server name that the client asked for (SNI), in lower case, or None; as sent, so a server has
+            no reason to believe it.
         peer_address: the peer's (host, port), or None where the transport does not know it.
         bytes_taken: ciphertext that the transport has taken so far.
     """
@@ -71,13 +73,13 @@ class SessionStream(trio.abc.HalfCloseableStream):
     ) -> None:
         self.transport_stream = transport
         self.peer_certificate: x509.Certificate | None = session.peer_certificate
-        self.presented_certificate: x509.Certificate | None = (
-            contexts.key_pair.certificate if session.presented else None
-        )
+        self.certificate: x509.Certificate | None = contexts.key_pair.certificate if session.presented else None
         self.verified: bool = session.verified
         self.generation: int = contexts.generation
+        self.server_name: str | None = session.server_name
         self.peer_address: Address | None = session.errors.address
         self.bytes_taken: int = 0
+        self._publisher = contexts.publisher
         self._socket = socket_of(transport)
         self._unsent = b""
         # Whether the last read was all that there was: then it is waited first.
@@ -94,6 +96,22 @@ class SessionStream(trio.abc.HalfCloseableStream):
     def __repr__(self) -> str:
         peer = "no certificate" if self.peer_certificate is None else describe(self.peer_certificate)
         return f"<TLS stream {self.peer_address or 'in memory'}, generation {self.generation}, peer {peer}>"
+
+    @property
+    def superseded(self) -> bool:
+        """Whether its manager has published a later generation than that of this stream."""
+        return self._publisher is not None and self._publisher.generation > self.generation
+
+    async def wait_superseded(self) -> None:
+        """Wait until its manager has published a later generation. Cancelling is harmless.
+
+        Raises:
+            RuntimeError: the manager is in use by another Trio run.
+        """
+        if self._publisher is None:
+            await trio.sleep_forever()
+        else:
+            await self._publisher.wait_generation(self.generation + 1)
 
     @property
     def tls_version(self) -> str:
