@@ -10,7 +10,7 @@ from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OWN = re.compile(rf"{PROJECT['name']}\[(?P<extras>[\w,-]+)\]")
-BOUND = re.compile(r"(?P<name>[\w.-]+)(\[[\w,-]+\])?\s*>=\s*(?P<version>[\w.]+)(\s*;.*)?")
+BOUND = re.compile(r"(?P<name>[\w.-]+)(\[[\w,-]+\])?\s*>=\s*(?P<version>[\w.]+)(,\s*<[\w.]+)?(\s*;.*)?")
 
 
 def lowest(extras: list[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pytest
 
 import trionode
 import trionode.discovery
+import trionode.http
 import trionode.metrics
 import trionode.pki
 import trionode.testing
@@ -22,7 +23,7 @@ import trionode.testing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MODULES = [trionode, trionode.discovery, trionode.pki, trionode.metrics, trionode.testing]
+MODULES = [trionode, trionode.discovery, trionode.http, trionode.pki, trionode.metrics, trionode.testing]
 
 #: "As `connect`", "see `load`": what another docstring says of its parameters holds here, too.
 _ELSEWHERE = re.compile(r"\b(?:[Aa]s|[Ss]ee|to) `([\w.]+)`")

@@ -121,20 +121,44 @@ async def wrap_client_stream(
             handshake_timeout=handshake_timeout,
         )
         reference = canonical_host(server_name)
-        offered = protocols(alpn)
         if insecure_skip_verify:
             _security_log.warning("insecure_skip_verify: the server %s is not verified", reference)
-        with publisher_of(cert_manager).use(as_server=False):
-            secured = await dial_tls(
-                stream,
-                cert_manager.contexts,
-                host=reference,
-                server_name=reference,
-                alpn=offered,
-                insecure_skip_verify=insecure_skip_verify,
-                handshake_timeout=handshake_timeout,
-            )
+        return await wrap_for_client(
+            stream,
+            reference,
+            cert_manager,
+            alpn=protocols(alpn),
+            insecure_skip_verify=insecure_skip_verify,
+            handshake_timeout=handshake_timeout,
+        )
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+
+
+async def wrap_for_client(
+    stream: trio.abc.Stream,
+    reference: str,
+    cert_manager: CertManager,
+    *,
+    alpn: tuple[str, ...],
+    insecure_skip_verify: bool,
+    handshake_timeout: float,
+) -> TLSStream:
+    """As `wrap_client_stream`, of arguments that were checked, and without a warning.
+
+    Raises:
+        HandshakeError: it failed, and the stream is closed.
+        CertificateError: the manager's key pair is unusable, or there are no system CAs where they are needed.
+    """
+    with publisher_of(cert_manager).use(as_server=False):
+        secured = await dial_tls(
+            stream,
+            cert_manager.contexts,
+            host=reference,
+            server_name=reference,
+            alpn=alpn,
+            insecure_skip_verify=insecure_skip_verify,
+            handshake_timeout=handshake_timeout,
+        )
     return TLSStream(secured)

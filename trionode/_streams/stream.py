@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode._tls.stream import SessionStream
-    from trionode._util.text import Buffer
+    from trionode._util.text import Address, Buffer
 
 __all__ = ["TLSStream"]
 
@@ -36,14 +36,58 @@ class TLSStream(trio.abc.HalfCloseableStream):
         return self._session_stream.peer_certificate
 
     @property
+    def peer_chain(self) -> tuple[x509.Certificate, ...]:
+        """The certificates that the peer presented, its leaf first; empty if it sent none. Parsed anew each time.
+
+        What comes behind the leaf is its word only: an unverified peer may send anything.
+        """
+        return self._session_stream.peer_chain
+
+    @property
+    def certificate(self) -> x509.Certificate | None:
+        """Our leaf certificate, as presented; None on a client that was not asked for it."""
+        return self._session_stream.certificate
+
+    @property
     def verified(self) -> bool:
-        """Whether this side verified that certificate (and, dialing, its name)."""
+        """Whether this side verified the peer's certificate (and, dialing, its name)."""
         return self._session_stream.verified
+
+    @property
+    def server_name(self) -> str | None:
+        """The server name that the client asked for (SNI, RFC 6066 section 3), in lower case; None if it did not.
+
+        An address is not asked for. On the server it is the client's word, before anything was verified.
+        """
+        return self._session_stream.server_name
 
     @property
     def generation(self) -> int:
         """The generation of the contexts that the handshake took; it never changes."""
         return self._session_stream.generation
+
+    @property
+    def superseded(self) -> bool:
+        """Whether its manager has published a later generation."""
+        return self._session_stream.superseded
+
+    async def wait_superseded(self) -> None:
+        """Wait until its manager has published a later generation. Cancelling is harmless.
+
+        Raises:
+            RuntimeError: the manager is in use by another Trio run.
+        """
+        await self._session_stream.wait_superseded()
+
+    @property
+    def peer_address(self) -> Address | None:
+        """The peer's (host, port), or None where the transport does not know it."""
+        return self._session_stream.peer_address
+
+    @property
+    def transport_stream(self) -> trio.abc.Stream:
+        """The stream underneath, owned by this one."""
+        return self._session_stream.transport_stream
 
     @property
     def tls_version(self) -> str:

@@ -1,0 +1,28 @@
+"""HTTP on cert managers: a transport for httpx and httpx2, a server for ASGI applications; needs the extra `http`.
+
+The client's half needs httpx or httpx2, the server's half hypercorn; each is imported when its first name is asked for
+(PEP 562), so that either works where the other's libraries are absent.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .client import HTTPTransport as HTTPTransport
+
+__all__ = ["HTTPTransport"]
+
+_HOMES: Final = {"HTTPTransport": "client"}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
