@@ -146,8 +146,9 @@ SHOWN: dict[str, str] = {
     "trionode.Peer": "address certificate incarnation name verified",
     "trionode.Acceptor": "address addresses statistics",
     "trionode.TLSStream": (
-        "aclose alpn cipher generation peer_certificate receive_some send_all send_eof tls_version verified "
-        "wait_send_all_might_not_block"
+        "aclose alpn certificate cipher generation peer_address peer_certificate peer_chain receive_some send_all "
+        "send_eof server_name superseded tls_version transport_stream verified wait_send_all_might_not_block "
+        "wait_superseded"
     ),
     "trionode.StrandedPeer": "address certificate generation issuer name newly pool reason revoked subject text",
     "trionode.pki.CertificateAuthority": "certificate create intermediate issue load pool revocation_list save",
