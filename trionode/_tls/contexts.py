@@ -57,7 +57,7 @@ class TLSContexts:
     key_pair: KeyPair
     server: ServerSide
     client: ClientSide
-    publisher: Publishes | None = field(default=None, compare=False)
+    publisher: Publishes | None = field(compare=False)
 
     @classmethod
     def build(
