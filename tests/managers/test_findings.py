@@ -197,7 +197,7 @@ def test_a_key_that_may_not_sign() -> None:
 def test_extensions_that_cannot_be_read() -> None:
     """Whatever they would allow, they do not."""
     junk = x509.UnrecognizedExtension(x509.KeyUsage.oid, b"junk")
-    assert "wrong_eku!" in findings_of(self_signed(LOCALHOST, junk))
+    assert "key_usage!" in findings_of(self_signed(LOCALHOST, junk))
 
 
 def test_a_weak_signature(tmp_path: Path) -> None:

@@ -426,7 +426,7 @@ async def test_a_client_brings_its_intermediates(world: World, mode: ClientAuth)
 
 @pytest.mark.parametrize("mode", VERIFYING, ids=lambda mode: mode.value)
 async def test_a_chain_that_fails_above_the_leaf_is_named_where_it_fails(world: World, mode: ClientAuth) -> None:
-    """A client whose chain leads to a root that is not in the pool: the refusal holds the certificate it failed at."""
+    """A client whose chain leads to a root that is not in the pool: the refusal says whose it is and where it fails."""
     elsewhere = CertificateAuthority.create(intermediate=True)
     manager = CertAuthManager(world.server, client_cas=world.ca.pool, client_auth=mode)
     key_pair = elsewhere.issue("client@localhost")
@@ -434,7 +434,8 @@ async def test_a_chain_that_fails_above_the_leaf_is_named_where_it_fails(world: 
     result, told = await meet(manager, partial(trionode_client, world, Holder(key_pair=key_pair)))
     assert isinstance(result, PeerUnverifiedError)
     assert result.reason is UnverifiedReason.UNKNOWN_CA
-    assert result.certificate == elsewhere.intermediate
+    assert result.certificate == key_pair.certificate
+    assert result.failed_at == elsewhere.intermediate
     assert "certificate 2 of its chain" in str(result)
     assert told == RejectionCode.UNKNOWN_CA
 

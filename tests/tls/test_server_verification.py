@@ -49,8 +49,8 @@ from trionode import (
 )
 from trionode._handshake.accept import accept_tls
 from trionode._identity.names import SubjectNames, canonical_host
+from trionode._tls.judge import Judge, Verdict
 from trionode._tls.stream import SessionStream
-from trionode._tls.verification import Examination
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -908,17 +908,17 @@ class Clock:
 
 @pytest.fixture
 def examined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The depth of each certificate that a server's verify callback sees."""
-    depths: list[int] = []
-    original = Examination.examine
+    """How many certificates each client presented that the judge was asked about."""
+    chains: list[int] = []
+    original = Judge.judge
 
-    def examine(self: Examination, *args: Any) -> bool:
+    def judge(self: Judge, chain: Sequence[Any], *, dated: bool = True) -> Verdict:
         if self.accepting:
-            depths.append(args[3])
-        return original(self, *args)
+            chains.append(len(chain))
+        return original(self, chain, dated=dated)
 
-    monkeypatch.setattr(Examination, "examine", examine)
-    return depths
+    monkeypatch.setattr(Judge, "judge", judge)
+    return chains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -949,7 +949,7 @@ async def check_verified_again(server: OurServer, expiring: Expiring, examined: 
     assert isinstance(result, SessionStream), result
     assert result.verified
     assert result.peer_certificate == expiring.client.certificate
-    assert examined.count(0) == 1
+    assert len(examined) == 1
     examined.clear()
 
 

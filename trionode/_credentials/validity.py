@@ -10,7 +10,7 @@ from cryptography import x509
 
 from trionode._identity.describe import describe_issuer, describe_subject
 
-from .crl import counting, next_update
+from .revocation import counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,8 +88,8 @@ def dated(
     ):
         for certificate in certificates:
             yield Dated(role, certificate, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
-    for crl in () if crls is None else counting(crls):
-        yield Dated(CredentialRole.CRL, crl, crl.last_update_utc, next_update(crl))
+    for each in () if crls is None else counting(crls):
+        yield Dated(CredentialRole.CRL, each.crl, each.this_update, each.next_update)
 
 
 def validities(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Validity]:

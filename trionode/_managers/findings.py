@@ -26,8 +26,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
 from trionode._credentials.policy import ClientAuth, TLSPolicy
-from trionode._errors import CertificateError, CertificateReason, HandshakeError, PeerUnverifiedError
-from trionode._identity.certificate import allows, extension, is_self_issued
+from trionode._errors import CertificateError, CertificateReason, HandshakeError, PeerUnverifiedError, UnverifiedReason
+from trionode._identity.certificate import UnreadableError, allows, extension, is_self_issued
 from trionode._identity.describe import (
     describe,
     describe_duration,
@@ -41,7 +41,8 @@ from trionode._identity.names import (
 )
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.handshake import handshake_in_memory
-from trionode._tls.verification import TrustCheck
+from trionode._tls.judge import Judge
+from trionode._tls.verification import refusal_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -264,13 +265,15 @@ def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
 def _key_usage(leaf: x509.Certificate) -> Iterator[Finding]:
     try:
         usage = extension(leaf, x509.KeyUsage)
-    except ValueError:
-        return  # where extensions cannot be read, the purposes are missed already
-    if usage is not None and not usage.digital_signature:
+    except UnreadableError:
+        what = "cannot be read"
+    else:
+        what = "" if usage is None or usage.digital_signature else "does not allow digitalSignature, which TLS 1.3 is"
+    if what:
         yield Finding(
             code=FindingCode.KEY_USAGE,
             severity=Severity.ERROR,
-            message=f"our certificate's key usage does not allow digitalSignature, which TLS 1.3 is: {describe(leaf)}",
+            message=f"our certificate's key usage {what}: {describe(leaf)}",
             remedy="Issue it with digitalSignature, or without a key usage",
         )
 
@@ -375,8 +378,8 @@ def _trust(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
     for label, pool in sides.items():
         if pool is None:
             continue
-        refusal = TrustCheck(policy, accepting=label == "client_cas", dated=True).judge(key_pair.chain)
-        if refusal is None:
+        refusal = refusal_of(Judge(policy, accepting=label == "client_cas"), key_pair.chain, dated=True)
+        if refusal is None or (refusal.reason is UnverifiedReason.WRONG_EKU and _told_of_purposes(key_pair)):
             continue
         code = FindingCode(refusal.reason)
         why = refusal.offered if code in (FindingCode.REVOKED, FindingCode.REVOCATION_UNKNOWN) else code
@@ -388,6 +391,12 @@ def _trust(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
             f"fails at {describe(at)}",
             remedy=_REMEDIES.get(code, _OTHER_REMEDY),
         )
+
+
+def _told_of_purposes(key_pair: KeyPair) -> bool:
+    """Whether the purposes of the leaf are too few, which is looked at apart."""
+    both = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+    return not all(allows(key_pair.certificate, each) for each in both)
 
 
 def _handshake(key_pair: KeyPair, policy: TLSPolicy, wanted: list[NodeName | str]) -> Iterator[Finding]:

@@ -27,7 +27,8 @@ from trionode._errors import PeerUnverifiedError, Stage, TrionodeError, Unverifi
 from trionode._identity.certificate import fingerprint
 from trionode._identity.describe import describe_issuer, describe_subject
 from trionode._tls.failures import HandshakeErrors
-from trionode._tls.verification import TrustCheck
+from trionode._tls.judge import Judge
+from trionode._tls.verification import refusal_of
 from trionode._util.log import Log
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class Bench:
 
     def __init__(self, policy: TLSPolicy) -> None:
         self._policy = policy
-        self._checks: dict[bool, TrustCheck] = {}
+        self._judges: dict[bool, Judge] = {}
         self._verdicts: dict[tuple[bool, tuple[str, ...]], PeerUnverifiedError | None] = {}
 
     def judge(self, link: LiveLink) -> PeerUnverifiedError | None:
@@ -202,7 +203,7 @@ class Bench:
             chain = link.stream.peer_chain
             key = link.dialled, tuple(map(fingerprint, chain))
             if key not in self._verdicts:
-                self._verdicts[key] = self._check(link.dialled).judge(chain)
+                self._verdicts[key] = refusal_of(self._judge(link.dialled), chain, dated=False)
             return self._verdicts[key]
         except Exception as exc:  # noqa: BLE001 -- fail closed, and no peer may make a rotation fail by what it sent
             return HandshakeErrors().unverified(
@@ -211,10 +212,10 @@ class Bench:
                 certificate=link.peer.certificate,
             )
 
-    def _check(self, dialled: bool) -> TrustCheck:  # noqa: FBT001 -- private, and a key
-        if dialled not in self._checks:
-            self._checks[dialled] = TrustCheck(self._policy, accepting=not dialled, dated=False)
-        return self._checks[dialled]
+    def _judge(self, dialled: bool) -> Judge:  # noqa: FBT001 -- private, and a key
+        if dialled not in self._judges:
+            self._judges[dialled] = Judge(self._policy, accepting=not dialled)
+        return self._judges[dialled]
 
 
 def stranded_peer(link: LiveLink, refusal: PeerUnverifiedError, *, newly: bool) -> StrandedPeer:

@@ -17,8 +17,7 @@ certificate and a known stack, and checked by the second pointer in each handsha
 builds a path for us to look at: of several intermediates of one name it shows one, so that a peer may be refused whom
 another one would have let in; never the other way round.
 
-Everything here fails closed: an exception in a callback is a refusal. Callbacks are protected from KeyboardInterrupt,
-which cffi would swallow; Trio raises it once the handshake step is over.
+Everything here fails closed: an exception in a callback is a refusal.
 """
 
 # ruff: noqa: SLF001 -- what pyOpenSSL keeps to itself is what this file is about
@@ -30,7 +29,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from OpenSSL import SSL, crypto
 from OpenSSL._util import ffi, lib
-from trio.lowlevel import enable_ki_protection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +81,6 @@ def install_verify_callback(context: SSL.Context, mode: int) -> None:
 
 
 @ffi.callback("int(int, X509_STORE_CTX *)", error=0)  # type: ignore[untyped-decorator]  # cffi has no types
-@enable_ki_protection
 def _verify(ok: int, context: Pointer) -> int:
     """OpenSSL's SSL_verify_cb: 1 goes on, 0 ends the handshake with the alert for the code that was set."""
     try:
@@ -208,3 +205,8 @@ def key_size(certificate: crypto.X509) -> tuple[str, int]:
     if kind in (lib.EVP_PKEY_RSA, _RSA_PSS, lib.EVP_PKEY_DSA, lib.EVP_PKEY_DH):
         return "RSA", bits
     return ("EC" if kind == lib.EVP_PKEY_EC else "other"), bits
+
+
+def verify_message(code: int) -> str:
+    """OpenSSL's words for a verify code."""
+    return str(ffi.string(lib.X509_verify_cert_error_string(code)), "utf-8", "replace")

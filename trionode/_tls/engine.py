@@ -13,34 +13,28 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, final
 
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
-from trionode._credentials.policy import TLSPolicy
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.describe import describe
 from trionode._identity.names import host_address
 
+from .binding import MODE_NO_AUTO_CHAIN, install_verify_callback
 from .failures import HandshakeErrors
+from .judge import Judge
 from .session import NoOverlap, TLSSession
-from .verification import Examination, add_crls, fill_store, openssl_reason
+from .verification import Examination, openssl_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from trionode._credentials.ca_pool import CAPool
     from trionode._credentials.key_pair import KeyPair
+    from trionode._credentials.policy import TLSPolicy
     from trionode._identity.names import NodeName
 
 
-_MAX_CHAIN_DEPTH: Final = 10
-
 #: For sessions whose errors are looked at where it is known what they are about.
 _ANYWHERE: Final = HandshakeErrors()
-
-
-def _examine(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
-    examination: Examination = connection.get_app_data()
-    return examination.examine(connection, certificate, code, depth, ok)
 
 
 def _note_certificate_request(connection: SSL.Connection, _where: int, _result: int) -> None:
@@ -61,21 +55,16 @@ def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes | ob
     raise NoOverlap
 
 
-def _context(key_pair: KeyPair, policy: TLSPolicy, anchors: CAPool | None, verify_mode: int) -> SSL.Context:
+def _context(key_pair: KeyPair, verify_mode: int) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    # Idle connections give their record buffers back (about 34 KiB each).
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    # Idle connections give their record buffers back (about 34 KiB each). What is sent is the key pair's chain as it
+    # is: OpenSSL would complete it from whatever this side trusts.
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS | MODE_NO_AUTO_CHAIN)
     _present(context, key_pair)
-    if anchors is not None:
-        store = context.get_cert_store()
-        assert store is not None
-        fill_store(store, anchors)
-        add_crls(store, policy)
-    context.set_verify_depth(_MAX_CHAIN_DEPTH)
-    context.set_verify(verify_mode, _examine)
+    install_verify_callback(context, verify_mode)
     return context
 
 
@@ -95,7 +84,7 @@ def _present(context: SSL.Context, key_pair: KeyPair) -> None:
 class ServerSide:
     """What acceptors present and ask for, for one generation."""
 
-    __slots__ = ("_context", "_key_pair", "_policy")
+    __slots__ = ("_context", "_judge")
 
     def __init__(self, key_pair: KeyPair, policy: TLSPolicy) -> None:
         """Build the OpenSSL context.
@@ -103,21 +92,16 @@ class ServerSide:
         Raises:
             CertificateError: OpenSSL does not accept the key pair.
         """
-        self._key_pair = key_pair
-        self._policy = policy
-        self._context = self._build()
-
-    def _build(self) -> SSL.Context:
-        auth, client_cas = self._policy.client_auth, self._policy.client_cas
+        auth, client_cas = policy.client_auth, policy.client_cas
         mode = SSL.VERIFY_PEER if auth.requests else SSL.VERIFY_NONE
         if auth.requires:
             mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-        context = _context(self._key_pair, self._policy, client_cas if auth.verifies else None, mode)
+        self._judge = Judge(policy, accepting=True) if auth.verifies else None
+        self._context = context = _context(key_pair, mode)
         context.set_alpn_select_callback(_select_alpn)  # type: ignore[arg-type]  # typed without its sentinel
         if auth.requests and client_cas is not None:
             for anchor in client_cas:
                 context.add_client_ca(anchor)
-        return context
 
     def session(self, *, errors: HandshakeErrors = _ANYWHERE, alpn: Sequence[bytes] = ()) -> TLSSession:
         """The server end of a new connection.
@@ -126,17 +110,11 @@ class ServerSide:
             errors: builds what it raises.
             alpn: protocols in order of preference (RFC 7301); empty ignores what the client offers.
         """
-        examination = Examination(
-            policy=self._policy,
-            accepting=True,
-            verifies=self._policy.client_auth.verifies,
-            errors=errors,
-            alpn=alpn,
-        )
+        examination = Examination(accepting=True, judge=self._judge, errors=errors, alpn=alpn)
         connection = SSL.Connection(self._context)
         connection.set_app_data(examination)
         connection.set_accept_state()
-        return TLSSession(connection, examination, self._build)
+        return TLSSession(connection, examination)
 
 
 @final
@@ -152,7 +130,7 @@ class ClientSide:
         self._key_pair = key_pair
         self._policy = policy
         if policy.root_cas is not None:
-            _ = self._verifying
+            _ = self._verifying, self._judge
 
     @property
     def server_name(self) -> str | None:
@@ -160,18 +138,19 @@ class ClientSide:
         return self._policy.server_name
 
     @cached_property
-    def _verifying(self) -> SSL.Context:
-        return self._build()
+    def _judge(self) -> Judge:
+        return Judge(self._policy, accepting=False)
 
-    def _build(self) -> SSL.Context:
-        return self._asking(self._policy.roots, SSL.VERIFY_PEER)
+    @cached_property
+    def _verifying(self) -> SSL.Context:
+        return self._asking(SSL.VERIFY_PEER)
 
     @cached_property
     def _trusting(self) -> SSL.Context:
-        return self._asking(None, SSL.VERIFY_NONE)
+        return self._asking(SSL.VERIFY_NONE)
 
-    def _asking(self, anchors: CAPool | None, verify_mode: int) -> SSL.Context:
-        context = _context(self._key_pair, self._policy, anchors, verify_mode)
+    def _asking(self, verify_mode: int) -> SSL.Context:
+        context = _context(self._key_pair, verify_mode)
         context.set_info_callback(_note_certificate_request)
         return context
 
@@ -199,16 +178,15 @@ class ClientSide:
             CertificateError: the system's CAs are needed and there are none.
         """
         examination = Examination(
-            policy=self._policy,
             accepting=False,
-            verifies=not insecure_skip_verify,
+            judge=None if insecure_skip_verify else self._judge,
             errors=errors,
             reference=reference,
             node=node,
             insist_on_alpn=insist_on_alpn,
         )
         context = self._trusting if insecure_skip_verify else self._verifying
-        return _client_session(context, examination, reference, alpn, self._build)
+        return _client_session(context, examination, reference, alpn)
 
 
 def inspecting_session(*, server_name: str, alpn: Sequence[bytes] = ()) -> TLSSession:
@@ -220,10 +198,9 @@ def inspecting_session(*, server_name: str, alpn: Sequence[bytes] = ()) -> TLSSe
     """
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_verify(SSL.VERIFY_NONE, _examine)
+    install_verify_callback(context, SSL.VERIFY_NONE)
     context.set_info_callback(_note_certificate_request)
-    examination = Examination(policy=TLSPolicy(), accepting=False, verifies=False)
-    return _client_session(context, examination, server_name, alpn, lambda: context)
+    return _client_session(context, Examination(accepting=False, judge=None), server_name, alpn)
 
 
 def _client_session(
@@ -231,7 +208,6 @@ def _client_session(
     examination: Examination,
     server_name: str,
     alpn: Sequence[bytes],
-    rebuild: Callable[[], SSL.Context],
 ) -> TLSSession:
     connection = SSL.Connection(context)
     connection.set_app_data(examination)
@@ -240,4 +216,4 @@ def _client_session(
     if alpn:
         connection.set_alpn_protos(list(alpn))
     connection.set_connect_state()
-    return TLSSession(connection, examination, rebuild)
+    return TLSSession(connection, examination)

@@ -30,8 +30,6 @@ from trionode._util.text import Buffer, printable
 from .verification import openssl_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cryptography import x509
 
     from .failures import HandshakeErrors
@@ -124,7 +122,6 @@ class TLSSession:
         "_failure",
         "_held",
         "_produced",
-        "_rebuild",
         "_scanner",
         "peer_certificate",
         "records_received",
@@ -132,13 +129,10 @@ class TLSSession:
         "verified",
     )
 
-    def __init__(
-        self, connection: SSL.Connection, examination: Examination, rebuild: Callable[[], SSL.Context]
-    ) -> None:
+    def __init__(self, connection: SSL.Connection, examination: Examination) -> None:
         self._connection = connection
         self._examination = examination
         self._failure: HandshakeError | None = None
-        self._rebuild = rebuild if examination.policy.clock is not None and examination.verifies else None
         self._produced = 0
         self._scanner = RecordScanner()
         # Ciphertext that OpenSSL is to get when it is done with what it has.
@@ -197,8 +191,6 @@ class TLSSession:
     def handshake(self) -> bool:
         """One step of the handshake; True once it is done, False while it needs more from the peer."""
         self._raise_if_failed()
-        if self._rebuild is not None:
-            self._set_clock(self._rebuild())
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
@@ -209,14 +201,6 @@ class TLSSession:
             self._fail(self._translate(exc))
         self._conclude()
         return True
-
-    def _set_clock(self, context: SSL.Context) -> None:
-        # A store's verification time can be set once: OpenSSL keeps a time that is there. So an injected clock costs
-        # a context per step, and published contexts are never touched.
-        store = context.get_cert_store()
-        assert store is not None
-        store.set_time(self._examination.policy.now())
-        self._connection.set_context(context)
 
     def _conclude(self) -> None:
         examination = self._examination

@@ -18,6 +18,7 @@ from trionode._identity.describe import (
     describe_subjects,
 )
 from trionode._identity.names import SubjectNames
+from trionode._tls.verification import refusal_of
 
 from .shown import certificate_state
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode import CAPool, CRLSet, KeyPair
+    from trionode._tls.judge import Judge
     from trionode._tls.probe import Inspection
-    from trionode._tls.verification import TrustCheck
 
 #: The steps that diagnoses are about.
 OURS: Final = "ours"
@@ -151,7 +152,7 @@ def tls_failure(inspection: Inspection, target: Target, timeout: float) -> Diagn
 
 
 def judge_server(
-    chain: Sequence[x509.Certificate], target: Target, ours: Ours, check: TrustCheck, now: datetime
+    chain: Sequence[x509.Certificate], target: Target, ours: Ours, judge: Judge, now: datetime
 ) -> Iterator[Diagnosis]:
     """Every reason for which a dialer refuses a server's chain, not only the first.
 
@@ -159,15 +160,16 @@ def judge_server(
         chain: what it presented, leaf first.
         target: the name that it should cover.
         ours: our trust anchors, for messages.
-        check: the same trust as a check; without dates, which are judged here.
+        judge: of the same trust; dates are judged here.
         now: our clock.
     """
     yield from _judge_dates(chain, now)
-    refusal = check.judge(chain)
-    if refusal is not None:
+    refusal = refusal_of(judge, chain, dated=False)
+    for_servers = allows(chain[0], ExtendedKeyUsageOID.SERVER_AUTH)
+    if refusal is not None and (for_servers or refusal.reason is not UnverifiedReason.WRONG_EKU):
         yield _judge_path(chain, ours, refusal.reason, refusal.offered or "", refusal.failed_at or chain[0])
     yield from _judge_names(chain[0], target)
-    if not allows(chain[0], ExtendedKeyUsageOID.SERVER_AUTH):
+    if not for_servers:
         yield _theirs(
             UnverifiedReason.WRONG_EKU,
             f"the server's certificate is not for servers (no serverAuth): {describe(chain[0])}",

@@ -36,8 +36,8 @@ from trionode._identity.names import unbracketed
 from trionode._protocol import ALPN
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import inspecting_session
+from trionode._tls.judge import Judge
 from trionode._tls.probe import Inspection, inspect
-from trionode._tls.verification import TrustCheck
 
 from .diagnosis import (
     OUR_CERTIFICATE,
@@ -331,13 +331,13 @@ class Inquiry:
             )
             raise _StopError
         try:
-            check = TrustCheck(self._policy(), accepting=False, dated=False)
+            judge = Judge(self._policy(), accepting=False)
         except TrionodeError as exc:  # no system CAs
             self._done(THEIR_CERTIFICATE, "skipped", str(exc))
             return
-        found = list(judge_server(chain, self.target, self.ours, check, now_utc()))
+        found = list(judge_server(chain, self.target, self.ours, judge, now_utc()))
         self.diagnoses += found
-        self.path = check.path(chain)
+        self.path = judge.judge(chain, dated=False).path
         anchor = f"leads to {describe_subject(self.path[-1])}" if self.path else f"leads to no CA of {self.ours.trust}"
         text = f"covers {self.target.server_name}, {anchor}" if not found else "we refuse it"
         self._done(THEIR_CERTIFICATE, "failed" if found else "ok", text)
