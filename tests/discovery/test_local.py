@@ -195,7 +195,7 @@ async def refuse(registry: LocalRegistry, registered: Registered, match: str) ->
 async def test_directory_that_others_can_use_is_refused(
     registered: Registered, registry: LocalRegistry, mode: int
 ) -> None:
-    """A directory that anybody else may read, write or enter is refused; it is neither used nor mended in silence."""
+    """A directory that other users may read, write or enter is refused; it is neither used nor changed."""
     registry.directory.mkdir()
     registry.directory.chmod(mode)
     await refuse(registry, registered, rf"not private .*mode {mode:04o}.*chmod 700")
@@ -203,7 +203,7 @@ async def test_directory_that_others_can_use_is_refused(
     assert not list(registry.directory.iterdir())
 
 
-async def test_directory_of_somebody_else_is_refused(
+async def test_directory_of_another_user_is_refused(
     registered: Registered, registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory whose owner is not who we are is refused."""
@@ -215,7 +215,7 @@ async def test_directory_of_somebody_else_is_refused(
 async def test_directory_that_is_a_link_is_refused(
     registered: Registered, registry: LocalRegistry, tmp_path: Path
 ) -> None:
-    """A link in the directory's place is refused, wherever it leads: somebody may have put it there."""
+    """A link in the directory's place is refused, wherever it leads: another user may have put it there."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     registry.directory.symlink_to(elsewhere)
@@ -341,7 +341,7 @@ async def test_a_registration_looks_at_so_many_entries_at_most(
 
 
 async def test_the_event_loop_goes_on_meanwhile(registered: Registered, registry: LocalRegistry) -> None:
-    """A file system that hangs holds up threads of the registry's own, and nobody else's."""
+    """A file system that hangs holds up threads of the registry's own, and no others."""
     release = threading.Event()
     monkeypatched = pytest.MonkeyPatch()
     monkeypatched.setattr(local, "_read", lambda *_: release.wait(10) and None)
@@ -397,7 +397,7 @@ async def test_entry_that_is_no_plain_file_is_ignored(
     assert [path.name for path in registry.directory.iterdir() if path != file] == []
 
 
-async def test_entry_of_somebody_else_is_ignored(registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_entry_of_another_user_is_ignored(registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry whose owner is not who we are is ignored, though it lies in our directory."""
     plant(registry, entry())
     assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 7000)]
@@ -481,12 +481,12 @@ async def test_what_a_crash_left_behind_is_cleared_away(
     async with registered(registry, BETA, [("127.0.0.1", 7)]):
         assert not stale.exists()
         assert not old.exists()
-        assert young.exists()  # somebody may be writing it
+        assert young.exists()  # it may be being written
         assert damaged.exists()  # whose it is cannot be told
 
 
 async def test_entry_of_a_dead_process_expires(registry: LocalRegistry, dead_process: int) -> None:
-    """An entry whose process is gone is not an answer, and is removed when somebody asks for it."""
+    """An entry whose process is gone is not an answer, and is removed when it is looked up."""
     file = plant(registry, entry(process=dead_process, started=7.0))
     assert await registry.resolve(BETA) == []
     assert not file.exists()

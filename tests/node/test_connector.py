@@ -186,7 +186,7 @@ async def test_backoff_is_jittered(autojump_clock: trio.testing.MockClock) -> No
 
 
 def test_jitter_is_on_by_default() -> None:
-    """A node's connectors draw their waits by chance; nobody has to ask for it."""
+    """A node's connectors draw their waits at random, by default."""
 
     async def connect() -> Connection:
         raise OSError("down")
@@ -233,7 +233,7 @@ async def test_waits_of_zero_do_not_spin(autojump_clock: trio.testing.MockClock)
 
 
 async def test_wait_up_returns_the_connection_that_is_up(autojump_clock: trio.testing.MockClock) -> None:
-    """Waiting ends with the first connection, for everybody who waits; while one is up it does not wait."""
+    """Waiting ends with the first connection, for every waiter; while one is up it does not wait."""
     bench = Bench([OSError("down"), OSError("down"), 100.0])
     got: list[Connection] = []
 
@@ -304,7 +304,7 @@ def end_of(node: Node) -> Connection:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("by", ["us", "them"])
 async def test_connector_reconnects_after_loss(open_pair: PairFactory, by: str) -> None:
-    """When the connection ends, whoever ended it, the connector makes a new one, again and again."""
+    """When the connection ends, whichever side ended it, the connector makes a new one, again and again."""
     with trio.fail_after(10):
         async with open_pair(beta={"services": {"echo": echo}}) as pair, pair.alpha.events() as events:
             connector = pair.alpha.keep_connected(BETA)
@@ -437,7 +437,7 @@ async def test_there_is_one_connector_per_peer(open_pair: PairFactory) -> None:
 
 
 async def test_connection_that_is_there_is_used(open_pair: PairFactory) -> None:
-    """A connector does not dial while there is a connection, whoever dialled that."""
+    """A connector does not dial while there is a connection, whichever side dialled it."""
     with trio.fail_after(10):
         async with open_pair() as pair, pair.alpha.events() as events:
             await pair.beta.connect(ALPHA)
@@ -500,7 +500,7 @@ async def test_stop_leaves_the_connection(open_pair: PairFactory) -> None:
 
 
 async def test_connectors_end_with_the_node(open_pair: PairFactory) -> None:
-    """Leaving a node stops its connectors, in whatever they do, and whoever waits for one is told."""
+    """Leaving a node stops its connectors, in whatever they do, and tells those that wait for one."""
     told: list[Exception] = []
 
     async def wait(node: Node) -> None:
@@ -577,7 +577,7 @@ async def test_drained_peer_is_not_stormed(node: NodeFactory, route_to: Callable
 
 
 async def test_whom_a_node_cannot_keep(node: NodeFactory) -> None:
-    """Our own name cannot be kept connected, nor anybody by a node without network or one that is closed."""
+    """A node's own name cannot be kept connected, nor any name by a node without network or one that is closed."""
     with trio.fail_after(10):
         async with node(str(ALPHA), mode=NetworkMode.DISABLED) as alpha:
             with pytest.raises(NetworkDisabledError):

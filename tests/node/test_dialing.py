@@ -65,7 +65,7 @@ class Contexts:
 
     @property
     def left(self) -> int:
-        """How many nobody has taken."""
+        """How many are left."""
         return self.receive.statistics().current_buffer_used
 
 
@@ -123,7 +123,7 @@ async def test_each_dial_takes_contexts_once_after_the_connect(
 
 
 async def test_failing_connect_takes_no_contexts(generations: Callable[[int], list[TLSContexts]]) -> None:
-    """Where nobody listens, no contexts are taken."""
+    """Where nothing listens, no contexts are taken."""
     contexts = Contexts(*generations(1))
     with socket.socket() as bound, trio.fail_after(10):
         bound.bind(("127.0.0.1", 0))  # and does not listen
@@ -181,7 +181,7 @@ async def test_missing_system_cas_close_the_socket(
 async def test_every_address_of_a_name_is_tried(
     generations: Callable[[int], list[TLSContexts]], resolve: Callable[..., None], scripted_listener: ScriptedListener
 ) -> None:
-    """A name with an address where nobody listens is reached by its other one."""
+    """A name with an address where nothing listens is reached by its other one."""
     resolve("localhost", "::1", "127.0.0.2", "127.0.0.1")
     ours, theirs = generations(2)
     links: list[Link] = []
@@ -244,7 +244,7 @@ async def test_bracketed_address_is_dialled(generations: Callable[[int], list[TL
 
 
 async def test_connection_refused() -> None:
-    """Where nobody listens, that is stage connect, caused by the system's error, with the address in the text."""
+    """Where nothing listens, that is stage connect, caused by the system's error, with the address in the text."""
     with socket.socket() as bound, trio.fail_after(10):
         bound.bind(("127.0.0.1", 0))  # and does not listen
         port = bound.getsockname()[1]

@@ -142,7 +142,7 @@ async def test_every_kind_of_event(
 async def test_refused_handshake_is_reported_by_both_sides(
     node: NodeFactory, manager: ManagerFactory, rogue_ca: CertificateAuthority, route_to: Callable[..., Route]
 ) -> None:
-    """Whoever refused whom, both sides report it: with the side they were, the other's address, and their own error."""
+    """Whichever side refused, both report it: with the side they were, the other's address, and their own error."""
     with trio.fail_after(10):
         async with (
             node(str(BETA)) as beta,
@@ -214,7 +214,7 @@ async def test_reason_shutting_down(node: NodeFactory, route_to: Callable[..., R
 
 
 async def test_reason_lost(open_pair: PairFactory) -> None:
-    """A connection that breaks is reported as lost by whoever notices, with what happened."""
+    """A connection that breaks is reported as lost by the side that notices, with what happened."""
     with trio.fail_after(10):
         async with open_pair() as pair, pair.beta.events() as events:
             connection = await pair.alpha.connect(BETA)
@@ -379,7 +379,7 @@ async def test_slow_reader_loses_the_oldest_with_a_count() -> None:
 
 
 async def test_publishing_never_blocks() -> None:
-    """Publishing is synchronous: whoever does it goes on at once, however many readers do not read."""
+    """Publishing is synchronous and returns at once, however many readers do not read."""
     hub = EventHub()
     with hub.subscribe(), hub.subscribe(), trio.testing.assert_no_checkpoints():
         for number in range(3 * BUFFER):
@@ -387,7 +387,7 @@ async def test_publishing_never_blocks() -> None:
 
 
 async def test_node_is_not_held_up_by_a_reader(open_pair: PairFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node whose events nobody takes goes on with everything."""
+    """A node whose events are not read goes on with everything."""
     monkeypatch.setattr("trionode._node.events.BUFFER", 2)
     with trio.fail_after(10):
         async with open_pair() as pair, pair.alpha.events() as reader:

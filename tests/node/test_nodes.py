@@ -203,7 +203,7 @@ async def test_cancelling_one_waiter_leaves_the_others(
 async def test_cancelling_the_last_waiter_cancels_the_dial(
     node: NodeFactory, scripted_listener: ScriptedListener
 ) -> None:
-    """When nobody waits any more the dial is given up and its socket closed; a later connect dials anew."""
+    """When the last waiter is gone the dial is cancelled and its socket closed; a later connect dials anew."""
 
     async def connect(alpha: Node) -> None:
         await alpha.connect("beta@localhost", scripted_listener.route())
@@ -666,10 +666,10 @@ async def test_acceptor_with_a_manager_of_its_own(
             assert (
                 beta.connections[NodeName.parse("gamma@localhost")].key_pair_fingerprint == theirs.key_pair.fingerprint
             )
-            for dialler, route in (gamma, routes[0]), (alpha, routes[1]):
-                await dialler.connections[BETA].aclose()
+            for dialer, route in (gamma, routes[0]), (alpha, routes[1]):
+                await dialer.connections[BETA].aclose()
                 with pytest.raises(PeerUnverifiedError):
-                    await dialler.connect("beta@localhost", route)
+                    await dialer.connect("beta@localhost", route)
 
 
 async def test_route_with_a_manager_of_its_own(
@@ -1016,7 +1016,7 @@ async def test_events_of_a_routes_manager(node: NodeFactory, manager: ManagerFac
 
 
 async def test_slow_reader_loses_the_oldest_events(node: NodeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that is too slow loses its oldest events and is told how many; it holds up nobody."""
+    """A reader that is too slow loses its oldest events and is told how many; it holds up neither node nor readers."""
     monkeypatch.setattr("trionode._node.events.BUFFER", 3)
     ports = [free_ports(1) for _ in range(5)]
     with trio.fail_after(10):

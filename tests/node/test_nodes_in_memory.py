@@ -152,7 +152,7 @@ async def test_the_same_seed_gives_the_same_times(
 async def test_each_way_not_to_connect_says_so_in_its_time(
     node: NodeFactory, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """No such name, nobody there, no answer: stage connect, and only the last takes `connect_timeout`."""
+    """No such name, no listener, no answer: stage connect, and only the last takes `connect_timeout`."""
     network = MemoryNetwork(latency=0.1)
     network.host("c.example")
     async with two(node, network) as (alpha, _):
@@ -218,7 +218,7 @@ async def test_heartbeats_do_not_spin_where_times_are_rounded(
         connection = await alpha.connect(BETA)
         before = connection.statistics().bytes_sent
         autojump_clock.jump(interval)
-        # Task switches, not time: where it spins, a clock that jumps when everybody waits never moves again.
+        # Task switches, not time: where it spins, a clock that jumps when every task waits never moves again.
         for _ in range(100):
             await trio.lowlevel.checkpoint()
         assert connection.statistics().bytes_sent > before
@@ -250,7 +250,7 @@ async def test_a_partition_shorter_than_the_tolerance_costs_nothing(
 async def test_a_restarted_peer_takes_its_place_across_a_healed_partition(
     node: NodeFactory, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A node that went away behind a partition, and came back, is connected to anew, though nobody said goodbye."""
+    """A node that went behind a partition and came back is connected to anew, though neither side said goodbye."""
     network = MemoryNetwork(latency=0.01)
     network.host("a.example")
     b = network.host("b.example")
@@ -393,7 +393,7 @@ async def test_a_certificate_lives_and_dies_on_the_clock(
         assert await alpha.call(BETA, "echo", b"still") == b"still"
         await old.aclose()
 
-        # The dialler looks first, and refuses beta.
+        # The dialer looks first, and refuses beta.
         with pytest.raises(PeerUnverifiedError, match="expired") as refused:
             await alpha.connect(BETA)
         assert refused.value.reason is UnverifiedReason.EXPIRED

@@ -545,7 +545,7 @@ async def test_leaving_is_cancellable(
 async def test_cancellation_while_a_connection_is_closed(
     node: NodeFactory, manager: ManagerFactory, scripted_listener: ScriptedListener
 ) -> None:
-    """Cancelling the node while somebody waits in `aclose()` hangs nobody."""
+    """Cancelling the node while a task waits in `aclose()` ends that task, too."""
     with trio.fail_after(5):
         async with AsyncExitStack() as stack:
             with trio.CancelScope() as scope:
@@ -867,7 +867,7 @@ async def test_manager_belongs_to_one_run_at_a_time(node: NodeFactory, manager: 
 
 
 async def test_services_run_in_the_nodes_context(node: NodeFactory) -> None:
-    """A service sees the context variables of where its node was opened, whoever dialled or called, and when."""
+    """A service sees the context variables of where its node was opened, whichever task dialled or called, and when."""
     variable = contextvars.ContextVar("variable", default="unset")
     seen: list[tuple[str, str]] = []
 

@@ -292,7 +292,7 @@ async def test_a_failure_is_reported_and_tried_again_with_backoff(autojump_clock
 
 @pytest.mark.parametrize("cause", [RenewalCause.ASKED, RenewalCause.WORN])
 async def test_nobody_gets_round_the_backoff(cause: RenewalCause, autojump_clock: trio.testing.MockClock) -> None:
-    """A peer that asks all the time, and a worn key that is noticed with every write, wait like everybody else."""
+    """A peer that asks all the time, and a worn key that is noticed with every write, wait like all others."""
     async with at_work(max_records=10) as world:
         connection = world.connection()
         connection.error = OSError("no")
@@ -360,7 +360,7 @@ async def test_close_gives_a_grace(autojump_clock: trio.testing.MockClock) -> No
 
 
 async def test_worn_keys(autojump_clock: trio.testing.MockClock) -> None:
-    """Handed over at so many records, closed with grace at twice, ended at once at three times; and whoever drains."""
+    """Handed over at so many records, closed with grace at twice, ended at once at three times; draining, too."""
     async with at_work(max_records=100) as world:
         connection = world.connection()
         connection.error = OSError("no")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 
-#: Nobody listens there: privileged ports that need no service.
+#: Nothing listens there: privileged ports that need no service.
 DEAD = [Endpoint("127.0.0.1", port) for port in (1, 2)]
 
 

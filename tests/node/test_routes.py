@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 BETA = NodeName.parse("beta@localhost")
 
-#: Nobody listens there: it is a privileged port that needs no service.
+#: Nothing listens there: it is a privileged port that needs no service.
 DEAD = Route(host="127.0.0.1", port=1)
 
 

@@ -68,7 +68,7 @@ def counts(statistics: NodeStatistics) -> Counts:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what no event announces, and not for ever: whoever calls this says what it should have come to."""
+    """Wait for what no event announces, and not for ever: the caller asserts what it should have come to."""
     with trio.move_on_after(PATIENCE):
         while not condition():  # noqa: ASYNC110 -- ditto
             await trio.sleep(0.005)
@@ -96,7 +96,7 @@ async def echo(channel: ServiceChannel) -> None:
 
 
 def handshake_error(reason: str, stage: Stage = Stage.HELLO) -> HandshakeError:
-    """One where nobody refused anybody."""
+    """One where neither side refused."""
     return HandshakeError("…", stage=stage, reason=reason)
 
 
@@ -165,7 +165,7 @@ async def test_cancelled_is_abandoned() -> None:
 async def test_a_handshake_is_timed_from_its_contexts_on(
     side: Side, manager: ManagerFactory, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """What came before is a dial's time to connect, and nobody's of an acceptor."""
+    """What came before is a dial's time to connect, and is not counted of an acceptor."""
     numbers, certs = Counters(), manager("localhost")
     for _ in range(2):
         with numbers.handshake(side, certs.contexts) as channel:
@@ -239,7 +239,7 @@ async def test_refused_and_rejected(open_pair: PairFactory) -> None:
         await counted(pair.beta, {(Side.ACCEPT, HandshakeOutcome.REFUSED, "not_authorized"): 3})
 
 
-async def test_whoever_knocks(node: NodeFactory) -> None:
+async def test_unknown_peers_add_no_keys(node: NodeFactory) -> None:
     """Silence, nonsense and a client that says nothing for too long."""
     async with node("beta@localhost", handshake_timeout=0.3) as beta:
         address = beta.acceptors[0].address
@@ -260,7 +260,7 @@ async def test_whoever_knocks(node: NodeFactory) -> None:
                 (Side.ACCEPT, HandshakeOutcome.TIMEOUT, "tls"): 1,
             },
         )
-        # The nonsense came with contexts taken, and was timed; silence is nobody's time.
+        # The nonsense came with contexts taken, and was timed; silence is not timed.
         [timed] = beta.statistics().handshake_times
         assert (timed.outcome, timed.times.count) == (HandshakeOutcome.BROKEN, 1)
 
@@ -276,7 +276,7 @@ async def test_one_too_many(node: NodeFactory) -> None:
 
 
 async def test_dials_that_come_to_nothing(node: NodeFactory, scripted_listener: ScriptedListener) -> None:
-    """Nobody listens; nobody answers; nobody wants it any more."""
+    """Nothing listens; no answer comes; it is no longer needed."""
     async with node("alpha@localhost", mode=NetworkMode.HIDDEN, handshake_timeout=0.2) as alpha:
         [closed] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nowhere = Route(host="127.0.0.1", port=closed.socket.getsockname()[1])
@@ -367,7 +367,7 @@ async def moved(pair: Pair, times: int) -> None:
 async def test_a_hand_over_has_the_cause_of_who_wanted_it(
     open_pair: PairFactory, manager: ManagerFactory, who: str
 ) -> None:
-    """Whoever dialled: the side that rotated says so, the other that it was asked."""
+    """Whichever side dialled: the one that rotated says so, the other that it was asked."""
     at_once = LiveConnections(on_rotation=Renew.HAND_OVER, within=0)
     async with open_pair(**{who: {"live_connections": at_once}}) as pair:
         await pair.alpha.connect(BETA)
@@ -448,7 +448,7 @@ async def test_a_disabled_node_uses_no_manager(node: NodeFactory) -> None:
 async def test_refused_rotations_by_reason(
     open_pair: PairFactory, ca: CertificateAuthority, rogue_ca: CertificateAuthority
 ) -> None:
-    """Key pairs that cannot be used, and trust that would strand somebody; every reason is there from the start."""
+    """Key pairs that cannot be used, and trust that would strand a peer; every reason is there from the start."""
     now = datetime.now(UTC)
     async with open_pair() as pair:
         certs = pair.beta.options.cert_manager

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
 
-#: The modes in which a client that nobody verified gets in.
+#: The modes in which a client that was not verified gets in.
 ADMITTING = [mode for mode in ClientAuth if not (mode.verifies and mode.requires)]
 
 
@@ -79,7 +79,7 @@ async def goodbye(peer: ScriptedPeer) -> wire.End:
 
 @pytest.fixture(params=ADMITTING, ids=lambda mode: mode.name)
 def admitting(request: pytest.FixtureRequest, manager: ManagerFactory) -> CertManager:
-    """A manager for beta whose acceptors admit clients that nobody verified."""
+    """A manager for beta whose acceptors admit clients that they do not verify."""
     return manager("beta@localhost", client_auth=request.param)
 
 
@@ -87,7 +87,7 @@ def admitting(request: pytest.FixtureRequest, manager: ManagerFactory) -> CertMa
 def unproven(
     admitting: CertManager, manager: ManagerFactory, ca: CertificateAuthority, rogue_ca: CertificateAuthority
 ) -> CertManager | CertificateAuthority:
-    """What somebody who is nobody gets in with there: a certificate of an unknown CA, or none."""
+    """What a stranger gets in with there: a certificate of an unknown CA, or none."""
     if admitting.client_auth is ClientAuth.VERIFY_CLIENT_CERT_IF_GIVEN:
         return ca
     return manager("alpha@localhost", ca=rogue_ca)
@@ -102,7 +102,7 @@ async def test_unverified_claim_neither_gets_calls_nor_displaces(
     unproven: CertManager | CertificateAuthority,
     order: str,
 ) -> None:
-    """Whoever claims a connected peer's name without proof gets none of its calls and does not take its place."""
+    """A client that claims a connected peer's name without proof gets none of its calls and does not take its place."""
     with trio.fail_after(20):
         async with (
             node("beta@localhost", admitting) as beta,
@@ -175,7 +175,7 @@ async def test_unverified_peers_are_served_as_such(
     admitting: CertManager,
     unproven: CertManager | CertificateAuthority,
 ) -> None:
-    """A peer that was admitted without proof may call services, which see that nobody verified it."""
+    """A peer that was admitted without proof may call services, which see that it was not verified."""
     verified: list[bool] = []
 
     async def look(channel: ServiceChannel) -> None:
@@ -514,7 +514,7 @@ async def test_restarted_peer_replaces(
     scripted_dial: Callable[..., Awaitable[ScriptedPeer]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A peer that was restarted takes the place of its former self, whose connection is dead and nobody noticed."""
+    """A peer that was restarted takes the place of its former self, whose connection is dead, which was not noticed."""
     monkeypatch.setattr("trionode._handshake.collisions.PROBE_TIMEOUT", 0.2)
     certs = manager("alpha@localhost")
     with trio.fail_after(20):
@@ -617,7 +617,7 @@ async def test_peer_that_lost_its_connection_replaces_it(
 async def test_failed_newcomer_replaces_nothing(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
-    """A newcomer that does not finish its handshake takes nobody's place."""
+    """A newcomer that does not finish its handshake takes no other's place."""
     certs = manager("alpha@localhost")
     with trio.fail_after(20):
         async with node("beta@localhost") as beta, beta.events() as events:

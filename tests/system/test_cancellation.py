@@ -84,7 +84,7 @@ class Guard:
 
     @staticmethod
     def _now() -> tuple[int, int, int]:
-        # A thread that nobody waits for any more may still be opening and closing files.
+        # A thread that no task waits for any more may still be opening and closing files.
         return trio.to_thread.current_default_thread_limiter().borrowed_tokens, descriptors(), tasks()
 
     async def check(self) -> None:
@@ -427,7 +427,7 @@ async def test_open_node(manager: ManagerFactory) -> None:
 
 
 async def check_free(options: NodeOptions) -> None:
-    """Nobody uses the manager: its setters work; and it publishes."""
+    """The manager is not in use: its setters work; and it publishes."""
     certs = options.cert_manager
     assert isinstance(certs, CertAuthManager)
     certs.set_client_auth(certs.client_auth)
@@ -477,7 +477,7 @@ async def test_node_drain(world: World, manager: ManagerFactory) -> None:
 
 
 async def test_keep_connected(world: World) -> None:
-    """Waiting for a connector; it goes on, whoever waits."""
+    """Waiting for a connector; it goes on, with or without waiters."""
     async for attempt in world.every(connected=False, any_task=True):
         connector = world.alpha.keep_connected(BETA)
         with attempt:
@@ -505,7 +505,7 @@ async def test_events(world: World) -> None:
 
 @pytest.mark.parametrize("clean", [True, False])
 async def test_a_verb_at_every_step_of_a_nodes_end(manager: ManagerFactory, clean: bool) -> None:
-    """Whoever still uses it gets `ClosedResourceError`, and keeps it neither alive nor from ending."""
+    """A task that still uses it gets `ClosedResourceError`, and keeps it neither alive nor from ending."""
     options = gamma_options(manager)
 
     async def use(node: Node, ended: trio.Event) -> None:
@@ -535,7 +535,7 @@ async def test_a_verb_at_every_step_of_a_nodes_end(manager: ManagerFactory, clea
 async def test_waiting_for_a_manager(
     world: World, manager: ManagerFactory, ca: CertificateAuthority, what: str
 ) -> None:
-    """Waiting changes nothing: it publishes, and may be updated from anywhere once nobody waits."""
+    """Waiting changes nothing: it publishes, and may be updated from anywhere once no task waits."""
     certs = manager(GAMMA)
     waits: dict[str, Callable[[], Awaitable[object]]] = {
         "generation": lambda: certs.wait_generation(certs.generation),
@@ -700,7 +700,7 @@ async def test_tls_stream(manager: ManagerFactory, operation: str) -> None:
 
 
 async def test_local_registry(registered: Registered, tmp_path: Path) -> None:
-    """A look-up in a thread that nobody waits for any more leaves nothing behind."""
+    """A look-up in a thread that no task waits for any more leaves nothing behind."""
     registry = LocalRegistry(tmp_path / "registry")
     name = NodeName.parse(GAMMA)
     async with registered(registry, name, [("127.0.0.1", 1)]):

@@ -88,7 +88,7 @@ async def test_a_naive_clock_is_refused() -> None:
 
 
 async def later(_: Peer) -> None:
-    """Looks like an authorize function, and would let everybody in."""
+    """Looks like an authorize function, and would admit every peer."""
 
 
 @pytest.mark.parametrize("authorize", [later, "alpha@localhost"])

@@ -1,4 +1,4 @@
-"""Metrics: what is scraped is what happened, from any thread, whatever state the node is in and whoever knocks."""
+"""Metrics: what is scraped is what happened, from any thread, in any state of the node, whichever clients connect."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Page:
 
 
 def read(collector: NodeCollector) -> Page:
-    """Scrape by way of text, as everybody does."""
+    """Scrape by way of text, as Prometheus does."""
     registry = CollectorRegistry()
     registry.register(collector)
     return Page(parse_text(generate_latest(registry).decode()))
@@ -289,7 +289,7 @@ def test_buckets_are_cumulated(counts: list[int]) -> None:
     assert [count for _, count in buckets] == [sum(counts[: end + 1]) for end in range(14)]
 
 
-# Whoever knocks -----------------------------------------------------------------------------------------------------
+# Whichever clients connect ------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "evil",
@@ -504,7 +504,7 @@ async def test_a_collector_is_made_where_its_nodes_are(node: NodeFactory) -> Non
 
 
 async def test_the_server_ends_with_its_task(node: NodeFactory) -> None:
-    """Nobody listens afterwards, no thread is left, and the registry is as it was."""
+    """Nothing listens afterwards, no thread is left, and the registry is as it was."""
     threads = threading.active_count()
     registry = CollectorRegistry()
     async with node("alpha@localhost", mode=NetworkMode.HIDDEN) as alpha, trio.open_nursery() as nursery:

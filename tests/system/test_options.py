@@ -54,7 +54,7 @@ async def service(channel: object) -> None:
 
 
 def authorize(peer: object) -> None:
-    """Let everybody in."""
+    """Admit every peer."""
 
 
 class Odd:
@@ -279,7 +279,7 @@ def test_the_table_names_every_field() -> None:
 
 @pytest.mark.parametrize(("kind", "name", "value"), cases(lambda each: each.right))
 def test_what_belongs_there_is_taken(kind: type[Any], name: str, value: object) -> None:
-    """As it is, or as something equal that nobody can change."""
+    """As it is, or as something equal that cannot be changed."""
     kept = getattr(make(kind, name, value), name)
     if isinstance(value, bool | int | float | enum.Enum | None):
         assert kept is value

@@ -113,7 +113,7 @@ async def down(node: Node, events: trio.abc.ReceiveChannel[object]) -> Connectio
 async def test_a_peer_killed_while_streaming_both_ways(
     node: NodeFactory, ca: CertificateAuthority, tmp_path: Path
 ) -> None:
-    """SIGKILL: whoever waits gets `BrokenResourceError` with its cause, and no message came twice or out of order."""
+    """SIGKILL: a waiting task gets `BrokenResourceError` with its cause; no message came twice or out of order."""
     got: list[int] = []
     with trio.fail_after(50):
         async with node("alpha@localhost") as alpha, alpha.events() as events:

@@ -101,7 +101,7 @@ async def test_new_dials_present_the_new_certificate(open_pair: PairFactory, iss
 
 
 async def test_new_accepts_present_the_new_certificate(open_pair: PairFactory, issue: Callable[[str], KeyPair]) -> None:
-    """Once `update()` has returned, an acceptor presents the new certificate, and the dialler sees it."""
+    """Once `update()` has returned, an acceptor presents the new certificate, and the dialer sees it."""
     with trio.fail_after(10):
         async with open_pair() as pair, pair.beta.events() as events:
             [certs] = managers(pair.beta)
@@ -366,7 +366,7 @@ async def test_traffic_during_rotations_loses_nothing(
             await channel.send_eof()
             assert [message async for message in channel] == []
 
-    async def everybody_went_on() -> None:
+    async def all_went_on() -> None:
         before = dict(done)
         while any(done[key] == before[key] for key in before):
             await progressed.park()
@@ -386,7 +386,7 @@ async def test_traffic_during_rotations_loses_nothing(
                     nursery.start_soon(call, pair.beta, "alpha@localhost", worker)
                 for number in range(ROTATIONS):
                     certs = alpha_certs[number % 2]
-                    await everybody_went_on()
+                    await all_went_on()
                     certs.update(issue("alpha@localhost"))
                     beta_certs.update(issue("beta@localhost"))
                     new = await pair.alpha.connect("beta@localhost", route_to(pair.beta, cert_manager=certs))
@@ -395,7 +395,7 @@ async def test_traffic_during_rotations_loses_nothing(
                     assert (new.generation, seen.generation) == (certs.generation, beta_certs.generation)
                     assert pair.alpha.connections == {BETA: new}
                     assert pair.beta.connections == {ALPHA: seen}
-                await everybody_went_on()
+                await all_went_on()
                 stop.set()
             assert first.live
             assert (first.generation, first.peer_generation) == (1, 1)
@@ -407,7 +407,7 @@ async def test_traffic_during_rotations_loses_nothing(
 async def test_a_refused_rotation_is_an_event(
     node: NodeFactory, manager: ManagerFactory, ca: CertificateAuthority
 ) -> None:
-    """Whoever watches a node sees that an update was refused, why, and which generation stays."""
+    """A reader of a node's events sees that an update was refused, why, and which generation stays."""
     certs = manager("alpha@localhost")
     past = datetime.now(UTC) - timedelta(days=2)
     expired = ca.issue("alpha@localhost", not_before=past, not_after=past + timedelta(days=1))

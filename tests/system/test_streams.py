@@ -641,7 +641,7 @@ async def test_an_address_that_is_not_ours(certs: CertAuthManager) -> None:
 
 
 async def test_a_host_that_does_not_resolve(certs: CertAuthManager) -> None:
-    """A name that nobody knows is a ListenError that says so and what to give instead."""
+    """A name that does not resolve is a ListenError that says so and what to give instead."""
     trio.socket.set_custom_hostname_resolver(Resolver())
     with pytest.raises(ListenError, match="the name does not resolve") as caught:
         await serve_tls(echo, 0, cert_manager=certs, host="nowhere.example")
@@ -777,7 +777,7 @@ async def test_a_manager_is_in_use_while_it_dials(certs: CertAuthManager) -> Non
 
 
 async def test_a_refused_connection_is_a_handshake_error_of_stage_connect(certs: CertAuthManager) -> None:
-    """Nobody listens: HandshakeError itself, stage connect, the OSError as its cause, the address and a remedy."""
+    """Nothing listens: HandshakeError itself, stage connect, the OSError as its cause, the address and a remedy."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     with (
