@@ -217,8 +217,9 @@ class RecordTarget(Target):
     traced: Sequence[Path] = (Path(_session.__file__),)
 
     def seeds(self) -> list[bytes]:
-        """Records, empty ones and one that is not complete among them."""
-        return [b"\x17\x03\x03\x00\x02ab\x17\x03\x03\x00\x00\x16\x03\x03\x00\x01x\x17\x03\x03\xff\xffabc"]
+        """Records, empty ones and one that is not complete among them; and many."""
+        some = b"\x17\x03\x03\x00\x02ab\x17\x03\x03\x00\x00\x16\x03\x03\x00\x01x\x17\x03\x03\xff\xffabc"
+        return [some, b"\x17\x03\x03\x00\x01x" * 200]
 
     def run(self, data: bytes) -> str:
         """Every cut gives the count that a plain loop gives."""
@@ -226,7 +227,9 @@ class RecordTarget(Target):
             scanner = _session.RecordScanner()
             scanner.complete = 0
             for chunk in chunks:
-                scanner.feed(chunk)
+                fed = 0
+                while fed < len(chunk):  # it looks at so many records at once
+                    fed += scanner.feed(chunk[fed:])
             if scanner.complete != self._count(data):
                 msg = f"{scanner.complete} records were counted, there are {self._count(data)}"
                 raise Violation(msg)
