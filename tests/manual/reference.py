@@ -383,7 +383,11 @@ def entry(module: ModuleType, name: str, source: str) -> Iterator[str]:
 
 def class_entry(name: str, kind: Any, source: str) -> Iterator[str]:
     """A class, and its public methods and properties."""
-    bases = [shown_base(base) for base in kind.__bases__ if base is not object and not base.__name__.startswith("_")]
+    bases = [
+        shown_base(base)
+        for base in kind.__bases__
+        if base is not object and not base.__name__.startswith("_") and not base.__module__.startswith("trionode._")
+    ]
     maker = vars(kind).get("__init__", object)
     own = signature(name, kind.__init__, method=True).removesuffix(" -> None") if is_made(kind, maker) else name
     yield f"`class {own}`" + (f" (a {', '.join(bases)})" if bases else "")

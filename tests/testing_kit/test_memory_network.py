@@ -302,7 +302,7 @@ async def test_hosts_are_found_by_address_and_by_name(autojump_clock: trio.testi
     six = network.host("fd00::1", "six.example")
     assert six.address == "fd00::1"
     assert six is network.host("[fd00::1]")
-    for names in ((), ("a.example", "b.example"), ("10.0.0.1", "10.0.0.2"), ("localhost", "a.example"), ("no_host",)):
+    for names in ((), ("a.example", "b.example"), ("10.0.0.1", "10.0.0.2"), ("localhost", "a.example"), ("no host",)):
         with pytest.raises(ValueError, match="host"):
             network.host(*names)
     assert "a.example" in repr(a)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.outline import outline
-from trionode._util.fields import check_fields
+from trionode._util.fields import Checked
 from trionode._util.immutable import Immutable
 
 from .pem import MAX_CRL_BYTES, parse_crls, read_file
@@ -43,7 +43,7 @@ __all__ = ["CRLPolicy", "CRLSet"]
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CRLPolicy:
+class CRLPolicy(Checked):
     """How strictly certificate revocation lists are applied, once there are any. Each True loosens, and is logged.
 
     Attributes:
@@ -55,14 +55,6 @@ class CRLPolicy:
     allow_missing: bool = False
     allow_expired: bool = False
     leaf_only: bool = False
-
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            TypeError: an option is neither True nor False; the message names it.
-        """
-        check_fields(self)
 
 
 #: Nothing loosened; the default.

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TypeAlias, final
 
 from trionode._identity.names import canonical_host
-from trionode._util.fields import Parsed, check_fields, rule
+from trionode._util.fields import Checked, Parsed, rule
 
 from .ca_pool import CAPool
 from .crl import STRICT, CRLPolicy, CRLSet
@@ -54,7 +54,7 @@ class ClientAuth(enum.Enum):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TLSPolicy:
+class TLSPolicy(Checked):
     """One manager's settings, as one immutable value.
 
     Attributes:
@@ -74,14 +74,6 @@ class TLSPolicy:
     crls: CRLSet | None = None
     crl_policy: CRLPolicy = STRICT
     clock: Clock | None = None
-
-    def __post_init__(self) -> None:
-        """Check and canonicalise: these settings decide which peers are let in.
-
-        Raises:
-            TypeError, ValueError: a setting is not what belongs there; the message names it.
-        """
-        check_fields(self)
 
     @cached_property
     def roots(self) -> CAPool:

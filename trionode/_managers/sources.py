@@ -48,7 +48,7 @@ from trionode._credentials.pem import (
     read_file,
 )
 from trionode._errors import CertificateError, CertificateReason
-from trionode._util.fields import DURATION, SECONDS, check_argument, check_fields
+from trionode._util.fields import DURATION, SECONDS, Checked, check_argument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ _CRL: Final = (MAX_CRL_BYTES, "CRL file")
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Credentials:
+class Credentials(Checked):
     """What a source has at one moment; compared by content.
 
     Attributes:
@@ -82,14 +82,6 @@ class Credentials:
     client_cas: CAPool | None = None
     root_cas: CAPool | None = None
     crls: CRLSet | None = None
-
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            TypeError: something is not what belongs there; the message names it.
-        """
-        check_fields(self)
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from trionode._identity.patterns import NamePattern
 from trionode._identity.peer import Peer
 from trionode._managers.manager import CertManager  # noqa: TC001 -- fields are resolved at run time, to be checked
 from trionode._transport.interfaces import Transport  # noqa: TC001 -- likewise
-from trionode._util.fields import DURATION, SECONDS, Entries, Items, Parsed, Such, check_fields, integer, rule, rule_of
+from trionode._util.fields import DURATION, SECONDS, Checked, Entries, Items, Parsed, Such, integer, rule, rule_of
 
 from .resolvers import Resolver  # noqa: TC001 -- likewise
 
@@ -56,7 +56,7 @@ _LISTEN_HOST: Final = Parsed(_listen_host, "a DNS name, an IP address or *")
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class AcceptorOptions:
+class AcceptorOptions(Checked):
     """One listening endpoint. What is None is the node's.
 
     Attributes:
@@ -80,18 +80,10 @@ class AcceptorOptions:
     max_message_size: int | None = field(default=None, metadata=rule(_MESSAGE_SIZE))
     handshake_timeout: float | None = field(default=None, metadata=rule(SECONDS))
 
-    def __post_init__(self) -> None:
-        """Check and canonicalise.
-
-        Raises:
-            ValueError, TypeError: an option makes no sense; the message names it.
-        """
-        check_fields(self)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Route:
+class Route(Checked):
     """How to reach a node name, and what differs for that peer. What is None is the node's.
 
     Attributes:
@@ -110,18 +102,10 @@ class Route:
     cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
     insecure_skip_verify: bool | None = None
 
-    def __post_init__(self) -> None:
-        """Check and canonicalise.
-
-        Raises:
-            ValueError, TypeError: an option makes no sense; the message names it.
-        """
-        check_fields(self)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
+class NetworkOptions(Checked):
     """A node's network side.
 
     Attributes:
@@ -190,7 +174,7 @@ class NetworkOptions:
         Raises:
             ValueError, TypeError: an option makes no sense; the message names it.
         """
-        check_fields(self)
+        super().__post_init__()
         if self.mode is not NetworkMode.ENABLED and self.acceptors:
             msg = f"acceptors were given, but the network mode {self.mode.name} opens none; drop one of the two"
             raise ValueError(msg)
@@ -213,7 +197,7 @@ class Renew(enum.Enum):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LiveConnections:
+class LiveConnections(Checked):
     """What becomes of live connections when certificates rotate or end.
 
     Whatever is chosen here, a connection is also handed over before one TLS key has protected `max_records` records
@@ -241,14 +225,6 @@ class LiveConnections:
     grace: float = field(default=30, metadata=rule(DURATION))
     max_records: int = field(default=2**22, metadata=rule(integer(1, 2**22)))
 
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            ValueError, TypeError: an option makes no sense; the message names it.
-        """
-        check_fields(self)
-
 
 def _is_plain_function(given: object) -> bool:
     return callable(given) and not is_async(given)
@@ -263,7 +239,7 @@ _SERVICES: Final = Entries(
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class NodeOptions:
+class NodeOptions(Checked):
     """What a node is opened with.
 
     Attributes:
@@ -288,11 +264,3 @@ class NodeOptions:
     live_connections: LiveConnections = field(default_factory=LiveConnections)
     propagate_service_errors: bool = False
     expose_service_errors: bool = False
-
-    def __post_init__(self) -> None:
-        """Check and freeze.
-
-        Raises:
-            ValueError, TypeError: an option makes no sense; the message names it.
-        """
-        check_fields(self)

@@ -15,7 +15,7 @@ import trio
 
 from trionode._errors import TrionodeError
 from trionode._identity.names import NodeName, canonical_host
-from trionode._util.fields import Parsed, check_fields, integer, rule
+from trionode._util.fields import Checked, Parsed, integer, rule
 from trionode._util.text import Address, printable
 
 __all__ = ["Endpoint", "Registrar", "Resolver", "ResolverError"]
@@ -31,7 +31,7 @@ class ResolverError(TrionodeError):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Checked):
     """Where a node may be reached.
 
     Attributes:
@@ -41,14 +41,6 @@ class Endpoint:
 
     host: str = field(metadata=rule(Parsed(canonical_host, "a DNS name or an IP address")))
     port: int = field(metadata=rule(integer(1, 65535)))
-
-    def __post_init__(self) -> None:
-        """Check and canonicalise.
-
-        Raises:
-            ValueError, TypeError: the host is none, or the port is out of range.
-        """
-        check_fields(self)
 
 
 @runtime_checkable

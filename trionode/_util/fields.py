@@ -1,7 +1,7 @@
 """Option classes that check themselves: every field of a dataclass, when an object is made.
 
-Theory. An option of the wrong kind must not pass, fail much later, or loosen something: `insecure_skip_verify="false"`
-is a string, and true. So an option class calls `check_fields(self)` in its `__post_init__`, and each field is held
+Theory. An option of the wrong kind must not pass, fail much later, or switch off a check:
+`insecure_skip_verify="false"` is a string, and true. So option classes derive from `Checked`, and each field is held
 against its annotation; what an annotation cannot say (a range, a syntax) is a rule in the field's metadata, made by
 `rule()`. Collections are frozen on the way: a sequence becomes a tuple, a mapping a read-only one.
 
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from types import MappingProxyType, NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Union, final, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Union, cast, final, get_args, get_origin, get_type_hints
 
 from .text import printable
 
@@ -297,18 +297,23 @@ def rule(narrower: Rule) -> Mapping[str, Rule]:
     return {_KEY: narrower}
 
 
-def check_fields(options: DataclassInstance) -> None:
-    """Hold every field of a frozen dataclass against its rule, and freeze collections.
+class Checked:
+    """Base of frozen dataclasses whose fields are checked when an object is made, and whose collections are frozen."""
 
-    Raises:
-        TypeError: a field has something of the wrong kind.
-        ValueError: a field has a wrong value of the right kind.
-    """
-    for name, each, field in _rules_of(type(options)):
-        given = getattr(options, name)
-        kept = field.check(each, given)
-        if kept is not given:
-            object.__setattr__(options, name, kept)
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Hold every field against its rule, and freeze collections.
+
+        Raises:
+            TypeError: a field has something of the wrong kind; the message names the field.
+            ValueError: a field has a wrong value of the right kind.
+        """
+        for name, each, field in _rules_of(cast("type[DataclassInstance]", type(self))):
+            given = getattr(self, name)
+            kept = field.check(each, given)
+            if kept is not given:
+                object.__setattr__(self, name, kept)
 
 
 def check_argument(name: str, given: object, kind: object) -> object:
@@ -323,8 +328,9 @@ def check_argument(name: str, given: object, kind: object) -> object:
 
 @cache
 def _rules_of(options: type[DataclassInstance]) -> Sequence[tuple[str, Rule, Field]]:
-    # Where it is defined, and not where it is imported from, which a public class names as its module.
-    hints = get_type_hints(options, vars(options)["__post_init__"].__globals__)
+    # Names are looked up where the class is defined, not where it is imported from, which a public class names as its
+    # module; the method that `dataclass` has made knows.
+    hints = get_type_hints(options, vars(options)["__init__"].__globals__)
     return [
         (
             each.name,

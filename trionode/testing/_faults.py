@@ -7,7 +7,7 @@ from collections.abc import Collection  # noqa: TC003 -- dataclass fields are re
 from dataclasses import dataclass, field
 from typing import Final, final
 
-from trionode._util.fields import DURATION, Items, Number, check_fields, integer, rule
+from trionode._util.fields import DURATION, Checked, Items, Number, integer, rule
 
 __all__ = ["Faults", "Script"]
 
@@ -18,7 +18,7 @@ _OFFSET: Final = integer(0, 2**63 - 1, "bytes")
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Faults:
+class Faults(Checked):
     """What goes wrong in one direction of one connection; by default nothing.
 
     Offsets count the bytes that are sent in this direction, from 0. Of the three ways to end, the first that is reached
@@ -49,13 +49,13 @@ class Faults:
         Raises:
             ValueError, TypeError: a number makes no sense; the message names it.
         """
-        check_fields(self)
+        Checked.__post_init__(self)  # not super(): of a class with slots that is the class before it had them
         object.__setattr__(self, "corrupt", frozenset(self.corrupt))
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Script:
+class Script(Checked):
     """What goes wrong with one connection.
 
     Attributes:
@@ -65,11 +65,3 @@ class Script:
 
     there: Faults = Faults()
     back: Faults = Faults()
-
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            TypeError: a direction is not given by `Faults`; the message names it.
-        """
-        check_fields(self)
