@@ -29,6 +29,7 @@ from trionode._connection.hand_over import RenewalCause
 from ._errors import ListenError
 from ._node.events import Side
 from ._node.statistics import HandshakeOutcome, TimeHistogram
+from ._util.fields import check_argument, integer
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Metric, start_http_server
@@ -144,8 +145,10 @@ async def serve_metrics(
 
     Raises:
         ListenError: it cannot listen there.
-        ValueError: two nodes have the same name, or the registry has such a collector already.
+        ValueError, TypeError: `port` cannot be one; two nodes have the same name; or the registry has such a collector
+            already.
     """
+    check_argument("port", port, integer(0, 65535))
     collector = NodeCollector(*nodes)
     registry.register(collector)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given, strategies as st
 
 from trionode import (
@@ -38,7 +41,11 @@ from trionode import (
     open_node,
     open_tls_stream,
     serve_tls,
+    serve_tls_listeners,
+    wrap_client_stream,
+    wrap_server_stream,
 )
+from trionode.metrics import serve_metrics
 from trionode.pki import CertificateAuthority
 from trionode.testing import Faults, MemoryNetwork, Script
 
@@ -427,36 +434,83 @@ def test_options_of_a_node_are_node_options(options: Any) -> None:
         open_node("alpha@localhost", options)
 
 
-STREAM_FIELDS: Final = {
+ALPN: Final = Kind(((),), ("h2", b"h2", 7, None, [b"h2"], [7], {"h2": 1}), ([""], ["x" * 256], ["é"]))
+CLIENT: Final = {
     "cert_manager": instance(MANAGER),
-    "host": HOST,
-    "port": PORT,
-    "server_name": HOST | None,
-    "alpn": Kind(((),), ("h2", b"h2", 7, None, [b"h2"], [7], {"h2": 1}), ([""], ["x" * 256], ["é"])),
+    "alpn": ALPN,
     "insecure_skip_verify": BOOL,
     "handshake_timeout": SECONDS,
-    "connect_timeout": SECONDS,
+}
+SERVER: Final = {"cert_manager": instance(MANAGER), "alpn": ALPN, "handshake_timeout": SECONDS}
+LIMITS: Final = {"max_handshakes": COUNT, "max_handshakes_per_address": COUNT}
+
+#: What each function takes, besides what it is to work with.
+ARGUMENTS: Final[dict[str, dict[str, Kind]]] = {
+    "open_tls_stream": {
+        **CLIENT,
+        "host": HOST,
+        "port": PORT,
+        "server_name": HOST | None,
+        "connect_timeout": SECONDS,
+    },
+    "wrap_client_stream": {**CLIENT, "server_name": HOST},
+    "serve_tls": {**SERVER, **LIMITS, "host": HOST | None, "port": integer(0, 65535)},
+    "serve_tls_listeners": {**SERVER, **LIMITS},
+    "wrap_server_stream": SERVER,
+    "serve_metrics": {"port": integer(0, 65535)},
 }
 
 
+async def call_with(function: str, arguments: dict[str, Any]) -> None:
+    """Call a function with arguments in place of good ones; what it was given to work with is closed."""
+    near, _ = trio.testing.memory_stream_pair()
+    given: dict[str, Any] = {"cert_manager": MANAGER, **arguments}
+    match function:
+        case "open_tls_stream":
+            await open_tls_stream(**{"host": "localhost", "port": 1, **given})
+        case "wrap_client_stream":
+            await wrap_client_stream(near, **{"server_name": "localhost", **given})
+        case "serve_tls":
+            await serve_tls(service, **{"port": 0, "host": "localhost", **given})
+        case "serve_tls_listeners":
+            await serve_tls_listeners(service, await trio.open_tcp_listeners(0, host="127.0.0.1"), **given)
+        case "wrap_server_stream":
+            await wrap_server_stream(near, **given)
+        case "serve_metrics":
+            await serve_metrics([], **arguments)
+
+
+def test_the_table_names_every_argument() -> None:
+    """But those that are streams, listeners, functions and nurseries."""
+    functions: dict[str, Callable[..., object]] = {
+        each.__name__: each
+        for each in (
+            open_tls_stream,
+            serve_metrics,
+            serve_tls,
+            serve_tls_listeners,
+            wrap_client_stream,
+            wrap_server_stream,
+        )
+    }
+    assert set(functions) == set(ARGUMENTS)
+    others = {"handler", "handler_nursery", "listeners", "stream", "task_status", "nodes", "registry"}
+    for name, function in functions.items():
+        skipped = others | ({"host"} if name == "serve_metrics" else set())
+        assert set(inspect.signature(function).parameters) - skipped == set(ARGUMENTS[name])
+
+
 WRONG_ARGUMENTS: Final = [
-    pytest.param(name, value, id=f"{name}-{number}-{type(value).__name__}")
-    for name, belongs in STREAM_FIELDS.items()
+    pytest.param(function, name, value, id=f"{function}.{name}-{number}-{type(value).__name__}")
+    for function, arguments in ARGUMENTS.items()
+    for name, belongs in arguments.items()
     for number, value in enumerate((*belongs.wrong_kinds, *belongs.wrong_values))
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG_ARGUMENTS)
-async def test_arguments_for_streams_are_checked_alike(name: str, value: Any) -> None:
-    """Before anything is opened or listened on."""
-    arguments: dict[str, Any] = {"host": "localhost", "port": 1, "cert_manager": MANAGER, name: value}
-    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b") as caught:
-        await open_tls_stream(**arguments)
+@pytest.mark.parametrize(("function", "name", "value"), WRONG_ARGUMENTS)
+async def test_arguments_are_checked_alike(function: str, name: str, value: Any) -> None:
+    """Before anything is connected, listened on or said."""
+    with trio.fail_after(5), pytest.raises((TypeError, ValueError), match=rf"\b{name}\b") as caught:
+        await call_with(function, {name: value})
     check_sentence(str(caught.value))
-    if name not in ("server_name", "insecure_skip_verify", "connect_timeout") and not (
-        name == "host" and value is None
-    ):
-        if name == "port" and value == 0:
-            return
-        with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
-            await serve_tls(service, **arguments)
