@@ -68,7 +68,7 @@ async def serve_tls(
         host: name or address to listen on; None for all interfaces.
         alpn: protocols in order of preference; a client that offers only others is refused.
         handshake_timeout: from the accept to the end of the handshake, seconds.
-        max_handshakes: handshakes under way at once. Of more, the oldest of those that have come least far are ended.
+        max_handshakes: handshakes in progress at once. At the limit, the oldest in the earliest stage is shed.
         max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
         handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
         task_status: `started()` gets the list of listeners.
@@ -118,7 +118,7 @@ async def serve_tls_listeners(
         cert_manager: in use until this has returned, and the last handler has.
         alpn: protocols in order of preference; a client that offers only others is refused.
         handshake_timeout: from the accept to the end of the handshake, seconds.
-        max_handshakes: handshakes under way at once. Of more, the oldest of those that have come least far are ended.
+        max_handshakes: handshakes in progress at once. At the limit, the oldest in the earliest stage is shed.
         max_handshakes_per_address: of these, from one source address; all that have none count as one.
         handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
         task_status: `started()` gets the listeners.
