@@ -9,7 +9,7 @@ import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from hypothesis import given, settings, strategies as st
 
+from handshaking import Ending, shake_hands
 from trionode import (
     CAPool,
     CertAuthManager,
@@ -27,7 +28,6 @@ from trionode import (
     ClientAuth,
     CRLPolicy,
     CRLSet,
-    HandshakeError,
     KeyPair,
     PeerRejectedError,
     PeerUnverifiedError,
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from conftest import Authority, AuthorityFactory
 
     from trionode import TLSStream
-    from trionode._tls.session import TLSSession
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MUTUAL = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT
@@ -342,27 +341,6 @@ def test_entries_that_cannot_be_read(world: World) -> None:
 # Handshakes ---------------------------------------------------------------------------------------------------------
 
 
-class Ending:
-    """How an in-memory handshake ended on either side: None is success."""
-
-    def __init__(self, server: TLSSession, client: TLSSession) -> None:
-        self.server = self.client = cast("HandshakeError | None", None)
-        for _ in range(4):
-            self.client = self.client or self._step(client, server)
-            self.server = self.server or self._step(server, client)
-
-    @staticmethod
-    def _step(session: TLSSession, peer: TLSSession) -> HandshakeError | None:
-        try:
-            if session.handshake():
-                session.decrypt(1)
-        except HandshakeError as failure:
-            return failure
-        finally:
-            peer.feed(session.outgoing())
-        return None
-
-
 def judge_in_handshake(
     key_pair: KeyPair, policy: TLSPolicy, *, accepting: bool
 ) -> tuple[PeerUnverifiedError | None, Ending]:
@@ -372,7 +350,7 @@ def judge_in_handshake(
     pinned = CAPool(key_pair.chain[:1])
     theirs = TLSContexts.build(1, key_pair, TLSPolicy(client_cas=pinned, root_cas=pinned))
     server, client = (ours, theirs) if accepting else (theirs, ours)
-    ending = Ending(server.server.session(), client.client.session(reference=REFERENCE))
+    ending = shake_hands(server, client, reference=REFERENCE)
     failure = ending.server if accepting else ending.client
     if failure is None:
         return None, ending

@@ -695,7 +695,7 @@ manager.update(KeyPair.self_signed())
 manager.set_client_auth(ClientAuth.REQUIRE_ANY_CLIENT_CERT)
 manager.update(CertificateAuthority.create(intermediate=True).issue("alpha@host.example"))
 manager.update(pair)
-contexts = manager._publisher.channel.current
+contexts = manager.contexts.current
 client, server = contexts.client.session(reference="host.example"), contexts.server.session()
 for _ in range(4):
     client.handshake(); server.feed(client.outgoing()); server.handshake(); client.feed(server.outgoing())

@@ -60,30 +60,33 @@ def make_certificate(
     subject: str = "leaf",
     *,
     key: PrivateKey | dsa.DSAPrivateKey | None = None,
-    issuer: str | None = None,
+    issuer: str | x509.Name | None = None,
     issuer_key: PrivateKey | dsa.DSAPrivateKey | None = None,
     not_before: datetime = NOW - DAY,
     not_after: datetime = NOW + DAY,
+    host: str | None = "host.example",
     purposes: Sequence[ObjectIdentifier] | None = (SERVER, CLIENT),
     extensions: Sequence[x509.ExtensionType] = (),
+    critical: Sequence[x509.ExtensionType] = (),
 ) -> x509.Certificate:
-    """A certificate for `host.example`, self-signed unless an issuer is given."""
+    """A certificate for a host, self-signed unless an issuer is given; what is None is left out."""
     key = key or key_of("p256")
     signer = issuer_key or key
     builder = (
         x509.CertificateBuilder()
         .subject_name(name(subject))
-        .issuer_name(name(issuer or subject))
+        .issuer_name(issuer if isinstance(issuer, x509.Name) else name(issuer or subject))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(not_before)
         .not_valid_after(not_after)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("host.example")]), critical=False)
     )
+    if host is not None:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
     if purposes is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
+    for extension in (*extensions, *critical):
+        builder = builder.add_extension(extension, critical=extension in critical)
     own_hash = isinstance(signer, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
     return builder.sign(signer, None if own_hash else hashes.SHA256())
 

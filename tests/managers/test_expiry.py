@@ -23,21 +23,14 @@ from trionode import (
 from trionode._identity.describe import describe_duration
 from trionode._managers.expiry import watch_expiry
 from trionode.pki import CertificateAuthority
+from trionode.testing import trio_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trionode import EventStream
     from trionode._credentials.validity import Ending
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-def trio_clock() -> Callable[[], datetime]:
-    """A clock that goes with Trio's from `START` on."""
-    began = trio.current_time()
-    return lambda: START + timedelta(seconds=trio.current_time() - began)
 
 
 @pytest.fixture
@@ -72,7 +65,7 @@ async def test_every_stage_of_a_life_once(
 ) -> None:
     """A third left, a tenth, an hour, none: each once, at its time, and nothing in between."""
     pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 30 * DAY)
-    manager = CertManager(pair, clock=trio_clock())
+    manager = CertManager(pair, clock=trio_clock(START))
     left = [left for _, left in await watched(manager, 40 * DAY)]
     for reported, due in zip(left, [10 * DAY, 3 * DAY, timedelta(hours=1), timedelta()], strict=True):
         assert timedelta() <= due - reported < timedelta(seconds=61)
@@ -83,7 +76,8 @@ async def test_a_short_life_has_a_short_last_stage(
 ) -> None:
     """A certificate for an hour is not in its last hour from the beginning."""
     manager = CertManager(
-        authority.issue("alpha@localhost", not_before=START, not_after=START + timedelta(hours=1)), clock=trio_clock()
+        authority.issue("alpha@localhost", not_before=START, not_after=START + timedelta(hours=1)),
+        clock=trio_clock(START),
     )
     left = [round(left / timedelta(minutes=1)) for _, left in await watched(manager, timedelta(hours=2))]
     assert left == [20, 6, 3, 0]
@@ -93,7 +87,7 @@ async def test_a_rotation_in_time_is_silence(
     authority: CertificateAuthority, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Who rotates before a third is left hears nothing; after it, what was said is not said again."""
-    clock = trio_clock()
+    clock = trio_clock(START)
     issue = partial(authority.issue, "alpha@localhost")
     manager = CertManager(issue(not_before=START, not_after=START + 30 * DAY), clock=clock)
     seen: list[tuple[str, timedelta]] = []
@@ -112,7 +106,7 @@ async def test_pools_are_watched_too(authority: CertificateAuthority, autojump_c
     """A CA that ends takes everybody with it."""
     ca = CertificateAuthority.create(common_name="short", clock=lambda: START, lifetime=3 * DAY)
     pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 300 * DAY)
-    manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool, clock=trio_clock())
+    manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool, clock=trio_clock(START))
     seen = await watched(manager, 4 * DAY)
     assert [subject for subject, _ in seen] == [ca.certificate.subject.rfc4514_string()] * 4
 
@@ -123,7 +117,7 @@ async def test_a_ca_in_two_pools_is_reported_once(
     """However many roles a certificate has, and whatever else is in the pools beside it."""
     ca = CertificateAuthority.create(common_name="short", clock=lambda: START, lifetime=3 * DAY)
     pair = authority.issue("alpha@localhost", not_before=START, not_after=START + 300 * DAY)
-    manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool | authority.pool, clock=trio_clock())
+    manager = CertAuthManager(pair, root_cas=ca.pool, client_cas=ca.pool | authority.pool, clock=trio_clock(START))
     seen = await watched(manager, 4 * DAY)
     assert [subject for subject, _ in seen] == [ca.certificate.subject.rfc4514_string()] * 4
 
@@ -136,7 +130,7 @@ async def test_revocation_lists_are_watched_too(
     crls = CertificateAuthority(authority.certificate, authority._key, clock=lambda: START).revocation_list(
         lifetime=3 * DAY
     )
-    manager = CertAuthManager(pair, root_cas=authority.pool, crls=crls, clock=trio_clock())
+    manager = CertAuthManager(pair, root_cas=authority.pool, crls=crls, clock=trio_clock(START))
     seen = await watched(manager, 4 * DAY)
     assert [subject for subject, _ in seen] == [authority.certificate.subject.rfc4514_string()] * 4
 
@@ -147,7 +141,7 @@ async def test_a_node_says_so(
     """As an event, and in its log, with what to do."""
     pair = authority.issue("alpha@localhost", not_before=START - 20 * DAY, not_after=START + 2 * DAY)
     options = NodeOptions(
-        cert_manager=CertManager(pair, clock=trio_clock()), network=NetworkOptions(mode=NetworkMode.HIDDEN)
+        cert_manager=CertManager(pair, clock=trio_clock(START)), network=NetworkOptions(mode=NetworkMode.HIDDEN)
     )
     async with open_node("alpha@localhost", options) as node, node.events() as events:
         event = await expiring(events)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings, strategies as st
 
+from specimens import make_certificate
 from trionode import (
     CAPool,
     CertAuthManager,
@@ -41,7 +41,7 @@ from trionode._tls.session import TLSSession
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from conftest import AuthorityFactory, ManagerFactory, NodeFactory
@@ -76,24 +76,23 @@ def made(
     end: timedelta = DAY,
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     signed_by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
+    critical: Sequence[x509.ExtensionType] = (),
 ) -> tuple[x509.Certificate, Any]:
     """A certificate such as `trionode.pki` does not issue, and its key; self-signed unless told otherwise."""
-    key = key or ec.generate_private_key(EC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "made for a test")])
-    now = datetime.now(UTC)
-    issuer, signer = (name, key) if signed_by is None else (signed_by[0].subject, signed_by[1])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a leaf")]) if signed_by else name)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + start)
-        .not_valid_after(now + end)
+    key, now = key or ec.generate_private_key(EC), datetime.now(UTC)
+    certificate = make_certificate(
+        "made for a test",
+        key=key,
+        issuer=None if signed_by is None else signed_by[0].subject,
+        issuer_key=None if signed_by is None else signed_by[1],
+        not_before=now + start,
+        not_after=now + end,
+        purposes=None,
+        host=None,
+        extensions=extensions,
+        critical=critical,
     )
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
-    return builder.sign(signer, hashes.SHA256()), key
+    return certificate, key
 
 
 LOCALHOST = x509.SubjectAlternativeName([x509.DNSName("localhost")])
@@ -356,20 +355,8 @@ def test_on_our_own_list(authority: AuthorityFactory) -> None:
 
 def test_what_no_rule_knows_of() -> None:
     """A critical extension that nobody understands is refused by OpenSSL, whose words are told, once."""
-    key = ec.generate_private_key(EC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
-    odd = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(5)
-        .not_valid_before(datetime.now(UTC) - HOUR)
-        .not_valid_after(datetime.now(UTC) + DAY)
-        .add_extension(LOCALHOST, critical=False)
-        .add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    odd, key = made(LOCALHOST, critical=[unknown])
     [finding] = check_key_pair(KeyPair([odd], key))
     assert (finding.code, finding.severity) == (FindingCode.BAD_CHAIN, Severity.ERROR)
     assert "a handshake of our certificate with itself fails" in finding.message

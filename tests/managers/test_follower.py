@@ -43,6 +43,7 @@ from trionode import (
 from trionode._managers import follower as _follower
 from trionode._managers.manager import publisher_of
 from trionode.pki import CertificateAuthority
+from trionode.testing import trio_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,12 +132,6 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
         return found
 
     return take
-
-
-def trio_clock() -> Callable[[], datetime]:
-    """A clock that goes with Trio's from `START` on."""
-    began = trio.current_time()
-    return lambda: START + timedelta(seconds=trio.current_time() - began)
 
 
 @pytest.fixture
@@ -406,7 +401,7 @@ async def test_what_was_refused_is_pending_and_not_forced(
     authority: CertificateAuthority, said: Callable[[], list[str]], autojump_clock: trio.testing.MockClock
 ) -> None:
     """An expired key pair is refused once, however often the source is read; asked for, it is tried again."""
-    clock = trio_clock()
+    clock = trio_clock(START)
     good = authority.issue("localhost", not_before=START - DAY, not_after=START + DAY)
     expired = authority.issue("localhost", not_before=START - 3 * DAY, not_after=START - DAY)
     certs, source = CertManager(good, clock=clock), Polled(credentials(good))
@@ -436,7 +431,7 @@ async def test_what_is_not_yet_valid_is_published_in_time(
     """Dates pass by themselves: nobody has to read or ask again."""
     good = authority.issue("localhost", not_before=START - DAY, not_after=START + DAY)
     early = authority.issue("localhost", not_before=START + timedelta(hours=1), not_after=START + DAY)
-    certs, source = CertManager(good, clock=trio_clock()), Scripted(credentials(good))
+    certs, source = CertManager(good, clock=trio_clock(START)), Scripted(credentials(good))
     async with trio.open_nursery() as nursery:
         began = trio.current_time()
         follower = await nursery.start(follow_source, certs, source)

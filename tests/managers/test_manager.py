@@ -15,11 +15,12 @@ import pytest
 import trio
 import trio.testing
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from trionode import HandshakeError, PeerRejectedError, PeerUnverifiedError
+from handshaking import shake_hands
+from specimens import make_certificate
+from trionode import PeerRejectedError, PeerUnverifiedError
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.policy import ClientAuth
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trionode._tls.contexts import TLSContexts
-    from trionode._tls.session import TLSSession
 
 HOST = "localhost"
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
@@ -56,22 +56,11 @@ def make_key_pair(
     host: str = HOST,
 ) -> KeyPair:
     """A self-signed key pair, dates relative to now; `purposes=None` leaves the extended key usage out."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "made for a test")])
-    now = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + start)
-        .not_valid_after(now + end)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    made = make_certificate(
+        "made for a test", key=key, not_before=now + start, not_after=now + end, purposes=purposes, host=host
     )
-    if purposes is not None:
-        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-    return KeyPair([builder.sign(key, hashes.SHA256())], key)
+    return KeyPair([made], key)
 
 
 @pytest.fixture(scope="module")
@@ -114,40 +103,6 @@ class Clock:
     def __call__(self) -> datetime:
         """Tell the time."""
         return self.now
-
-
-class Ending:
-    """How an in-memory handshake ended on either side: None is success."""
-
-    def __init__(self, server: TLSSession, client: TLSSession) -> None:
-        self.server_session, self.client_session = server, client
-        self.server = self.client = cast("HandshakeError | None", None)
-
-    @property
-    def verified(self) -> tuple[bool, bool]:
-        """Whether the server verified its client, and the client its server."""
-        return self.server_session.verified, self.client_session.verified
-
-
-def shake_hands(server: TLSContexts, client: TLSContexts, *, reference: str = HOST) -> Ending:
-    """A whole handshake in memory, and one byte each way, so that a client hears what its server thinks of it."""
-    ending = Ending(server.server.session(), client.client.session(reference=reference))
-
-    def step(session: TLSSession, peer: TLSSession) -> HandshakeError | None:
-        try:
-            if session.handshake():
-                session.encrypt(b"x")
-                session.decrypt(1)
-        except HandshakeError as failure:
-            return failure
-        finally:
-            peer.feed(session.outgoing())
-        return None
-
-    for _ in range(4):
-        ending.client = ending.client or step(ending.client_session, ending.server_session)
-        ending.server = ending.server or step(ending.server_session, ending.client_session)
-    return ending
 
 
 async def reach(manager: CertManager, generation: int) -> None:
@@ -467,18 +422,8 @@ def test_a_key_pair_that_openssl_does_not_take(manager: CertAuthManager, monkeyp
     """What OpenSSL itself refuses is refused with its reason, and leaves everything as it was."""
     weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 -- below OpenSSL's security level is the point
     monkeypatch.setattr("trionode._credentials.key_pair._SMALLEST_RSA_BITS", 1024)
-    name = x509.Name([])
     now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(weak.public_key())
-        .serial_number(1)
-        .not_valid_before(now - HOUR)
-        .not_valid_after(now + DAY)
-        .sign(weak, hashes.SHA256())
-    )
+    certificate = make_certificate(key=weak, not_before=now - HOUR, not_after=now + DAY, purposes=None)
     key_pair = KeyPair([certificate], weak)
     with unchanged(manager), pytest.raises(CertificateError, match="key too small") as info:
         manager.update(key_pair)

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from specimens import CLIENT, DAY, NOW, SERVER, at_noon, authority, key_pem
+from handshaking import Ending
+from specimens import CLIENT, DAY, NOW, SERVER, at_noon, authority, key_pem, make_certificate
 from trionode import pki
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.issuing import BACKDATE, LEAF_KEY_USAGE
@@ -72,21 +73,9 @@ def foreign_ca(
     key: PrivateKey, subject: str = "elsewhere", *, extensions: Sequence[x509.ExtensionType] = ()
 ) -> x509.Certificate:
     """A self-signed CA certificate with the bare minimum: basic constraints, and what else is given."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - DAY)
-        .not_valid_after(NOW + 30 * DAY)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    )
-    for item in extensions:
-        builder = builder.add_extension(item, critical=False)
-    own_hash = isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
-    return builder.sign(key, None if own_hash else hashes.SHA256())
+    extensions = [x509.BasicConstraints(ca=True, path_length=None), *extensions]
+    end = NOW + 30 * DAY
+    return make_certificate(subject, key=key, not_after=end, purposes=None, host=None, extensions=extensions)
 
 
 # The CA itself ------------------------------------------------------------------------------------------------------
@@ -256,17 +245,7 @@ def test_what_is_no_ca_certificate_makes_no_ca() -> None:
 
 def without_constraints(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     """A certificate that does not say whether it is a CA's."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "version 1 in spirit")])
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(NOW - DAY)
-        .not_valid_after(NOW + DAY)
-        .sign(key, hashes.SHA256())
-    )
+    return make_certificate("version 1 in spirit", key=key, purposes=None, host=None)
 
 
 def test_a_ca_whose_parts_do_not_fit_is_refused() -> None:
@@ -557,15 +536,9 @@ def test_two_issued_key_pairs_complete_a_mutual_handshake(ca: CertificateAuthori
     client = TLSContexts.build(1, beta, policy).client.session(
         reference="host.example", node=NodeName.parse("alpha@host.example")
     )
-    for _ in range(3):
-        client.handshake()
-        server.feed(client.outgoing())
-        server.handshake()
-        client.feed(server.outgoing())
-    assert client.handshake()
-    assert server.handshake()
-    assert client.verified
-    assert server.verified
+    ending = Ending(server, client)
+    assert (ending.server, ending.client) == (None, None)
+    assert ending.verified == (True, True)
     assert server.peer_certificate == beta.certificate
 
 
