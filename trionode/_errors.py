@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pickle
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from ._util.text import printable
 
@@ -72,6 +72,22 @@ def _picklable(value: object) -> object:
     except Exception:  # noqa: BLE001 -- whatever keeps it from being pickled
         return None
     return value
+
+
+class _PeersCode(StrEnum):
+    """Codes that peers send; has a member `OTHER`."""
+
+    @classmethod
+    def of(cls, code: str) -> Self:
+        """The member for a code from the wire; `OTHER` for one that this release does not know.
+
+        Args:
+            code: what the peer said.
+        """
+        try:
+            return cls(code)
+        except ValueError:
+            return cls("other")
 
 
 # Our own credentials and configuration ------------------------------------------------------------------------------
@@ -214,7 +230,7 @@ class UnverifiedReason(StrEnum):
     SHUTTING_DOWN = "shutting_down"
 
 
-class RejectionCode(StrEnum):
+class RejectionCode(_PeersCode):
     """Why a peer refused us: a TLS alert (RFC 8446 section 6.2) or the code of a refusing hello.
 
     TLS carries less than the refusing side knows: a server name mismatch arrives as `INTERNAL_ERROR`, a certificate
@@ -248,18 +264,6 @@ class RejectionCode(StrEnum):
     JOIN = "join"
     SHUTTING_DOWN = "shutting_down"
     OTHER = "other"
-
-    @classmethod
-    def of(cls, code: str) -> RejectionCode:
-        """The member for a code from the wire; `OTHER` for one that this release does not know.
-
-        Args:
-            code: whatever the peer said.
-        """
-        try:
-            return cls(code)
-        except ValueError:
-            return cls.OTHER
 
 
 class HandshakeError(TrionodeError):
@@ -386,7 +390,7 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent something that the node protocol does not allow."""
 
 
-class RemoteCode(StrEnum):
+class RemoteCode(_PeersCode):
     """Why a service over there did not do it."""
 
     UNKNOWN_SERVICE = "unknown_service"
@@ -398,18 +402,6 @@ class RemoteCode(StrEnum):
     NOT_ALLOWED = "not_allowed"
     BAD_MESSAGE = "bad_message"
     OTHER = "other"
-
-    @classmethod
-    def of(cls, code: str) -> RemoteCode:
-        """The member for a code from the wire; `OTHER` for one that this release does not know.
-
-        Args:
-            code: whatever the peer said.
-        """
-        try:
-            return cls(code)
-        except ValueError:
-            return cls.OTHER
 
 
 @final

@@ -383,11 +383,7 @@ def entry(module: ModuleType, name: str, source: str) -> Iterator[str]:
 
 def class_entry(name: str, kind: Any, source: str) -> Iterator[str]:
     """A class, and its public methods and properties."""
-    bases = [
-        shown_base(base)
-        for base in kind.__bases__
-        if base is not object and not base.__name__.startswith("_") and not base.__module__.startswith("trionode._")
-    ]
+    bases = [shown_base(base) for base in public_bases(kind)]
     maker = vars(kind).get("__init__", object)
     own = signature(name, kind.__init__, method=True).removesuffix(" -> None") if is_made(kind, maker) else name
     yield f"`class {own}`" + (f" (a {', '.join(bases)})" if bases else "")
@@ -420,6 +416,15 @@ def is_made(kind: Any, maker: Any) -> bool:
     if issubclass(kind, BaseException):
         return False
     return kind in MADE or (not dataclasses.is_dataclass(kind) and maker is not object and bool(maker.__doc__))
+
+
+def public_bases(kind: type) -> Iterator[type]:
+    """A class's bases; in the place of one that is not public, that one's."""
+    for base in kind.__bases__:
+        if base.__name__.startswith("_") or base.__module__.startswith("trionode._"):
+            yield from public_bases(base)
+        elif base is not object:
+            yield base
 
 
 def shown_base(base: Any) -> str:

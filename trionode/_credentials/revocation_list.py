@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.describe import describe_time
 from trionode._identity.outline import canonical_name
 from trionode._util.der import BOOLEAN, CONTEXT_0, INTEGER, OID, SEQUENCE, element, elements
 from trionode._util.text import printable
@@ -79,9 +80,7 @@ class Revocation:
 
     def __str__(self) -> str:
         """The facts, as the end of a sentence: `serial … was revoked on …`."""
-        return (
-            f"serial {self.serial:x} was revoked on {self.date:%Y-%m-%d %H:%M:%S} UTC by {self.issuer}: {self.reason}"
-        )
+        return f"serial {self.serial:x} was revoked on {describe_time(self.date)} by {self.issuer}: {self.reason}"
 
 
 @final
@@ -166,7 +165,7 @@ class RevocationList:
         ):
             why = "is indirect, or for some reasons or attribute certificates only. Give the issuer's own complete list"
         if why is not None:
-            msg = f"the CRL of {self.issuer_shown}, of {self.this_update:%Y-%m-%d %H:%M:%S} UTC, {why}"
+            msg = f"the CRL of {self.issuer_shown}, of {describe_time(self.this_update)}, {why}"
             raise CertificateError(msg, reason=CertificateReason.BAD_CRL)
         assert end is not None
         self.next_update = end
@@ -258,7 +257,7 @@ class RevocationList:
         """The list in one line for messages: issuer and dates."""
         return (
             f"the CRL of {self.issuer_shown} (of {self.this_update:%Y-%m-%d %H:%M:%S}, next update "
-            f"{self.next_update:%Y-%m-%d %H:%M:%S} UTC)"
+            f"{describe_time(self.next_update)})"
         )
 
     def __repr__(self) -> str:

@@ -52,6 +52,11 @@ def describe_dates(certificate: x509.Certificate) -> str:
     return f"from {first} to {last} UTC"
 
 
+def describe_time(moment: datetime) -> str:
+    """A moment to the second, UTC; naive ones are taken for it."""
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
 def describe_duration(span: timedelta) -> str:
     """A time span as a person says it, in its largest unit that gives a number from 2 up: `3 days`, `90 minutes`."""
     seconds = abs(span) / timedelta(seconds=1)

@@ -33,6 +33,7 @@ from trionode._identity.describe import (
     describe_duration,
     describe_names,
     describe_subject,
+    describe_time,
 )
 from trionode._identity.names import (
     NodeName,
@@ -191,6 +192,14 @@ def check_usable(key_pair: KeyPair, *, now: datetime, as_server: bool, as_client
             raise CertificateError(str(finding), reason=CertificateReason(finding.code))
 
 
+def _error(code: FindingCode, message: str, remedy: str) -> Finding:
+    return Finding(code=code, severity=Severity.ERROR, message=message, remedy=remedy)
+
+
+def _warning(code: FindingCode, message: str, remedy: str) -> Finding:
+    return Finding(code=code, severity=Severity.WARNING, message=message, remedy=remedy)
+
+
 # The certificate itself ---------------------------------------------------------------------------------------------
 
 
@@ -198,67 +207,57 @@ def _usability(key_pair: KeyPair, now: datetime, *, as_server: bool, as_client: 
     """What makes a key pair unusable; its errors are all that an update is refused for."""
     leaf = key_pair.certificate
     if now > leaf.not_valid_after_utc:
-        yield Finding(
-            code=FindingCode.EXPIRED,
-            severity=Severity.ERROR,
-            message=f"our certificate has expired, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}",
-            remedy="Issue a new one, and rotate to it with manager.update()",
+        yield _error(
+            FindingCode.EXPIRED,
+            f"our certificate has expired, our clock says {describe_time(now)}: {describe(leaf)}",
+            "Issue a new one, and rotate to it with manager.update()",
         )
     if now < leaf.not_valid_before_utc:
-        yield Finding(
-            code=FindingCode.NOT_YET_VALID,
-            severity=Severity.ERROR,
-            message=f"our certificate is not yet valid, our clock says {now:%Y-%m-%d %H:%M:%S} UTC: {describe(leaf)}",
-            remedy="Check this machine's clock and the issuer's",
+        yield _error(
+            FindingCode.NOT_YET_VALID,
+            f"our certificate is not yet valid, our clock says {describe_time(now)}: {describe(leaf)}",
+            "Check this machine's clock and the issuer's",
         )
     both = "Issue it with both serverAuth and clientAuth: a node is a server and a client"
     if as_server and not allows(leaf, ExtendedKeyUsageOID.SERVER_AUTH):
-        yield Finding(
-            code=FindingCode.WRONG_EKU,
-            severity=Severity.ERROR,
-            message=f"our certificate's extended key usage does not allow serverAuth: {describe(leaf)}",
-            remedy=both,
+        yield _error(
+            FindingCode.WRONG_EKU,
+            f"our certificate's extended key usage does not allow serverAuth: {describe(leaf)}",
+            both,
         )
     if not allows(leaf, ExtendedKeyUsageOID.CLIENT_AUTH):
         verifies = "" if as_client else "; peers that verify clients will refuse us"
-        yield Finding(
-            code=FindingCode.WRONG_EKU,
-            severity=Severity.ERROR if as_client else Severity.WARNING,
-            message=f"our certificate's extended key usage does not allow clientAuth{verifies}: {describe(leaf)}",
-            remedy=both,
-        )
+        message = f"our certificate's extended key usage does not allow clientAuth{verifies}: {describe(leaf)}"
+        yield (_error if as_client else _warning)(FindingCode.WRONG_EKU, message, both)
 
 
 def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
     leaf, now = key_pair.certificate, policy.now()
     start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
     if timedelta() <= now - start < CLOCK_SKEW:
-        yield Finding(
-            code=FindingCode.JUST_VALID,
-            severity=Severity.WARNING,
-            message=f"our certificate is valid since {start:%Y-%m-%d %H:%M:%S} UTC only, and peers whose clocks are "
+        yield _warning(
+            FindingCode.JUST_VALID,
+            f"our certificate is valid since {describe_time(start)} only, and peers whose clocks are "
             f"behind will refuse it as not yet valid: {describe(leaf)}",
-            remedy="Issue certificates backdated by a few minutes, or wait as long before they are used",
+            "Issue certificates backdated by a few minutes, or wait as long before they are used",
         )
     if timedelta() <= end - now < (end - start) / 10:
-        yield Finding(
-            code=FindingCode.EXPIRES_SOON,
-            severity=Severity.WARNING,
-            message=f"our certificate ends in {describe_duration(end - now)}, a tenth of its lifetime is not left: "
+        yield _warning(
+            FindingCode.EXPIRES_SOON,
+            f"our certificate ends in {describe_duration(end - now)}, a tenth of its lifetime is not left: "
             f"{describe(leaf)}",
-            remedy="Issue a new one, and see why that was not done before",
+            "Issue a new one, and see why that was not done before",
         )
     anchors = {anchor for pool in (policy.client_cas, policy.root_cas) if pool is not None for anchor in pool}
     above = [anchor for anchor in anchors if anchor.subject == key_pair.chain[-1].issuer]
     issuers = [*key_pair.chain[1:], *sorted(above, key=lambda anchor: anchor.not_valid_after_utc)[-1:]]
     first = min(issuers, key=lambda issuer: issuer.not_valid_after_utc, default=leaf)
     if first.not_valid_after_utc < end:
-        yield Finding(
-            code=FindingCode.OUTLIVES_CA,
-            severity=Severity.WARNING,
-            message=f"the CA {describe_subject(first)} ends at {first.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC, and "
+        yield _warning(
+            FindingCode.OUTLIVES_CA,
+            f"the CA {describe_subject(first)} ends at {describe_time(first.not_valid_after_utc)}, and "
             f"with it our certificate, which says that it is valid longer: {describe(leaf)}",
-            remedy="Replace the CA before it ends, and issue certificates that do not outlive theirs",
+            "Replace the CA before it ends, and issue certificates that do not outlive theirs",
         )
 
 
@@ -270,11 +269,10 @@ def _key_usage(leaf: x509.Certificate) -> Iterator[Finding]:
     else:
         what = "" if usage is None or usage.digital_signature else "does not allow digitalSignature, which TLS 1.3 is"
     if what:
-        yield Finding(
-            code=FindingCode.KEY_USAGE,
-            severity=Severity.ERROR,
-            message=f"our certificate's key usage {what}: {describe(leaf)}",
-            remedy="Issue it with digitalSignature, or without a key usage",
+        yield _error(
+            FindingCode.KEY_USAGE,
+            f"our certificate's key usage {what}: {describe(leaf)}",
+            "Issue it with digitalSignature, or without a key usage",
         )
 
 
@@ -287,32 +285,29 @@ def _strength(key_pair: KeyPair) -> Iterator[Finding]:
         except UnsupportedAlgorithm:
             weak = False  # not known to be
         if weak:
-            yield Finding(
-                code=FindingCode.WEAK,
-                severity=Severity.ERROR,
-                message=f"a certificate of our chain is signed with a hash that peers refuse (SHA-1, MD5): "
+            yield _error(
+                FindingCode.WEAK,
+                f"a certificate of our chain is signed with a hash that peers refuse (SHA-1, MD5): "
                 f"{describe(certificate)}",
-                remedy="Issue it with SHA-256",
+                "Issue it with SHA-256",
             )
 
 
 def _names(leaf: x509.Certificate, wanted: list[NodeName | str]) -> Iterator[Finding]:
     offered = SubjectNames.of(leaf)
     if offered.unusable:
-        yield Finding(
-            code=FindingCode.UNUSABLE_NAME,
-            severity=Severity.WARNING,
-            message=f"subject alternative names of our certificate that no peer can match: "
+        yield _warning(
+            FindingCode.UNUSABLE_NAME,
+            f"subject alternative names of our certificate that no peer can match: "
             f"{'; '.join(offered.unusable)}: {describe(leaf)}",
-            remedy="Issue it with host names, addresses, and node names as trionode://name@host",
+            "Issue it with host names, addresses, and node names as trionode://name@host",
         )
     if not offered.dns and not offered.addresses:
-        yield Finding(
-            code=FindingCode.NO_NAMES,
-            severity=Severity.ERROR,
-            message=f"our certificate names no host in its subject alternative names, and peers look nowhere else: "
+        yield _error(
+            FindingCode.NO_NAMES,
+            f"our certificate names no host in its subject alternative names, and peers look nowhere else: "
             f"{describe(leaf)}",
-            remedy="Issue it with the node's host as a DNS or IP subject alternative name",
+            "Issue it with the node's host as a DNS or IP subject alternative name",
         )
         return
     for name in wanted:
@@ -324,23 +319,21 @@ def _names(leaf: x509.Certificate, wanted: list[NodeName | str]) -> Iterator[Fin
             if offered.cover_host(name):
                 continue
             what, why = f"our name {name}", ""
-        yield Finding(
-            code=FindingCode.NAME_MISMATCH,
-            severity=Severity.ERROR,
-            message=f"our certificate does not cover {what}, so verifying peers will refuse us; it offers "
+        yield _error(
+            FindingCode.NAME_MISMATCH,
+            f"our certificate does not cover {what}, so verifying peers will refuse us; it offers "
             f"{describe_names(leaf)}{f' ({why})' if why else ''}: {describe(leaf)}",
-            remedy="Issue it for this name",
+            "Issue it for this name",
         )
 
 
 def _chain(key_pair: KeyPair) -> Iterator[Finding]:
     last = key_pair.chain[-1]
     if len(key_pair.chain) > 1 and is_self_issued(last):
-        yield Finding(
-            code=FindingCode.SUPERFLUOUS_ROOT,
-            severity=Severity.WARNING,
-            message=f"our chain ends with a root, which peers have or do not trust: {describe(last)}",
-            remedy="Leave it out of the certificate file; it is sent in every handshake",
+        yield _warning(
+            FindingCode.SUPERFLUOUS_ROOT,
+            f"our chain ends with a root, which peers have or do not trust: {describe(last)}",
+            "Leave it out of the certificate file; it is sent in every handshake",
         )
 
 
@@ -349,12 +342,10 @@ def _listed(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
         assert policy.crls is not None
         revocation = policy.crls.listed(certificate)
         if revocation is not None:
-            yield Finding(
-                code=FindingCode.REVOKED,
-                severity=Severity.ERROR,
-                message=f"a certificate of our chain is on our own revocation list: {revocation}: "
-                f"{describe(certificate)}",
-                remedy=_REMEDIES[FindingCode.REVOKED],
+            yield _error(
+                FindingCode.REVOKED,
+                f"a certificate of our chain is on our own revocation list: {revocation}: {describe(certificate)}",
+                _REMEDIES[FindingCode.REVOKED],
             )
 
 
@@ -384,12 +375,11 @@ def _trust(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
         code = FindingCode(refusal.reason)
         why = refusal.offered if code in (FindingCode.REVOKED, FindingCode.REVOCATION_UNKNOWN) else code
         at = key_pair.certificate if refusal.failed_at is None else refusal.failed_at
-        yield Finding(
-            code=code,
-            severity=Severity.ERROR,
-            message=f"our certificate does not verify against our own {label} ({str(why).replace('_', ' ')}); the path "
+        yield _error(
+            code,
+            f"our certificate does not verify against our own {label} ({str(why).replace('_', ' ')}); the path "
             f"fails at {describe(at)}",
-            remedy=_REMEDIES.get(code, _OTHER_REMEDY),
+            _REMEDIES.get(code, _OTHER_REMEDY),
         )
 
 
@@ -419,11 +409,10 @@ def _handshake(key_pair: KeyPair, policy: TLSPolicy, wanted: list[NodeName | str
     code = FindingCode(failure.reason) if isinstance(failure, PeerUnverifiedError) else FindingCode.HANDSHAKE
     # Where neither end refused the other, the sentence would tell of a peer and of what to look for there.
     told = isinstance(failure, PeerUnverifiedError | CertificateError)
-    yield Finding(
-        code=code,
-        severity=Severity.ERROR,
-        message=f"a handshake of our certificate with itself fails: {failure if told else failure.reason}",
-        remedy=_REMEDIES.get(code, _OTHER_REMEDY),
+    yield _error(
+        code,
+        f"a handshake of our certificate with itself fails: {failure if told else failure.reason}",
+        _REMEDIES.get(code, _OTHER_REMEDY),
     )
 
 

@@ -16,6 +16,7 @@ from trionode._identity.describe import (
     describe_names,
     describe_subject,
     describe_subjects,
+    describe_time,
 )
 from trionode._identity.names import SubjectNames
 from trionode._tls.verification import refusal_of
@@ -192,7 +193,7 @@ def _judge_dates(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[D
             case "not_yet_valid":
                 yield _theirs(
                     UnverifiedReason.NOT_YET_VALID,
-                    f"{what} is not valid before {each.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC, and our clock "
+                    f"{what} is not valid before {describe_time(each.not_valid_before_utc)}, and our clock "
                     f"says {now:%Y-%m-%d %H:%M:%S}: {describe(each)}",
                     "Check the clocks of this machine and of the issuing CA; issue certificates backdated by some "
                     "minutes",
@@ -372,7 +373,7 @@ def accepted(looked: Inspection) -> str:
 def estimate_clock(leaf: x509.Certificate, now: datetime) -> tuple[str, ...]:
     """What a server's certificate says about its clock; TLS 1.3 carries no time, so it is an estimate."""
     start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-    ours = f"our clock says {now:%Y-%m-%d %H:%M:%S} UTC"
+    ours = f"our clock says {describe_time(now)}"
     match certificate_state(leaf, now):
         case "expired":
             text = f"{ours}, {describe_duration(now - end)} after the end of the server's certificate"

@@ -46,6 +46,7 @@ from trionode._identity.describe import (
     describe,
     describe_dates,
     describe_subject,
+    describe_time,
 )
 from trionode._identity.names import (
     URI_SCHEME,
@@ -341,14 +342,12 @@ class CertificateAuthority(HoldsPrivateKey):
         end = min(_aware(not_after, "not_after"), self._issuer.not_valid_after_utc)
         if start >= self._issuer.not_valid_after_utc:
             msg = (
-                f"the CA's own validity ends before the certificate's would begin ({start:%Y-%m-%d %H:%M:%S} UTC): "
+                f"the CA's own validity ends before the certificate's would begin ({describe_time(start)}): "
                 f"{describe(self._issuer)}. Make a new CA, and add it to your CA pools before you issue from it"
             )
             raise CertificateError(msg, reason=CertificateReason.EXPIRED)
         if end <= start:
-            msg = (
-                f"the certificate would end at {end:%Y-%m-%d %H:%M:%S}, but begin only at {start:%Y-%m-%d %H:%M:%S} UTC"
-            )
+            msg = f"the certificate would end at {end:%Y-%m-%d %H:%M:%S}, but begin only at {describe_time(start)}"
             raise ValueError(msg)
         return start, end
 
