@@ -1,10 +1,10 @@
-"""Every exception trionode raises, and the vocabulary of reasons they carry.
+"""Every exception that trionode raises, and the enumerations of reasons that they carry.
 
-One base, `TrionodeError`. Facts are attributes, `str()` is a sentence for a person, and the remedy is in the
-sentence. Reasons and codes are `enum.StrEnum` members: stable, comparable with plain strings, good in logs.
+One base, `TrionodeError`. Facts are attributes; `str()` is a sentence for a person, with the remedy in it. Reasons and
+codes are `enum.StrEnum` members: stable, comparable with plain strings, good in logs.
 
-Text that came from a peer goes through `printable()` before it enters a message, so that a hostile peer cannot
-forge log lines or flood them.
+Text from a peer goes through `printable()` before it enters a message, so that a hostile peer can neither forge log
+lines nor flood the log.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 
 
 class TrionodeError(Exception):
-    """Base of everything that trionode raises of its own.
+    """Base of all exceptions that trionode defines.
 
     Errors can be pickled, to be sent between processes; what cannot (certificates) is None in the copy.
     """
@@ -69,7 +69,7 @@ def _rebuilt(kind: type[TrionodeError], args: tuple[object, ...], attributes: di
 def _picklable(value: object) -> object:
     try:
         pickle.dumps(value)
-    except Exception:  # noqa: BLE001 -- whatever keeps it from being pickled
+    except Exception:  # noqa: BLE001 -- pickling may raise anything
         return None
     return value
 
@@ -97,19 +97,33 @@ class CertificateReason(StrEnum):
     """Why our own certificate, key or CA files are unusable."""
 
     UNREADABLE = "unreadable"
+    """A file cannot be read, or its content is damaged."""
     NO_CERTIFICATE = "no_certificate"
+    """There is no certificate where one is needed."""
     NO_KEY = "no_key"
+    """There is no private key where one is needed."""
     BAD_PASSWORD = "bad_password"  # noqa: S105 -- a reason, not a password
+    """The private key needs a password, the password is wrong, or the key has none."""
     KEY_MISMATCH = "key_mismatch"
+    """The private key does not belong to the leaf certificate."""
     CHAIN_ORDER = "chain_order"
+    """A certificate of the chain is not signed by the next one."""
     UNSUPPORTED_KEY = "unsupported_key"
+    """The key cannot be used for TLS 1.3, or is too weak."""
     EXPIRED = "expired"
+    """The leaf certificate has expired."""
     NOT_YET_VALID = "not_yet_valid"
+    """The leaf certificate is not valid yet."""
     WRONG_EKU = "wrong_eku"
+    """The leaf's extended key usage does not allow the role that it is used in."""
     NO_CLIENT_CAS = "no_client_cas"
+    """The client-auth mode verifies clients, and there is no client-CA pool."""
     NO_CRL = "no_crl"
+    """There is no revocation list where one is needed."""
     BAD_CRL = "bad_crl"
+    """A revocation list is damaged, or of a kind that cannot be relied on."""
     FINDINGS = "findings"
+    """`follow_source(check=True)` found errors in the key pair."""
 
 
 @final
@@ -150,7 +164,7 @@ class ListenError(TrionodeError, OSError):
         self.tried: tuple[Address, ...] = tuple(tried)
 
     def __str__(self) -> str:
-        """The sentence alone (`OSError` would format an errno that there may not be one of)."""
+        """The sentence alone; `OSError` would format an errno, which there need not be."""
         return str(self.args[0])
 
 
@@ -176,8 +190,11 @@ class Stage(StrEnum):
     """How far a handshake had come when it failed."""
 
     CONNECT = "connect"
+    """Name resolution and TCP."""
     TLS = "tls"
+    """TLS, in which both sides verify certificates."""
     HELLO = "hello"
+    """The hello, in which two nodes exchange names and accept each other."""
 
 
 class HandshakeReason(StrEnum):
@@ -212,22 +229,39 @@ class UnverifiedReason(StrEnum):
     """Why we refused a peer."""
 
     UNKNOWN_CA = "unknown_ca"
+    """The chain does not lead to a CA of the pool."""
     NO_CERTIFICATE = "no_certificate"
+    """The peer sent no certificate, and has to."""
     EXPIRED = "expired"
+    """A certificate of the chain has expired."""
     NOT_YET_VALID = "not_yet_valid"
+    """A certificate of the chain is not valid yet."""
     WRONG_EKU = "wrong_eku"
+    """The extended key usage or key usage does not allow this role."""
     REVOKED = "revoked"
+    """A certificate of the chain is on a revocation list."""
     REVOCATION_UNKNOWN = "revocation_unknown"
+    """There is no current revocation list for a certificate of the chain."""
     NAME_MISMATCH = "name_mismatch"
+    """The server's certificate does not cover the name that was dialled."""
     CLAIMED_NAME = "claimed_name"
+    """The certificate does not cover the node name that the peer claims in its hello."""
     BAD_CHAIN = "bad_chain"
+    """The chain does not verify for another reason; the text has OpenSSL's."""
     NOT_AUTHORIZED = "not_authorized"
+    """`authorize` refused the peer."""
     COOKIE = "cookie"
+    """The peer does not have the cookie."""
     VERSION = "version"
+    """The two sides speak no common version of the node protocol."""
     NAME_IN_USE = "name_in_use"
+    """Another live node is connected under this name, or it is our own."""
     DUPLICATE = "duplicate"
+    """There is a live connection with this peer already."""
     JOIN = "join"
+    """The link was to be a new one of an existing connection, and cannot be: the connection has ended, for one."""
     SHUTTING_DOWN = "shutting_down"
+    """The node is closing."""
 
 
 class RejectionCode(_PeersCode):
@@ -269,7 +303,7 @@ class RejectionCode(_PeersCode):
 class HandshakeError(TrionodeError):
     """A handshake failed; raised as itself where neither side judged the other.
 
-    That is: at stage `connect` (`__cause__` is the `OSError`), and where the peer broke off or spoke something else
+    That is: at stage `connect` (`__cause__` is the `OSError`), and where the peer broke off or spoke another protocol
     (`__cause__` is the `trio.BrokenResourceError` or `RemoteProtocolError`).
 
     Attributes:
@@ -307,7 +341,7 @@ class PeerUnverifiedError(HandshakeError):
         certificate: the certificate that was refused (where a path failed above the leaf, the one it failed at),
             or None if the peer sent none.
         failed_at: the certificate of its chain at which the path failed, or None if no path did.
-        wanted: what we needed to see (a name, a CA pool, a time), as text, or None.
+        wanted: what was required (a name, a CA pool, a time), as text, or None.
         offered: what the peer's certificate offered instead, as text, or None.
     """
 
@@ -377,12 +411,12 @@ class Refused(TrionodeError):  # noqa: N818 -- design: `raise Refused("…")`, a
 
 
 class ProtocolError(TrionodeError):
-    """Somebody broke the rules of the node protocol or of this API; see the two subclasses for who."""
+    """A rule of the node protocol or of this API was broken: by this program or by the peer, see the subclasses."""
 
 
 @final
 class LocalProtocolError(ProtocolError):
-    """This program asked for something that the rules do not allow; never caused by a peer."""
+    """This program asked for something that is not allowed; never caused by a peer."""
 
 
 @final
@@ -391,22 +425,31 @@ class RemoteProtocolError(ProtocolError):
 
 
 class RemoteCode(_PeersCode):
-    """Why a service over there did not do it."""
+    """Why a peer's service did not do what was asked of it."""
 
     UNKNOWN_SERVICE = "unknown_service"
+    """The peer has no service of this name."""
     FAILED = "failed"
+    """The service raised an exception."""
     CANCELLED = "cancelled"
+    """The service was cancelled."""
     NO_REPLY = "no_reply"
+    """The service ended without sending a reply."""
     LIMIT = "limit"
+    """A limit of the peer was reached."""
     SHUTTING_DOWN = "shutting_down"
+    """The peer is closing."""
     NOT_ALLOWED = "not_allowed"
+    """The service's `allow=` does not let this node use it."""
     BAD_MESSAGE = "bad_message"
+    """A message could not be decoded as the agreed type."""
     OTHER = "other"
+    """A code that this release does not know."""
 
 
 @final
 class RemoteError(TrionodeError):
-    """The service over there did not do it.
+    """The peer's service did not do what was asked of it.
 
     Attributes:
         code: why, see `RemoteCode`.
@@ -416,7 +459,7 @@ class RemoteError(TrionodeError):
     _explained: ClassVar[dict[RemoteCode, str]] = {
         RemoteCode.UNKNOWN_SERVICE: "the peer has no such service; register it there with node.add_service()",
         RemoteCode.FAILED: "the service raised an exception; its traceback is in the peer's log",
-        RemoteCode.CANCELLED: "the service was cancelled over there",
+        RemoteCode.CANCELLED: "the service was cancelled at the peer",
         RemoteCode.NO_REPLY: "the service ended without sending a reply",
         RemoteCode.LIMIT: "a limit of the peer was reached",
         RemoteCode.SHUTTING_DOWN: "the peer is shutting down; retry elsewhere or later",

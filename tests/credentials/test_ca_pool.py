@@ -81,8 +81,8 @@ def test_a_pool_is_never_empty(tmp_path: Path) -> None:
     empty = tmp_path / "empty.pem"
     empty.touch()
     makers: list[tuple[Callable[[], CAPool], str]] = [
-        (lambda: CAPool([]), "an empty pool would trust nobody"),
-        (CAPool.load, "an empty pool would trust nobody"),
+        (lambda: CAPool([]), "an empty pool would trust no peer"),
+        (CAPool.load, "an empty pool would trust no peer"),
         (lambda: CAPool.load(empty), f"no PEM certificate in {empty}"),
         (lambda: CAPool.from_pem(""), "no PEM certificate in the CA text"),
         (lambda: CAPool.from_pem(key_pem(key_of("p256"))), "are the two files swapped?"),

@@ -332,7 +332,7 @@ async def test_going_back_to_what_is_published_heals(
         assert await follower.wait_changed(status) == FollowerStatus()
         nursery.cancel_scope.cancel()
     assert certs.generation == 1
-    assert "<the vault>: all is well again, generation 1 is what it has" in caplog.messages
+    assert "<the vault>: works again, what it has is generation 1" in caplog.messages
 
 
 async def test_errors_of_others_are_told_once_whatever_their_text(
@@ -736,9 +736,9 @@ async def test_after_its_end(old: KeyPair, new: KeyPair) -> None:
     source.set(credentials(new))
     last = await follower.wait_changed(FollowerStatus())
     assert last == FollowerStatus(following=False)
-    with pytest.raises(trio.ClosedResourceError, match="follows no more"):
+    with pytest.raises(trio.ClosedResourceError, match="has ended"):
         await follower.wait_changed(last)
-    with pytest.raises(trio.ClosedResourceError, match="follows no more"):
+    with pytest.raises(trio.ClosedResourceError, match="has ended"):
         await follower.reload()
     assert certs.generation == 1
 

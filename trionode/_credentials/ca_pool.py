@@ -1,4 +1,4 @@
-"""CA pools: whose certificates are believed. Immutable values, parsed once at the edge."""
+"""CA pools: the trust anchors that certificate chains are verified against. Immutable values, parsed at the edge."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CAPool(Immutable):
         """
         unique = {fingerprint(certificate): certificate for certificate in certificates}
         if not unique:
-            msg = "a CA pool needs at least one certificate; an empty pool would trust nobody"
+            msg = "a CA pool needs at least one certificate; an empty pool would trust no peer"
             raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
         object.__setattr__(self, "certificates", tuple(unique.values()))
         object.__setattr__(self, "_key", frozenset(unique))
@@ -62,7 +62,7 @@ class CAPool(Immutable):
         """All certificates of one or more PEM files. Blocks while it reads them.
 
         Args:
-            files: PEM files, of up to 4 MiB each; whatever is no certificate in them is skipped.
+            files: PEM files, of up to 4 MiB each; blocks that are no certificates are skipped.
 
         Raises:
             CertificateError: a file is unreadable, or holds no certificate.
@@ -74,7 +74,7 @@ class CAPool(Immutable):
         """All certificates of a PEM text.
 
         Args:
-            data: PEM text; whatever is no certificate in it is skipped.
+            data: PEM text; blocks that are no certificates are skipped.
 
         Raises:
             CertificateError: it is malformed, or holds no certificate.
@@ -92,7 +92,7 @@ class CAPool(Immutable):
         """
         found: dict[str, x509.Certificate] = {}
         with warnings.catch_warnings():
-            # Some platforms ship roots with a serial number of zero; whoever runs us cannot do anything about that.
+            # Some platforms ship roots with a serial number of zero, which the user of this program cannot change.
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)
             for der in _system_certificates():
                 try:
@@ -132,7 +132,7 @@ class CAPool(Immutable):
 
 
 def _system_certificates() -> Iterator[bytes]:
-    # The context is a reader of the platform's store here, nothing is ever verified with it.
+    # The context only reads the platform's store; nothing is verified with it.
     reader = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # noqa: TID251 -- see above
     reader.load_default_certs()
     yield from reader.get_ca_certs(binary_form=True)

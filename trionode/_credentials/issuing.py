@@ -1,4 +1,4 @@
-"""Building certificates: what a key pair of one's own and the development CA have in common.
+"""Building certificates: what self-signed key pairs and the development CA have in common.
 
 What is issued is meant to be accepted by strict peers (OpenSSL with X509_STRICT, Go, Python 3.13's default context):
 version 3, key identifiers on both ends, critical basic constraints and key usage, names in the SANs and never in the
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .pem import PrivateKey
 
-#: Certificates are backdated by this much, so that a peer whose clock is a little behind accepts them at once.
+#: Certificates are backdated by this much, so that peers whose clock is a little behind accept them at once.
 BACKDATE: Final = timedelta(minutes=5)
 
 
@@ -70,7 +70,7 @@ def leaf_builder(
     """A leaf, to be signed.
 
     Args:
-        subject: whose it is.
+        subject: the certificate's subject.
         issuer: the subject of the certificate that it is signed by; its own where it is self-signed.
         key: the leaf's public key.
         validity: first and last moment, aware.
@@ -97,7 +97,7 @@ def ca_builder(
     """A CA certificate, to be signed.
 
     Args:
-        subject: whose it is.
+        subject: the certificate's subject.
         issuer: the subject of the certificate that it is signed by; its own for a root.
         key: the CA's public key.
         validity: first and last moment, aware.
@@ -126,7 +126,7 @@ def _builder(
 
 
 def authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """How a certificate or list says which key signed it.
+    """The extension by which a certificate or list says which key signed it.
 
     Args:
         issuer: the certificate of the CA that signs.
@@ -139,7 +139,7 @@ def authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdent
 
 
 def signing_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None:
-    """The hash to sign with, as strong as the key; None for keys that bring their own."""
+    """The hash to sign with, as strong as the key; None where the signature scheme has its own (Ed25519, Ed448)."""
     if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         return None
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size > 256:

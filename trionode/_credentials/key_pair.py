@@ -1,12 +1,11 @@
 """Key pairs: a certificate chain and the private key of its leaf.
 
-Theory. A key pair is an immutable value, parsed once at the edge; everything further in receives objects that are known
-to be well formed. Parsing checks what is true for all time (syntax, password, key matches leaf, chain in order). What
-depends on when and for what a key pair is used (dates, extended key usage) is checked on each use, by
-`_managers.findings`.
+Theory. A key pair is an immutable value, parsed at the edge: all further code receives objects that are known to be
+well formed. Parsing checks what never changes (syntax, password, key matches leaf, chain in order). What depends on
+time and use (dates, extended key usage) is checked on each use, by `_managers.findings`.
 
-Private keys live in memory only: nothing here writes a file, and `KeyPair` refuses to be pickled or copied apart, and
-shows names, dates and fingerprint in its `repr`, never key material.
+Private keys live in memory only: nothing here writes a file; `KeyPair` refuses to be pickled, and its `repr` has names,
+dates and fingerprint, never key material.
 """
 
 from __future__ import annotations
@@ -175,7 +174,7 @@ class KeyPair(HoldsPrivateKey):
         return hash(self.chain)
 
     def __repr__(self) -> str:
-        # Total: a traceback may print one that could not be finished.
+        # A traceback may show one whose constructor failed.
         return f"<KeyPair {describe(self.certificate)}>" if hasattr(self, "certificate") else "<KeyPair, unfinished>"
 
 

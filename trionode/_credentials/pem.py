@@ -44,7 +44,7 @@ _PEM_CRL_END: Final = b"-----END X509 CRL-----"
 
 @final
 class Secret:
-    """Bytes that may be a key or a password: no frame holds them bare, for tracebacks that print local variables."""
+    """Bytes that may be a key or a password, wrapped: a traceback that prints local variables does not show them."""
 
     __slots__ = ("data",)
 
@@ -57,12 +57,12 @@ class Secret:
 
 
 def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM certificate or key file") -> Secret:
-    """A file's content, if it is not unreasonably large.
+    """Read a file that is not unreasonably large.
 
     Args:
         file: its path.
-        limit: bytes.
-        kind: what it is meant to be, for the message.
+        limit: the largest size that is accepted, bytes.
+        kind: what the file is meant to be, for the message.
 
     Raises:
         CertificateError: reason `unreadable`.
@@ -85,7 +85,7 @@ def parse_certificates(pem: Secret, where: str) -> tuple[x509.Certificate, ...]:
 
     Args:
         pem: the text.
-        where: what to call it in messages.
+        where: what to call the text in messages.
 
     Raises:
         CertificateError: reason `no_certificate`, or `unreadable` where one is damaged or cut off.
@@ -98,7 +98,7 @@ def parse_certificates(pem: Secret, where: str) -> tuple[x509.Certificate, ...]:
         certificates = tuple(x509.load_pem_x509_certificates(pem.data))
     except (ValueError, x509.InvalidVersion):
         certificates = ()
-    # The parser skips a last block without its END line: a file that was cut off must not pass as a shorter one.
+    # The parser skips a last block without its END line; a file that was cut off must not pass for a shorter one.
     if len(certificates) < pem.data.count(_PEM_CERTIFICATE):
         msg = f"a certificate in {where} is damaged or cut off; write the file anew"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
@@ -106,7 +106,17 @@ def parse_certificates(pem: Secret, where: str) -> tuple[x509.Certificate, ...]:
 
 
 def parse_private_key(pem: Secret, password: Secret | None, where: str) -> object:
-    # Parser errors are dropped, not chained: none of them says more than we do, and some quote their input.
+    """The first private key of a PEM text: a `cryptography` key object, of whatever kind.
+
+    Args:
+        pem: the text.
+        password: of the key, if it is encrypted.
+        where: what to call the text in messages.
+
+    Raises:
+        CertificateError: reason `no_key`, `bad_password`, `unsupported_key`, or `unreadable` where it is damaged.
+    """
+    # Errors of the parser are dropped rather than chained: they say no more than we do, and some quote their input.
     if b"PRIVATE KEY-----" not in pem.data:
         hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem.data else ""
         msg = f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed.{hint}"
@@ -149,7 +159,7 @@ def parse_crls(data: bytes, where: str) -> Iterator[tuple[x509.CertificateRevoca
 
     Args:
         data: the text or encoding.
-        where: what to call it in messages.
+        where: what to call the text in messages.
 
     Raises:
         CertificateError: reason `no_crl`, or `bad_crl` where one is damaged or cut off.
@@ -169,7 +179,7 @@ def parse_crls(data: bytes, where: str) -> Iterator[tuple[x509.CertificateRevoca
 
 
 def _decoded(block: bytes) -> bytes:
-    # Not by `cryptography`: it would keep the DER to itself, and make it anew for whoever asks.
+    # Not by `cryptography`, which does not give out the DER that it decodes: it would have to be encoded again.
     try:
         return base64.b64decode(b"".join(block.split()), validate=True)
     except ValueError:

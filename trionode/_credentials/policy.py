@@ -1,4 +1,4 @@
-"""What a manager asks of a handshake: Go's five client-auth modes, CA pools, revocation, server name, clock."""
+"""The settings of a manager: Go's five client-auth modes, CA pools, revocation, server name, clock."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ClientAuth(enum.Enum):
     """What a server asks of its clients' certificates; the modes and their meaning are those of Go's crypto/tls."""
 
     NO_CLIENT_CERT = "NoClientCert"
-    """Ask for none. The default."""
+    """The server asks for no certificate. The default."""
     REQUEST_CLIENT_CERT = "RequestClientCert"
-    """Ask, accept none, do not verify what comes."""
+    """The server asks; a client may send none; what it sends is not verified."""
     REQUIRE_ANY_CLIENT_CERT = "RequireAnyClientCert"
-    """A certificate must come; do not verify it."""
+    """The client must send a certificate, which is not verified."""
     VERIFY_CLIENT_CERT_IF_GIVEN = "VerifyClientCertIfGiven"
-    """Ask, accept none, verify what comes."""
+    """The server asks; a client may send none; what it sends is verified."""
     REQUIRE_AND_VERIFY_CLIENT_CERT = "RequireAndVerifyClientCert"
-    """Mutual TLS proper."""
+    """The client must send a certificate, which is verified: mutual TLS proper."""
 
     @property
     def requests(self) -> bool:
@@ -48,7 +48,7 @@ class ClientAuth(enum.Enum):
 
     @property
     def verifies(self) -> bool:
-        """Whether a certificate that comes is verified against the client-CA pool."""
+        """Whether a certificate that a client sends is verified against the client-CA pool."""
         return self in (ClientAuth.VERIFY_CLIENT_CERT_IF_GIVEN, ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT)
 
 
@@ -62,7 +62,7 @@ class TLSPolicy(Checked):
         client_auth: what servers ask of clients.
         root_cas: anchors for server certificates; None means the system's.
         server_name: reference name for dialled servers, canonical; None means the name that is dialled.
-        crls: who was revoked, in both directions; None checks no revocation.
+        crls: the revocation lists, for both directions; None checks no revocation.
         crl_policy: how strictly.
         clock: source of "now"; None means the machine's.
     """

@@ -39,11 +39,11 @@ class CredentialRole(StrEnum):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validity:
-    """From when until when one certificate or revocation list is good.
+    """The validity period of a certificate or revocation list.
 
     Attributes:
         role: what it is to the manager.
-        subject: whose it is (RFC 4514), cut and escaped; of a list, its issuer.
+        subject: the certificate's subject, or the list's issuer (RFC 4514), cut and escaped.
         not_before: aware, UTC; of a list, its thisUpdate.
         not_after: aware, UTC; of a list, its nextUpdate.
     """

@@ -1,1 +1,1 @@
-"""Who is who: node names, patterns over them, and the names that a certificate speaks for."""
+"""Identity: node names and patterns over them, what a certificate says, and the peer of a connection."""

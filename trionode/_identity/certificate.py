@@ -195,7 +195,7 @@ def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
     """An extension's value, or None where the certificate does not have it; the others are not looked at.
 
     Args:
-        certificate: whose.
+        certificate: the certificate that may have it.
         kind: the class of its value.
 
     Raises:

@@ -20,7 +20,7 @@ _NAMES_SHOWN: Final = 400
 
 
 def describe_names(certificate: x509.Certificate) -> str:
-    """The SANs as a person writes them (`DNS:host, IP:::1, URI:trionode://a@b`), or `no SANs`."""
+    """The SANs in the usual notation (`DNS:host, IP:::1, URI:trionode://a@b`), or `no SANs`."""
     try:
         entries = subject_alt_names(certificate)
     except UnreadableError as exc:
@@ -58,7 +58,7 @@ def describe_time(moment: datetime) -> str:
 
 
 def describe_duration(span: timedelta) -> str:
-    """A time span as a person says it, in its largest unit that gives a number from 2 up: `3 days`, `90 minutes`."""
+    """A time span in the largest unit that gives a number from 2 up: `3 days`, `90 minutes`."""
     seconds = abs(span) / timedelta(seconds=1)
     for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:

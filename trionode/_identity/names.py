@@ -1,13 +1,13 @@
-"""Who somebody is: node names, and which names a certificate speaks for.
+"""Node names and host names, and which of them a certificate covers.
 
-Theory. A *reference* name is what we set out to talk to (a node name's host part, or a server name set by hand). A
-certificate *offers* names in its subject alternative names, never in its Common Name (RFC 9525 section 2). Both
-sides are brought to one canonical form before they are compared: host names as lower-case A-labels (RFC 5890) without
-a trailing dot, addresses as `ipaddress` objects. The comparison itself is service-identity's kernel; what this module
-adds is that one odd entry (`*.local`, an empty name, a NUL byte) costs that entry and not the whole certificate.
+Theory. A *reference* name is the one that a peer has to prove (the host part of a node name, or a server name that was
+set). A certificate *offers* names in its subject alternative names, never in its Common Name (RFC 9525 section 2). Both
+are brought to one canonical form before they are compared: host names as lower-case A-labels (RFC 5890) without a
+trailing dot, addresses as `ipaddress` objects. The comparison itself is service-identity's kernel; this module makes
+sure that one odd entry (`*.local`, an empty name, a NUL byte) costs that entry and not the whole certificate.
 
-A URI SAN `trionode://name@host` narrows: a certificate that carries one or more of them speaks for exactly those node
-names, and still only where its DNS or IP SANs cover the host. A malformed one narrows too (fail closed).
+A URI SAN `trionode://name@host` restricts: a certificate with one or more of them covers exactly those node names, and
+only where its DNS or IP SANs cover the host as well. A malformed one restricts too (fail closed).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class NodeName:
     host: str
 
     def __post_init__(self) -> None:
-        """Refuse a half-made name; `parse` is the way in, this keeps the constructor honest.
+        """Check the parts, for callers that do not come by `parse`.
 
         Raises:
             ValueError: a part is not canonical, or the whole is longer than 255 bytes.
@@ -209,7 +209,7 @@ def _parse(text: str) -> NodeName:
 
 @dataclass(frozen=True, slots=True)
 class SubjectNames:
-    """The names that a certificate offers, sorted by what they are good for.
+    """The names that a certificate offers, by kind.
 
     Attributes:
         dns: usable DNS SANs as patterns.
@@ -259,11 +259,11 @@ class SubjectNames:
         return any(wanted.verify(pattern) for pattern in patterns)
 
     def admit_node(self, name: NodeName) -> bool:
-        """Whether the URI SANs leave room for a node name; True where there are none."""
+        """Whether the URI SANs allow a node name; True where there are none."""
         return not self.restricted or name in self.nodes
 
     def cover_node(self, name: NodeName) -> bool:
-        """Whether the certificate speaks for a node name: its host is covered and the URI SANs admit it."""
+        """Whether the certificate covers a node name: DNS or IP SANs match its host, and the URI SANs allow it."""
         return self.cover_host(name.host) and self.admit_node(name)
 
 
@@ -275,8 +275,8 @@ def _reference(host: str) -> DNS_ID | IPAddress_ID:
 
 def _dns_pattern(value: str) -> DNSPattern:
     """A DNS SAN in canonical form; a wildcard is allowed as the whole left-most label only (RFC 9525 section 6.3)."""
-    # The name constraints of a CA above were compared with what stands here, to the letter: a spelling that only we
-    # take for a name (`banK.example` with a Kelvin sign, a trailing dot) would slip past an excluded one.
+    # OpenSSL compared the name constraints of the CAs with these very bytes: a spelling that only we take for a name
+    # (`banK.example` with a Kelvin sign, a trailing dot) would slip past an excluded subtree.
     if not value.isascii() or value.endswith("."):
         msg = "a DNS name in a certificate is ASCII, without a trailing dot (RFC 5280 sections 4.2.1.6 and 7.2)"
         raise ValueError(msg)

@@ -26,7 +26,7 @@ class NamePattern:
             text = str(NodeName.parse(text))
         elif "@" in text:
             name, _, host = text.rpartition("@")
-            # Else it would never match, names being canonical, and nobody would be told.
+            # Names are canonical, so a host in another form would never match, without a word of why.
             text = f"{name}@{host.lower() if _is_glob(host) else canonical_host(host)}"
         elif text != "*":
             msg = f"a pattern is matched against the whole name@host; {text!r} has no '@'"

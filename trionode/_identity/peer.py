@@ -1,8 +1,8 @@
-"""Who is at the other end of a connection, as far as this side established it."""
+"""The peer of a connection: what this side established about the node at the other end."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, final
 
 from trionode._util.immutable import Immutable
 
@@ -25,9 +25,10 @@ class Peer(Immutable):
     Attributes:
         name: the node name that it claims; established only if `verified`.
         certificate: its leaf certificate, or None if it sent none.
-        verified: whether this side verified the certificate, and that it speaks for the name.
+        verified: whether this side verified the certificate, and that it covers the name.
         address: its (host, port), or None where the transport does not know it.
-        incarnation: the random number that it drew when it opened.
+        incarnation: the random number that it drew when it opened, by which a restarted node is told from its former
+            self.
     """
 
     __slots__ = ("address", "certificate", "incarnation", "name", "verified")
@@ -42,27 +43,6 @@ class Peer(Immutable):
         msg = "a Peer has no public constructor: only a handshake makes one"
         raise TypeError(msg)
 
-    @classmethod
-    def _established(
-        cls,
-        name: NodeName,
-        *,
-        certificate: x509.Certificate | None,
-        verified: bool,
-        address: Address | None,
-        incarnation: int,
-    ) -> Self:
-        self = object.__new__(cls)
-        for key, value in (
-            ("name", name),
-            ("certificate", certificate),
-            ("verified", verified),
-            ("address", address),
-            ("incarnation", incarnation),
-        ):
-            object.__setattr__(self, key, value)
-        return self
-
     def __repr__(self) -> str:
         shown = "no certificate" if self.certificate is None else describe(self.certificate)
         return f"<Peer {self.name}, {'verified' if self.verified else 'NOT verified'}, at {self.address}, {shown}>"
@@ -76,7 +56,14 @@ def established_peer(
     address: Address | None,
     incarnation: int,
 ) -> Peer:
-    """The handshake's way to make a `Peer`; nothing else may call it."""
-    return Peer._established(  # noqa: SLF001 -- the one door
-        name, certificate=certificate, verified=verified, address=address, incarnation=incarnation
-    )
+    """Make a `Peer`; for handshakes, and nothing else."""
+    peer = object.__new__(Peer)
+    for attribute, value in (
+        ("name", name),
+        ("certificate", certificate),
+        ("verified", verified),
+        ("address", address),
+        ("incarnation", incarnation),
+    ):
+        object.__setattr__(peer, attribute, value)
+    return peer

@@ -66,7 +66,7 @@ class CertAuthManager(CertManager):
             client_auth: what acceptors ask of clients.
             root_cas: anchors for server certificates; None means the system's, read when a dial needs them.
             server_name: reference name for every dial in place of the name that is dialled.
-            crls: who was revoked, for client and server certificates; None checks no revocation. Once given, a
+            crls: revocation lists, for client and server certificates; None checks no revocation. Once given, a
                 certificate whose issuer's list is missing or expired is refused.
             crl_policy: what of that to loosen.
             clock: source of "now" for all date checks, OpenSSL's included; by default the machine's clock.
@@ -101,15 +101,15 @@ class CertAuthManager(CertManager):
         one alone.
 
         Every handshake that takes its contexts after this returned is judged by the new trust. Live peers are judged
-        as well: those that were revoked are ended in any case, and what becomes of others that the new trust does not
-        vouch for is up to `stranded`. Synchronous: takes some 3 ms, and 0.1 ms for each live peer; a CRL of 30 000
+        as well: connections of revoked peers end in any case; what becomes of other peers whose chains no longer verify
+        is up to `stranded`. Synchronous: takes some 3 ms, and 0.1 ms for each live peer; a CRL of 30 000
         entries takes 0.2 s.
 
         Args:
             client_cas: anchors for client certificates.
             root_cas: anchors for server certificates; None means the system's.
-            crls: who was revoked; None ends the checking of revocation.
-            stranded: what becomes of live peers that would not be let in again.
+            crls: revocation lists; None ends the checking of revocation.
+            stranded: what becomes of live peers that could not connect again.
 
         Returns:
             The new generation.
@@ -130,10 +130,10 @@ class CertAuthManager(CertManager):
         root_cas: CAPool | Unchanged | None = UNCHANGED,
         crls: CRLSet | Unchanged | None = UNCHANGED,
     ) -> tuple[StrandedPeer, ...]:
-        """The live peers that new trust, given as to `rotate_trust`, would not vouch for; changes nothing.
+        """The live peers that could not connect again under new trust, given as to `rotate_trust`; changes nothing.
 
-        Those that were revoked are among them. Without arguments: whom present trust does not vouch for, because they
-        were kept (`StrandedPeers.KEEP`) or a list has expired.
+        Revoked peers are among them. Without arguments: those that could not connect again under present trust, because
+        they were kept (`StrandedPeers.KEEP`) or a list has expired.
 
         Raises:
             RuntimeError: the manager is in use, and this is not its Trio thread.
@@ -144,7 +144,7 @@ class CertAuthManager(CertManager):
         """Set the anchors for client certificates.
 
         Args:
-            pool: whose certificates clients have; None for none, which modes that verify refuse at first use.
+            pool: the CAs of clients' certificates; None for none, which modes that verify refuse at first use.
 
         Raises:
             FixedAtStartupError: the manager is in use.
@@ -166,7 +166,7 @@ class CertAuthManager(CertManager):
         """Set the anchors for server certificates; None means the system's.
 
         Args:
-            pool: whose certificates servers have; None for the CAs of the system.
+            pool: the CAs of servers' certificates; None for the CAs of the system.
 
         Raises:
             FixedAtStartupError: the manager is in use.
@@ -187,5 +187,5 @@ class CertAuthManager(CertManager):
 
 
 def _trusting(**given: object) -> Callable[[TLSPolicy], TLSPolicy]:
-    """A function that gives a policy's successor, with what is not `UNCHANGED`."""
+    """A function that changes in a policy what is given and not `UNCHANGED`."""
     return partial(replace, **{name: value for name, value in given.items() if value is not UNCHANGED})

@@ -1,9 +1,9 @@
-"""Expiry: say in time that a certificate of ours, or a revocation list, comes to its end.
+"""Expiry: warnings in good time that a certificate of ours, or a revocation list, is about to end.
 
-What nobody renews is an outage with a date. Each certificate that a manager presents or trusts, and each revocation
-list that it goes by, is reported when a third of its lifetime is left, when a tenth is, in its last hour (of short-
-lived ones, the last twentieth), and when it has ended: once each, whatever the number of rotations in between. By then
-somebody or something should have rotated it; at a third, automatic issuers usually have.
+A certificate that is not renewed is an outage with a date. Each certificate that a manager presents or trusts, and each
+revocation list that it uses, is reported when a third of its lifetime is left, when a tenth is left, in its last hour
+(the last twentieth, if that is less), and when it has ended: once each, however many rotations happen in between.
+Automatic issuers usually have renewed it before a third is left.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from .manager import CertManager
 
-#: The clock is looked at again after a tenth of the time that is left to the next stage, but not more often than this:
-#: clocks are set, machines sleep, tests drive theirs. Seconds.
+#: The clock is read again after a tenth of the time that is left to the next stage (clocks are set, machines sleep,
+#: tests have their own), but not more often than this. Seconds.
 LOOK_AT_CLOCK: Final = 60.0
-#: And not less often than this. Seconds.
+#: Nor less often than this. Seconds.
 LOOK_AT_LEAST: Final = 3600.0
 
 _LAST_HOUR: Final = timedelta(hours=1)
@@ -45,7 +45,7 @@ class _Stage(IntEnum):
 
 
 def _starts(start: datetime, end: datetime) -> Iterator[tuple[datetime, _Stage]]:
-    """When each stage of a life begins, in order."""
+    """When each stage of a lifetime begins, in order."""
     lifetime = end - start
     yield end - lifetime / 3, _Stage.LAST_THIRD
     yield end - lifetime / 10, _Stage.LAST_TENTH
@@ -54,7 +54,7 @@ def _starts(start: datetime, end: datetime) -> Iterator[tuple[datetime, _Stage]]
 
 
 async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta], None]) -> None:
-    """Report what a manager has as it comes to its end, until cancelled.
+    """Report certificates and lists of a manager that are about to end, until cancelled.
 
     Args:
         manager: what it presents, and the pools and lists that it was given; not the system's CAs.

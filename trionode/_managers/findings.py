@@ -1,14 +1,14 @@
 """Findings: what is, or soon will be, wrong with a key pair, each with a remedy.
 
-Theory. There is one examination, for managers, for sources that want to be sure before they rotate, and for the command
-line. It looks at the certificate itself (dates, purposes, names, signatures), at what our own pools and revocation
-lists make of it, and lets it shake hands with itself in memory, under the policy given: what no rule here knows of is
-found there, in the words of the refusal.
+Theory. There is one examination, for managers, for sources that check before they rotate, and for the command line. It
+looks at the certificate itself (dates, purposes, names, signatures), verifies it against our own pools and revocation
+lists, and makes a handshake of the key pair with itself, in memory, under the policy given: that finds what no rule
+here covers, in the words of the refusal.
 
-A finding is an error where peers that are configured as we are would refuse the key pair, and a warning where some may,
-or where it is untidy. An error is not a refusal: `update()` refuses what `check_usable` refuses and nothing else, for
-peers may trust what we do not. One cause gives one finding; a handshake that fails for a reason already found adds
-nothing.
+A finding is an error where peers with our own configuration would refuse the key pair, and a warning where some peers
+may, or where it is untidy. An error is not a refusal: `update()` refuses what `check_usable` refuses and nothing else,
+since peers may trust what we do not. One cause gives one finding: a handshake that fails for a reason already found
+adds none.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "FindingCode", "Severity", "check_key_pair"]
 
-#: Peers' clocks may be behind ours by about as much, where nothing keeps them.
+#: Peers' clocks may be behind ours by about as much, where no time service sets them.
 CLOCK_SKEW: Final = timedelta(minutes=2)
 
 
@@ -63,9 +63,9 @@ class Severity(StrEnum):
     """How bad a finding is."""
 
     ERROR = "error"
-    """Peers that are configured as we are would refuse it."""
+    """Peers with our own configuration would refuse the key pair."""
     WARNING = "warning"
-    """Some peers may refuse it, now or soon, or it is untidy."""
+    """Some peers may refuse it, now or soon; or it is untidy."""
 
 
 @final
@@ -125,18 +125,18 @@ def check_key_pair(
     crl_policy: CRLPolicy = STRICT,
     clock: Clock | None = None,
 ) -> tuple[Finding, ...]:
-    """What is wrong with a key pair; nothing is changed, and nobody is asked over the network.
+    """What is wrong with a key pair; changes nothing, and uses no network.
 
     Takes some milliseconds.
 
     Args:
         key_pair: the candidate.
-        client_cas: the pool that clients are judged by; None leaves that out.
-        root_cas: the pool that servers are judged by; None leaves that out (it does not stand for the system's).
+        client_cas: the pool that clients are verified against; None leaves that out.
+        root_cas: the pool that servers are verified against; None leaves that out (it does not mean the system's CAs).
         client_auth: what acceptors ask of clients.
         names: what the certificate has to cover: node names (`name@host`), or plain host names and addresses.
         as_server: whether it is presented to clients, too.
-        crls: who was revoked; None leaves that out.
+        crls: revocation lists; None leaves that out.
         crl_policy: how strictly they are applied.
         clock: source of "now"; by default the machine's clock.
 
@@ -168,7 +168,7 @@ def examine(
         *_chain(key_pair),
         *_listed(key_pair, policy),
     ]
-    # Chain and handshake meet again what was found already, so they come last and are heard for anything else.
+    # Chain and handshake fail again for what was found already, so they come last, and count for anything else.
     found += [finding for finding in _trust(key_pair, policy) if not _explained(finding, found)]
     if as_server or allows(key_pair.certificate, ExtendedKeyUsageOID.SERVER_AUTH):
         found += [finding for finding in _handshake(key_pair, policy, wanted) if not _explained(finding, found)]
@@ -176,7 +176,7 @@ def examine(
 
 
 def check_usable(key_pair: KeyPair, *, now: datetime, as_server: bool, as_client: bool) -> None:
-    """Check what `update()` insists on: a leaf within its dates, and fit for the roles that it is to play.
+    """Check what `update()` requires: a leaf within its dates, whose purposes allow the roles that it is used in.
 
     Args:
         key_pair: the candidate.
@@ -246,7 +246,7 @@ def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
             FindingCode.EXPIRES_SOON,
             f"our certificate ends in {describe_duration(end - now)}, a tenth of its lifetime is not left: "
             f"{describe(leaf)}",
-            "Issue a new one, and see why that was not done before",
+            "Issue a new one, and find out why that was not done before",
         )
     anchors = {anchor for pool in (policy.client_cas, policy.root_cas) if pool is not None for anchor in pool}
     above = [anchor for anchor in anchors if anchor.subject == key_pair.chain[-1].issuer]
@@ -279,7 +279,7 @@ def _key_usage(leaf: x509.Certificate) -> Iterator[Finding]:
 def _strength(key_pair: KeyPair) -> Iterator[Finding]:
     for certificate in key_pair.chain:
         if is_self_issued(certificate):
-            continue  # nobody checks what a root says of itself
+            continue  # peers do not check the signature of a root
         try:
             weak = isinstance(certificate.signature_hash_algorithm, hashes.SHA1 | hashes.MD5)
         except UnsupportedAlgorithm:
@@ -349,7 +349,7 @@ def _listed(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
             )
 
 
-# What our own trust makes of it -------------------------------------------------------------------------------------
+# Verified against our own trust -------------------------------------------------------------------------------------
 
 _REMEDIES: Final = {
     FindingCode.UNKNOWN_CA: "Peers with the same pool will refuse us: put its intermediates into the certificate file, "
@@ -393,8 +393,8 @@ def _handshake(key_pair: KeyPair, policy: TLSPolicy, wanted: list[NodeName | str
     """The candidate with the candidate, in memory."""
     reference = _reference(SubjectNames.of(key_pair.certificate), wanted)
     if reference is None:
-        return  # nothing to dial it by, as was found
-    # Without a pool of our own the top of the chain is the anchor: everything else about the path is still judged.
+        return  # there is no name to dial it by, which was found already
+    # Without a pool of our own the top of the chain is the anchor, so that the rest of the path is judged.
     top = CAPool(key_pair.chain[-1:])
     trial = replace(policy, root_cas=policy.root_cas or top, client_cas=policy.client_cas or top)
     failure: CertificateError | HandshakeError | None
@@ -405,9 +405,9 @@ def _handshake(key_pair: KeyPair, policy: TLSPolicy, wanted: list[NodeName | str
         failure = exc
     if failure is None:
         return
-    # Whatever path and names are refused for has a code here, too.
+    # Every reason for which a path or name is refused is a code here, too.
     code = FindingCode(failure.reason) if isinstance(failure, PeerUnverifiedError) else FindingCode.HANDSHAKE
-    # Where neither end refused the other, the sentence would tell of a peer and of what to look for there.
+    # Where neither end refused the other, the whole sentence would be about a peer.
     told = isinstance(failure, PeerUnverifiedError | CertificateError)
     yield _error(
         code,
@@ -417,7 +417,7 @@ def _handshake(key_pair: KeyPair, policy: TLSPolicy, wanted: list[NodeName | str
 
 
 def _reference(offered: SubjectNames, wanted: list[NodeName | str]) -> str | None:
-    """A host that the certificate covers: one that is wanted, for choice."""
+    """A host that the certificate covers, preferably a wanted one."""
     hosts = [name.host if isinstance(name, NodeName) else name for name in wanted]
     hosts += [pattern.pattern.decode().replace("*", "any") for pattern in offered.dns]
     hosts += [canonical_host(str(pattern.pattern)) for pattern in offered.addresses]
@@ -425,7 +425,7 @@ def _reference(offered: SubjectNames, wanted: list[NodeName | str]) -> str | Non
 
 
 def _explained(finding: Finding, found: list[Finding]) -> bool:
-    """Whether what was found already says why."""
+    """Whether a finding has a cause that was found already."""
     causes = {finding.code, *_CAUSES.get(finding.code, ())}
     return any(each.code in causes and each.severity is Severity.ERROR for each in found)
 

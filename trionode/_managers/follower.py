@@ -1,18 +1,17 @@
-"""A cert manager that follows a source: what is there gets published, and what keeps it from that is told, once.
+"""A cert manager that follows a source: publishes what the source has, and reports once what keeps it from that.
 
-Theory. One task, `follow_source`, owned by whoever's nursery started it, waits until its source may have changed,
-reads, and publishes what differs from what the manager has: trust first, then the key pair, with no checkpoint in
-between, so that no handshake takes the one without the other. `reload()` and a signal do the same at once; a lock keeps
-them apart. Only cancellation ends it.
+Theory. One task, `follow_source`, in a nursery of the application, waits until its source may have changed, reads, and
+publishes what differs from what the manager has: trust first, then the key pair, without a checkpoint in between, so
+that no handshake takes the one without the other. `reload()` and a signal do the same at once, under one lock. Only
+cancellation ends the task.
 
-What cannot be published is a *condition*: it is in `status`, in the log of `trionode.sources` and among the events of
-the nodes that use the manager, once when it begins or becomes another, and once when it is over. Meanwhile the last
-good generation stays. The parts of a set do not wait for each other where they need not: revocation lists do not wait
-for a CA to be retired, nor a key pair for the peers that a new pool would strand.
+A failure to read or publish is a *condition*: it is in `status`, on the logger `trionode.sources` and among the events
+of the nodes that use the manager, once when it begins or changes, and once when it is over. Meanwhile the last good
+generation stays. The parts of a set are published independently where possible: revocation lists do not wait for a CA
+to be retired, nor a key pair for the peers that a new pool would strand.
 
-A set that was read but refused stays *pending*, and is not forced on the manager again and again: it is tried anew
-when it, or what it was refused for, has changed; the latter is looked at every `JUDGE_AGAIN` seconds. Dates and live
-peers change by themselves.
+A set that was read but refused is *pending*. It is published when it has changed, or when the reason for the refusal is
+gone, which is checked every `JUDGE_AGAIN` seconds: dates and live peers change by themselves.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ T = TypeVar("T")
 
 _log = Log("trionode.sources")
 
-#: After a source has failed it is left alone until so long after it was last asked. Seconds.
+#: The shortest time between two readings, after a source has failed. Seconds.
 RETRY: Final = 1.0
-#: How often what was refused is looked at again, without reading it again. Seconds.
+#: How often what was refused is judged again, without reading it again. Seconds.
 JUDGE_AGAIN: Final = 10.0
 
 
@@ -64,10 +63,10 @@ class FollowerStatus:
     """A snapshot of a follower.
 
     Attributes:
-        error: what is wrong now; None: what the source has is what is published. An `ExceptionGroup`, if trust and key
-            pair were both refused.
-        pending: what the source has and the manager has not, or not all of it; `error` says why. None where nothing
-            could be read.
+        error: what is wrong now, or None: what the source has is published. An `ExceptionGroup`, if both trust and key
+            pair were refused.
+        pending: what the source has and is not published, or not all of it; `error` says why. None if it could not be
+            read.
         following: False once `follow_source` has ended.
     """
 
@@ -78,12 +77,12 @@ class FollowerStatus:
 
 @final
 class Follower:
-    """Keeps a cert manager at what a source has; made by `follow_source`.
+    """Publishes what a source has, by a cert manager; made by `follow_source`.
 
     Attributes:
-        manager: who publishes.
+        manager: the manager that publishes.
         source: where the credentials come from.
-        read_at: when the source could last be read, on Trio's clock; seconds.
+        read_at: when the source was last read with success, on Trio's clock, seconds.
     """
 
     def __init__(self, manager: CertManager, source: Source, *, stranded: StrandedPeers, check: bool) -> None:
@@ -102,7 +101,7 @@ class Follower:
 
     @property
     def status(self) -> FollowerStatus:
-        """How things are."""
+        """Whether what the source has is published, and if not, why."""
         status: FollowerStatus = self._status.value
         return status
 
@@ -113,7 +112,7 @@ class Follower:
             seen: what `status` was.
 
         Raises:
-            trio.ClosedResourceError: what was seen is the last one: it follows no more.
+            trio.ClosedResourceError: what was seen is the last one: `follow_source` has ended.
         """
         await trio.lowlevel.checkpoint()
         if not seen.following:
@@ -122,10 +121,10 @@ class Follower:
         return status
 
     async def reload(self) -> int:
-        """Read now, and publish what differs, whatever was refused before. Cancelled, it changes nothing.
+        """Read now, and publish what differs, also what was refused before. Cancelled, it changes nothing.
 
         Returns:
-            The generation that is published then, a new one or not.
+            The generation that is published now, a new one or not.
 
         Raises:
             Exception: what the source raises, as a rule a `CertificateError`.
@@ -133,7 +132,7 @@ class Follower:
             TrustRotationError: the manager refused pools or lists, for the live peers that they would strand.
             ExceptionGroup: both.
             RuntimeError: the manager is in use by another Trio run.
-            trio.ClosedResourceError: it follows no more.
+            trio.ClosedResourceError: `follow_source` has ended.
         """
         async with self._lock:
             if not self.status.following:
@@ -144,7 +143,7 @@ class Follower:
 
     async def _run(self, reload_on: Collection[signal.Signals], *, task_status: trio.TaskStatus[Follower]) -> NoReturn:
         """Follow until cancelled, see `follow_source`."""
-        # The signals are heeded before anything else is done: one that comes early must not end the process.
+        # The signals are caught before anything else: one that comes early must not end the process.
         with trio.open_signal_receiver(*reload_on) if reload_on else nullcontext() as signals:
             try:
                 await self._refresh()
@@ -170,7 +169,7 @@ class Follower:
                 await trio.sleep_until(since + RETRY)
 
     async def _judge_again(self) -> NoReturn:
-        """Publish what was refused, once the reasons are gone."""
+        """Publish what was refused, once the reason is gone."""
         while True:
             await self._status.wait_value(lambda status: status.pending is not None)
             await trio.sleep(JUDGE_AGAIN)
@@ -182,15 +181,15 @@ class Follower:
                         self._publish(pending)
 
     async def _heed(self, signals: AsyncIterator[int]) -> None:
-        """Reload on each signal."""
+        """Reload at each signal."""
         async for number in signals:  # pragma: no branch -- they never end
             _log.info("signal %d: reading %r", number, self.source)
             with suppress(Exception):
                 generation = await self.reload()
-                _log.info("signal %d: generation %d is what %r has", number, generation, self.source)
+                _log.info("signal %d: what %r has is generation %d", number, self.source, generation)
 
     async def _refresh(self, *, asked: bool = False) -> None:
-        """Read, and publish what differs; what was refused and is pending only if somebody asked for it."""
+        """Read, and publish what differs; what is pending only if the caller asked for it, by `reload` or a signal."""
         self._seen = self._unpublished = None
         found = await self.source.read()
         _expect_credentials(found, self.manager)
@@ -229,7 +228,7 @@ class Follower:
                 # A revocation does not wait until a CA can be retired.
                 manager.rotate_trust(crls=crls, stranded=self._stranded)
             raise
-        _log.info("%r: generation %d has other trust", self.source, manager.generation)
+        _log.info("%r: published other CA pools or revocation lists, generation %d", self.source, manager.generation)
 
     def _publish_key_pair(self, found: Credentials) -> None:
         key_pair = found.key_pair
@@ -240,14 +239,14 @@ class Follower:
             msg = f"the key pair has errors that peers would find, so it was held back: {' '.join(errors)}"
             raise CertificateError(msg, reason=CertificateReason.FINDINGS)
         generation = self.manager.update(key_pair)
-        _log.info("%r: generation %d has another key pair: %r", self.source, generation, key_pair)
+        _log.info("%r: published another key pair, generation %d: %r", self.source, generation, key_pair)
 
     def _findings(self, key_pair: KeyPair) -> list[str]:
         found = self.manager.check(key_pair) if self._check else ()
         return [f"{finding}." for finding in found if finding.severity is Severity.ERROR]
 
     def _may_pass(self, pending: Credentials) -> bool:
-        """Whether something that `pending` was refused for is over."""
+        """Whether a reason for which `pending` was refused is gone."""
         return any(self._is_over(refusal, pending) for refusal in _each(self.status.error))
 
     def _is_over(self, refusal: Exception, pending: Credentials) -> bool:
@@ -264,7 +263,7 @@ class Follower:
         dated = refusal.reason in {CertificateReason.EXPIRED, CertificateReason.NOT_YET_VALID}
         return dated and not_before(leaf) <= publisher_of(manager).now() <= not_after(leaf)
 
-    # Telling people
+    # Logging and events
 
     @contextmanager
     def _reporting(self, *, asked: bool = False) -> Iterator[None]:
@@ -275,13 +274,13 @@ class Follower:
             raise
 
     def _report(self, error: Exception | None, *, asked: bool = False) -> None:
-        """Tell of a condition that is new, or asked about, and of the end of one."""
+        """Report a condition that is new, or was asked about, and the end of one."""
         old, new = self.status, FollowerStatus(error=error, pending=self._unpublished)
         if not old.following:
             return
         generation, changed = self.manager.generation, _condition(old) != _condition(new)
         if error is None and changed:
-            _log.info("%r: all is well again, generation %d is what it has", self.source, generation)
+            _log.info("%r: works again, what it has is generation %d", self.source, generation)
         elif error is not None and (changed or asked):
             shown = "; ".join(map(str, _each(error)))
             what = "it cannot be read" if new.pending is None else f"{new.pending.key_pair!r} was not published"
@@ -291,7 +290,7 @@ class Follower:
         publisher_of(self.manager).report_source(self.status.error)
 
     def _ended(self) -> trio.ClosedResourceError:
-        return trio.ClosedResourceError(f"{self!r} follows no more")
+        return trio.ClosedResourceError(f"{self!r} has ended")
 
 
 async def follow_source(  # noqa: ASYNC128 -- Follower._run calls it
@@ -303,18 +302,18 @@ async def follow_source(  # noqa: ASYNC128 -- Follower._run calls it
     reload_on: Collection[signal.Signals] = (),
     task_status: trio.TaskStatus[Follower] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Keep a cert manager at what a source has, until cancelled; for `nursery.start`, which returns a `Follower`.
+    """Publish what a source has, by a cert manager, until cancelled; for `nursery.start`, which returns a `Follower`.
 
     Reads and publishes once, then whenever the source has something else; with a `FileSource`, at most `poll_interval +
     settle` seconds after the files were last written. Nothing but cancellation ends it from then on. One follower for
-    each manager: what somebody else publishes there holds until the source is read again.
+    each manager: what is published there in another way holds until the source is read again.
 
     Args:
-        manager: who publishes; a `CertAuthManager`, where the source has CA pools or revocation lists.
+        manager: the manager that publishes; a `CertAuthManager`, if the source has CA pools or revocation lists.
         source: where the credentials come from.
-        stranded: what becomes of live peers that new pools or lists do not vouch for, see
+        stranded: what becomes of live peers whose chains do not verify under new pools or lists, see
             `CertAuthManager.rotate_trust`. `REFUSE` keeps the old ones until there are no such peers any more.
-        check: hold back key pairs in which `CertManager.check` finds errors, and not those alone that `update` refuses.
+        check: refuse key pairs in which `CertManager.check` finds errors, beside those that `update` refuses.
         reload_on: signals at which to read at once, `[signal.SIGHUP]` for one; they then no longer end the process.
             Only in the main thread.
         task_status: given the follower once it has read and published.
@@ -351,7 +350,7 @@ def _each(error: Exception | None) -> tuple[Exception, ...]:
 
 
 def _condition(status: FollowerStatus) -> tuple[object, ...]:
-    """What makes two conditions the same: not the time in a refusal's text, nor whatever other libraries say."""
+    """What makes two conditions the same: not the time in a refusal's text, nor the words of other libraries."""
     kinds = tuple((type(error), getattr(error, "reason", None)) for error in _each(status.error))
     unreadable = isinstance(status.error, CertificateError) and status.pending is None
     return kinds, str(status.error) if unreadable else None, status.pending

@@ -1,7 +1,7 @@
-"""Cert managers: what an application holds of a `publisher`.
+"""Cert managers: the public side of a `publisher`.
 
-A manager publishes one key pair's TLS contexts, and rotates to another at run time. `CertManager` asks clients for no
-certificate; `auth_manager.CertAuthManager` is the one for mutual TLS.
+A manager publishes one key pair's TLS contexts, and rotates to another key pair at run time. `CertManager` asks clients
+for no certificate; for mutual TLS there is `auth_manager.CertAuthManager`.
 """
 
 from __future__ import annotations
@@ -170,5 +170,5 @@ class CertManager:
 
 
 def publisher_of(manager: CertManager) -> Publisher:
-    """What is inside a manager: for nodes, streams, followers and the test kit, and nothing else."""
-    return manager._publisher  # noqa: SLF001 -- the one door
+    """The publisher of a manager: for nodes, streams, followers and the test kit."""
+    return manager._publisher  # noqa: SLF001 -- the one place

@@ -1,12 +1,12 @@
-"""What is inside a cert manager: build, check, publish.
+"""Build, check, publish: what a cert manager does.
 
 Theory. A publisher turns key pair + CA pools + policy into `TLSContexts` and publishes them on its channel. An update
 is synchronous: check, build, publish, in that order, so a failing one leaves what was published as it was, and the
 rule of rotation holds: *a `receive()` called after `update()` returned never yields an older generation*.
 
 Trust rotates apart from key pairs, by `rotate_trust`: other pools, other CRLs, the same key pair, the next generation.
-The publisher knows its live links (`attach`, `detach`), so it can say beforehand which peers that would strand, and end
-the connections of those that must not stay. An *overlap* is a pool with the old and the new CA; *retiring* the old one
+The publisher knows its live links (`attach`, `detach`), so it can tell beforehand which peers that would strand, and
+end their connections. An *overlap* is a pool with the old and the new CA; *retiring* the old one
 is the call that gives the new one alone.
 
 A *use* is an open node, a running `serve_tls`, an `open_tls_stream` handshake. While there is one, CA pools,
@@ -14,8 +14,8 @@ client-auth mode and server name are fixed, and the manager belongs to the Trio 
 condition *claims* it for its run likewise. Unused and unclaimed, a manager may be updated from any thread; the lock is
 for that case and is never held across a checkpoint.
 
-Applications see `CertManager` and `CertAuthManager`, which are faces of this; nodes, followers and the test kit reach
-it by `manager.publisher_of`.
+Applications hold a `CertManager` or `CertAuthManager`, the public sides of a publisher; nodes, streams, followers and
+the test kit get at it by `manager.publisher_of`.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class ManagerStatistics:
     """A snapshot of a cert manager.
 
     Attributes:
-        generation: what is published; so many less one were published since construction.
+        generation: what is published now; one more than the number of publications since construction.
         live_generations: as `CertManager.live_generations`, of all nodes that use it.
         refused: updates and rotations of trust that were refused so far, by `CertificateReason`, or `stranded` where
             they would have stranded live peers; every reason is there.
         source_trouble: what keeps `follow_source` from publishing what its source has; None if nothing does.
-        validities: from when until when what it presents and trusts is good.
+        validities: the validity periods of what it presents and trusts.
     """
 
     generation: int
@@ -112,7 +112,7 @@ class Publisher:
         self._refused = dict.fromkeys([*CertificateReason, STRANDED], 0)
         self._validities: tuple[TLSContexts, tuple[Validity, ...]] | None = None
         self._links = LiveLinks()
-        # The generation that brought the present trust: links of older ones were verified by another.
+        # The generation that brought the present trust; links of older generations were verified by other trust.
         self._trusted_since = 1
         self._names: Counter[NodeName] = Counter()
         self._examined: tuple[object, ...] = ()
@@ -168,7 +168,7 @@ class Publisher:
         return contexts.generation
 
     def update_unchecked(self, key_pair: KeyPair) -> int:
-        """Publish another key pair whatever is wrong with it, so that a test sees what peers make of it.
+        """Publish another key pair whatever is wrong with it; for tests of what peers make of it.
 
         Raises:
             CertificateError: OpenSSL does not accept it.
@@ -288,7 +288,7 @@ class Publisher:
 
     @property
     def source_trouble(self) -> Exception | None:
-        """What its follower said last keeps it from publishing what its source has; None if nothing does."""
+        """Why its follower cannot publish what its source has; None if it can, or if there is no follower."""
         trouble: Exception | None = self._source_trouble.value
         return trouble
 
@@ -310,13 +310,13 @@ class Publisher:
     # Live links
 
     def attach(self, link: LiveLink, end: Callable[[PeerUnverifiedError], None]) -> None:
-        """Enter a connection's link in the ledger of those that are live.
+        """Enter a connection's link in the ledger of live links.
 
         Where trust was rotated after the link's handshake had taken its contexts, the peer is judged by what is trusted
         now, and `end` may be called before this returns.
 
         Args:
-            link: what was made with contexts of this manager. It is kept until it is detached.
+            link: it was made with contexts of this manager. It is kept until it is detached.
             end: ends it, synchronously, with the reason; called at most once for each time that it was attached, and
                 in the manager's Trio thread. It may call `detach`.
         """
@@ -327,7 +327,7 @@ class Publisher:
                 self._end(stranded_peer(link, refusal, newly=False), end)
 
     def detach(self, link: LiveLink) -> None:
-        """Strike a link that has ended out of the ledger; nothing happens if it is not there."""
+        """Remove a link that has ended from the ledger; nothing happens if it is not there."""
         self._links.remove(link)
 
     @property
@@ -345,7 +345,7 @@ class Publisher:
         _security_log.warning("connection ended, its peer is no longer trusted: %s", peer.text)
         try:
             end(stranded_error(peer))
-        except Exception:  # noqa: BLE001 -- logged in full; the others are to be ended all the same
+        except Exception:  # noqa: BLE001 -- logged in full; the other links must be ended all the same
             _log.exception("ending the connection to %s failed", peer.name)
 
     # Uses
@@ -460,7 +460,7 @@ def _refuse_to_strand(peers: list[StrandedPeer]) -> None:
     more = f"; and {len(peers) - _NAMED} more" if len(peers) > _NAMED else ""
     msg = (
         f"this trust would strand {len(peers)} live peer{'s' if len(peers) > 1 else ''}, so nothing was changed: "
-        f"{named}{more}. Keep what vouches for them (the old CA in the pool, a current CRL) until they have rotated "
+        f"{named}{more}. Keep what they need (the old CA in the pool, a current CRL) until they have rotated "
         "and connected anew, or pass stranded=StrandedPeers.CLOSE to end their connections, KEEP to leave them as they "
         "are"
     )

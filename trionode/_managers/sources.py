@@ -1,29 +1,30 @@
-"""Where credentials come from while a program runs: `Source`, and files as one.
+"""Where credentials come from while a program runs: the `Source` protocol, and `FileSource`.
 
-Theory. A source is asked, it does not push: `read()` gives what it has now, complete and consistent, or raises;
-`wait_changed(seen)` says when asking again is worth while. It is given what its caller saw last, so a change between
-the two calls is never lost, any number of callers can share a source, and returning too early is harmless.
+Theory. A source is polled: `read()` returns what it has now, complete and consistent, or raises; `wait_changed(seen)`
+returns when reading again is worth while. `seen` is what the caller read last, so that a change between the two calls
+is never lost, any number of callers can share a source, and returning too early is harmless.
 
-`FileSource` looks at *content*, never at times or events: one look reads every file of the set. A look that differs
-from the last verdict starts a reading, which ends when two looks in a row, `settle` apart, are alike and what they
-show can be parsed: so neither a pair that was torn by a swap in its middle nor a file that is being written (or a
-bundle that happens to be cut between two certificates) is taken for new. What is wrong is looked at again for
-`patience` seconds before it is an error. Parsing takes the very bytes that were compared, not the files once more.
+`FileSource` compares *content*, never times or events: one look reads every file of the set. A look that differs from
+the one judged last starts a reading. The reading ends when two looks in a row, `settle` seconds apart, are alike and
+can be parsed. So neither a pair that was swapped between the two files, nor a file that is being written (or a bundle
+that happens to be cut between two certificates), is taken for new. Files that are bad are looked at again for
+`patience` seconds before that is an error. What is parsed is the very bytes that were compared; the files are not read
+again.
 
-How the files were replaced does not matter then: renamed over, written in place, removed and made anew, by swapped
-links (Kubernetes' `..data`, certbot's `live/`), with their directory, or on a file system of another machine. New
-content is returned by `read()` at most `poll_interval + settle` seconds after the last write (2 `settle`, if that is
-more), plus the time that reading takes.
+So it does not matter how the files are replaced: renamed over, written in place, removed and made anew, by swapped
+links (Kubernetes' `..data`, certbot's `live/`), with their directory, or on a network file system. `read()` returns new
+content at most `poll_interval + settle` seconds after the last write (2 `settle`, if that is more), plus the time that
+reading takes.
 
-Why there is no file-watching library under this. Measured, on Linux: a follower that looks at certificate, key and CA
-bundle once a second costs some 3 seconds of CPU time an hour. watchfiles 1.3, the watcher that fits Trio best, told of
-a change after 60 ms; as it comes it took up to 5 s to be cancelled, it told nothing of a watched file whose directory
-link was swapped, and went deaf for good when the directory was replaced; and inotify does not see what other machines
-write to a network file system. Polling would have had to stay beneath it as the guarantee, to win less than a second on
-certificates that live for hours.
+Why no file-watching library is used. Measured, on Linux: a follower that looks at certificate, key and CA bundle once a
+second costs some 3 seconds of CPU time an hour. watchfiles 1.3, the watcher that fits Trio best, reported a change
+after 60 ms; but cancelling it took up to 5 s, it did not report a watched file whose directory link was swapped, and it
+reported nothing more once the directory had been replaced; and inotify does not see what other machines write to a
+network file system. Polling would still be needed as the guarantee, to gain less than a second on certificates that
+live for hours.
 
-A file system may hang. So the files are read in a worker thread that can be left behind, one per source at most, and a
-reading that takes too long is an error like others.
+A file system may hang. So the files are read in a worker thread that can be abandoned, one per source at most, and a
+reading that takes too long is an error like any other.
 """
 
 from __future__ import annotations
@@ -57,11 +58,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Credentials", "FileSource", "Source"]
 
-#: Files that cannot be read, compared and parsed in this time, `patience` aside, are on a file system that hangs.
-#: Seconds.
+#: If reading, comparing and parsing take longer than this, `patience` aside, the file system is taken to hang. Seconds.
 HANG: Final = 10.0
 
-#: What a file may be at most, in bytes, and what it is meant to be.
+#: The largest size of a file, in bytes, and what it is meant to be.
 _PEM: Final = (MAX_FILE_BYTES, "PEM certificate or key file")
 _CRL: Final = (MAX_CRL_BYTES, "CRL file")
 
@@ -89,15 +89,15 @@ class Source(Protocol):
     """Where a cert manager's credentials come from: files, a secret store, a workload API, a test."""
 
     async def read(self) -> Credentials:
-        """What it has now, complete and consistent. May be cancelled at any checkpoint.
+        """Return what it has now, complete and consistent. May be cancelled at any checkpoint.
 
         Raises:
-            Exception: it has nothing usable; the text is for people. A `CertificateError`, where that fits.
+            Exception: it has nothing usable; the text is shown to people. A `CertificateError`, where that fits.
         """
         ...
 
     async def wait_changed(self, seen: Credentials | None, /) -> None:
-        """Wait until reading again is worth while: `read()` may give something else than what was seen.
+        """Wait until reading again is worth while: `read()` may return something else than what was seen.
 
         Returning early is harmless, if it is not too often: each return is a `read()`.
 
@@ -111,7 +111,7 @@ class Source(Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What was in each file at one moment, or why it could not be read."""
+    """The content of each file at one moment, or why it could not be read."""
 
     contents: Mapping[Path, Secret | CertificateError]
     digest: bytes = field(init=False)
@@ -134,7 +134,7 @@ class _Look:
 @final
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What a look was found to be."""
+    """What a look held, or what was wrong with it."""
 
     digest: bytes
     outcome: Credentials | CertificateError
@@ -147,7 +147,7 @@ class _Verdict:
 
 @final
 class FileSource:
-    """A certificate and key, and CA bundles and revocation lists if they rotate too, in files; a `Source`.
+    """Files as a `Source`: certificate and key, and CA bundles and revocation lists, if those rotate too.
 
     Compared by content every `poll_interval` seconds. Any number of followers may share one.
     """
@@ -171,12 +171,12 @@ class FileSource:
             cert_file: see `KeyPair.load`; on Kubernetes, the path in the mounted directory (`…/tls.crt`).
             key_file: see `KeyPair.load`; may be the same file.
             password: of the key, if it is encrypted.
-            client_ca_files: what makes the client-CA pool; none, if that is not from files.
-            root_ca_files: what makes the root-CA pool; none, if that is not from files.
-            crl_files: what makes the set of revocation lists, see `CRLSet.load`; none, if that is not from files.
+            client_ca_files: the client-CA pool's certificates; none, if that pool does not come from files.
+            root_ca_files: the root-CA pool's certificates; none, if that pool does not come from files.
+            crl_files: the revocation lists, see `CRLSet.load`; none, if they do not come from files.
             poll_interval: how often to look. Seconds.
-            settle: for how long the files have to stay as they are before they are believed. Seconds.
-            patience: for how long they may be missing, damaged or not fit together before that is an error. Seconds.
+            settle: for how long the files must be unchanged before they are taken for new. Seconds.
+            patience: for how long they may be missing, damaged or inconsistent before that is an error. Seconds.
 
         Raises:
             ValueError: `poll_interval` or `settle` is not above zero, or `patience` is negative or infinite.
@@ -196,20 +196,21 @@ class FileSource:
         pem_files = (self._cert_file, self._key_file, *self._client_ca_files, *self._root_ca_files)
         self._files = {**dict.fromkeys(self._crl_files, _CRL), **dict.fromkeys(pem_files, _PEM)}
         self._last: _Verdict | None = None
-        # One per run: a thread that was left behind in an earlier run gives nothing back there.
+        # One per run: a thread that was abandoned in an earlier run never returns its token there.
         self._limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("limiter")
 
     def __repr__(self) -> str:
         return f"<FileSource {self._cert_file}>"
 
     async def read(self) -> Credentials:
-        """What the files hold. Takes `settle` seconds if they have changed, and up to `patience` more if that is bad.
+        """Read the files. Takes `settle` seconds if they have changed, and up to `patience` more if they are bad.
 
-        Cancelling leaves a thread behind that ends by itself; the next reading waits for it.
+        Cancelling abandons a thread, which ends by itself; the next reading waits for it.
 
         Raises:
-            CertificateError: they are missing, damaged or do not fit together, have been for `patience` seconds, or do
-                not stop changing; or the file system does not answer.
+            CertificateError: for `patience` seconds they have been missing, damaged or inconsistent, or have not
+            stopped
+                changing; or the file system does not answer.
         """
         with trio.move_on_after(HANG + self._patience):
             return await trio.to_thread.run_sync(self.read_now, abandon_on_cancel=True, limiter=self._own_limiter())
@@ -220,16 +221,17 @@ class FileSource:
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
 
     def read_now(self) -> Credentials:
-        """As `read()`, for where there is no Trio run: to make the manager with. Blocks for as long as that takes.
+        """As `read()`, outside of a Trio run: to make the manager. Blocks for as long as that takes.
 
         Raises:
             CertificateError: see `read()`; a file system that hangs blocks for ever.
         """
-        # No frame of this traceback may hold what was read: errors are kept, and would keep key bytes in memory.
+        # No frame of this traceback may hold what was read: errors are kept, and with them key bytes would stay in
+        # memory.
         return self._verdict().unwrap()
 
     async def wait_changed(self, _seen: Credentials | None, /) -> None:
-        """Wait for `poll_interval` seconds: `read()` is what notices."""
+        """Wait for `poll_interval` seconds; whether anything has changed is for `read()` to see."""
         await trio.sleep(self._poll_interval)
 
     def _verdict(self) -> _Verdict:
@@ -239,7 +241,7 @@ class FileSource:
         return verdict
 
     def _settled(self, look: _Look) -> _Verdict:
-        """Wait until the files are good and stay so for a moment, or have been bad for too long."""
+        """Look until the files are good and unchanged for `settle` seconds, or have been bad for `patience` seconds."""
         give_up = time.monotonic() + self._patience
         verdict: _Verdict | None = None
         while True:
@@ -252,7 +254,7 @@ class FileSource:
                 if isinstance(verdict.outcome, Credentials):
                     return verdict
             if time.monotonic() >= give_up:
-                return verdict or _Verdict(b"", _restless(self._cert_file))
+                return verdict or _Verdict(b"", _never_settles(self._cert_file))
 
     def _look(self) -> _Look:
         contents: dict[Path, Secret | CertificateError] = {}
@@ -306,13 +308,13 @@ def _paths(files: Iterable[FilePath], label: str) -> tuple[Path, ...]:
     return tuple(Path(file) for file in files)
 
 
-def _restless(file: Path) -> CertificateError:
+def _never_settles(file: Path) -> CertificateError:
     msg = f"{file}, or what belongs to it, does not stop changing; write each file once, or move it into place"
     return CertificateError(msg, reason=CertificateReason.UNREADABLE)
 
 
 def _without_frames(error: CertificateError) -> CertificateError:
-    """The same error without its traceback: it is kept, and the frames would keep key bytes in memory."""
+    """The same error without its traceback: errors are kept, and frames would keep key bytes in memory."""
     copy = CertificateError(str(error), reason=error.reason)
     copy.__cause__ = error.__cause__ and error.__cause__.with_traceback(None)
     return copy

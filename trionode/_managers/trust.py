@@ -1,16 +1,16 @@
-"""The live links of a manager, and what new trust makes of the peers at their other ends.
+"""The live links of a manager, and whether their peers would still be accepted under new trust.
 
-Theory. A link was verified once, by the pools and lists of the generation whose contexts its handshake took. When trust
-changes, the chains that live peers presented are judged again, by the new pools and lists: a peer that they do not
-vouch for is *stranded*: it stays connected if nobody ends it, and could not connect again. Dates play no part in this:
-a certificate that expired meanwhile is one whose CA is trusted still.
+Theory. *Trust* is the CA pools and revocation lists of a manager. A link was verified once, by the trust of the
+generation whose contexts its handshake took. When trust changes, the chains that live peers presented are verified
+again, by the new pools and lists. A peer whose chain does not verify is *stranded*: its connection goes on until it is
+ended, and it could not connect again. Dates play no part in this: the CA of a certificate that has expired meanwhile is
+still trusted.
 
-The ledger keeps a link and a way to end it, nothing else: a chain is read from the TLS session when it is needed. Peers
-whom nobody verified are not judged, trust was no reason to let them in.
+The ledger keeps a link and a function that ends it, nothing else; a chain is read from the TLS session when it is
+needed. Peers that were admitted without verification are not judged: trust was not why they were let in.
 
-A handshake that was under way when trust changed becomes a link afterwards, of an older generation. It is judged when
-it is attached, by the trust of that moment, and ended if that does not vouch for its peer: so nothing slips through
-between the two.
+A handshake that was in progress when trust changed gives a link of an older generation afterwards. It is judged by
+present trust when it is attached, and ended if its peer is stranded; so no link escapes judgement.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class LiveLink(Protocol):
 
     @property
     def generation(self) -> int:
-        """Of the contexts that its handshake took."""
+        """The generation of the contexts that its handshake took."""
 
     @property
     def peer(self) -> Peer:
-        """Who is at the other end."""
+        """The node at the other end."""
 
     @property
     def dialled(self) -> bool:
@@ -69,12 +69,12 @@ class LiveLink(Protocol):
 
 @final
 class StrandedPeers(Enum):
-    """What becomes of live peers that new trust does not vouch for. Those that were revoked are ended in any case."""
+    """What becomes of live peers whose chains do not verify under new trust; revoked peers are always disconnected."""
 
     REFUSE = "refuse"
-    """Publish nothing where it would strand a peer that present trust vouches for; the error names them."""
+    """Publish nothing if a peer that present trust accepts would be stranded; the error names those peers."""
     KEEP = "keep"
-    """Publish; their connections go on, and they cannot connect again. Who they are is logged."""
+    """Publish. Their connections go on, and they cannot connect again. They are named in the log."""
     CLOSE = "close"
     """Publish, and end their connections."""
 
@@ -89,10 +89,10 @@ class StrandedPeer:
         certificate: its leaf.
         pool: which pool judged it, `client_cas` (it dialled us) or `root_cas` (we dialled it).
         reason: what is wrong: `unknown_ca`, `revoked`, `revocation_unknown`, …
-        newly: whether present trust vouches for it.
+        newly: whether present trust still accepts it.
         generation: of the contexts that its connection's handshake took.
-        address: its (host, port), or None where the transport is no socket.
-        text: all this as a sentence, with the remedy.
+        address: its (host, port), or None where the transport does not know it.
+        text: the same as a sentence, with the remedy.
     """
 
     name: NodeName
@@ -116,7 +116,7 @@ class StrandedPeer:
 
     @property
     def revoked(self) -> bool:
-        """Whether it is on a list."""
+        """Whether a certificate of its chain is on a revocation list."""
         return self.reason is UnverifiedReason.REVOKED
 
     def __str__(self) -> str:
@@ -134,7 +134,7 @@ class TrustRotationError(TrionodeError):
 
     @property
     def peers(self) -> tuple[StrandedPeer, ...]:
-        """Who they are, and what is wrong with each; none in a copy that was pickled."""
+        """The peers, and what is wrong with each; none in a copy that was pickled."""
         return self._peers or ()
 
 
@@ -143,19 +143,19 @@ class LiveLinks:
     """One manager's ledger."""
 
     def __init__(self) -> None:
-        # By identity: nothing is known of how a link compares.
+        # By identity: links need not be hashable.
         self._links: dict[int, tuple[LiveLink, Callable[[PeerUnverifiedError], None]]] = {}
         self._generations: Counter[int] = Counter()
         self._oldest: AsyncValue[float] = AsyncValue(math.inf)
 
     def add(self, link: LiveLink, end: Callable[[PeerUnverifiedError], None]) -> None:
-        """Enter a link; once more changes only how it is ended."""
+        """Enter a link. Entered again, it only gets another function that ends it."""
         if id(link) not in self._links:
             self._count(link.generation, 1)
         self._links[id(link)] = link, end
 
     def remove(self, link: LiveLink) -> None:
-        """Strike a link out; nothing happens if it is not there."""
+        """Remove a link; nothing happens if it is not there."""
         if self._links.pop(id(link), None) is not None:
             self._count(link.generation, -1)
 
@@ -172,13 +172,13 @@ class LiveLinks:
 
     async def drained(self, generation: int) -> None:
         """Wait until there is no link of this generation or an older one."""
-        while self._oldest.value <= generation:  # again: one that was under way may have come since it woke us
+        while self._oldest.value <= generation:  # in a loop: another may have been attached since the wake-up
             await self._oldest.wait_value(lambda oldest: oldest > generation)
 
     def stranded(
         self, policy: TLSPolicy, present: TLSPolicy
     ) -> Iterator[tuple[StrandedPeer, Callable[[PeerUnverifiedError], None]]]:
-        """The peers that a policy does not vouch for, each with the way to end it."""
+        """The peers that would be stranded under a policy, each with the function that ends its link."""
         bench, today = Bench(policy), Bench(present)
         for link, end in tuple(self._links.values()):
             refusal = bench.judge(link)
@@ -188,7 +188,7 @@ class LiveLinks:
 
 @final
 class Bench:
-    """Judges links by one policy; each chain once."""
+    """Judges links by one policy; verifies each chain once."""
 
     def __init__(self, policy: TLSPolicy) -> None:
         self._policy = policy
@@ -196,7 +196,7 @@ class Bench:
         self._verdicts: dict[tuple[bool, tuple[str, ...]], PeerUnverifiedError | None] = {}
 
     def judge(self, link: LiveLink) -> PeerUnverifiedError | None:
-        """What is said against a link's peer now; None also where nobody verified it in the first place."""
+        """Why a link's peer is stranded under the policy; None if it is not, or if it was never verified."""
         if not link.peer.verified:
             return None
         try:
@@ -205,7 +205,7 @@ class Bench:
             if key not in self._verdicts:
                 self._verdicts[key] = refusal_of(self._judge(link.dialled), chain, dated=False)
             return self._verdicts[key]
-        except Exception as exc:  # noqa: BLE001 -- fail closed, and no peer may make a rotation fail by what it sent
+        except Exception as exc:  # noqa: BLE001 -- fail closed; and what a peer has sent must not make a rotation fail
             return HandshakeErrors().unverified(
                 UnverifiedReason.BAD_CHAIN,
                 f"the chain cannot be examined ({type(exc).__name__}); have it issued anew",
@@ -219,7 +219,7 @@ class Bench:
 
 
 def stranded_peer(link: LiveLink, refusal: PeerUnverifiedError, *, newly: bool) -> StrandedPeer:
-    """What a refusal of a live peer tells."""
+    """The `StrandedPeer` for a refusal of a live peer."""
     certificate = link.peer.certificate
     assert certificate is not None  # it was verified
     return StrandedPeer(

@@ -3,8 +3,8 @@
 This page is the specification; it is meant to suffice for a second implementation. All integers are big-endian.
 "MUST" is meant as in RFC 2119; breaking one is a protocol error, which ends the connection.
 
-Underneath
-    TLS 1.3 with ALPN `trionode/1`. A client that offers no ALPN is let through TLS and has to speak the hello.
+Transport
+    TLS 1.3 with ALPN `trionode/1`. A client that offers no ALPN completes TLS, and then has to speak the hello.
 
 Hello
     Right after TLS, three messages, each a u16 length (at most 4096) and that many bytes of msgpack, a map with string
@@ -12,34 +12,35 @@ Hello
 
     1. Dialer: `versions` (list of protocol versions it speaks), `name` (its own), `incarnation` (u64, drawn at random
        when the node opened), `generation` (of the contexts it took), `limits`, `verified` (whether it verified the
-       acceptor's certificate and name in TLS), `replace` (whether it wants this connection although it knows of
-       another), `proof` (of the cookie, if it has one; see `_handshake.cookie`), `join` (if this is to be a new link of
-       a connection that is there, see Hand-over).
+       acceptor's certificate and name in TLS), `replace` (whether this connection is to replace one that exists),
+       `proof` (that it has the cookie, if there is one; see `_handshake.cookie`), `join` (if this is to be a new link
+       of an existing connection, see Hand-over).
     2. Acceptor: `refusal`, or `version` (the highest that both speak), `name`, `incarnation`, `generation`, `limits`,
-       `verified` (whether it verified the dialer's certificate and name), `proof`, `join` (its proof in turn).
+       `verified` (whether it verified the dialer's certificate and name), `proof`, `join` (the acceptor's proof for the
+       hand-over).
     3. Dialer: `refusal`, or nothing.
 
-    `limits` is a map: `max_message_size` (bytes of a message that this side accepts), `window` (credit that each
-    channel starts with, towards this side), `max_channels` (that the other side may have open at once).
-    `refusal` is a map: `code` and `message`, for people. Who refuses closes.
-    The connection exists once the third message has arrived without refusal; the dialer may send frames right
-    behind it, the acceptor only after reading it.
+    `limits` is a map: `max_message_size` (the largest message that this side accepts, bytes), `window` (the credit that
+    the other side starts each channel with), `max_channels` (how many the other side may have open at once).
+    `refusal` is a map: `code`, and `message` for people. The side that refuses closes the link.
+    The connection exists once the third message has arrived without a refusal. The dialer may send frames right behind
+    that message, the acceptor only after it has read it.
 
 Frames
     Then both sides send frames: u32 whose top byte is the kind and whose lower three bytes are the payload's length
-    (at most 65 540), u32 channel, payload. Channel 0 is the connection. The dialer opens odd channels, the acceptor
-    even ones, each in increasing order, never twice.
+    (at most 65 540), u32 channel, payload. Channel 0 is the connection itself. The dialer opens odd channels, the
+    acceptor even ones, each side in increasing order; no number is used twice.
 
     ==== ======== ============================ ======================================================================
     0x01 OPEN     msgpack `service`, `timeout` open a channel to a service; `timeout` is the caller's remaining time
                                                in seconds, null for none
-    0x02 MESSAGE  the message                  one whole message, at most 65 536 bytes
+    0x02 MESSAGE  the message                  a whole message, at most 65 536 bytes
     0x03 FIRST    u32 total, then bytes        the first fragment of a message of `total` bytes
     0x04 MORE     bytes                        the next fragment; the message ends when `total` bytes have come
-    0x05 DISCARD  none                         the sender gave up the message under way: drop its fragments
+    0x05 DISCARD  none                         the sender gave up the fragmented message: drop what came of it
     0x06 EOF      none                         half-close: no more messages from this side
-    0x07 CLOSE    none                         no more messages from this side, and it reads none; nothing is wrong
-    0x08 RESET    msgpack `code`, `message`    the channel is over; a service is cancelled, a caller gets the error
+    0x07 CLOSE    none                         no more messages from this side, and it reads no more; no error
+    0x08 RESET    msgpack `code`, `message`    the channel is over: a service is cancelled, a caller gets the error
     0x09 CREDIT   u32 bytes                    the receiver of messages grants this much more
     0x0A GOODBYE  msgpack `code`, `message`    on channel 0: the connection is over, nothing follows
     0x0B PING     8 bytes                      on channel 0: answer with the same bytes in a PONG
@@ -47,7 +48,7 @@ Frames
     0x0D DRAIN    none                         on channel 0: open no more channels here; those that are open may end
     0x0E RETURN   u32 bytes                    the sender of messages gives back credit that it does not need
     0x0F SWITCH   none                         on channel 0: the last frame on this link, the next is on the new one
-    0x10 RENEW    none                         on channel 0, from the acceptor: hand this connection over, please
+    0x10 RENEW    none                         on channel 0, from the acceptor: asks the dialer for a hand-over
     ==== ======== ============================ ======================================================================
 
     Fragments of different channels may interleave; those of one channel are in order, with only CREDIT, RESET and
@@ -58,29 +59,30 @@ Frames
     are a protocol error.
 
     Credit. A message costs its length plus 64 (so that empty ones are not free), debited fragment by fragment, the
-    64 with the first. A side MUST NOT send more than it has credit for. The receiver grants as its application
-    consumes, and grants a fragmented message its credit to the end. A sender that gave such a message up returns what
-    it has beyond the window, from then on. The receiver may grant more than the window where it likes.
+    64 with the first. A side MUST NOT send more than it has credit for. The receiver grants credit as its application
+    consumes messages; of a message that has begun to arrive in fragments it grants the rest. A sender that gave up such
+    a message (DISCARD) returns by RETURN what it then has, and is granted later, beyond the window. The receiver may
+    grant more than the window at any time.
 
 Hand-over
-    A connection can be moved to a new TLS session between the same two nodes. Only the side that dialled it does so,
-    one at a time; the other may ask with RENEW. The dialer opens a second link and says hello on it with `join`, a map:
-    `connection` (16 bytes, exported from the connection's first TLS session under the label
+    A connection can be moved to a new TLS session between the same two nodes. Only the side that dialled it begins one,
+    and one at a time; the other side may ask for it with RENEW. The dialer opens a second link and says hello on it
+    with `join`, a map: `connection` (16 bytes, exported from the connection's first TLS session under the label
     `EXPORTER-trionode-connection`), `attempt` (higher than in any `join` before for this connection), `proof` (see
-    `_handshake.join`). Everything that a hello is checked for is checked again; names, incarnations and roles
-    MUST be those of the connection, and nothing verified less than before; `limits` stay those of the connection.
-    The acceptor's `join` is its own proof. A refusal, or a link that fails up to here, changes nothing.
+    `_handshake.join`). All that a hello is checked for is checked again: names, incarnations and roles MUST be those of
+    the connection, and what was verified before MUST be verified again. `limits` stay those of the connection. The
+    acceptor's `join` is its own proof. A refusal, or a link that fails up to here, changes nothing.
 
     The dialer commits by sending SWITCH on the old link and, on the new one, its third message and every frame from
     then on. The acceptor commits when it has that third message: SWITCH on the old link, everything after it on the
-    new one. Who receives parses nothing of the new link before it has read SWITCH on the old one, so frames stay in
+    new one. A receiver parses nothing of the new link before it has read SWITCH on the old one, so frames stay in
     order. A side that has sent its SWITCH and read the other's sends close_notify on the old link; the other's
     close_notify tells it that its own SWITCH has arrived. From a side's commit until then, a failure of either link is
     a failure of the connection.
 
 Compatibility
-    Versions negotiate what frames mean; within a version, maps may gain keys, and kinds from 0x80 up may be added:
-    a receiver ignores kinds from 0x80 that it does not know, and refuses unknown ones below.
+    The version that the hello settles on says what frames mean. Within a version maps may gain keys, and kinds from
+    0x80 up may be added: a receiver ignores unknown kinds from 0x80 up, and refuses unknown kinds below.
 """
 
 from .codec import (

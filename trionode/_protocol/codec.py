@@ -20,7 +20,7 @@ U64: TypeAlias = Annotated[int, Meta(ge=0)]
 
 T = TypeVar("T")
 
-#: Longest text for people in a message, encoded; in a hello it has to fit beside the rest. Bytes.
+#: The longest text for people in a message, encoded, bytes; it has to fit into a hello beside the rest.
 MAX_TEXT: Final = 1000
 
 #: A struct as msgpack.
@@ -33,7 +33,7 @@ def decode(kind: type[T], data: bytes) -> T:
     """Decode untrusted msgpack into a struct.
 
     Raises:
-        RemoteProtocolError: whatever is wrong with it.
+        RemoteProtocolError: the bytes are not such a struct.
     """
     decoder = _decoders.get(kind) or _decoders.setdefault(kind, msgspec.msgpack.Decoder(kind))
     try:
@@ -44,5 +44,5 @@ def decode(kind: type[T], data: bytes) -> T:
 
 
 def text(words: str) -> str:
-    """Words as they may travel: encodable, and at most 1000 bytes."""
+    """Text for people as it is sent: encodable as UTF-8, and cut to 1000 bytes."""
     return words.encode("utf-8", "backslashreplace")[:MAX_TEXT].decode("utf-8", "ignore")

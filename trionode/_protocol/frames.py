@@ -12,12 +12,12 @@ from trionode._errors import RemoteProtocolError
 
 from .codec import Code, Name, Text, encode
 
-#: The largest fragment. Large enough that a 64 KiB message is one frame, small enough to interleave.
+#: The largest fragment, bytes: a message of 64 KiB is one frame, and the frames of other channels need not wait long.
 MAX_FRAGMENT: Final = 64 * 1024
 MAX_PAYLOAD: Final = MAX_FRAGMENT + 4
 MAX_CONTROL: Final = 4096
 
-#: What a message costs beyond its bytes: about what an empty one occupies while it waits.
+#: What a message costs beyond its bytes: about the memory of an empty one that waits to be received.
 MESSAGE_OVERHEAD: Final = 64
 
 OPEN: Final = 0x01
@@ -40,7 +40,7 @@ RENEW: Final = 0x10
 _FIRST_OPTIONAL_KIND: Final = 0x80
 _KINDS: Final = frozenset(range(OPEN, RENEW + 1))
 
-#: The highest channel; the next one to open there is the connection's last.
+#: The highest channel number: once it is used, the connection opens no more.
 LAST_CHANNEL: Final = 2**32 - 1
 
 _HEADER: Final = struct.Struct(">II")
@@ -96,15 +96,15 @@ def unpack_u32(payload: bytes) -> int:
 
 
 class FrameDecoder:
-    """Cuts a stream of bytes into frames; holds at most one incomplete frame (64 KiB)."""
+    """Splits a stream of bytes into frames; holds at most one incomplete frame (64 KiB)."""
 
     __slots__ = ("_channel", "_have", "_kind", "_length", "_parts", "_short")
 
     def __init__(self) -> None:
-        # A header that is not complete yet.
+        # An incomplete header.
         self._short = b""
-        # Of a frame whose header is known and whose payload is not complete: joined once, when it is, so that a
-        # dripping peer costs linear time, and a payload is copied once.
+        # Of a frame whose header is known, the payload so far: joined once, when it is complete, so that a peer that
+        # drips bytes costs linear time, and a payload is copied once.
         self._parts: list[bytes | memoryview] = []
         self._have = 0
         self._kind = 0
@@ -117,7 +117,7 @@ class FrameDecoder:
         return bool(self._short) or self._length >= 0
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """The frames that are complete now, as (kind, channel, payload); payloads are copied once, here.
+        """Take bytes from the stream, and return the frames that are complete now, as (kind, channel, payload).
 
         Raises:
             RemoteProtocolError: a frame is of an unknown kind or too long.

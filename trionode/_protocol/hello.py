@@ -17,7 +17,8 @@ T = TypeVar("T")
 ALPN: Final = "trionode/1"
 VERSIONS: Final = (1,)
 
-#: A hello has names and numbers; 4 KiB is several times the largest honest one. It is read before authentication.
+#: A hello holds names and numbers: 4 KiB is several times the largest honest one. It is read before the peer is
+#: authenticated.
 MAX_HELLO: Final = 4096
 
 _LENGTH: Final = struct.Struct(">H")
@@ -39,7 +40,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Join(msgspec.Struct, frozen=True, kw_only=True):
-    """In a first message: which connection the link is to carry, and the proof that it may."""
+    """In a first message: which connection the new link is for, and the proof that it is the same two nodes."""
 
     connection: Annotated[bytes, Meta(min_length=16, max_length=16)]
     attempt: U64
@@ -47,7 +48,7 @@ class Join(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """First message: who dials."""
+    """The first message: what the dialer says of itself."""
 
     versions: Annotated[list[U32], Meta(min_length=1, max_length=32)]
     name: Name
@@ -61,7 +62,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Second message: who accepts, and its verdict on the dialer. With a refusal the rest means nothing."""
+    """The second message: what the acceptor says of itself, or its refusal; with one the rest means nothing."""
 
     refusal: Refusal | None = None
     version: U32 = 0
@@ -75,13 +76,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
-    """Third message: the dialer's verdict on the acceptor."""
+    """The third message: the dialer accepts, or refuses."""
 
     refusal: Refusal | None = None
 
 
 def encode_hello(message: Hello | Answer | Confirmation) -> bytes:
-    """A hello message with its length in front."""
+    """A hello message, its length first."""
     body = encode(message)
     return _LENGTH.pack(len(body)) + body
 
@@ -115,6 +116,6 @@ class HelloReader:
         return decode(kind, body)
 
     def rest(self) -> bytes:
-        """What followed the last message: frames, already."""
+        """The bytes behind the last message: the first frames."""
         rest, self._buffer = self._buffer, b""
         return rest

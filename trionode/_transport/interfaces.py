@@ -22,7 +22,7 @@ __all__ = ["Listener", "Transport"]
 
 
 class Listener(Protocol):
-    """One place where connections come in.
+    """A place where connections are accepted.
 
     Attributes:
         address: the (host, port) that it is bound to, for people and for resolvers.
@@ -35,22 +35,23 @@ class Listener(Protocol):
     async def accept(self) -> trio.abc.Stream:
         """Wait for the next connection. Cancelling loses none.
 
-        Nothing that a peer does may make this fail; where the system does, it is tried again in here.
+        Nothing that a peer does may make this fail; after an error of the system the listener itself tries again.
 
         Raises:
             trio.ClosedResourceError: the listener was closed.
         """
 
     def close(self) -> None:
-        """Stop listening, at once; who waits in `accept` is woken. Idempotent."""
+        """Stop listening, at once; a task that waits in `accept` gets `trio.ClosedResourceError`. Idempotent."""
 
 
 @runtime_checkable
 class Transport(Protocol):
     """What carries a node's connections; `NetworkOptions.transport`.
 
-    Streams are `trio.abc.Stream`s, and `trio.abc.HalfCloseableStream`s where possible: it lets the reason for a refusal
-    arrive before the end does. One that knows where its peer is has the attribute `peer_address`, a (host, port).
+    Streams are `trio.abc.Stream`s, and `trio.abc.HalfCloseableStream`s where possible, so that the reason for a refusal
+    arrives before the end of the stream. A stream that knows its peer's address has the attribute `peer_address`, a
+    (host, port).
     """
 
     async def listen(self, host: str | None, port: int, *, port_range: int, only_local: bool) -> Sequence[Listener]:
@@ -70,14 +71,14 @@ class Transport(Protocol):
         """
 
     async def connect(self, host: str, port: int) -> trio.abc.Stream:
-        """Resolve a host and connect. Unbounded: the deadline is the caller's scope. Cancelling leaves nothing behind.
+        """Resolve a host and connect, without a deadline of its own. Cancelling leaves nothing behind.
 
         Args:
             host: a canonical DNS name or address, IPv6 in brackets.
             port: from 1 to 65535.
 
         Raises:
-            OSError: the name does not resolve, or nobody answers there.
+            OSError: the name does not resolve, or nothing answers there.
         """
 
 

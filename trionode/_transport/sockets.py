@@ -1,12 +1,12 @@
-"""Sockets without detours: what can be written or read at once, below Trio's checkpoints.
+"""Sockets without Trio's checkpoints: what can be written or read at once.
 
-Trio's `send_all` tries, then yields to the scheduler; its `receive_some` tries before it waits, mostly in vain where
-requests and replies alternate. Each costs some microseconds that a small message has no other use for (measured, of a
-call: two scheduler ticks a write, a failing system call and an exception a read). These two do the same with neither.
-They are no checkpoints: who calls them sees to that. What is read lands in one buffer for all sockets of a run: it is
-decrypted before anything else can run, so that nobody needs one of its own.
+Trio's `send_all` writes, then yields to the scheduler; its `receive_some` reads before it waits, mostly in vain where
+requests and replies alternate. For a small message that is a large part of the cost (measured, of a call: two scheduler
+ticks for each write, a failing system call and an exception for each read). The functions here do without, and so are
+no checkpoints: that is up to their callers. All sockets of a run read into one buffer: what it holds is decrypted
+before anything else can run, so no socket needs a buffer of its own.
 
-Only TCP sockets on POSIX can do it; for any other stream the answer is no, and Trio's own way is taken.
+This works with TCP sockets on POSIX; any other stream is read and written in Trio's own way.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import trio
 if TYPE_CHECKING:
     from trionode._util.text import Address, Buffer
 
-#: Where `os.readv` and `os.write` work on sockets.
+#: Whether `os.readv` and `os.write` work on sockets.
 _POSSIBLE: Final = sys.platform != "win32"
 
-#: What is read at once: what a node writes at once, with its records' overhead. Larger makes one busy connection hold
-#: up the others for longer. Bytes.
+#: How much is read at once: as much as a node writes at once, with the overhead of its TLS records. More would let one
+#: busy connection hold up the others for longer. Bytes.
 READ_SIZE: Final = 160 * 1024
 
-#: Allocated once and freed at once: glibc learns from it that memory of such sizes comes and goes, and keeps it. Else
-#: it may give what each large message took back to the system and fault it in again: a quarter of the throughput,
-#: measured (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in mallopt(3)). Bytes.
+#: A block of this size is allocated once and freed at once, which makes glibc keep memory of such sizes for reuse
+#: (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in mallopt(3)). Otherwise it may return the memory of each large message to
+#: the system and fault it in again, which costs a quarter of the throughput (measured). Bytes.
 _KEPT: Final = 1024 * 1024
 
 _CLOSED: Final = "this socket was already closed"
@@ -52,7 +52,7 @@ def address_of(transport: trio.abc.Stream) -> Address | None:
 
 
 def socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
-    """The stream, if it is a socket that this is possible on."""
+    """The stream, if it is a socket that can be read and written like this; else None."""
     return stream if _POSSIBLE and isinstance(stream, trio.SocketStream) else None
 
 
@@ -77,7 +77,7 @@ async def wait_and_read(stream: trio.SocketStream, size: int = READ_SIZE) -> mem
     Cancelling loses nothing.
 
     Returns:
-        What was read, until the next checkpoint: then others read into the same place.
+        What was read; valid until the next checkpoint, when other sockets read into the same buffer.
 
     Raises:
         trio.BrokenResourceError: the connection is broken.
@@ -85,7 +85,7 @@ async def wait_and_read(stream: trio.SocketStream, size: int = READ_SIZE) -> mem
     """
     while True:
         descriptor = stream.socket.fileno()
-        if descriptor < 0:  # Trio would remember us as waiting for it
+        if descriptor < 0:  # `wait_readable` would leave this task registered for -1
             raise trio.ClosedResourceError(_CLOSED)
         await trio.lowlevel.wait_readable(descriptor)
         buffer = _read_buffer()[:size]

@@ -1,4 +1,4 @@
-"""Listening sockets, and an accept loop that nothing a peer or the system does can end.
+"""TCP: listening sockets whose `accept` survives whatever a peer or the system does, and connections.
 
 Trio's own `open_tcp_listeners` gives IPv4 and IPv6 different ports where port 0 is asked for, cannot skip addresses
 that are not local, and its `serve_listeners` ends with the first accept error that it does not know.
@@ -29,7 +29,7 @@ S = TypeVar("S", bound=trio.abc.Stream)
 
 #: How long an accept loop pauses after an error (descriptors or memory exhausted, mostly). Seconds.
 ACCEPT_PAUSE: Final = 0.1
-#: How often a free port is drawn anew because it was taken in another address family. Port 0 only.
+#: How often another free port is drawn because the first is taken in another address family; for port 0 only.
 _PORT_DRAWS: Final = 10
 _BACKLOG: Final = 1024
 
@@ -85,7 +85,7 @@ async def open_listeners(
         case errno.EADDRNOTAVAIL:
             remedy = "Give an address of this machine, or host='0.0.0.0' (or '::') for all that it has"
         case errno.EACCES:
-            remedy = "Ports below 1024 are for root and whoever has CAP_NET_BIND_SERVICE: choose a higher one"
+            remedy = "Ports below 1024 are for root and for processes with CAP_NET_BIND_SERVICE: choose a higher one"
         case _:
             remedy = "Choose another port, widen port_range, or port=0 for any free one"
     msg = f"cannot listen on {shown}, tried port {ports}: {failure.strerror or failure}. {remedy}"
@@ -103,7 +103,7 @@ async def _listen_on_all(hosts: Sequence[tuple[int, str]], port: int, *, only_lo
                     continue
                 raise
             undo.callback(sock.close)
-            if sys.platform != "win32":  # there it would mean "share the port with anybody"
+            if sys.platform != "win32":  # there it would mean that any process may share the port
                 sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
             if family == trio.socket.AF_INET6:
                 sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
@@ -150,7 +150,7 @@ async def accept_patiently(listener: trio.abc.Listener[S], where: str) -> S:
 
 @final
 class TCPListener:
-    """A listening socket whose `accept` nothing can end that a peer or the system does.
+    """A listening socket whose `accept` fails only once it was closed.
 
     Attributes:
         address: the (host, port) that it is bound to.
@@ -176,7 +176,7 @@ class TCPListener:
 
 @final
 class _TCP:
-    """The default."""
+    """The default transport."""
 
     async def listen(self, host: str | None, port: int, *, port_range: int, only_local: bool) -> Sequence[Listener]:
         listeners = await open_listeners(host, port, port_range=port_range, only_local=only_local)
@@ -186,7 +186,8 @@ class _TCP:
         address = host_address(host)
         if address is None:
             return await trio.open_tcp_stream(host, port)
-        # Nothing to resolve, and nothing to race: Trio's way would take a nursery and two tasks for it.
+        # One address, so there is nothing to resolve and no race of addresses: Trio's way would take a nursery and two
+        # tasks.
         family = trio.socket.AF_INET if address.version == 4 else trio.socket.AF_INET6
         socket = trio.socket.socket(family, trio.socket.SOCK_STREAM)
         try:

@@ -1,4 +1,4 @@
-"""Exponential back-off with jitter: how long to wait before something that failed is tried again."""
+"""Exponential back-off with jitter: how long to wait before another attempt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Backoff:
     """The waits between attempts.
 
     After the first failure in a row the wait is `first` at most, after each further one twice as long, never more than
-    `longest`. Of that a share is drawn at random, so that many who failed together do not try again together: from
+    `longest`. Of that a share is drawn at random, so that clients that failed together do not try again together: from
     nothing (full jitter) where attempts may follow each other at once, from `least` where they must not.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 msgspec's own exceptions depend on its version and on the Python that runs it: `ValidationError` for another type,
 `DecodeError` or a bare `ValueError` for bad encoding, `RecursionError` for deep nesting, `TypeError` for a map whose
-key is a map (before 0.22), `OverflowError` for numbers. Types of an application may raise whatever they like.
+key is a map (before 0.22), `OverflowError` for numbers. Types of an application may raise anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Decoder(Protocol[T_co]):
 
 
 def decode_untrusted(decoder: Decoder[T], data: Buffer) -> T:
-    """Decode bytes that nobody vouches for; their size has to be bounded by the caller.
+    """Decode untrusted bytes; the caller has to bound their size.
 
     Raises:
         UndecodableError: they are no value of the decoder's type.

@@ -1,4 +1,4 @@
-"""Values that nobody changes after they were made, and values that never leave the process."""
+"""Base classes of values that cannot be changed once made, and of values that never leave the process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NoReturn, Self
 
 
 class Immutable:
-    """Base of values whose attributes are set once, with `object.__setattr__`, by whoever makes them."""
+    """Base of values whose attributes are set once, with `object.__setattr__`, by their constructor."""
 
     __slots__ = ()
 

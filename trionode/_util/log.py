@@ -2,8 +2,9 @@
 
 Handlers and filters belong to the application, and some raise: a full disk, a closed stream, a formatter with a defect.
 `logging` lets what a filter or `Handler.handle` raises through to the caller. Here the callers are accept loops and the
-tasks of a node, and a peer can cause many of the lines, so a broken handler must not end what logs: the failure is
-shown on stderr, as `logging` itself does for handlers that fail in `emit` (and silenced by `logging.raiseExceptions`).
+tasks of a node, and a peer can cause many of the lines, so a broken handler must not end the task that logs: the
+failure is shown on stderr, as `logging` itself does for handlers that fail in `emit` (and silenced by
+`logging.raiseExceptions`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Log:
         self._emit(logging.DEBUG, message, args, None)
 
     def info(self, message: str, *args: object) -> None:
-        """Log what is as it should be."""
+        """Log what an operator may want to know."""
         self._emit(logging.INFO, message, args, None)
 
     def warning(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
@@ -55,7 +56,7 @@ class Log:
 
     def _emit(self, level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None) -> None:
         try:
-            # The line is named after who called our method: two frames up from here.
+            # The caller that a line is attributed to is that of our method: two frames up from here.
             self._logger.log(level, message, *args, exc_info=exc_info, stacklevel=3)
         except Exception:  # noqa: BLE001 -- whatever a handler or a filter raises
             if logging.raiseExceptions:

@@ -1,7 +1,7 @@
 """Directories that are this user's alone: for what other users of the machine must neither see nor put there.
 
-Files in them may outlive the process that made them, and a successor may put its own in their place at any moment. So
-they are removed by `remove_if` only, which does not remove what it has not looked at.
+Files in them may outlive the process that made them, and a new process may put its own file in the place of an old one
+at any moment. So they are removed by `remove_if` only, which examines the very file that it removes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class NotPrivateError(Exception):
-    """A directory cannot be relied on; the text goes on where a sentence has named it, and has the remedy."""
+    """A directory is not private; the text is the rest of a sentence that began with its name, and has the remedy."""
 
 
 def runtime_directory() -> Path | None:
-    """Ours below `$XDG_RUNTIME_DIR`, which the system gives each user who is logged in; None where it is not set."""
+    """`trionode` below `$XDG_RUNTIME_DIR`, which each logged-in user has; None where that is not set."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    # What is relative is to be ignored (XDG Base Directory Specification).
+    # A relative path is to be ignored (XDG Base Directory Specification).
     return runtime / "trionode" if runtime.is_absolute() else None
 
 
 @contextmanager
 def private_directory(directory: Path) -> Iterator[int]:
-    """A directory as a descriptor, for a `with` block; made with mode 0700, parents included, if it is missing.
+    """Open a directory for the length of a `with` block, as a descriptor; make it, with mode 0700, if it is missing.
 
     Raises:
-        NotPrivateError: it cannot be had, is a link, is another user's, or lets others in.
+        NotPrivateError: it cannot be made or opened, is a link, is another user's, or gives other users access.
     """
     try:
         _make(directory)
@@ -63,9 +63,9 @@ def _make(directory: Path) -> None:
 
 
 def remove_if(directory: int, name: str, doomed: Callable[[str], bool]) -> None:
-    """Remove a file, but not what a successor may have put in its place since it was looked at.
+    """Remove a file, but not one that another process has put in its place since it was examined.
 
-    There is no "unlink if it is still that file", so it is moved aside, looked at again, and put back if need be.
+    There is no "unlink if it is still that file", so it is moved aside, examined again, and put back if need be.
 
     Args:
         directory: its descriptor.
@@ -82,7 +82,7 @@ def remove_if(directory: int, name: str, doomed: Callable[[str], bool]) -> None:
         is_doomed = doomed(aside)
     with contextlib.suppress(OSError):
         if not is_doomed:
-            # Not rename: should there be a newer one by now, that stays.
+            # Not rename: if there is a newer one by now, that stays.
             os.link(aside, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
     with contextlib.suppress(OSError):
         os.unlink(aside, dir_fd=directory)

@@ -1,4 +1,4 @@
-"""Log lines that a peer can cause: the first few of a window one by one, the rest counted and said in one line."""
+"""A rate limit for log lines that peers can cause: the first few of a window one by one, the rest as a count."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RateLimitedLog:
     """A logger's `warning` and `error`, for what peers cause."""
 
     def __init__(self, log: Log, what: str) -> None:
-        """Make one.
+        """Begin the first window with the first line.
 
         Args:
-            log: where to.
+            log: the log that is written to.
             what: what the lines are about, for the summary: `%d more …, not logged one by one`.
         """
         self._log = log
@@ -35,13 +35,13 @@ class RateLimitedLog:
 
     def warning(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         """Log a warning, or count it."""
-        self._say(logging.WARNING, message, args, exc_info)
+        self._emit(logging.WARNING, message, args, exc_info)
 
     def error(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
         """Log an error, or count it."""
-        self._say(logging.ERROR, message, args, exc_info)
+        self._emit(logging.ERROR, message, args, exc_info)
 
-    def _say(self, level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None) -> None:
+    def _emit(self, level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None) -> None:
         now = trio.current_time()
         if now - self._began >= LOG_WINDOW:
             self.summarise()
@@ -51,7 +51,7 @@ class RateLimitedLog:
             self._log.log(level, message, *args, exc_info=exc_info)
 
     def summarise(self) -> None:
-        """Say what was counted, and begin anew."""
+        """Log how many lines were left out since the window began, if any were; begin a new count."""
         unsaid = self._count - LOG_BURST
         self._count = 0
         if unsaid > 0:

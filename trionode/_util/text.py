@@ -1,10 +1,10 @@
-"""Text for people: addresses, and what came from a peer made safe to show; and the type of bytes on their way."""
+"""Text for people: addresses, and text from peers made safe to show; and the types of addresses and buffers."""
 
 from __future__ import annotations
 
 from typing import Final, TypeAlias
 
-#: Bytes in whatever holds them.
+#: Any object that holds bytes.
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: Host and port, the form in which every address of this package is given.
@@ -12,21 +12,21 @@ Address: TypeAlias = tuple[str, int]
 
 
 def place(address: Address) -> str:
-    """An address as a sentence has it."""
+    """An address in words: `127.0.0.1 port 15000`."""
     return f"{address[0]} port {address[1]}"
 
 
 def at(address: Address | None) -> str:
-    """Where, for a sentence to go on with; nothing where that is not known."""
+    """The end of a sentence that says where: ` at 127.0.0.1 port 15000`, or nothing where the address is not known."""
     return "" if address is None else f" at {place(address)}"
 
 
-#: Peer text longer than this is cut in our own messages: enough for a sentence, too little to flood a log.
+#: Text from a peer is cut to this length in our own messages: enough for a sentence, too little to flood a log.
 PEER_TEXT_LIMIT: Final = 300
 
 
 def printable(text: str, limit: int = PEER_TEXT_LIMIT) -> str:
-    """Peer-supplied text made safe for logs and terminals: control characters escaped, length bounded."""
+    """Text from a peer, safe for logs and terminals: control characters escaped, length bounded."""
     # Cut again after escaping: one character may have become ten.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:limit])
     return shown[:limit] + "…" if len(text) > limit or len(shown) > limit else shown
