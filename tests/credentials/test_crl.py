@@ -363,7 +363,7 @@ def both(pool: CAPool, crls: CRLSet | None, policy: CRLPolicy = STRICT) -> TLSPo
     return TLSPolicy(client_cas=pool, root_cas=pool, crls=crls, crl_policy=policy)
 
 
-sides = pytest.mark.parametrize("accepting", [True, False], ids=["acceptor", "dialler"])
+sides = pytest.mark.parametrize("accepting", [True, False], ids=["acceptor", "dialer"])
 
 
 @sides
@@ -594,7 +594,7 @@ async def serve(nursery: trio.Nursery, manager: CertAuthManager, handler: Callab
     return port
 
 
-async def test_a_revoked_dialler_hears_why(world: World) -> None:
+async def test_a_revoked_dialer_hears_why(world: World) -> None:
     """The alert `certificate_revoked` reaches whoever was revoked as what it is; others see whom they serve."""
     chains: list[tuple[x509.Certificate, ...]] = []
     pool = world.root.pool

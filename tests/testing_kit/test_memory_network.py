@@ -36,7 +36,7 @@ PATIENCE = 1000
 
 
 async def pair(network: MemoryNetwork, source: str = "localhost", target: str = "localhost") -> Ends:
-    """Both ends of a new connection, the dialler's first."""
+    """Both ends of a new connection, the dialer's first."""
     host = network.host(target)
     [listener] = await host.listen(host.address, 0)
     try:
@@ -146,7 +146,7 @@ async def test_an_item_of_a_view_may_be_larger_than_a_byte(autojump_clock: trio.
 
 
 async def test_everybody_sees_both_addresses(autojump_clock: trio.testing.MockClock) -> None:
-    """Each end knows both; the dialler's port is one that nobody chose."""
+    """Each end knows both; the dialer's port is one that nobody chose."""
     network = MemoryNetwork()
     a, b = network.host("10.0.0.1"), network.host("10.0.0.2")
     [listener] = await b.listen("10.0.0.2", 15000)
@@ -433,7 +433,7 @@ async def test_a_closed_listener_wakes_who_accepts(autojump_clock: trio.testing.
 
 
 async def test_a_listener_that_closes_meanwhile_resets(autojump_clock: trio.testing.MockClock) -> None:
-    """Between the dialler's first packet and its last, the listener may close: the connection is broken from birth."""
+    """Between the dialer's first packet and its last, the listener may close: the connection is broken from birth."""
     network = MemoryNetwork(latency=1)
     [listener] = await network.listen(None, 15000)
     async with trio.open_nursery() as nursery:
@@ -829,7 +829,7 @@ async def test_scripts_queue_for_a_pair_of_hosts_before_the_callback_is_asked(
         await far.send_all(b"yy")
         got.append((await read(far))[0])
     assert got == [b"x", b"xxxxx", b"xx", b"xxxxx", b"xxx"]
-    assert [(each.dialler[0], each.acceptor[0], each.number) for each in asked] == [
+    assert [(each.dialer[0], each.acceptor[0], each.number) for each in asked] == [
         (b.address, a.address, 0),
         (a.address, b.address, 2),
         (a.address, b.address, 3),

@@ -105,7 +105,7 @@ class Registry:
 def _replaces(new: Connection, old: Connection) -> bool:
     """Whether a newcomer takes an older connection's place.
 
-    The same verified peer, dialling the same way round: its dialler closed or lost the old one, or wants another
+    The same verified peer, dialling the same way round: its dialer closed or lost the old one, or wants another
     route (and says so, if it was the other side that dialled). What the other side dialled insecurely, so that it is
     not mutual, takes the place of its own kind only. Of another incarnation, the arbiter has seen that the old one is
     dead.

@@ -1,4 +1,4 @@
-"""What helps to test programs and channels built on trionode; imports no test framework.
+"""Tools for tests of programs and channels built on trionode; imports no test framework.
 
 The fixtures of the same names are in the pytest plugin, `trionode.pytest_plugin`.
 """

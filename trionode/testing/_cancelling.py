@@ -1,11 +1,10 @@
 """Cancel an operation at each of its checkpoints in turn, so that what a cancellation leaves behind can be looked at.
 
-Theory. Every place where a task waits is a place where it may be cancelled, and each is a way out of a function that
-tests rarely take. Trio says when a task stops and when it goes on (`trio.abc.Instrument`), so the places can be
-counted: an operation is run again and again, cancelled at the first, at the second and so on, until it is through
-uncancelled. At each place there are two moments. *Waiting*: it has just begun to wait. *Waking*: what it waited for has
-happened, and it has not gone on yet; whoever loses something then (a message received, a stream opened) loses it for
-good.
+Theory. A task may be cancelled at each of its checkpoints, and each is a way out of a function that tests rarely take.
+Trio tells when a task stops and when it goes on (`trio.abc.Instrument`), so checkpoints can be counted: an operation is
+run again and again, cancelled at the first checkpoint, at the second and so on, until it completes uncancelled. At each
+checkpoint there are two moments. *Waiting*: the task has just begun to wait. *Waking*: what it waited for has happened,
+and it has not gone on yet; a function that drops something then (a message received, a stream opened) has lost it.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ class _Canceller(trio.abc.Instrument):
         self._count = 0
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's: a task has stopped."""
+        """Called by Trio when a task has stopped."""
         if self._moment is Moment.WAITING:
             self._step(task)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's: a task is about to go on."""
+        """Called by Trio when a task is about to go on."""
         if self._moment is Moment.WAKING:
             self._step(task)
 
@@ -68,12 +67,12 @@ class _Canceller(trio.abc.Instrument):
 
 @final
 class Attempt:
-    """One run of an operation, in a `with` block that takes the cancellation in.
+    """One run of an operation, in a `with` block, which absorbs the cancellation.
 
     Attributes:
         moment: when it is cancelled.
         checkpoint: at which of its checkpoints, from 1; 0 for `BEFORE`.
-        cancelled: whether the block was left by the cancellation.
+        cancelled: whether the cancellation ended the block.
     """
 
     def __init__(self, moment: Moment, checkpoint: int, canceller: _Canceller) -> None:
@@ -106,7 +105,7 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """End; what is raised says where it was cancelled."""
+        """End; an exception gets a note that says where the block was cancelled."""
         if self.moment is not Moment.BEFORE:
             trio.lowlevel.remove_instrument(self._canceller)
         if error is not None and not isinstance(error, trio.Cancelled):
@@ -117,10 +116,10 @@ class Attempt:
 
 
 def cancel_at_every_checkpoint(*, any_task: bool = False) -> Iterator[Attempt]:
-    """Attempts at an operation, each cancelled one checkpoint later than the one before; the last goes through.
+    """Attempts at an operation, each cancelled one checkpoint later than the one before; the last one completes.
 
-    What comes before and after the `with` block in the loop is not cancelled, and is where a test prepares, and looks
-    at what is left::
+    The code before and after the `with` block in the loop is not cancelled: there a test prepares, and examines what is
+    left::
 
         for attempt in cancel_at_every_checkpoint():
             async with node.open_channel("beta@localhost", "echo") as channel:
@@ -128,13 +127,13 @@ def cancel_at_every_checkpoint(*, any_task: bool = False) -> Iterator[Attempt]:
                     await channel.send(b"message")
                 await channel.send(b"usable")
 
-    An operation that finishes in spite of the cancellation is an attempt like others: see `Attempt.cancelled`. What the
-    block raises besides comes out, with a note that says where it was cancelled.
+    An operation may complete in spite of the cancellation, see `Attempt.cancelled`. What the block raises otherwise
+    comes out, with a note that says where it was cancelled.
 
     Args:
-        any_task: count what every task of the run does, and not only the one that enters the block: for operations that
-            wait once, while others do the work (`node.connect` shares a dial, which is a task of its own). The whole
-            run then has to be quiet, or there is no end.
+        any_task: count the checkpoints of every task of the run, and not only of the task that enters the block: for
+            operations that wait once while other tasks do the work (`node.connect` shares a dial, which is a task of
+            its own). The rest of the run then has to be idle, or there is no end.
 
     Raises:
         RuntimeError: the loop's body did not use the attempt, or the operation seems to have no end.

@@ -1,9 +1,9 @@
 """A conformance check for channels of bytes, as `trio.testing.check_two_way_stream` is one for streams.
 
 Theory. Each rule is one small function that gets a fresh pair of connected ends and drives them through the public
-interface alone; the table `_RULES` is what is checked, in order, from both ends. Nothing sleeps for an order of
+interface alone; the table `_RULES` is what is checked, in order, from both ends. No rule sleeps to get an order of
 events: "the other side has got as far as it can" is `wait_all_tasks_blocked`, with a cushion, because the ends may
-talk through a socket. No deadlines either: a channel that hangs hangs here, inside whatever scope the caller set.
+talk through a socket. There are no deadlines: a channel that hangs, hangs in the caller's cancel scope.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ ChannelMaker: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[End, En
 
 #: Empty, tiny, around what one TLS record, one frame or one window may hold, and well above.
 _SIZES: Final = (0, 1, 100, 16 * 1024, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 400_000, 0, 7)
-#: Messages that fill a channel up, and what may be accepted of them while nobody receives: more is no flow control.
+#: Messages that fill a channel, and how many of them it may accept while no task receives: accepting more is no flow
+#: control.
 _FILLER_SIZE: Final = 4096
 _FILLER_LIMIT: Final = 4 * 1024
-#: Quiet for this long means that everybody has got as far as they can. Seconds.
+#: If no task runs for this long, both ends have got as far as they can. Seconds.
 _CUSHION: Final = 0.005
-#: How many task switches a cancellation comes after a message was sent: from "at once" to "when it is long there".
+#: A cancellation comes up to so many task switches after a message was sent: from at once to long after its arrival.
 _RACES: Final = 24
 
 
@@ -47,7 +48,7 @@ class _NoWait(Protocol):
     def receive_nowait(self) -> bytes: ...
 
 
-class _ResetOnPurpose(Exception):  # noqa: N818 -- nobody's error: the way to leave a block by an exception
+class _ResetOnPurpose(Exception):  # noqa: N818 -- no error, but a way to leave a block by an exception
     """Leaves an `async with` block."""
 
 
@@ -76,10 +77,10 @@ async def check_two_way_channel(channel_maker: ChannelMaker) -> None:
         `EndOfChannel` for the peer: its `receive` raises `BrokenResourceError` or `RemoteError` after at most what had
         arrived, its `send` `BrokenResourceError`, in tasks that wait as well.
 
-    All along, `send`, `receive`, `send_eof` and `aclose` must be checkpoints when they succeed, and a channel that
-    nobody receives from must not accept for ever.
+    In all of this `send`, `receive`, `send_eof` and `aclose` must be checkpoints when they succeed, and a channel whose
+    messages are not received must not accept more for ever.
 
-    There are no deadlines in here: call it within one.
+    It has no deadline: call it within one.
 
     Args:
         channel_maker: called without arguments, returns an async context manager that yields two connected ends. It
@@ -149,7 +150,7 @@ def _filler(number: int) -> bytes:
 async def _fill(end: End, accepted: list[bytes]) -> None:
     """Send until it waits, and on; what was accepted is in the list."""
     while True:
-        _require(len(accepted) < _FILLER_LIMIT, "a channel that nobody receives from accepts without end")
+        _require(len(accepted) < _FILLER_LIMIT, "a channel accepts messages without end, although none is received")
         value = _filler(len(accepted))
         await _send(end, value)
         accepted.append(value)
@@ -287,7 +288,7 @@ async def _clean_close_wakes_the_peer(left: End, right: End) -> None:
         nursery.start_soon(_expect, trio.EndOfChannel, partial(_drain, right, []))
         await _settled()
         await _close(left)
-    _require(received == [], "something was received that nobody sent")
+    _require(received == [], "something was received that was not sent")
 
 
 async def _operations_after_close(left: End, right: End) -> None:
@@ -337,7 +338,7 @@ async def _cancelled_receive(left: End, right: End) -> None:
         scope.cancel()
         await right.receive()
     _require(scope.cancelled_caught, "receive() in a cancelled scope took a message")
-    # Something to come after it in each case: a message that was lost then shows at once, and hangs nobody.
+    # Another message follows in each case, so that a lost one shows at once, rather than as a hang.
     await _send(left, b"second")
     _require(await _receive(right) == b"first", "receive() in a cancelled scope lost a message")
     _require(await _receive(right) == b"second", "receive() in a cancelled scope left something behind")
@@ -467,7 +468,7 @@ async def _after_reset(left: End, right: End, *, sent: list[bytes]) -> None:
     await _expect(trio.ClosedResourceError, left.receive)
     received: list[bytes] = []
     await _expect(_PEER_RESET, partial(_drain, right, received))
-    _require(received == sent[: len(received)], "after a reset something was received that nobody sent")
+    _require(received == sent[: len(received)], "after a reset something was received that was not sent")
     await _expect(_PEER_RESET, right.receive)
     await _expect_while_filling(right, trio.BrokenResourceError)
     await _close(right)

@@ -1,4 +1,4 @@
-"""One clock for everything: certificates age as Trio's time passes, be it the machine's or a `MockClock`'s."""
+"""One clock for certificates and timers: certificates age as Trio's clock goes, a `MockClock` for one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["certificate_clock", "trio_clock"]
 def trio_clock(start: datetime) -> Callable[[], datetime]:
     """A clock for cert managers and CAs (`clock=`) that shows `start` now, and goes on as Trio's clock does.
 
-    Under `autojump_clock` a certificate's whole life so takes milliseconds. Good for the current Trio run: outside of
-    one it raises `RuntimeError`, as `trio.current_time()` does.
+    Under `autojump_clock` the whole life of a certificate takes milliseconds. It is for the current Trio run: outside
+    of one it raises `RuntimeError`, as `trio.current_time()` does.
 
     Args:
         start: an aware datetime.
@@ -35,9 +35,9 @@ def trio_clock(start: datetime) -> Callable[[], datetime]:
 
 
 def certificate_clock(start: datetime | None = None) -> Callable[[], datetime]:
-    """As `trio_clock`, for those who need a clock before there is a Trio run: fixtures.
+    """As `trio_clock`, for fixtures, which need a clock before there is a Trio run.
 
-    Outside of a Trio run it shows `start`; the first run in which it is asked is the one that it follows from then on.
+    Outside of a Trio run it shows `start`; it follows the first run in which it is called.
 
     Args:
         start: an aware datetime; by default the machine's time now.

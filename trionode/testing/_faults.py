@@ -1,4 +1,4 @@
-"""What may go wrong with one connection of a `MemoryNetwork`, written down beforehand, to the byte."""
+"""Faults of one connection of a `MemoryNetwork`, set beforehand, to the byte."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _OFFSET: Final = integer(0, 2**63 - 1, "bytes")
 class Faults(Checked):
     """What goes wrong in one direction of one connection; by default nothing.
 
-    Offsets count the bytes that are sent in this direction, from 0. Of the three ways to end, the first that is reached
-    happens, with 0 as soon as the connection is there.
+    Offsets count the bytes that are sent in this direction, from 0. Of the three ways to end, the one that is reached
+    first happens; at offset 0, as soon as the connection is made.
 
     Attributes:
-        delay: seconds on the way, on top of the link's latency.
-        rate: bytes per second that get through: a thin line, or a peer that reads slowly. The sender is held up once
-            the connection's buffer is full.
+        delay: seconds that bytes take, in addition to the latency between the hosts.
+        rate: bytes per second that get through: a slow line, or a peer that reads slowly. The sender waits once the
+            connection's buffer is full.
         corrupt: offsets of bytes that arrive with all bits flipped.
-        reset_after: so many bytes arrive, then both ends see a reset (RST): a peer or a middlebox that lost its memory.
-        eof_after: so many bytes arrive, then the receiver sees a clean end (FIN). What follows is lost, and the sender
-            is not told: what somebody in between can do at any time.
-        stall_after: so many bytes arrive and nothing more, no end either, and nobody is told: a half-open connection.
-            The sender goes on until the connection's buffer is full.
+        reset_after: so many bytes arrive, then both ends get a reset (RST), as from a peer or a middlebox that has lost
+            its state.
+        eof_after: so many bytes arrive, then the receiver gets a clean end (FIN). What follows is lost without notice
+            to the sender, as an attacker in between can make it.
+        stall_after: so many bytes arrive and nothing more, not even an end: a half-open connection. The sender goes on
+            until the connection's buffer is full.
     """
 
     delay: float = field(default=0.0, metadata=rule(DURATION))
@@ -56,11 +57,11 @@ class Faults(Checked):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Script(Checked):
-    """What goes wrong with one connection.
+    """The faults of one connection, in both directions.
 
     Attributes:
-        there: with what its dialler sends.
-        back: with what its acceptor sends.
+        there: of what its dialer sends.
+        back: of what its acceptor sends.
     """
 
     there: Faults = Faults()

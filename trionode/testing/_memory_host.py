@@ -24,13 +24,13 @@ __all__ = ["MemoryHost"]
 
 LOOPBACK: Final = "127.0.0.1"
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 -- nothing real listens there
-#: Where ports come from that were not chosen (RFC 6335 section 6).
+#: The first of the ports that are drawn (RFC 6335 section 6).
 _FIRST_FREE_PORT: Final = 49152
 
 
 @final
 class MemoryListener:
-    """One port where connections come in."""
+    """A listener on one port."""
 
     def __init__(self, address: Address, closed: Callable[[], object]) -> None:
         self.address: Address = address
@@ -39,7 +39,7 @@ class MemoryListener:
         self._changed = trio.lowlevel.ParkingLot()
 
     def enter(self, stream: MemoryStream) -> None:
-        """A connection comes in; where the listener has closed meanwhile, it is reset."""
+        """Take a connection that has arrived; if the listener was closed meanwhile, reset it."""
         if self._closed is None:
             stream.close(abort=True)
             return
@@ -66,7 +66,7 @@ class MemoryListener:
 
 @final
 class Ports:
-    """The ports of one host: which have a listener, and which is drawn next."""
+    """The ports of one host: those that have a listener, and the next free one."""
 
     def __init__(self) -> None:
         self._listeners: dict[Address, MemoryListener] = {}
@@ -78,11 +78,11 @@ class Ports:
         return tuple(self._listeners)
 
     def listener(self, address: str, port: int) -> MemoryListener | None:
-        """The listener that a connection to an address and port reaches, if there is one."""
+        """The listener that a connection to this address and port reaches, if there is one."""
         return self._listeners.get((address, port)) or self._listeners.get((_EVERYWHERE, port))
 
     def is_taken(self, address: str, port: int) -> bool:
-        """Whether a listener is in the way of another on this address and port."""
+        """Whether there is a listener already that conflicts with one on this address and port."""
         return any(
             taken == port and (_EVERYWHERE in (address, where) or address == where) for where, taken in self._listeners
         )
@@ -94,7 +94,7 @@ class Ports:
         return listener
 
     def draw(self) -> int:
-        """A free port, for a listener that does not care, or a connection that sets out."""
+        """A free port, for a listener on port 0 or for a connection that is dialled."""
         taken = {port for _, port in self._listeners}
         while True:
             port = self._next
@@ -153,8 +153,8 @@ class MemoryHost:
         """See `Transport.connect`.
 
         Raises:
-            OSError: the name does not resolve (`socket.gaierror`), no host has the address (EHOSTUNREACH), or nobody
-                listens there (ECONNREFUSED). Where packets get lost it waits, until they do not or it is cancelled.
+            OSError: the name does not resolve (`socket.gaierror`), no host has the address (EHOSTUNREACH), or nothing
+                listens there (ECONNREFUSED). While packets are lost (`partition`) it waits.
         """
         await trio.lowlevel.checkpoint()
         return await self._connect(self, host, port)

@@ -1,13 +1,13 @@
 """A network in memory: hosts, listeners and connections without sockets, on Trio's clock, with faults on demand.
 
-Theory. A host is an address, and names that resolve to it. Between each two there is a way in each direction, with a
-latency and perhaps blocked (`Way`); connections are made here and live in `_memory_stream`. Everything that takes time
-takes it by Trio's clock, and every number that is drawn comes from the seed, separately for each connection and
-direction, so that one does not depend on what others do meanwhile. There are no tasks: what happens, happens in the
-task that looks.
+Theory. A host is an address, and names that resolve to it. Between any two hosts there is a way in each direction, with
+a latency, which may be blocked (`Way`). Connections are made here and live in `_memory_stream`. All delays are by
+Trio's clock. Every random number comes from the seed, separately for each connection and direction, so that a
+connection does not depend on what others do meanwhile. There are no tasks: whatever is due happens in the task that
+looks.
 
-What nodes put on top is the real thing: TLS, certificates, hello, heartbeats. With a `trio.testing.MockClock` that
-jumps, and a certificate clock that follows it (`trio_clock`), hours of it take milliseconds.
+All above the transport is real: TLS, certificates, hello, heartbeats. With a `trio.testing.MockClock` that jumps, and a
+certificate clock that follows it (`trio_clock`), hours take milliseconds.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ __all__ = ["MemoryConnection", "MemoryNetwork"]
 
 @final
 class MemoryConnection:
-    """One connection of a `MemoryNetwork`, as who scripts it sees it.
+    """One connection of a `MemoryNetwork`, for `MemoryNetwork.script`.
 
     Attributes:
-        dialler: the dialler's (host, port).
+        dialer: the dialer's (host, port).
         acceptor: the acceptor's (host, port).
-        number: how many were dialled from that host to that host before.
+        number: how many connections were dialled from the one host to the other before.
     """
 
-    def __init__(self, dialler: Address, acceptor: Address, number: int) -> None:
-        self.dialler: Address = dialler
+    def __init__(self, dialer: Address, acceptor: Address, number: int) -> None:
+        self.dialer: Address = dialer
         self.acceptor: Address = acceptor
         self.number: int = number
         self._wire: Wire | None = None
 
     def __repr__(self) -> str:
-        return f"<MemoryConnection {self.number} from {self.dialler} to {self.acceptor}>"
+        return f"<MemoryConnection {self.number} from {self.dialer} to {self.acceptor}>"
 
     @property
     def sent_there(self) -> int:
-        """Bytes that the dialler has sent, whatever became of them."""
+        """Bytes that the dialer has sent, delivered or not."""
         return 0 if self._wire is None else self._wire.there.sent
 
     @property
     def sent_back(self) -> int:
-        """Bytes that the acceptor has sent, whatever became of them."""
+        """Bytes that the acceptor has sent, delivered or not."""
         return 0 if self._wire is None else self._wire.back.sent
 
     def _made(self, wire: Wire) -> None:
@@ -78,16 +78,16 @@ class MemoryConnection:
 
 @final
 class MemoryNetwork:
-    """Hosts that reach each other without sockets, and everything that can go wrong between them.
+    """Hosts that reach each other without sockets, and the faults of a network on demand.
 
     Give a node `NetworkOptions(transport=network.host("10.0.0.1", "a.example"))` to let it run on that host. The
-    network itself is the transport of one more machine, `localhost`, which is all that nodes need that share one.
+    network itself is the transport of one more machine, `localhost`: enough for nodes that share a machine.
 
-    Where it is made does not matter; it is used from one Trio run. Times are seconds on Trio's clock.
+    It may be made outside of a Trio run, and is used in one. Times are seconds on Trio's clock.
 
     Attributes:
-        script: asked about each connection that is made, unless one was queued by `script_next`: what is to go wrong
-            with it. None, or an answer of None: nothing.
+        script: called for each connection that is made, unless a script was queued for it by `script_next`; returns the
+            connection's faults. None, or a return value of None: no faults.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class MemoryNetwork:
         buffer: int = 64 * 1024,
         reset_discards: bool = False,
     ) -> None:
-        """Make an empty one.
+        """Make a network without hosts.
 
         Args:
-            seed: where everything comes from that is drawn: the same seed, the same times.
+            seed: of all random numbers: the same seed gives the same times.
             latency: one way, between any two hosts and within one, seconds.
             jitter: at most so much more, seconds.
-            buffer: what one direction of a connection holds, bytes that were sent and not received.
+            buffer: what one direction of a connection holds of bytes that were sent and not received.
             reset_discards: whether a reset takes with it what had arrived and was not received yet, as on some systems;
                 on Linux it can still be received.
 
@@ -190,8 +190,8 @@ class MemoryNetwork:
 
     @property
     def open_streams(self) -> Sequence[trio.abc.HalfCloseableStream]:
-        """Ends of connections that nobody has closed, those that wait to be accepted included."""
-        return [end for wire in self._live for end in (wire.dialler, wire.acceptor) if not end.is_closed]
+        """Ends of connections that are not closed, including those that wait to be accepted."""
+        return [end for wire in self._live for end in (wire.dialer, wire.acceptor) if not end.is_closed]
 
     @property
     def listening(self) -> Sequence[Address]:
@@ -201,7 +201,7 @@ class MemoryNetwork:
     # Faults
 
     def latency(self, seconds: float, *, jitter: float = 0.0, between: tuple[str, str] | None = None) -> None:
-        """Set how long everything takes from now on that is sent.
+        """Set how long bytes take that are sent from now on.
 
         Args:
             seconds: one way.
@@ -224,14 +224,14 @@ class MemoryNetwork:
             way.latency, way.jitter = seconds, jitter
 
     def partition(self, one: Iterable[str], other: Iterable[str], *, one_way: bool = False) -> None:
-        """Lose everything that is sent between two groups of hosts, until `heal`. Nobody is told.
+        """Lose everything that is sent between two groups of hosts, until `heal`; no end gets an error.
 
-        New connections hang, those that there are go silent. Partitions add up.
+        New connections hang, existing ones go silent. Several partitions add up.
 
         Args:
             one: hosts, by name or address.
             other: likewise.
-            one_way: lose only what `one` sends to `other`; the other way is open.
+            one_way: lose only what `one` sends to `other`.
 
         Raises:
             LookupError: there is no such host.
@@ -245,7 +245,7 @@ class MemoryNetwork:
             self._way(source, target).blocked = True
 
     def heal(self) -> None:
-        """End all partitions. What was held up is sent again and arrives, but for resets."""
+        """End all partitions. What was lost is sent again and arrives, except resets."""
         self._catch_up()
         blocked = {pair for pair, way in self._ways.items() if way.blocked}
         for pair in blocked:
@@ -258,7 +258,7 @@ class MemoryNetwork:
         self._healed.unpark_all()
 
     def reset(self, one: Iterable[str], other: Iterable[str]) -> None:
-        """Reset every connection between two groups of hosts, as a firewall does that lost its memory.
+        """Reset every connection between two groups of hosts, as a firewall does that has lost its state.
 
         Args:
             one: hosts, by name or address.
@@ -272,18 +272,18 @@ class MemoryNetwork:
             if (source in ones and target in others) or (source in others and target in ones):
                 wire.reset()
 
-    def script_next(self, dialler: str, acceptor: str, *scripts: Script) -> None:
-        """Say what goes wrong with the next connections from one host to another, one script for each.
+    def script_next(self, dialer: str, acceptor: str, *scripts: Script) -> None:
+        """Set the faults of the next connections from one host to another, one script for each.
 
         Args:
-            dialler: a host, by name or address.
+            dialer: a host, by name or address.
             acceptor: likewise.
-            scripts: in order; they queue behind those that are there. Asked before `script` is.
+            scripts: in order; they are queued behind earlier ones, and take precedence over `script`.
 
         Raises:
             LookupError: there is no such host.
         """
-        pair = (self._known(dialler), self._known(acceptor))
+        pair = (self._known(dialer), self._known(acceptor))
         self._queued.setdefault(pair, deque()).extend(scripts)
 
     # Inside
@@ -307,7 +307,7 @@ class MemoryNetwork:
             wire.catch_up()
 
     def _rng(self, connection: MemoryConnection, what: str) -> random.Random:
-        ends = f"{connection.dialler[0]} {connection.acceptor[0]} {connection.number}"
+        ends = f"{connection.dialer[0]} {connection.acceptor[0]} {connection.number}"
         return random.Random(f"{self._seed} {ends} {what}")  # noqa: S311 -- seeded on purpose
 
     async def _connect(self, source: MemoryHost, host: str, port: int) -> MemoryStream:
@@ -326,10 +326,10 @@ class MemoryNetwork:
         await self._travel(target, source, rng)
         if listener is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        # In one step: nothing is left behind by who is cancelled on the way.
+        # In one step, so that a cancelled dial leaves nothing behind.
         wire = self._wire(connection, source, target)
         listener.enter(wire.acceptor)
-        return wire.dialler
+        return wire.dialer
 
     def _resolve(self, host: str) -> MemoryHost:
         target = self._hosts.get(unbracketed(host))
@@ -340,7 +340,7 @@ class MemoryNetwork:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     async def _travel(self, source: MemoryHost, target: MemoryHost, rng: random.Random) -> None:
-        """Be a packet that is sent again until it arrives."""
+        """Wait as long as a packet takes that is sent again until it arrives."""
         way = self._way(source, target)
         await trio.sleep(way.draw(rng))
         while way.blocked:
@@ -355,12 +355,12 @@ class MemoryNetwork:
         wire = Wire(
             Direction(there, script.there, self._rng(connection, "there"), self._buffer),
             Direction(back, script.back, self._rng(connection, "back"), self._buffer),
-            (connection.dialler, connection.acceptor),
+            (connection.dialer, connection.acceptor),
             reset_discards=self._reset_discards,
             over=lambda: self._live.pop(wire),
         )
         self._live[wire] = (source, target)
-        connection._made(wire)  # noqa: SLF001 -- whoever has it sees the counters move
+        connection._made(wire)  # noqa: SLF001 -- the script may have kept it, to read its counters
         return wire
 
 

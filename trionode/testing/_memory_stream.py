@@ -202,9 +202,9 @@ class Wire:
     """Both directions of one connection, and its two ends.
 
     Attributes:
-        there: from the dialler to the acceptor.
+        there: from the dialer to the acceptor.
         back: the other way.
-        dialler: the dialler's end.
+        dialer: the dialer's end.
         acceptor: the acceptor's end.
     """
 
@@ -220,9 +220,9 @@ class Wire:
         """Connect two ends.
 
         Args:
-            there: from the dialler to the acceptor.
+            there: from the dialer to the acceptor.
             back: the other way.
-            addresses: the dialler's and the acceptor's.
+            addresses: the dialer's and the acceptor's.
             reset_discards: whether what had arrived is lost when an RST does.
             over: called when both ends have been closed.
         """
@@ -230,7 +230,7 @@ class Wire:
         self.there: Direction = there
         self.back: Direction = back
         self.reset_discards: bool = reset_discards
-        self.dialler: MemoryStream = MemoryStream(self, there, back, address=ours, peer_address=theirs)
+        self.dialer: MemoryStream = MemoryStream(self, there, back, address=ours, peer_address=theirs)
         self.acceptor: MemoryStream = MemoryStream(self, back, there, address=theirs, peer_address=ours)
         self._over = over
         self._changed = trio.lowlevel.ParkingLot()
@@ -252,7 +252,7 @@ class Wire:
     def catch_up(self) -> None:
         """Let everything arrive that is due, in order of time."""
         now = trio.current_time()
-        ways = ((self.there, self.acceptor), (self.back, self.dialler))
+        ways = ((self.there, self.acceptor), (self.back, self.dialer))
         while True:
             direction, end = min(ways, key=lambda way: way[0].due)
             at = direction.due
@@ -271,7 +271,7 @@ class Wire:
     def closed(self) -> None:
         """One end was closed."""
         self.stir()
-        if self.dialler.is_closed and self.acceptor.is_closed:
+        if self.dialer.is_closed and self.acceptor.is_closed:
             self._over()
 
 
@@ -356,7 +356,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
 
     @property
     def _room(self) -> int:
-        other = self._wire.acceptor if self is self._wire.dialler else self._wire.dialler
+        other = self._wire.acceptor if self is self._wire.dialer else self._wire.dialer
         return self._outgoing.room(other.unread)
 
     async def wait_send_all_might_not_block(self) -> None:
