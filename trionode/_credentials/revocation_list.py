@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.describe import describe_time
+from trionode._identity.describe import describe_serial, describe_time
 from trionode._identity.outline import canonical_name
 from trionode._util.der import BOOLEAN, CONTEXT_0, INTEGER, OID, SEQUENCE, element, elements
 from trionode._util.text import printable
@@ -80,7 +80,10 @@ class Revocation:
 
     def __str__(self) -> str:
         """The facts, as the end of a sentence: `serial … was revoked on …`."""
-        return f"serial {self.serial:x} was revoked on {describe_time(self.date)} by {self.issuer}: {self.reason}"
+        return (
+            f"serial {describe_serial(self.serial)} was revoked on {describe_time(self.date)} by {self.issuer}: "
+            f"{self.reason}"
+        )
 
 
 @final

@@ -66,6 +66,12 @@ def describe_duration(span: timedelta) -> str:
     return f"{seconds:.0f} seconds"
 
 
+def describe_serial(serial: int) -> str:
+    """A serial number as OpenSSL shows it: whole bytes in hexadecimal, leading zeros included."""
+    digits = f"{serial:x}"
+    return digits.zfill(len(digits) + len(digits) % 2)
+
+
 def describe_subjects(certificates: Iterable[x509.Certificate], limit: int = 4) -> str:
     """The subjects of a CA pool, the first few by name."""
     subjects = [describe_subject(certificate) for certificate in certificates]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
 
 import trio
@@ -30,6 +31,7 @@ from trionode._util.log import Log
 from .auth_manager import UNCHANGED, CertAuthManager
 from .findings import Severity
 from .manager import publisher_of
+from .publisher import Publisher, SourceState
 from .sources import Credentials
 from .trust import StrandedPeers, TrustRotationError
 
@@ -155,6 +157,7 @@ class Follower:
                     await self._follow()
             finally:
                 self._status.value = replace(self.status, following=False)
+                publisher_of(self.manager).source = None
 
     async def _follow(self) -> NoReturn:
         """Read and publish whenever the source may have changed."""
@@ -287,7 +290,19 @@ class Follower:
             _log.warning("%r: %s, generation %d stays: %s", self.source, what, generation, shown)
         if changed:
             self._status.value = new
-        publisher_of(self.manager).report_source(self.status.error)
+        publisher = publisher_of(self.manager)
+        publisher.report_source(self.status.error)
+        self._show_state(publisher)
+
+    def _show_state(self, publisher: Publisher) -> None:
+        before, status = publisher.source, self.status
+        lasting = before is not None and (before.error is None) == (status.error is None)
+        publisher.source = SourceState(
+            name=repr(self.source),
+            error=status.error,
+            pending=None if status.pending is None else status.pending.key_pair,
+            since=before.since if before is not None and lasting else datetime.now(UTC),
+        )
 
     def _ended(self) -> trio.ClosedResourceError:
         return trio.ClosedResourceError(f"{self!r} has ended")

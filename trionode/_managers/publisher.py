@@ -83,6 +83,9 @@ class ManagerStatistics:
             they would have stranded live peers; every reason is there.
         source_trouble: what keeps `follow_source` from publishing what its source has; None if nothing does.
         validities: the validity periods of what it presents and trusts.
+        source: which source `follow_source` keeps it at; None if it follows none.
+        source_pending: the key pair that the source has and that is not published, or None.
+        source_since: when `source_trouble` began; without trouble, since when there is none. UTC.
     """
 
     generation: int
@@ -90,6 +93,27 @@ class ManagerStatistics:
     refused: Mapping[str, int]
     source_trouble: Exception | None
     validities: tuple[Validity, ...]
+    source: str | None = None
+    source_pending: KeyPair | None = None
+    source_since: datetime | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceState:
+    """How the source of a manager is.
+
+    Attributes:
+        name: which source.
+        error: what keeps its credentials from being published, or None.
+        pending: the key pair that was read and not published, or None.
+        since: when the trouble began, or, without one, when the source was last found well; UTC.
+    """
+
+    name: str
+    error: Exception | None
+    pending: KeyPair | None
+    since: datetime
 
 
 @final
@@ -99,6 +123,7 @@ class Publisher:
     Attributes:
         channel: where the contexts are published.
         policy: the settings that they are built by.
+        source: what `follow_source` found last; None if there is no follower.
     """
 
     def __init__(self, key_pair: KeyPair, policy: TLSPolicy) -> None:
@@ -109,6 +134,7 @@ class Publisher:
         self._generation = AsyncValue(1)
         self._refusal: AsyncValue[tuple[int, RotationError | None]] = AsyncValue((0, None))
         self._source_trouble: AsyncValue[Exception | None] = AsyncValue(None)
+        self.source: SourceState | None = None
         self._refused = dict.fromkeys([*CertificateReason, STRANDED], 0)
         self._validities: tuple[TLSContexts, tuple[Validity, ...]] | None = None
         self._links = LiveLinks()
@@ -148,6 +174,9 @@ class Publisher:
             refused=dict(self._refused),
             source_trouble=self.source_trouble,
             validities=self._validities[1],
+            source=None if self.source is None else self.source.name,
+            source_pending=None if self.source is None else self.source.pending,
+            source_since=None if self.source is None else self.source.since,
         )
 
     # Publishing

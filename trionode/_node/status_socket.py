@@ -30,6 +30,7 @@ import trio
 
 from trionode._errors import ListenError, TrionodeError
 from trionode._identity.certificate import not_after
+from trionode._identity.describe import describe
 from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from trionode._connection.connection import Connection
+    from trionode._managers.publisher import ManagerStatistics
 
     from .node import Node
     from .statistics import ManagerUse
@@ -80,6 +82,15 @@ class ValidityStatus(msgspec.Struct, frozen=True, kw_only=True):
     not_after: datetime
 
 
+class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a manager's credentials come from, and what keeps them from being used; `since` is when that began."""
+
+    name: str
+    error: str | None
+    pending: str | None
+    since: datetime
+
+
 class ManagerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One cert manager that the node uses."""
 
@@ -89,6 +100,7 @@ class ManagerStatus(msgspec.Struct, frozen=True, kw_only=True):
     superseded: int
     refused: dict[str, int]
     validities: list[ValidityStatus]
+    source: SourceStatus | None = None
 
 
 class HandshakeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,6 +231,20 @@ def _manager(use: ManagerUse) -> ManagerStatus:
             ValidityStatus(role=each.role, subject=each.subject, not_before=each.not_before, not_after=each.not_after)
             for each in use.manager.validities
         ],
+        source=_source(use.manager),
+    )
+
+
+def _source(manager: ManagerStatistics) -> SourceStatus | None:
+    if manager.source is None or manager.source_since is None:
+        return None
+    trouble, pending = manager.source_trouble, manager.source_pending
+    errors = trouble.exceptions if isinstance(trouble, ExceptionGroup) else (trouble,)
+    return SourceStatus(
+        name=manager.source,
+        error=None if trouble is None else "; ".join(map(str, errors)),
+        pending=None if pending is None else describe(pending.certificate),
+        since=manager.source_since,
     )
 
 

@@ -6,11 +6,14 @@ This package is a program: nothing imports it but its entry point and `__main__`
 `program` has the entry point. Each group of commands has a file: `demo`, `pki`, `check`, `explain`, `talk` (call and
 ping), `serve`, `status`, `manual`, `completion`. Some have more: `inquiry`, `diagnosis` and `greeting` are the steps of
 `explain`, `assembly` and `config` the options of `serve`, `rendering` shows pages of `manual`. Shared by all: `given`
-(arguments), `shown` (output), `exits` (exit statuses and errors).
+(arguments), `paths` (files that are given), `shown` (output), `exits` (exit statuses and errors), `descriptors`.
 """
 
 import sys
 
+from .descriptors import open_missing
+
+open_missing()
 try:
     from .program import main as main
 except ModuleNotFoundError as _exc:

@@ -30,6 +30,7 @@ from trionode._node.options import DEFAULT_PORT
 
 from .exits import ExitStatus, Trouble
 from .given import CLIENT_AUTH, Given, host_and_port, read_cookie
+from .paths import rereadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +82,11 @@ def assemble(
     """
     base = Path() if config_file is None else config_file.parent
     name = _name_of(node, config, config_file)
-    files = _merged(given, config, base).files(name)
+    try:
+        merged = _merged(given, config, base)
+    except ValueError as exc:
+        raise Trouble(f"{config_file}: {exc}", ExitStatus.USAGE) from None
+    files = merged.files(name)
     mode = CLIENT_AUTH[client_auth or config.credentials.client_auth]
     if mode.verifies and not files.client_cas:
         msg = (
@@ -136,8 +141,15 @@ def _name_of(node: str | None, config: Config, file: Path | None) -> NodeName:
 def _merged(given: Given, config: Config, base: Path) -> Given:
     """Where the credentials are: options take precedence over the file; certificate and key as a pair."""
     table = config.credentials
+    named = [key for key in ("cert", "key", "ca", "client_ca", "root_ca", "crl") if getattr(table, key)]
+    if config.pki is not None and named:
+        msg = (
+            f"pki and [credentials] {', '.join(named)} exclude each other: the files are those of the directory, or "
+            "those that are named one by one"
+        )
+        raise ValueError(msg)
     cert, key, password = (
-        None if text is None else base / text for text in (table.cert, table.key, table.password_file)
+        None if text is None else rereadable(base / text) for text in (table.cert, table.key, table.password_file)
     )
     if given.named:
         cert, key, password = given.cert, given.key, given.password
@@ -154,11 +166,12 @@ def _merged(given: Given, config: Config, base: Path) -> Given:
         client_cas=given.client_cas or _paths(base, table.client_ca),
         root_cas=given.root_cas or _paths(base, table.root_ca),
         crls=given.crls or _paths(base, table.crl),
+        no_crl=given.no_crl,
     )
 
 
 def _paths(base: Path, texts: list[str]) -> tuple[Path, ...]:
-    return tuple(base / text for text in texts)
+    return tuple(rereadable(base / text) for text in texts)
 
 
 def _acceptors(listen: tuple[str, ...], config: Config) -> list[AcceptorOptions]:
@@ -197,7 +210,7 @@ def _network(
     base: Path,
 ) -> NetworkOptions:
     if cookie_file is None and table.cookie_file is not None:
-        cookie_file = base / table.cookie_file
+        cookie_file = rereadable(base / table.cookie_file)
     options = NetworkOptions(
         mode=NetworkMode(table.mode),
         acceptors=acceptors,

@@ -110,8 +110,8 @@ def sentence(error: BaseException) -> str:
             return text
 
 
-#: Errors of writing to stdout: `| head`, a full disk, a closed terminal.
-_UNWRITABLE: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+#: Errors of writing to stdout: `| head`, a full disk, a closed terminal, no stdout at all (see `descriptors`).
+_UNWRITABLE: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 def is_unwritable(error: BaseException) -> TypeGuard[OSError]:

@@ -32,6 +32,7 @@ from .given import (
     target_of,
 )
 from .inquiry import Expected, Inquiry
+from .paths import exists
 from .shown import (
     FAILED,
     HELD,
@@ -149,7 +150,7 @@ def _ours(given: Given, name: NodeName | None, *, is_node: bool, cookie: bytes |
         )
     roots = (*given.cas, *given.root_cas)
     ca = given.directory / CA_FILE
-    if not roots and is_node and ca.exists():
+    if not roots and is_node and exists(ca):
         roots = (ca,)
     return Ours(
         root_cas=pool(roots),

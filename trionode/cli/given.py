@@ -7,6 +7,7 @@ come from files that are named one by one (`--cert`, `--key`, `--ca` …), and t
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from trionode._identity.names import canonical_host
 from trionode._node.options import DEFAULT_PORT
 
 from .exits import ExitStatus, Trouble
+from .paths import exists, rereadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,11 +48,22 @@ PKI: Final = Path("pki")
 CA_FILE: Final = "ca.pem"
 CA_KEY_FILE: Final = "ca.key"
 CRL_FILE: Final = "ca.crl"
+#: Stays when the list is lost, so that this is noticed. Empty.
+CRL_MARKER: Final = ".has-crl"
 
 CLIENT_AUTH: Final = {mode.name.lower().replace("_client_cert", "").replace("_", "-"): mode for mode in ClientAuth}
 
-#: Not checked by click: the function that reads it says what is wrong, in the same words everywhere.
-FILE: Final = click.Path(path_type=Path)
+
+class _File(click.Path):
+    """Not checked by click: the function that reads it says what is wrong, in the same words everywhere."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path; a pipe's content is kept."""
+        found = super().convert(value, param, ctx)  # type: ignore[arg-type]
+        return rereadable(Path(os.fsdecode(found)))
+
+
+FILE: Final = _File(path_type=Path)
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -91,7 +104,8 @@ def duration(_context: click.Context, _parameter: click.Parameter, value: str | 
     try:
         span = timedelta(**{_UNITS[found[2]]: float(found[1])})
     except OverflowError:
-        span = timedelta.max
+        msg = f"{value!r} is longer than any date; write a shorter duration"
+        raise click.BadParameter(msg) from None
     if not span:
         msg = f"{value!r} is zero; write a longer duration"
         raise click.BadParameter(msg)
@@ -301,6 +315,7 @@ class Given:
     client_cas: tuple[Path, ...]
     root_cas: tuple[Path, ...]
     crls: tuple[Path, ...]
+    no_crl: bool = False
 
     @property
     def named(self) -> bool:
@@ -340,7 +355,7 @@ class Given:
             self.directory / CRL_FILE,
         )
         for file in (cert, key):
-            if not file.exists():
+            if not exists(file):
                 msg = (
                     f"there is no file {file}: give --cert and --key, or make them with: "
                     f"trionode pki issue{pki_words(self.directory)} {name}"
@@ -352,8 +367,27 @@ class Given:
             password=self.password,
             client_cas=client_cas or (ca,),
             root_cas=root_cas or (ca,),
-            crls=self.crls or ((crl,) if crl.exists() else ()),
+            crls=self._revocation_lists(crl),
         )
+
+    def _revocation_lists(self, of_directory: Path) -> tuple[Path, ...]:
+        """Those that were named, else the directory's.
+
+        Raises:
+            Trouble: the directory had a list, and it is gone: nothing would be revoked any more.
+        """
+        if self.crls or self.no_crl:
+            return self.crls
+        if exists(of_directory):
+            return (of_directory,)
+        if exists(self.directory / CRL_MARKER):
+            msg = (
+                f"{of_directory} is missing, and {self.directory} once had it: without it no certificate is revoked. "
+                f"Put it back; or sign a new list, which has none of the entries of the lost one, with: trionode pki "
+                f"revoke{pki_words(self.directory)}; or give --no-crl to do without"
+            )
+            raise Trouble(msg, ExitStatus.FILES)
+        return ()
 
 
 def pki_words(directory: Path) -> str:
@@ -385,6 +419,7 @@ def credential_options(function: Callable[..., R]) -> Callable[..., R]:
     @click.option("--client-ca", "client_cas", type=FILE, multiple=True, help="CAs for clients only; repeatable.")
     @click.option("--root-ca", "root_cas", type=FILE, multiple=True, help="CAs for servers only; repeatable.")
     @click.option("--crl", "crls", type=FILE, multiple=True, help="Certificate revocation lists; repeatable.")
+    @click.option("--no-crl", is_flag=True, help="Do without the ca.crl of the --pki directory.")
     @functools.wraps(function)
     def wrapped(
         *arguments: object,
@@ -396,8 +431,12 @@ def credential_options(function: Callable[..., R]) -> Callable[..., R]:
         client_cas: tuple[Path, ...],
         root_cas: tuple[Path, ...],
         crls: tuple[Path, ...],
+        no_crl: bool,
         **others: object,
     ) -> R:
+        if no_crl and crls:
+            msg = "--crl and --no-crl exclude each other"
+            raise click.UsageError(msg)
         given = Given(
             directory=directory,
             cert=cert,
@@ -407,6 +446,7 @@ def credential_options(function: Callable[..., R]) -> Callable[..., R]:
             client_cas=client_cas,
             root_cas=root_cas,
             crls=crls,
+            no_crl=no_crl,
         )
         return function(*arguments, given=given, **others)
 

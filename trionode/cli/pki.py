@@ -39,6 +39,7 @@ from .given import (
     CA_FILE,
     CA_KEY_FILE,
     CRL_FILE,
+    CRL_MARKER,
     FILE,
     cert_file,
     complete_node,
@@ -50,6 +51,16 @@ from .given import (
     pki_words,
     read_password,
     unreadable,
+)
+from .paths import exists, is_directory, is_file
+from .revoked import (
+    certificates_in,
+    crl_grid,
+    crl_values,
+    lists_in,
+    names_by_serial,
+    revocation_of,
+    revocation_shown,
 )
 from .shown import (
     certificate_grid,
@@ -68,6 +79,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from trionode._credentials.pem import Secret
+
+#: RFC 5280 appendix A.1, ub-common-name.
+_MAX_COMMON_NAME_BYTES: Final = 64
 
 _REASONS: Final = {
     "unspecified": x509.ReasonFlags.unspecified,
@@ -91,6 +105,7 @@ def pki() -> None:
       trionode pki issue --force alpha@localhost    a new one: rotate
       trionode pki show alpha@localhost             show a certificate
       trionode pki revoke alpha@localhost           put it on pki/ca.crl
+      trionode pki unrevoke alpha@localhost         take it off again
     """
 
 
@@ -108,6 +123,9 @@ def init(
 
     The directory is made with mode 0700 if it is missing.
     """
+    if len(common_name.encode(errors="replace")) > _MAX_COMMON_NAME_BYTES:
+        msg = f"--common-name is longer than the {_MAX_COMMON_NAME_BYTES} bytes that a common name may have; shorten it"
+        raise click.UsageError(msg)
     password = read_password(password_file)
     for name in () if force else (CA_FILE, CA_KEY_FILE, CRL_FILE):
         _refuse_to_overwrite(directory / name, "name another --pki directory")
@@ -118,10 +136,12 @@ def init(
     _written(
         f"write the CA to {directory}",
         lambda: authority.save(directory, password=None if password is None else password.data),
-        lambda: write_crl_set(authority.revocation_list(lifetime=_rest(authority)), directory / CRL_FILE),
+        lambda: _write_list(authority.revocation_list(lifetime=_rest(authority)), directory),
     )
+    notes = _shortened(authority.certificate, lifetime, "no certificate can be valid for longer")
     if as_json:
-        put_json({"ca": str(directory / CA_FILE), **certificate_values(authority.certificate, now_utc())})
+        ca = str(directory / CA_FILE)
+        put_json({"ca": ca, **certificate_values(authority.certificate, now_utc()), "notes": notes})
     else:
         out = console()
         put(
@@ -134,6 +154,7 @@ def init(
                 ]
             ),
         )
+        _put_notes(notes)
         put(out, Text(f"next: trionode pki issue{pki_words(directory)} alpha@localhost", style="dim"))
     return ExitStatus.OK
 
@@ -183,13 +204,16 @@ def issue(
         raise click.UsageError(str(exc)) from None
     password = None if key_password is None else key_password.data
     _written(f"write {cert}", lambda: write_key_pair(pair, cert, key, password=password))
+    notes = _shortened(pair.certificate, lifetime, f"the CA in {directory} ends then, and what it issues with it")
     if as_json:
-        put_json({"cert": str(cert), "key": str(key), **certificate_values(pair.certificate, now_utc())})
+        values = certificate_values(pair.certificate, now_utc())
+        put_json({"cert": str(cert), "key": str(key), **values, "notes": notes})
     else:
         start, end = not_before(pair.certificate), not_after(pair.certificate)
         left = time_left(start, end, now_utc())
         shown = Text(f"{speaks_for(pair.certificate)}, ") + left
         put(console(), grid([(str(cert), shown), (str(key), "its key; keep it private")]))
+        _put_notes(notes)
     return ExitStatus.OK
 
 
@@ -201,11 +225,12 @@ def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
     """Show certificates: names, the nodes that they speak for, dates, purposes, issuer, fingerprint.
 
     NAME is a node of the --pki directory, FILE any file with certificates or a revocation list. Without arguments, the
-    directory is listed.
+    directory is listed. Its ca.crl says which certificates are revoked.
     """
     now = now_utc()
     if not names:
         return _list_directory(directory, now, as_json=as_json)
+    lists, known = lists_in(directory), names_by_serial(directory)
     documents: list[dict[str, object]] = []
     out = console()
     for name in names:
@@ -213,14 +238,21 @@ def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
         data = read_file(file)
         if b"X509 CRL-----" in data.data:
             crls = CRLSet.from_bytes(data.data)
-            documents += [{"file": str(file), **_crl_values(crl, now)} for crl in crls]
-            blocks = [(f"revocation list in {file}", _crl_grid(crl, now)) for crl in crls]
+            documents += [{"file": str(file), **crl_values(crl, known, now)} for crl in crls]
+            blocks = [(f"revocation list in {file}", crl_grid(crl, known, now)) for crl in crls]
         else:
             chain = parse_certificates(data, str(file))
-            documents += [{"file": str(file), **certificate_values(each, now)} for each in chain]
+            entries = [revocation_of(each, lists) for each in chain]
+            documents += [
+                {"file": str(file), **certificate_values(each, now), "revoked": entry is not None}
+                for each, entry in zip(chain, entries, strict=True)
+            ]
             blocks = [
-                (f"certificate {number} of {len(chain)} in {file}: {_role(each, number)}", certificate_grid(each, now))
-                for number, each in enumerate(chain, start=1)
+                (
+                    f"certificate {number} of {len(chain)} in {file}: {_role(each, number)}",
+                    certificate_grid(each, now, None if entry is None else revocation_shown(entry)),
+                )
+                for number, (each, entry) in enumerate(zip(chain, entries, strict=True), start=1)
             ]
         for title, block in () if as_json else blocks:
             put(out, Text(title, style="bold"))
@@ -258,33 +290,49 @@ def revoke(
     Nodes that follow the list (`trionode serve` does) refuse these certificates from then on, and end connections that
     were made with them.
     """
-    authority = _load_ca(directory, password_file)
-    if authority.intermediate is not None:
-        msg = (
-            f"the CA in {directory} issues through an intermediate. Nodes would also need a list by its root, whose "
-            "key was not kept; retire the CA instead, or make one without an intermediate: trionode pki init"
-        )
-        raise Trouble(msg, ExitStatus.FILES)
-    certificates = [_leaf(_file_of(name, directory)) for name in names]
-    for certificate in certificates:
-        if certificate.issuer != authority.certificate.subject:
-            msg = f"the CA in {directory} did not issue it, so it cannot revoke it: {describe(certificate)}"
-            raise Trouble(msg, ExitStatus.FILES)
-    file = directory / CRL_FILE
+    authority = _load_issuer(directory, password_file)
+    certificates = [_issued(name, directory, authority) for name in names]
+    file, lost = directory / CRL_FILE, not exists(directory / CRL_FILE) and exists(directory / CRL_MARKER)
     crls = authority.revocation_list(
         *certificates,
         reason=_REASONS[reason],
-        previous=CRLSet.load(file) if file.exists() else None,
+        previous=CRLSet.load(file) if exists(file) else None,
         lifetime=lifetime or _rest(authority),
     )
-    _written(f"write {file}", lambda: write_crl_set(crls, file))
-    crl = crls.lists[0]
-    if as_json:
-        put_json({"file": str(file), **_crl_values(crl, now_utc())})
-    else:
-        for certificate in certificates:
-            put(console(), f"revoked: {describe(certificate)}")
-        put(console(), f"{file}: {len(crl)} revoked, next update {next_update(crl):%Y-%m-%d %H:%M} UTC")
+    _written(f"write {file}", lambda: _write_list(crls, directory))
+    notes = [f"{file} was missing: what was on it, and was not named now, is not revoked any more"] if lost else []
+    _list_written(crls, directory, [("revoked", each) for each in certificates], notes, as_json=as_json)
+    return ExitStatus.OK
+
+
+@pki.command(short_help="Take certificates off the CA's revocation list.")
+@click.argument("names", nargs=-1, required=True, metavar="[NAME|FILE]...", shell_complete=complete_node)
+@pki_option
+@click.option("--lifetime", callback=duration, help="Until the next list is due: 30d … Default: the CA's.")
+@click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
+@json_option
+def unrevoke(
+    names: tuple[str, ...], directory: Path, lifetime: timedelta | None, password_file: Path | None, *, as_json: bool
+) -> int:
+    """Take certificates off ca.crl that were revoked by mistake.
+
+    Nodes that follow the list accept them again. Connections that the revocation ended stay ended until they are
+    dialed again. A verifier that has the list from before goes on refusing them until it reads this one, or until that
+    one's next update. Where the key may be in other hands, issue a new certificate in place of this.
+    """
+    authority = _load_issuer(directory, password_file)
+    certificates = [_issued(name, directory, authority) for name in names]
+    file, lists = directory / CRL_FILE, lists_in(directory)
+    for certificate in certificates:
+        if revocation_of(certificate, lists) is None:
+            msg = f"it is not on {file}, so there is nothing to take back: {describe(certificate)}"
+            raise Trouble(msg, ExitStatus.FILES)
+    crls = authority.revocation_list(
+        previous=CRLSet.load(file), released=certificates, lifetime=lifetime or _rest(authority)
+    )
+    _written(f"write {file}", lambda: _write_list(crls, directory))
+    notes = ["verifiers that have the list from before refuse it until they read this one"]
+    _list_written(crls, directory, [("no longer revoked", each) for each in certificates], notes, as_json=as_json)
     return ExitStatus.OK
 
 
@@ -297,8 +345,79 @@ def _refuse_to_overwrite(file: Path, instead: str) -> None:
         raise Trouble(msg, ExitStatus.FILES)
 
 
+def _write_list(crls: CRLSet, directory: Path) -> None:
+    """Write the list, and the file by which its loss would be noticed."""
+    write_crl_set(crls, directory / CRL_FILE)
+    (directory / CRL_MARKER).touch()
+
+
+def _list_written(
+    crls: CRLSet, directory: Path, done: list[tuple[str, x509.Certificate]], notes: list[str], *, as_json: bool
+) -> None:
+    file, crl = directory / CRL_FILE, crls.lists[0]
+    if as_json:
+        put_json({"file": str(file), **crl_values(crl, names_by_serial(directory), now_utc()), "notes": notes})
+        return
+    for what, certificate in done:
+        put(console(), f"{what}: {describe(certificate)}")
+    put(console(), f"{file}: {len(crl)} revoked, next update {next_update(crl):%Y-%m-%d %H:%M} UTC")
+    _put_notes(notes)
+
+
+def _shortened(certificate: x509.Certificate, lifetime: timedelta, why: str) -> list[str]:
+    """What to note of a certificate that ends before the lifetime that was asked for."""
+    end = not_after(certificate)
+    try:
+        wanted = now_utc() + lifetime
+    except OverflowError:
+        wanted = None
+    if wanted is not None and wanted - end < timedelta(minutes=1):
+        return []
+    return [f"it ends on {end:%Y-%m-%d %H:%M} UTC, earlier than was asked for: {why}"]
+
+
+def _put_notes(notes: list[str]) -> None:
+    for note in notes:
+        put(console(), Text(f"note: {note}", style="yellow"))
+
+
+def _load_issuer(directory: Path, password_file: Path | None) -> CertificateAuthority:
+    """The CA, if it can sign lists.
+
+    Raises:
+        Trouble: there is none, or it issues through an intermediate.
+    """
+    authority = _load_ca(directory, password_file)
+    if authority.intermediate is not None:
+        msg = (
+            f"the CA in {directory} issues through an intermediate. Nodes would also need a list by its root, whose "
+            "key was not kept; retire the CA instead, or make one without an intermediate: trionode pki init"
+        )
+        raise Trouble(msg, ExitStatus.FILES)
+    return authority
+
+
+def _issued(name: str, directory: Path, authority: CertificateAuthority) -> x509.Certificate:
+    """The certificate of a node or in a file, if the CA issued it.
+
+    Raises:
+        Trouble: it did not, or it is the CA's own.
+    """
+    certificate = _leaf(_file_of(name, directory))
+    if fingerprint(certificate) == fingerprint(authority.certificate):
+        msg = (
+            f"this is the CA's own certificate, and no CA revokes itself: {describe(certificate)}. To retire it, make "
+            "another CA, issue from that, and take this one out of every CA file"
+        )
+        raise Trouble(msg, ExitStatus.FILES)
+    if certificate.issuer != authority.certificate.subject:
+        msg = f"the CA in {directory} did not issue it, so it cannot revoke it: {describe(certificate)}"
+        raise Trouble(msg, ExitStatus.FILES)
+    return certificate
+
+
 def _load_ca(directory: Path, password_file: Path | None) -> CertificateAuthority:
-    if not (directory / CA_FILE).exists():
+    if not exists(directory / CA_FILE):
         msg = f"there is no CA in {directory}; make one with: trionode pki init{pki_words(directory)}"
         raise Trouble(msg, ExitStatus.FILES)
     password: Secret | None = read_password(password_file)
@@ -321,16 +440,16 @@ def _rest(authority: CertificateAuthority) -> timedelta:
 def _file_of(name: str, directory: Path) -> Path:
     """An existing file, or the certificate of a node in the directory."""
     file = Path(name)
-    if not file.is_file() and "/" not in name:
+    if not is_file(file) and "/" not in name:
         try:
             stem = str(NodeName.parse(name)) if "@" in name else name
         except ValueError:
             stem = name
         candidate = cert_file(directory, stem)
         for each in (candidate, directory / name):
-            if each.is_file():
+            if is_file(each):
                 return each
-        if not file.exists():
+        if not exists(file):
             msg = f"there is neither a file {name} nor {candidate}; `trionode pki show` lists what there is"
             raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
     return file
@@ -346,42 +465,18 @@ def _role(certificate: x509.Certificate, number: int) -> str:
     return "a leaf" + (", signed by itself" if is_self_issued(certificate) else "") if number == 1 else "no CA"
 
 
-def _crl_grid(crl: x509.CertificateRevocationList, now: datetime) -> Table:
-    start, end = crl.last_update_utc, next_update(crl)
-    rows: list[tuple[str, str | Text]] = [
-        ("issuer", crl.issuer.rfc4514_string()),
-        ("valid", Text(f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, ") + time_left(start, end, now)),
-        ("revoked", f"{len(crl)}"),
-    ]
-    rows += [("", f"serial {entry.serial_number:x} on {entry.revocation_date_utc:%Y-%m-%d %H:%M} UTC") for entry in crl]
-    return grid(rows)
-
-
-def _crl_values(crl: x509.CertificateRevocationList, now: datetime) -> dict[str, object]:
-    return {
-        "issuer": crl.issuer.rfc4514_string(),
-        "this_update": crl.last_update_utc.isoformat(),
-        "next_update": next_update(crl).isoformat(),
-        "seconds_left": round((next_update(crl) - now) / timedelta(seconds=1)),
-        "revoked": [f"{entry.serial_number:x}" for entry in crl],
-    }
-
-
 def _list_directory(directory: Path, now: datetime, *, as_json: bool) -> int:
-    if not directory.is_dir():
+    if not is_directory(directory):
         msg = f"there is no directory {directory}; make a CA in it with: trionode pki init{pki_words(directory)}"
         raise Trouble(msg, ExitStatus.FILES)
-    files = [file for file in sorted(directory.glob("*.pem")) if not file.name.endswith("-key.pem")]
-    found = [(file, _leaf(file)) for file in files]
-    crl_file = directory / CRL_FILE
-    revoked = {entry.serial_number for crl in (CRLSet.load(crl_file) if crl_file.exists() else ()) for entry in crl}
+    found, lists = certificates_in(directory), lists_in(directory)
     if as_json:
         put_json(
             [
                 {
                     "file": str(file),
                     **certificate_values(each, now),
-                    "revoked": each.serial_number in revoked and not is_ca(each),
+                    "revoked": revocation_of(each, lists) is not None,
                 }
                 for file, each in found
             ]
@@ -392,7 +487,7 @@ def _list_directory(directory: Path, now: datetime, *, as_json: bool) -> int:
         table.add_column(heading, overflow="fold")
     for file, each in found:
         left = time_left(not_before(each), not_after(each), now)
-        if each.serial_number in revoked and not is_ca(each):
+        if revocation_of(each, lists) is not None:
             left = Text("REVOKED", style="bold red")
         table.add_row(file.name, _subject_shown(each), left, f"{fingerprint(each)[:16]}…")
     put(console(), table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +24,7 @@ from .exits import (
 )
 from .explain import explain
 from .manual import manual
+from .paths import given_as
 from .pki import pki
 from .serve import serve
 from .status import status
@@ -54,18 +57,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end("interrupted; nothing is left running", ExitStatus.INTERRUPTED)
     except Exception as exc:
         if is_unwritable(exc):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails as it flushes
+            _abandon_stdout()
             if isinstance(exc, BrokenPipeError):  # `trionode demo | head`: the reader has closed the pipe
                 return ExitStatus.FOUND
-            return _end(f"cannot write to stdout: {exc.strerror}; free some space", ExitStatus.FILES)
+            remedy = "it was closed by the caller" if exc.errno == errno.EBADF else "free some space"
+            return _end(f"cannot write to stdout: {exc.strerror}; {remedy}", ExitStatus.FILES)
         status = judge(exc)
         if status is None:
             raise
         return _end(sentence(exc), status)
 
 
+def _abandon_stdout() -> None:
+    """What is left to write is lost: else the interpreter fails as it flushes."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end(line: str, status: int) -> int:
-    click.echo(f"{PROGRAM}: {' '.join(line.split())}", err=True)
+    click.echo(f"{PROGRAM}: {given_as(' '.join(line.split()))}", err=True)
     return status
 
 

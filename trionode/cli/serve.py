@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -44,14 +45,16 @@ from .given import (
     credential_options,
     json_option,
 )
+from .terminal import Terminal, reload_signals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from trionode import (
         EventStream,
         FileSource,
+        Follower,
         Node,
         NodeEvent,
     )
@@ -95,8 +98,8 @@ def serve(
     """Run a NODE until Ctrl-C or SIGTERM, which end it gracefully.
 
     Its certificate, key, CA and revocation list files are followed: new content is in use within two seconds, and at
-    once after SIGHUP. What is wrong with it is logged, and what is in use stays. The log goes to stderr; with --json,
-    events go to stdout, one JSON object a line.
+    once after SIGHUP. What is wrong with it is logged, and what is in use stays. Closing the terminal ends the node,
+    unless it was started with nohup. The log goes to stderr; with --json, events go to stdout, one JSON object a line.
 
     \b
     Examples:
@@ -123,8 +126,8 @@ def serve(
                                expiry_lead, within, grace
     `trionode manual configuration` says what each is for.
 
-    Exit status: 0 after SIGTERM, 130 after Ctrl-C, 3 if a file cannot be used, 4 if a port is in use, 2 if the command
-    line or the TOML file is not valid.
+    Exit status: 0 after SIGTERM or when the terminal is closed, 130 after Ctrl-C, 3 if a file cannot be used, 4 if a
+    port is in use, 2 if the command line or the TOML file is not valid.
     """
     config = Config() if config_file is None else load_config(config_file)
     name, options, source = assemble(
@@ -147,9 +150,10 @@ async def _serve(
     name: NodeName, options: NodeOptions, source: FileSource, *, with_status: bool, as_json: bool
 ) -> ExitStatus:
     manager = options.cert_manager
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    terminal = Terminal()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *reload_signals()) as signals:
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(follow_source, manager, source, reload_on=[signal.SIGHUP]))
+            follower = await nursery.start(follow_source, manager, source)
             async with open_node(name, options) as node, node.events() as events, trio.open_nursery() as watchers:
                 if with_status:
                     try:
@@ -159,16 +163,38 @@ async def _serve(
                 if as_json:
                     watchers.start_soon(_report, events)
                 _announce(node, as_json=as_json)
-                number = await anext(signals)
+                number = await _told_to_end(signals, terminal, partial(watchers.start_soon, _reload, follower))
                 watchers.cancel_scope.cancel()
                 nursery.start_soon(_hasten, signals, nursery.cancel_scope)
             nursery.cancel_scope.cancel()
     return ExitStatus.INTERRUPTED if number == signal.SIGINT else ExitStatus.OK
 
 
+async def _told_to_end(signals: AsyncIterator[int], terminal: Terminal, reload: Callable[[], None]) -> int:
+    """Wait for a signal that ends the program; those that do not, reload."""
+    async for number in signals:
+        if number not in reload_signals():
+            return number
+        if terminal.lost():
+            _log.warning("the terminal is gone: ending, as after SIGTERM; nohup or a service manager keep it running")
+            return number
+        reload()
+    raise AssertionError("signals do not end")  # pragma: no cover
+
+
+async def _reload(follower: Follower) -> None:
+    """Read the files now; what is wrong with them is logged by the follower."""
+    _log.info("SIGHUP: reading %r", follower.source)
+    with contextlib.suppress(Exception):
+        generation = await follower.reload()
+        _log.info("SIGHUP: generation %d is what %r has", generation, follower.source)
+
+
 async def _hasten(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     """Wait for a second signal, which cancels the graceful end."""
-    await anext(signals)
+    async for number in signals:  # pragma: no branch -- they never end
+        if number not in reload_signals():
+            break
     _log.warning("second signal: open channels and services are cancelled")
     scope.cancel()
 

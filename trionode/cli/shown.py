@@ -33,6 +33,7 @@ from trionode._identity.describe import (
     describe_duration,
     describe_issuer,
     describe_names,
+    describe_serial,
     describe_subject,
 )
 from trionode._identity.names import SubjectNames, host_address
@@ -153,8 +154,14 @@ def time_left(start: datetime, end: datetime, now: datetime) -> Text:
             return Text(f"{describe_duration(end - now)} left", style="yellow" if state == "expires_soon" else "green")
 
 
-def certificate_grid(certificate: x509.Certificate, now: datetime) -> Table:
-    """A certificate as an operator reads it."""
+def certificate_grid(certificate: x509.Certificate, now: datetime, revoked: str | None = None) -> Table:
+    """A certificate as an operator reads it.
+
+    Args:
+        certificate: the certificate.
+        now: the time.
+        revoked: since when and why it is revoked; None if it is not, or that is not known.
+    """
     start, end = not_before(certificate), not_after(certificate)
     dates = Text(f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, ")
     rows: list[tuple[str, str | Text]] = [
@@ -165,10 +172,11 @@ def certificate_grid(certificate: x509.Certificate, now: datetime) -> Table:
         rows.append(("speaks for", speaks_for(certificate)))
     rows += [
         ("valid", dates + time_left(start, end, now)),
+        *([] if revoked is None else [("revoked", Text(f"REVOKED on {revoked}", style="bold red"))]),
         ("purposes", purposes_shown(certificate)),
         ("issuer", "itself" if is_self_issued(certificate) else describe_issuer(certificate)),
         ("key", f"{key_kind(certificate)}, signed with {signature_kind(certificate)}"),
-        ("serial", f"{serial_number(certificate):x}"),
+        ("serial", describe_serial(serial_number(certificate))),
         ("SHA-256", fingerprint(certificate)),
     ]
     return grid(rows)
@@ -180,7 +188,7 @@ def certificate_values(certificate: x509.Certificate, now: datetime) -> dict[str
     return {
         "subject": describe_subject(certificate),
         "issuer": describe_issuer(certificate),
-        "serial": f"{serial_number(certificate):x}",
+        "serial": describe_serial(serial_number(certificate)),
         "sha256": fingerprint(certificate),
         "not_before": not_before(certificate).isoformat(),
         "not_after": not_after(certificate).isoformat(),

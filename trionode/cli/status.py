@@ -13,6 +13,7 @@ from rich.text import Text
 from trionode._identity.describe import describe_duration
 from trionode._node.status_socket import (
     ConnectionStatus,
+    ManagerStatus,
     NodeStatus,
     StatusError,
     read_status,
@@ -22,6 +23,7 @@ from trionode._node.status_socket import (
 from .exits import ExitStatus, Trouble
 from .given import FILE, json_option, node_name
 from .shown import (
+    FAILED,
     console,
     grid,
     put,
@@ -51,7 +53,8 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 def status(node: NodeName | None, socket: Path | None, watch: float | None, *, as_json: bool) -> int:
     """What the running nodes of this user are doing, or one NODE.
 
-    Shown are connections and the generation of each, how long certificates are still valid, rates, refused handshakes.
+    First comes what is in a node's files and cannot be used: why, and since when. Then connections and the generation
+    of each, how long certificates are still valid, rates, refused handshakes.
 
     Nodes answer over a UNIX socket that only their own user can open. Those of `trionode serve` do; a program's node
     does with `await nursery.start(serve_status, node)`.
@@ -62,7 +65,8 @@ def status(node: NodeName | None, socket: Path | None, watch: float | None, *, a
       trionode status beta@localhost --watch 2
       trionode status --json | jq '.[].connections'
 
-    Exit status: 0 if a node was found, 1 if none was, 4 if one did not answer, 2 if the command line is not valid.
+    Exit status: 0 if a node was found and all uses what is in its files; 1 if none was found, or what is in the files
+    of one cannot be used; 4 if one did not answer, 2 if the command line is not valid.
     """
     out = console()
     before = _look(node, socket)
@@ -84,7 +88,7 @@ def status(node: NodeName | None, socket: Path | None, watch: float | None, *, a
             for each in now:
                 _show(out, each, _rates(older.get(each.incarnation), each))
         if watch is None:
-            return ExitStatus.OK
+            return ExitStatus.FOUND if any(_troubles(each) for each in now) else ExitStatus.OK
         before = now
 
 
@@ -139,6 +143,7 @@ def _show(out: Console, status: NodeStatus, rates: dict[str, float] | None) -> N
     put(out, Text(f"\n{status.node}", style="bold") + Text(f"  process {status.process}, ") + state)
     listens = ", ".join(f"{host} port {port}" for host, port in status.listens_on) or "nowhere"
     rows: list[tuple[str, str | Text]] = [
+        *(row for manager in _troubles(status) for row in _trouble(manager, status)),
         ("listens on", listens),
         ("work", f"{status.channels} channels open, {status.services} services running"),
         ("traffic", _traffic(status, rates)),
@@ -155,8 +160,26 @@ def _show(out: Console, status: NodeStatus, rates: dict[str, float] | None) -> N
         for each in manager.validities:
             left = time_left(each.not_before, each.not_after, status.at)
             rows.append(("", Text(f"{each.role.replace('_', ' ')} {each.subject}: ") + left))
+        if manager.source is not None:
+            rows.append(("", f"follows {manager.source.name}"))
     put(out, grid(rows))
     put(out, _connections(status))
+
+
+def _troubles(status: NodeStatus) -> list[ManagerStatus]:
+    """The managers whose source has what cannot be used."""
+    return [each for each in status.managers if each.source is not None and each.source.error is not None]
+
+
+def _trouble(manager: ManagerStatus, status: NodeStatus) -> list[tuple[str, str | Text]]:
+    source = manager.source
+    assert source is not None
+    since = f"{source.since:%Y-%m-%d %H:%M:%S} UTC ({describe_duration(status.at - source.since)} ago)"
+    what = f"since {since}, {source.name} cannot be used, and generation {manager.generation} stays: {source.error}"
+    rows: list[tuple[str, str | Text]] = [(f"{FAILED} {manager.label}", Text(what, style="bold red"))]
+    if source.pending is not None:
+        rows.append(("", f"pending: {source.pending}"))
+    return rows
 
 
 def _traffic(status: NodeStatus, rates: dict[str, float] | None) -> str:

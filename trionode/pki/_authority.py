@@ -269,6 +269,7 @@ class CertificateAuthority(HoldsPrivateKey):
         lifetime: timedelta = timedelta(days=7),
         reason: x509.ReasonFlags = x509.ReasonFlags.unspecified,
         previous: CRLSet | None = None,
+        released: Iterable[KeyPair | x509.Certificate] = (),
     ) -> CRLSet:
         """Sign a list of certificates that are to be refused from now on (RFC 5280 section 5).
 
@@ -282,9 +283,12 @@ class CertificateAuthority(HoldsPrivateKey):
             reason: why (RFC 5280 section 5.3.1).
             previous: the list that this one replaces; what this CA revoked there stays revoked, since then and for the
                 reason given there.
+            released: what was revoked by mistake, and is taken off. Verifiers that have the previous list go on
+                refusing it until they read this one.
 
         Raises:
-            ValueError: the lifetime is not positive.
+            ValueError: the lifetime is not positive, or the CA is to revoke its own certificate: verifiers that check
+                the whole path would refuse everything that it issued, and others would not notice.
         """
         now = _now(self._clock)
         lists = [crl for crl in previous or () if crl.issuer == self._issuer.subject]
@@ -298,11 +302,16 @@ class CertificateAuthority(HoldsPrivateKey):
             .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
         )
         for each in revoked:
-            certificate = each.certificate if isinstance(each, KeyPair) else each
+            certificate = _certificate_of(each)
+            if fingerprint(certificate) == fingerprint(self._issuer):
+                msg = f"a CA does not revoke itself: {describe(certificate)}. Take it out of every CA pool instead"
+                raise ValueError(msg)
             entry = x509.RevokedCertificateBuilder(certificate.serial_number, now)
             if reason is not x509.ReasonFlags.unspecified:  # which RFC 5280 wants left out
                 entry = entry.add_extension(x509.CRLReason(reason), critical=False)
             entries.setdefault(certificate.serial_number, entry.build())
+        for each in released:
+            entries.pop(_certificate_of(each).serial_number, None)
         for revocation in entries.values():
             builder = builder.add_revoked_certificate(revocation)
         return CRLSet([builder.sign(self._key, signing_hash(self._key))])
@@ -357,6 +366,10 @@ class CertificateAuthority(HoldsPrivateKey):
             f"<CertificateAuthority {describe_subject(self.certificate)} (valid {describe_dates(self.certificate)}; "
             f"SHA-256 {fingerprint(self.certificate)[:16]}…){through}>"
         )
+
+
+def _certificate_of(given: KeyPair | x509.Certificate) -> x509.Certificate:
+    return given.certificate if isinstance(given, KeyPair) else given
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
