@@ -189,6 +189,7 @@ class NoRouteError(TrionodeError, LookupError):
 class Stage(StrEnum):
     """How far a handshake had come when it failed."""
 
+    RESOLVE = "resolve"
     CONNECT = "connect"
     """Name resolution and TCP."""
     TLS = "tls"
@@ -205,6 +206,8 @@ class HandshakeReason(StrEnum):
 
     UNREACHABLE = "unreachable"
     """The host does not resolve, or no address of it can be connected to; `__cause__` is the `OSError`."""
+    EXHAUSTED = "exhausted"
+    """This process or machine has no descriptors, ports or memory left to dial with; `__cause__` is the `OSError`."""
     TIMEOUT = "timeout"
     """A deadline passed: `connect_timeout` or `handshake_timeout`."""
     SILENT = "silent"

@@ -30,6 +30,7 @@ from trionode._handshake.connect import connect
 from trionode._handshake.dial import Dial, dial
 from trionode._handshake.exchange import Party
 from trionode._managers.manager import publisher_of
+from trionode._transport import connecting
 from trionode._transport.sockets import address_of
 from trionode._transport.tcp import open_listeners
 
@@ -206,23 +207,15 @@ async def test_silent_address_does_not_hold_up_the_others(
     [listener] = await open_listeners("127.0.0.1", 0)
     waiting: list[tuple[str, int]] = []
 
-    class Dropping:
-        """A socket factory whose sockets never get through to one address."""
+    connected = connecting._connected
 
-        def socket(self, family: int, kind: int, proto: int) -> Any:
-            sock = trio.socket.from_stdlib_socket(socket.socket(family, kind, proto))
-            connect = sock.connect
+    async def connect_or_wait(address: Any) -> Any:
+        if address[1][0] == "127.0.0.3":
+            waiting.append(address)
+            await trio.sleep_forever()
+        return await connected(address)
 
-            async def connect_or_wait(address: Any) -> None:
-                if address[0] == "127.0.0.3":
-                    waiting.append(address)
-                    await trio.sleep_forever()
-                await connect(address)
-
-            sock.connect = connect_or_wait  # type: ignore[method-assign]
-            return sock
-
-    monkeypatch.setattr(trio._highlevel_open_tcp_stream, "socket", Dropping().socket)
+    monkeypatch.setattr(connecting, "_connected", connect_or_wait)
     with trio.fail_after(10):
         async with listener:
             async with await connect(
@@ -283,26 +276,26 @@ async def test_all_addresses_refused(resolve: Callable[..., None]) -> None:
 
 
 async def test_name_that_does_not_resolve(resolve: Callable[..., None]) -> None:
-    """A name that does not resolve is stage connect, caused by the resolver's error."""
+    """A name that does not resolve is stage resolve, caused by the resolver's error."""
     resolve("nowhere.example")
     with trio.fail_after(10):
         error = await failure(connect("nowhere.example", 15000, connect_timeout=10))
     assert type(error) is HandshakeError
-    assert error.stage is Stage.CONNECT
+    assert error.stage is Stage.RESOLVE
     assert isinstance(error.__cause__, socket.gaierror)
     assert "not known" in str(error)
 
 
 async def test_resolver_that_never_answers(resolve: Callable[..., None]) -> None:
-    """A name server that never answers costs `connect_timeout`, and is told apart as a timeout of the connect."""
+    """A name server that never answers costs most of `connect_timeout`, and is told apart: no packet was sent."""
     resolve("slow.example", None)
     with trio.fail_after(10):
-        error = await failure(connect("slow.example", 15000, connect_timeout=0.1))
+        error = await failure(connect("slow.example", 15000, connect_timeout=1))
     assert isinstance(error, HandshakeTimeoutError)
-    assert error.stage is Stage.CONNECT
+    assert error.stage is Stage.RESOLVE
     assert error.reason == "timeout"
     assert error.address == ("slow.example", 15000)
-    assert "connect_timeout (0.1 s)" in str(error)
+    assert "connect_timeout (1 s)" in str(error)
 
 
 async def test_address_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +304,7 @@ async def test_address_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> No
     async def silence(*_: object, **__: object) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(trio, "open_tcp_stream", silence)
+    monkeypatch.setattr("trionode._transport.tcp.connect_tcp", silence)
     with trio.fail_after(10):
         error = await failure(connect("silent.example", 15000, connect_timeout=0.1))
     assert isinstance(error, HandshakeTimeoutError)

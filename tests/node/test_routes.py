@@ -238,7 +238,7 @@ def case(request: pytest.FixtureRequest, manager: ManagerFactory, rogue_ca: Cert
         "host": lambda: Case(
             name="beta@nowhere.invalid",
             option={"host": "127.0.0.1"},
-            without=lambda error: error.stage is Stage.CONNECT,
+            without=lambda error: error.stage is Stage.RESOLVE,
         ),
         "cert_manager": lambda: Case(
             option={"cert_manager": manager("alpha@localhost", ca=rogue_ca, trusts=rogue_ca)},

@@ -6,12 +6,15 @@ Over TCP, connecting resolves without blocking and tries addresses the happy-eye
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+import socket
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from trionode._errors import HandshakeReason, Stage
 from trionode._tls.failures import HandshakeErrors
+from trionode._transport.lookup import LookupTimeoutError
 from trionode._transport.tcp import TCP
 
 if TYPE_CHECKING:
@@ -31,22 +34,61 @@ async def connect(
 
     Raises:
         HandshakeTimeoutError: it took longer.
-        HandshakeError: stage `connect`; `__cause__` is the `OSError`.
+        HandshakeError: stage `resolve` or `connect`; `__cause__` is the `OSError`.
     """
     errors = HandshakeErrors(address=(host, port), stage=Stage.CONNECT)
     with trio.move_on_after(connect_timeout):
         try:
             return await (TCP if transport is None else transport).connect(host, port)
-        except OSError as exc:
+        except LookupTimeoutError as exc:
+            raise errors.at_stage(Stage.RESOLVE).timed_out(
+                f"cannot look up {host}: {exc.strerror}, most of connect_timeout ({connect_timeout:g} s). See to the "
+                "name servers of this machine, or give an address as the route's host"
+            ) from exc
+        except socket.gaierror as exc:
             text = (
-                f"cannot connect to {host} port {port}: {_explain(exc)}. Is the node running there, and the way to it "
-                "open?"
+                f"cannot look up {host}: {exc.strerror or exc}. Check its spelling and the name servers of this "
+                "machine, or give an address as the route's host"
             )
-            raise errors.failed(HandshakeReason.UNREACHABLE, text, exc) from exc
+            raise errors.at_stage(Stage.RESOLVE).failed(HandshakeReason.UNREACHABLE, text, exc) from exc
+        except OSError as exc:
+            reason, remedy = _remedy(exc)
+            text = f"cannot connect to {host} port {port}: {_explain(exc)}. {remedy}"
+            raise errors.failed(reason, text, exc) from exc
     raise errors.timed_out(
         f"cannot connect to {host} port {port} within connect_timeout ({connect_timeout:g} s): no answer; a firewall "
         "may drop the packets"
     )
+
+
+_EXHAUSTED: Final = {
+    errno.EMFILE: "This process has no descriptors left: raise its limit (ulimit -n, LimitNOFILE), or close some",
+    errno.ENFILE: "This machine has no descriptors left (fs.file-max)",
+    errno.EADDRNOTAVAIL: "No address or port of this machine is left for it (net.ipv4.ip_local_port_range)",
+    errno.ENOBUFS: "This machine has no memory left for sockets",
+    errno.ENOMEM: "This machine has no memory left",
+}
+_REMEDIES: Final = {
+    errno.ECONNREFUSED: "Nothing listens there. Is the node running there, and is the port right?",
+    errno.EHOSTUNREACH: "There is no way to that host: is it up, and the address right?",
+    errno.ENETUNREACH: "There is no way to that network from this machine",
+    errno.EACCES: "This machine does not allow it: a local firewall or a security policy",
+    errno.EPERM: "This machine does not allow it: a local firewall or a security policy",
+}
+
+
+def _remedy(exc: OSError) -> tuple[HandshakeReason, str]:
+    """Whose fault it is, and what to do about it."""
+    group = exc.__cause__
+    errors = group.exceptions if isinstance(group, ExceptionGroup) else (exc,)
+    codes = [each.errno for each in errors if isinstance(each, OSError)]
+    for code in codes:
+        if code in _EXHAUSTED:
+            return HandshakeReason.EXHAUSTED, _EXHAUSTED[code]
+    first = next(
+        (_REMEDIES[code] for code in codes if code in _REMEDIES), "Is the node running there, and the way to it open?"
+    )
+    return HandshakeReason.UNREACHABLE, first
 
 
 def _explain(exc: OSError) -> str:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 import trio
 
 from trionode._errors import ListenError
-from trionode._identity.names import host_address, unbracketed
+from trionode._identity.names import unbracketed
 from trionode._util.log import Log
 from trionode._util.text import Address, place
+
+from .connecting import connect_tcp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,19 +185,7 @@ class _TCP:
         return [TCPListener(listener) for listener in listeners]
 
     async def connect(self, host: str, port: int) -> trio.SocketStream:
-        address = host_address(host)
-        if address is None:
-            return await trio.open_tcp_stream(host, port)
-        # One address, so there is nothing to resolve and no race of addresses: Trio's way would take a nursery and two
-        # tasks.
-        family = trio.socket.AF_INET if address.version == 4 else trio.socket.AF_INET6
-        socket = trio.socket.socket(family, trio.socket.SOCK_STREAM)
-        try:
-            await socket.connect((str(address), port))
-        except BaseException:
-            socket.close()
-            raise
-        return trio.SocketStream(socket)
+        return await connect_tcp(host, port)
 
 
 TCP: Final = _TCP()

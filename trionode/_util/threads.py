@@ -23,6 +23,7 @@ class Purpose(Enum):
     """What threads are for; the value is how many there may be at once in a Trio run."""
 
     FILES = ("small files in directories of ours", 4)
+    LOOKUPS = ("look-ups of host names", 100)
 
     @property
     def limit(self) -> int:
