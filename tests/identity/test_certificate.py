@@ -224,7 +224,6 @@ def touched(source: str) -> set[str]:
     return {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)} & TOUCHY
 
 
-@pytest.mark.skip(reason="not yet")
 def test_nothing_else_reads_certificates() -> None:
     """One module reads what comes from outside; the rest of the package asks it."""
     package = Path(trionode.__file__).parent
@@ -238,4 +237,28 @@ def test_nothing_else_reads_certificates() -> None:
 
 
 #: Modules that have attributes of these names on things of their own, or on what they have made themselves.
-ALLOWED: dict[str, set[str]] = {}
+ALLOWED: dict[str, set[str]] = {
+    # The CA that it made or loaded, lists that it signed, builders.
+    "pki/_authority.py": TOUCHY - {"extensions"},
+    "_credentials/issuing.py": {"public_key", "serial_number"},  # the builder's, and a CA's that `KeyPair` has checked
+    "_credentials/key_pair.py": {"public_key"},  # a private key's
+    "testing/_zoo.py": {"extensions", "issuer", "public_key", "signature_hash_algorithm", "subject"},
+    "demo/said.py": {"extensions", "issuer", "rfc4514_string", "subject"},  # made by trionode.pki a moment before
+    "demo/story.py": {"rfc4514_string", "subject"},
+    "cli/revoked.py": {"serial_number"},  # of an entry of a list, an integer
+    # Attributes of our own classes: `Outline`, `Validity`, `RevocationList`, `Superseded`, what the demo reports; and
+    # of httpx's requests and answers.
+    "_identity/outline.py": {"issuer", "subject"},
+    "_credentials/crl.py": {"issuer"},
+    "_credentials/revocation.py": {"issuer", "subject"},
+    "_credentials/revocation_list.py": {"issuer"},
+    "_managers/trust.py": {"issuer", "subject"},
+    "_node/status_socket.py": {"subject"},
+    "_tls/candidates.py": {"issuer", "subject"},
+    "_tls/judge.py": {"issuer"},
+    "cli/demo.py": {"issuer", "subject"},
+    "cli/status.py": {"subject"},
+    "http/client.py": {"extensions"},
+    "http/connections.py": {"extensions"},
+    "metrics.py": {"subject"},
+}

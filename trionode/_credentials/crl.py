@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, final
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.certificate import serial_number
 from trionode._identity.outline import outline
 from trionode._util.fields import Checked
 from trionode._util.immutable import Immutable
@@ -139,7 +140,7 @@ class CRLSet(Immutable):
             certificate: whom to look for.
         """
         issuer = outline(certificate.public_bytes(Encoding.DER)).issuer
-        found = (each.revocation(certificate.serial_number) for each in newest(lists_of(self, issuer)))
+        found = (each.revocation(serial_number(certificate)) for each in newest(lists_of(self, issuer)))
         return next(filter(None, found), None)
 
     def __iter__(self) -> Iterator[x509.CertificateRevocationList]:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.certificate import fingerprint
+from trionode._identity.certificate import fingerprint, public_key
 from trionode._identity.describe import describe
 from trionode._identity.names import canonical_host
 from trionode._util.immutable import HoldsPrivateKey
@@ -194,15 +194,14 @@ def _check_key(chain: tuple[x509.Certificate, ...], private_key: PrivateKey, whe
             "Make a new key, EC P-256 for choice"
         )
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
-    try:
-        leaf_key = _public_bytes(chain[0].public_key())
-    except (ValueError, UnsupportedAlgorithm):
+    leaf_key = public_key(chain[0])
+    if leaf_key is None:
         msg = (
             f"the leaf certificate of {where} has a key of a kind that is not supported: {describe(chain[0])}. Issue "
             "it for an EC P-256, P-384, Ed25519 or RSA key"
         )
-        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
-    if leaf_key != _public_bytes(private_key.public_key()):
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
+    if _public_bytes(leaf_key) != _public_bytes(private_key.public_key()):
         msg = (
             f"the private key does not belong to the leaf certificate of {where}: {describe(chain[0])}. The leaf comes "
             "first in the file; if certificate and key were being replaced just now, read them again"

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, final
 
 from cryptography import x509
 
-from trionode._identity.certificate import extension, is_ca
+from trionode._identity.certificate import extension, is_ca, serial_number, subject_der
 from trionode._identity.describe import describe_subject
 from trionode._identity.outline import canonical_name
 
@@ -104,7 +104,7 @@ def status(
         return Unknown(Doubt.UNUSABLE, f"{issuer} signed a CRL that its key usage does not allow (cRLSign is missing)")
     counting = newest(signed, now)
     for each in counting:
-        revocation = each.revocation(certificate.serial_number)
+        revocation = each.revocation(serial_number(certificate))
         if revocation is not None:
             return revocation
     doubts = [_doubt(each, now, policy) for each in counting if _is_for(each, certificate, issuer)]
@@ -131,7 +131,7 @@ def revocation_of_anchor(
             continue
         signed = [each for each in lists_of(crls, issuer.outline.subject) if _signs(issuer, each)]
         for each in newest(signed, now):
-            revocation = each.revocation(anchor.serial_number)
+            revocation = each.revocation(serial_number(anchor))
             if revocation is not None:
                 return revocation
     return None
@@ -197,7 +197,13 @@ def _point_names(
         else:
             yield type(each).__name__, each.value
     if relative is not None:
-        yield "directory", canonical_name(x509.Name([*issuer.subject.rdns, relative]).public_bytes())
+        yield (
+            "directory",
+            (
+                *canonical_name(subject_der(issuer)),
+                *canonical_name(x509.Name([relative]).public_bytes()),
+            ),
+        )
 
 
 # Two sets -----------------------------------------------------------------------------------------------------------

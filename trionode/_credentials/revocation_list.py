@@ -27,10 +27,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.describe import describe_serial, describe_time
+from trionode._identity.certificate import list_extensions, public_key, signature_hash
+from trionode._identity.describe import describe_issuer, describe_serial, describe_time
 from trionode._identity.outline import canonical_name
 from trionode._util.der import BOOLEAN, CONTEXT_0, INTEGER, OID, SEQUENCE, element, elements
-from trionode._util.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,14 +139,14 @@ class RevocationList:
         try:
             self._read_head()
             unknown = self._read_entries()
-        except (ValueError, x509.DuplicateExtension) as exc:
+            unknown |= {
+                extension.oid.dotted_string
+                for extension in list_extensions(crl)
+                if extension.critical and isinstance(extension.value, x509.UnrecognizedExtension)
+            }
+        except (ValueError, IndexError, OverflowError) as exc:
             msg = "a CRL is damaged: its extensions do not follow RFC 5280. Have it issued anew"
             raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from exc
-        unknown |= {
-            extension.oid.dotted_string
-            for extension in crl.extensions
-            if extension.critical and isinstance(extension.value, x509.UnrecognizedExtension)
-        }
         self.trouble = f"it has a critical extension that we do not know ({min(unknown)})" if unknown else None
 
     # Reading
@@ -154,9 +154,9 @@ class RevocationList:
     def _read_head(self) -> None:
         crl = self.crl
         self.digest = hashlib.sha256(self._der).digest()
-        self.issuer_shown = printable(crl.issuer.rfc4514_string(), 120) or "(empty issuer)"
+        self.issuer_shown = describe_issuer(crl)
         self.this_update = crl.last_update_utc
-        found: dict[type, object] = {type(each.value): each.value for each in crl.extensions}
+        found: dict[type, object] = {type(each.value): each.value for each in list_extensions(crl)}
         end, point = crl.next_update_utc, found.get(x509.IssuingDistributionPoint)
         why: str | None = None
         if end is None:
@@ -278,7 +278,7 @@ class RevocationList:
         signed = self._signed.get(key)
         if signed is None:
             try:
-                self._verify(issuer.public_key())
+                self._verify(public_key(issuer))
                 signed = True
             except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, AttributeError):
                 signed = False
@@ -288,7 +288,7 @@ class RevocationList:
     def _verify(self, key: object) -> None:
         crl = self.crl
         if self._tbs_digest is not None and isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-            algorithm = crl.signature_hash_algorithm
+            algorithm = signature_hash(crl)
             parameters = crl.signature_algorithm_parameters
             assert algorithm is not None
             prehashed = utils.Prehashed(algorithm)
@@ -303,10 +303,7 @@ class RevocationList:
 
     def _hash_name(self) -> str | None:
         """The signature's hash, as `hashlib` calls it; None where there is none to be had beforehand."""
-        try:
-            algorithm = self.crl.signature_hash_algorithm
-        except UnsupportedAlgorithm:
-            return None
+        algorithm = signature_hash(self.crl)
         name = None if algorithm is None else algorithm.name.replace("-", "_")
         return name if name in hashlib.algorithms_available else None
 

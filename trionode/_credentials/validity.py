@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 from cryptography import x509
 
+from trionode._identity.certificate import not_after, not_before
 from trionode._identity.describe import describe_issuer, describe_subject
 
 from .revocation import counting
@@ -87,7 +88,7 @@ def dated(
         (CredentialRole.ROOT_CA, root_cas or ()),
     ):
         for certificate in certificates:
-            yield Dated(role, certificate, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+            yield Dated(role, certificate, not_before(certificate), not_after(certificate))
     for each in () if crls is None else counting(crls):
         yield Dated(CredentialRole.CRL, each.crl, each.this_update, each.next_update)
 

@@ -136,6 +136,11 @@ def not_after(certificate: x509.Certificate) -> datetime:
         return _LONG_OVER
 
 
+def has_dates(certificate: x509.Certificate) -> bool:
+    """Whether its validity period can be read."""
+    return not_before(certificate) != _NEVER_BEGAN and not_after(certificate) != _LONG_OVER
+
+
 def serial_number(certificate: x509.Certificate) -> int:
     """Its serial number; a positive integer, if the CA keeps to RFC 5280 section 4.1.2.2."""
     with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
@@ -145,15 +150,16 @@ def serial_number(certificate: x509.Certificate) -> int:
 def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
     """Its public key; None where that is of a kind, or has parameters, that `cryptography` does not know."""
     try:
-        return certificate.public_key()
+        with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
+            return certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return None
 
 
-def signature_hash(certificate: x509.Certificate) -> HashAlgorithm | None:
+def signature_hash(signed: x509.Certificate | x509.CertificateRevocationList) -> HashAlgorithm | None:
     """The digest under its issuer's signature; None where there is none (Ed25519), or one that is not known."""
     try:
-        return certificate.signature_hash_algorithm
+        return signed.signature_hash_algorithm
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return None
 
@@ -164,6 +170,21 @@ def is_self_issued(certificate: x509.Certificate) -> bool:
     return issuer == subject
 
 
+def subject_der(certificate: x509.Certificate) -> bytes:
+    """Its subject, encoded, as peers compare and send it; empty where it cannot be read."""
+    return _names(certificate)[1]
+
+
+def issuer_der(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes:
+    """The issuer's name of a certificate or revocation list, likewise."""
+    if isinstance(signed, x509.Certificate):
+        return _names(signed)[0]
+    try:
+        return signed.issuer.public_bytes()
+    except (ValueError, TypeError):
+        return b""
+
+
 def subject(certificate: x509.Certificate) -> str:
     """Its subject's distinguished name (RFC 4514), escaped, with replacement characters, and cut."""
     return _shown_name(_names(certificate)[1], "subject")
@@ -171,12 +192,7 @@ def subject(certificate: x509.Certificate) -> str:
 
 def issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
     """The distinguished name of a certificate's or a revocation list's issuer, likewise."""
-    if isinstance(signed, x509.Certificate):
-        return _shown_name(_names(signed)[0], "issuer")
-    try:
-        return _shown_name(signed.issuer.public_bytes(), "issuer")
-    except (ValueError, TypeError):
-        return "(unreadable issuer)"
+    return _shown_name(issuer_der(signed), "issuer")
 
 
 def common_name(certificate: x509.Certificate) -> str | None:
@@ -220,6 +236,27 @@ def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
         msg = f"the {name} extension cannot be read"
         raise UnreadableError(msg)
     return only.value
+
+
+def list_extensions(crl: x509.CertificateRevocationList) -> x509.Extensions:
+    """All extensions of a revocation list: one that cannot be read might limit what the list is for.
+
+    Raises:
+        UnreadableError: one cannot be read, or is there twice.
+    """
+    try:
+        return crl.extensions
+    except Exception as exc:  # as above
+        msg = f"an extension cannot be read ({type(exc).__name__})"
+        raise UnreadableError(msg) from exc
+
+
+def revocation_reason(entry: x509.RevokedCertificate) -> x509.ReasonFlags | None:
+    """Why an entry of a revocation list was revoked; None where it does not say, or cannot be read."""
+    try:
+        return entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+    except Exception:  # noqa: BLE001 -- it is revoked, whatever else the entry says
+        return None
 
 
 def is_ca(certificate: x509.Certificate) -> bool:

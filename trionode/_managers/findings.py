@@ -19,7 +19,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -27,7 +26,17 @@ from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
 from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason, HandshakeError, PeerUnverifiedError, UnverifiedReason
-from trionode._identity.certificate import UnreadableError, allows, extension, is_self_issued
+from trionode._identity.certificate import (
+    UnreadableError,
+    allows,
+    extension,
+    is_self_issued,
+    issuer_der,
+    not_after,
+    not_before,
+    signature_hash,
+    subject_der,
+)
 from trionode._identity.describe import (
     describe,
     describe_duration,
@@ -206,13 +215,13 @@ def _warning(code: FindingCode, message: str, remedy: str) -> Finding:
 def _usability(key_pair: KeyPair, now: datetime, *, as_server: bool, as_client: bool) -> Iterator[Finding]:
     """What makes a key pair unusable; its errors are all that an update is refused for."""
     leaf = key_pair.certificate
-    if now > leaf.not_valid_after_utc:
+    if now > not_after(leaf):
         yield _error(
             FindingCode.EXPIRED,
             f"our certificate has expired, our clock says {describe_time(now)}: {describe(leaf)}",
             "Issue a new one, and rotate to it with manager.update()",
         )
-    if now < leaf.not_valid_before_utc:
+    if now < not_before(leaf):
         yield _error(
             FindingCode.NOT_YET_VALID,
             f"our certificate is not yet valid, our clock says {describe_time(now)}: {describe(leaf)}",
@@ -233,7 +242,7 @@ def _usability(key_pair: KeyPair, now: datetime, *, as_server: bool, as_client: 
 
 def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
     leaf, now = key_pair.certificate, policy.now()
-    start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    start, end = not_before(leaf), not_after(leaf)
     if timedelta() <= now - start < CLOCK_SKEW:
         yield _warning(
             FindingCode.JUST_VALID,
@@ -249,13 +258,13 @@ def _dates(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Finding]:
             "Issue a new one, and find out why that was not done before",
         )
     anchors = {anchor for pool in (policy.client_cas, policy.root_cas) if pool is not None for anchor in pool}
-    above = [anchor for anchor in anchors if anchor.subject == key_pair.chain[-1].issuer]
-    issuers = [*key_pair.chain[1:], *sorted(above, key=lambda anchor: anchor.not_valid_after_utc)[-1:]]
-    first = min(issuers, key=lambda issuer: issuer.not_valid_after_utc, default=leaf)
-    if first.not_valid_after_utc < end:
+    above = [anchor for anchor in anchors if subject_der(anchor) == issuer_der(key_pair.chain[-1])]
+    issuers = [*key_pair.chain[1:], *sorted(above, key=not_after)[-1:]]
+    first = min(issuers, key=not_after, default=leaf)
+    if not_after(first) < end:
         yield _warning(
             FindingCode.OUTLIVES_CA,
-            f"the CA {describe_subject(first)} ends at {describe_time(first.not_valid_after_utc)}, and "
+            f"the CA {describe_subject(first)} ends at {describe_time(not_after(first))}, and "
             f"with it our certificate, which says that it is valid longer: {describe(leaf)}",
             "Replace the CA before it ends, and issue certificates that do not outlive theirs",
         )
@@ -280,11 +289,7 @@ def _strength(key_pair: KeyPair) -> Iterator[Finding]:
     for certificate in key_pair.chain:
         if is_self_issued(certificate):
             continue  # peers do not check the signature of a root
-        try:
-            weak = isinstance(certificate.signature_hash_algorithm, hashes.SHA1 | hashes.MD5)
-        except UnsupportedAlgorithm:
-            weak = False  # not known to be
-        if weak:
+        if isinstance(signature_hash(certificate), hashes.SHA1 | hashes.MD5):
             yield _error(
                 FindingCode.WEAK,
                 f"a certificate of our chain is signed with a hash that peers refuse (SHA-1, MD5): "

@@ -25,6 +25,7 @@ from OpenSSL import SSL, crypto
 from trio.lowlevel import enable_ki_protection
 
 from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
+from trionode._identity.certificate import has_dates
 from trionode._util.text import Buffer, printable
 
 from .verification import openssl_reason
@@ -206,11 +207,13 @@ class TLSSession:
         examination = self._examination
         if examination.refusal is not None:
             self._fail(examination.refusal)
+        certificate: x509.Certificate | None = None
         try:
             certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
-            if certificate is not None:
-                _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc  # year 0 is valid DER, for one
+            readable = certificate is None or has_dates(certificate)  # year 0 is valid DER, for one
         except Exception:  # noqa: BLE001 -- an unverified peer may send anything, and it may fail in any way
+            readable = False
+        if not readable:
             self._fail(self.errors.misbehaved("certificate cannot be parsed"))
         self._data_records = self._scanner.total  # those of the handshake do not count
         self.peer_certificate = certificate

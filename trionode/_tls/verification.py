@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode._errors import PeerUnverifiedError, UnverifiedReason
-from trionode._identity.certificate import allows, fingerprint
+from trionode._identity.certificate import allows, fingerprint, not_after, not_before
 from trionode._identity.describe import (
     describe,
     describe_dates,
@@ -171,13 +171,13 @@ def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors) -> PeerUnverifi
         means = KEY_USAGE
     facts = {
         "detail": _shown(fault),
-        "end": f"{found.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
+        "end": f"{not_after(found):%Y-%m-%d %H:%M:%S} UTC",
         "issuer": describe_issuer(found),
         "now": f"{judge.policy.now():%Y-%m-%d %H:%M:%S} UTC",
         "option": "client_cas" if accepting else "root_cas",
         "pool": _pool_shown(judge),
         "purpose": "clientAuth" if accepting else "serverAuth",
-        "start": f"{found.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC",
+        "start": f"{not_before(found):%Y-%m-%d %H:%M:%S} UTC",
     }
     place = f" (certificate {fault.depth + 1} of its chain: {describe(found)})" if fault.depth else ""
     subject = f"{_peer(accepting=accepting)} certificate refused: {describe(leaf)}{place}"

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final, final
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode import HandshakeReason, NodeName, PeerRejectedError, RejectionCode, UnverifiedReason
-from trionode._identity.certificate import allows, fingerprint, is_self_issued
+from trionode._identity.certificate import (
+    allows,
+    fingerprint,
+    is_self_issued,
+    issuer_der,
+    not_after,
+    not_before,
+    subject_der,
+)
 from trionode._identity.describe import (
     describe,
     describe_duration,
@@ -185,7 +193,7 @@ def _judge_dates(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[D
             case "expired":
                 yield _theirs(
                     UnverifiedReason.EXPIRED,
-                    f"{what} has expired, {describe_duration(now - each.not_valid_after_utc)} ago by our clock: "
+                    f"{what} has expired, {describe_duration(now - not_after(each))} ago by our clock: "
                     f"{describe(each)}",
                     "Rotate it. If that was done, the server does not use the new one: compare with --expect-cert "
                     "FILE; and check this machine's clock",
@@ -193,7 +201,7 @@ def _judge_dates(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[D
             case "not_yet_valid":
                 yield _theirs(
                     UnverifiedReason.NOT_YET_VALID,
-                    f"{what} is not valid before {describe_time(each.not_valid_before_utc)}, and our clock "
+                    f"{what} is not valid before {describe_time(not_before(each))}, and our clock "
                     f"says {now:%Y-%m-%d %H:%M:%S}: {describe(each)}",
                     "Check the clocks of this machine and of the issuing CA; issue certificates backdated by some "
                     "minutes",
@@ -209,7 +217,7 @@ def _judge_path(
     last = chain[-1]
     pool = ours.root_cas
     trusted = ours.trust if pool is None else f"{ours.trust} ({describe_subjects(pool)})"
-    namesake = next((each for each in pool or () if each.subject == last.issuer), None)
+    namesake = next((each for each in pool or () if subject_der(each) == issuer_der(last)), None)
     if namesake is not None:
         return _theirs(
             reason,
@@ -271,10 +279,10 @@ def compare_certificate(served: x509.Certificate, on_disk: x509.Certificate) -> 
     )
     message = (
         f"the server presents another certificate than the file holds (SHA-256 {fingerprint(served)[:16]}…, valid "
-        f"from {served.not_valid_before_utc:%Y-%m-%d %H:%M}, in place of {fingerprint(on_disk)[:16]}…, from "
-        f"{on_disk.not_valid_before_utc:%Y-%m-%d %H:%M})"
+        f"from {not_before(served):%Y-%m-%d %H:%M}, in place of {fingerprint(on_disk)[:16]}…, from "
+        f"{not_before(on_disk):%Y-%m-%d %H:%M})"
     )
-    older = on_disk.not_valid_before_utc < served.not_valid_before_utc
+    older = not_before(on_disk) < not_before(served)
     remedy = (
         "The file is the older one: is it the right file, and was a newer one overwritten?"
         if older
@@ -291,7 +299,7 @@ def compare_trust(looked: Inspection, on_disk: CAPool) -> tuple[Step, Diagnosis 
     if not looked.certificate_requested or not looked.requested_cas:
         why = "asks for no certificates" if not looked.certificate_requested else "does not name the CAs that it trusts"
         return Step(name=name, outcome="skipped", text=f"cannot be told from here: the server {why}"), None
-    wanted = {each.subject.public_bytes(): describe_subject(each) for each in on_disk}
+    wanted = {subject_der(each): describe_subject(each) for each in on_disk}
     missing = [text for der, text in wanted.items() if der not in looked.requested_cas]
     surplus = [text for der, text in looked.requested_cas.items() if der not in wanted]
     if not missing and not surplus:
@@ -315,7 +323,7 @@ def compare_trust(looked: Inspection, on_disk: CAPool) -> tuple[Step, Diagnosis 
 
 def foresee(key_pair: KeyPair, looked: Inspection) -> Iterator[Diagnosis]:
     """Why a server would refuse our certificate, as far as it names the CAs that it accepts."""
-    issuers = {each.issuer.public_bytes() for each in key_pair.chain}
+    issuers = {issuer_der(each) for each in key_pair.chain}
     if looked.requested_cas and not issuers & looked.requested_cas.keys():
         yield _ours(
             RejectionCode.UNKNOWN_CA,
@@ -339,14 +347,14 @@ def rejected(code: RejectionCode, certificate: x509.Certificate, looked: Inspect
             message = f"our certificate has expired, and the server refused it: {describe(certificate)}"
             remedy = "Rotate it"
         case RejectionCode.CERTIFICATE_EXPIRED:
-            ahead = describe_duration(certificate.not_valid_after_utc - now)
+            ahead = describe_duration(not_after(certificate) - now)
             message = (
                 f"the server says that our certificate has expired, and by our clock it has not: the server's "
                 f"clock is ahead by {ahead} at least, or a certificate above it or a revocation list has expired there"
             )
             remedy = "Compare the clocks of both machines (chronyc tracking, timedatectl), and check the chain"
         case RejectionCode.BAD_CERTIFICATE:
-            since = describe_duration(now - certificate.not_valid_before_utc)
+            since = describe_duration(now - not_before(certificate))
             message = (
                 f"the server finds our certificate bad. A certificate that is not yet valid looks like this: ours "
                 f"is valid since {since} by our clock, so the server's would be behind by as much"
@@ -372,7 +380,7 @@ def accepted(looked: Inspection) -> str:
 
 def estimate_clock(leaf: x509.Certificate, now: datetime) -> tuple[str, ...]:
     """What a server's certificate says about its clock; TLS 1.3 carries no time, so it is an estimate."""
-    start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    start, end = not_before(leaf), not_after(leaf)
     ours = f"our clock says {describe_time(now)}"
     match certificate_state(leaf, now):
         case "expired":

@@ -25,7 +25,15 @@ from trionode import (
 )
 from trionode._credentials.crl import next_update
 from trionode._credentials.pem import parse_certificates, read_file
-from trionode._identity.certificate import fingerprint, is_ca, is_self_issued, not_after, not_before
+from trionode._identity.certificate import (
+    fingerprint,
+    is_ca,
+    is_self_issued,
+    issuer_der,
+    not_after,
+    not_before,
+    subject_der,
+)
 from trionode._identity.describe import describe, describe_subject
 from trionode.pki import (
     CertificateAuthority,
@@ -410,7 +418,7 @@ def _issued(name: str, directory: Path, authority: CertificateAuthority) -> x509
             "another CA, issue from that, and take this one out of every CA file"
         )
         raise Trouble(msg, ExitStatus.FILES)
-    if certificate.issuer != authority.certificate.subject:
+    if issuer_der(certificate) != subject_der(authority.certificate):
         msg = f"the CA in {directory} did not issue it, so it cannot revoke it: {describe(certificate)}"
         raise Trouble(msg, ExitStatus.FILES)
     return certificate

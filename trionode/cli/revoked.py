@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from cryptography import x509
 from rich.text import Text
 
 from trionode import CertificateError, CRLSet
 from trionode._credentials.crl import next_update
 from trionode._credentials.pem import parse_certificates, read_file
-from trionode._identity.certificate import is_ca, serial_number
-from trionode._identity.describe import describe_serial
+from trionode._identity.certificate import is_ca, issuer_der, revocation_reason, serial_number
+from trionode._identity.describe import describe_issuer, describe_serial
 
 from .given import CRL_FILE
 from .paths import exists
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from cryptography import x509
     from rich.table import Table
 
 
@@ -51,7 +51,7 @@ def revocation_of(
 ) -> x509.RevokedCertificate | None:
     """A certificate's entry on a list by its issuer, or None."""
     for crl in lists:
-        if crl.issuer == certificate.issuer and not is_ca(certificate):
+        if issuer_der(crl) == issuer_der(certificate) and not is_ca(certificate):
             entry = crl.get_revoked_certificate_by_serial_number(serial_number(certificate))
             if entry is not None:
                 return entry
@@ -60,9 +60,8 @@ def revocation_of(
 
 def reason_of(entry: x509.RevokedCertificate) -> str:
     """Why it was revoked, in the words of `pki revoke --reason`."""
-    try:
-        reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
-    except (x509.ExtensionNotFound, ValueError):
+    reason = revocation_reason(entry)
+    if reason is None:
         return "unspecified"
     return "".join(f"-{each.lower()}" if each.isupper() else each for each in reason.value)
 
@@ -94,7 +93,7 @@ def crl_grid(crl: x509.CertificateRevocationList, names: Mapping[int, str], now:
     """
     start, end = crl.last_update_utc, next_update(crl)
     rows: list[tuple[str, str | Text]] = [
-        ("issuer", crl.issuer.rfc4514_string()),
+        ("issuer", describe_issuer(crl)),
         ("valid", Text(f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, ") + time_left(start, end, now)),
         ("revoked", f"{len(crl)}"),
     ]
@@ -108,7 +107,7 @@ def crl_grid(crl: x509.CertificateRevocationList, names: Mapping[int, str], now:
 def crl_values(crl: x509.CertificateRevocationList, names: Mapping[int, str], now: datetime) -> dict[str, object]:
     """A list, for JSON; arguments as of `crl_grid`."""
     return {
-        "issuer": crl.issuer.rfc4514_string(),
+        "issuer": describe_issuer(crl),
         "this_update": crl.last_update_utc.isoformat(),
         "next_update": next_update(crl).isoformat(),
         "seconds_left": round((next_update(crl) - now) / timedelta(seconds=1)),
