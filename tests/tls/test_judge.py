@@ -25,9 +25,11 @@ from trionode import CAPool, CRLPolicy, CRLSet, KeyPair, Revocation
 from trionode._credentials.policy import TLSPolicy
 from trionode._credentials.revocation import Unknown
 from trionode._identity.outline import Outline, outline
-from trionode._tls import binding
-from trionode._tls.candidates import MAX_PATHS, Candidate, Paths, anchors_of
+from trionode._tls import binding, candidates
+from trionode._tls.anchors import anchors_of
+from trionode._tls.candidates import Candidate
 from trionode._tls.judge import Fault, Judge
+from trionode._tls.paths import MAX_PATHS, Paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -416,3 +418,33 @@ def test_keys_that_openssl_does_not_know() -> None:
     der[at + 9] = 0x7F  # no such curve
     odd = crypto.load_certificate(crypto.FILETYPE_ASN1, bytes(der))
     assert binding.key_size(odd) == ("other", 0)
+
+
+# What is kept -------------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_comes_back_costs_no_signature_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of a path never changes is worked out once, for all who trust a pool; what does change, each time."""
+    root, shift = TestCA(), timedelta()
+    leaf = TestCA("middle", below=root).leaf(end=10 * DAY)
+    policy = TLSPolicy(client_cas=root.pool, root_cas=root.pool, clock=lambda: datetime.now(UTC) + shift)
+    assert code(Judge(policy, accepting=True), leaf.chain) == 0
+    monkeypatch.setattr("trionode._tls.anchors.verify", lambda *_: pytest.fail("verified again"))
+    assert code(Judge(replace(policy, clock=None), accepting=True), leaf.chain) == 0
+    shift = 20 * DAY
+    assert code(Judge(policy, accepting=True), leaf.chain) == EXPIRED
+    assert code(Judge(replace(policy, clock=None, crls=lists(root.crl())), accepting=True), leaf.chain) == NO_CRL
+    with pytest.raises(pytest.fail.Exception):
+        Judge(policy, accepting=False).judge(leaf.chain)
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of peers may come by."""
+    monkeypatch.setattr("trionode._tls.candidates._RECENT", 3)
+    monkeypatch.setattr("trionode._tls.anchors._KEPT", 3)
+    root = TestCA()
+    ours = judge(root.pool)
+    for _ in range(10):
+        assert code(ours, root.leaf().chain) == 0
+    assert len(candidates._recent) <= 3
+    assert len(anchors_of(root.pool)._verdicts) <= 3

@@ -194,6 +194,18 @@ def verify(store: crypto.X509Store, leaf: crypto.X509, intermediates: Sequence[c
     return code or V_UNSPECIFIED, depth
 
 
+def digest(certificate: crypto.X509) -> bytes:
+    """SHA-256 of a certificate's encoding."""
+    found, size = ffi.new("unsigned char[32]"), ffi.new("unsigned int *")
+    if lib.X509_digest(certificate._x509, _SHA256, found, size) != 1:
+        msg = "a certificate cannot be encoded"
+        raise ValueError(msg)
+    return bytes(ffi.buffer(found))
+
+
+_SHA256: Final = lib.EVP_get_digestbyname(b"SHA256")
+
+
 def key_size(certificate: crypto.X509) -> tuple[str, int]:
     """Kind (`RSA`, `EC`, or `other`) and size of a certificate's public key in bits; 0 if it cannot be read."""
     key = lib.X509_get_pubkey(certificate._x509)
