@@ -1,7 +1,7 @@
 """Mutual TLS between Trio programs: nodes, rotating certificates, channels and calls.
 
-The names are those of `_public`, imported when the first of them is asked for, all at once (PEP 562): the package is
-imported by many who need none of them, every run of pytest where it is installed and `trionode --help` among them.
+The names are those of `_public`, all imported when the first of them is used (PEP 562). Many programs import the
+package and use none of them: every run of pytest where it is installed, and `trionode --help`.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        # `__all__` is what `import *` asks for; the import system asks for our modules, tools for names of their own.
+        # `import *` uses `__all__`. Names with an underscore that the import system and tools look for are no names of
+        # ours.
         if name == "__all__" or not name.startswith("_"):
             __dir__()
             if name in globals():
@@ -25,6 +26,6 @@ else:
         # Pytest, where it rewrites assertions, adds names that are no identifiers.
         public = {name: value for name, value in vars(_public).items() if name[0].isalpha()}
         names = globals()
-        # What somebody has put in the place of one, a test for instance, stays.
+        # A name that was replaced, by a test for instance, stays as it is.
         names.update({name: value for name, value in public.items() if name not in names}, __all__=list(public))
         return list(public)

@@ -1,10 +1,10 @@
 """The pytest plugin: the tools of `trionode.testing` as fixtures, and nothing else.
 
-It is found by its entry point wherever trionode is installed, so also by suites that have nothing to do with trionode.
+Pytest finds it by its entry point wherever trionode is installed, also in suites that have nothing to do with trionode.
 There it is harmless: no hooks, nothing automatic, and the test kit itself is imported when a fixture is first used. A
-fixture of the same name in a conftest or a test file takes the place of the one here.
+fixture of the same name in a conftest or a test file overrides the one here.
 
-Trio is not needed to make any of this, only to use it: run async tests with pytest-trio, or call `trio.run` yourself.
+The fixtures can be made without Trio, and are used in a Trio run: run async tests with pytest-trio, or call `trio.run`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["certificate_clock", "certificate_zoo", "cluster_ca", "memory_network
 
 @pytest.fixture
 def certificate_clock() -> Callable[[], datetime]:
-    """The clock of `cluster_ca` and `node_factory`: it starts now, and goes as Trio's does in the test."""
+    """The clock of `cluster_ca` and `node_factory`: it starts now, and follows Trio's clock in the test."""
     from trionode.testing import certificate_clock
 
     return certificate_clock()

@@ -435,7 +435,7 @@ def test_a_refusal_that_was_expected(error: Exception, reason: Any) -> None:
         (refused(U.UNKNOWN_CA), R.UNKNOWN_CA, r"that the peer refuses us \(unknown_ca\) .* we refused the peer"),
         (unroutable(refused(U.EXPIRED), rejected(R.COOKIE)), U.EXPIRED, r"the peer refused us \(cookie\)"),
         (rejected(R.COOKIE), "version", "that we refuse the peer or that the peer refuses us"),
-        (None, "expired", "nobody refused anybody"),
+        (None, "expired", "there was no refusal"),
     ],
 )
 def test_a_refusal_that_was_not_expected(error: Exception | None, reason: Any, words: str) -> None:

@@ -1,16 +1,16 @@
 """A certificate authority for development and tests: one object that issues every key pair that a cluster needs.
 
-Theory. `CertificateAuthority` is an immutable value: a root certificate that goes into everybody's `CAPool`, and the
-*issuer*, certificate and private key, that signs leaves. Without an intermediate the issuer is the root itself. With
-one, the root signs the intermediate once and its private key is then forgotten: neither memory nor disk holds more
-than issuing takes, and every issued chain carries the intermediate.
+Theory. `CertificateAuthority` is an immutable value: a root certificate, which goes into the `CAPool` of every node,
+and the *issuer*, certificate and private key, which signs leaves. Without an intermediate the issuer is the root
+itself. With one, the root signs the intermediate once and its private key is then forgotten: neither memory nor disk
+holds more than issuing takes, and every issued chain contains the intermediate.
 
 What it issues is meant to be accepted by strict peers (OpenSSL with X509_STRICT, Go, Python 3.13's default context):
 version 3, key identifiers on both ends, critical basic constraints and key usage, path lengths as tight as they go,
 names in the SANs and never in the Common Name alone.
 
-A node name's certificate says the name twice: its host as a DNS or IP SAN, which is what TLS peers match, and itself
-as a URI SAN `trionode://name@host`, which narrows the certificate to that node.
+A certificate for a node name has the name twice: its host as a DNS or IP SAN, which TLS peers match, and the whole as a
+URI SAN `trionode://name@host`, which restricts the certificate to that node.
 
 This is no CA for production: its key lies in a file, and it keeps no record of what it issued or revoked.
 """
@@ -81,7 +81,7 @@ class KeyType(StrEnum):
     """The kind of key that a leaf is issued for."""
 
     P256 = "p256"
-    """ECDSA on P-256: small, fast, understood by everybody. The default."""
+    """ECDSA on P-256: small, fast, supported by every peer. The default."""
     P384 = "p384"
     """ECDSA on P-384."""
     ED25519 = "ed25519"
@@ -99,7 +99,7 @@ class CertificateAuthority(HoldsPrivateKey):
     Attributes:
         certificate: the root.
         intermediate: the certificate that issues in the root's place, or None where the root issues itself.
-        pool: the root as a `CAPool`: what everybody trusts who trusts this CA.
+        pool: the root as a `CAPool`, for every program that trusts this CA.
     """
 
     __slots__ = ("_clock", "_issuer", "_key", "certificate", "intermediate", "pool")
@@ -119,7 +119,7 @@ class CertificateAuthority(HoldsPrivateKey):
         intermediate: x509.Certificate | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Put a CA together from `cryptography` objects; `create` and `load` do it for you.
+        """A CA from `cryptography` objects; `create` and `load` call this.
 
         Args:
             certificate: the root.
@@ -189,7 +189,7 @@ class CertificateAuthority(HoldsPrivateKey):
     def load(cls, directory: FilePath, *, password: str | bytes | None = None, clock: Clock | None = None) -> Self:
         """Read a CA that `save` wrote; blocks while it reads its two or three small files.
 
-        A CA from elsewhere is welcome: `ca.pem` holds the root alone, `ca.key` the key that signs, and
+        It may be a CA that another tool made: `ca.pem` holds the root alone, `ca.key` the key that signs, and
         `intermediate.pem`, if that key is an intermediate's, the intermediate alone.
 
         Args:
@@ -273,12 +273,12 @@ class CertificateAuthority(HoldsPrivateKey):
     ) -> CRLSet:
         """Sign a list of certificates that are to be refused from now on (RFC 5280 section 5).
 
-        This CA keeps no record: each list is made anew, and holds what is given, what is on the list before it,
-        where that is given, and nothing else. One that issues through an intermediate signs with that; the
-        root's key is gone, so managers then need `CRLPolicy(leaf_only=True)`.
+        This CA keeps no record: a list has what is given and what is on the previous list, if that is given, and
+        nothing else. One that issues through an intermediate signs with that; the root's key is gone, so managers then
+        need `CRLPolicy(leaf_only=True)`.
 
         Args:
-            revoked: what this CA has issued; none gives an empty list, by which nobody is refused.
+            revoked: certificates that this CA has issued; none gives an empty list, which refuses no peer.
             lifetime: until a new list is due, from now on; managers refuse this CA's peers after that.
             reason: why (RFC 5280 section 5.3.1).
             previous: the list that this one replaces; what this CA revoked there stays revoked, since then and for the

@@ -1,19 +1,19 @@
 """One TCP connection in memory: what two kernels, and the way between them, do with it.
 
 Theory. Each direction is a queue of segments, each with the time at which it arrives. Nothing runs in the background:
-whoever touches an end first lets everything arrive that is due, in order of time (`Wire.catch_up`), and whoever waits,
-waits for a change or for the next segment. So a connection needs no task that owns it, and when what happens depends
-on Trio's clock and the seed alone.
+an operation on either end first lets everything arrive that is due, in order of time (`Wire.catch_up`); a task that
+waits, waits for a change or for the next segment. So no task owns a connection, and what happens when depends on Trio's
+clock and the seed alone.
 
 The rules are TCP's, as Linux keeps them (measured on loopback):
 
-* Closing sends FIN behind what was sent; or RST, where something had arrived that nobody has read.
+* Closing sends FIN behind what was sent; or RST, if there is unread data at that end.
 * What arrives at an end that was closed is answered with RST.
-* After an RST sending fails at once. What had arrived before it can still be read, unless `reset_discards` (as other
-  systems do), then receiving fails; but where FIN had come before, it goes on to say so.
+* After an RST sending fails at once. What had arrived before it can still be read, unless `reset_discards` (as on other
+  systems); then receiving fails, but where FIN had come before, it still gives the end.
 * What a partition holds up is sent again until it arrives, FIN included. An RST is sent once: if it is lost, the other
   end knows nothing (half-open) until what it sends is answered by another.
-* Whatever was sent and not read yet is in one buffer per direction. When that is full, the sender waits.
+* What was sent and not read yet is in one buffer per direction. When that is full, the sender waits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from ._faults import Faults
 
-#: How much one `receive_some` gives that does not say. Bytes, as with Trio's `SocketStream`.
+#: What `receive_some()` without a size returns at most, bytes; as Trio's `SocketStream`.
 _RECEIVE_SIZE: Final = 64 * 1024
 #: A direction with a rate delivers so many times a second, in pieces.
 _PIECES_PER_SECOND: Final = 10
@@ -46,12 +46,12 @@ _PIECES_PER_SECOND: Final = 10
 @final
 @dataclass(slots=True)
 class Way:
-    """The way from one host to another, as it is now; shared by all connections that take it.
+    """The way from one host to another, in its present state; shared by all connections between the two.
 
     Attributes:
         latency: seconds.
         jitter: at most so much more, seconds.
-        blocked: whether everything is lost on it.
+        blocked: whether everything that is sent is lost.
     """
 
     latency: float
@@ -78,10 +78,11 @@ class _Segment:
 
 @final
 class Direction:
-    """What one end sends to the other: the sender's buffer, the way, and what goes wrong on it.
+    """What one end sends to the other: the sender's buffer, the way, and the faults.
 
     Attributes:
-        sent: bytes so far, whatever became of them.
+        sent: bytes so far, delivered or not.
+        way: the way that they take.
     """
 
     def __init__(self, way: Way, faults: Faults, rng: random.Random, buffer: int) -> None:
@@ -96,7 +97,7 @@ class Direction:
         self._last_due = -math.inf
         self._drawn_at = -math.inf
         self._delay = 0.0
-        self._swallows = False  # nothing more gets in, and the sender is not told
+        self._swallows = False  # what is sent from now on is lost, without notice to the sender
         self._stalled = False
         ends = ((faults.reset_after, _Kind.RST), (faults.eof_after, _Kind.FIN), (faults.stall_after, None))
         self._ends = min(((at, kind) for at, kind in ends if at is not None), key=lambda end: end[0], default=None)
@@ -107,7 +108,7 @@ class Direction:
 
     @property
     def due(self) -> float:
-        """When the next segment arrives, or gets lost for good."""
+        """When the next segment arrives, or is lost for good."""
         if self.way.blocked:
             return min((segment.due for segment in self._on_the_way if segment.kind is _Kind.RST), default=math.inf)
         return self._on_the_way[0].due if self._on_the_way else math.inf
@@ -122,7 +123,7 @@ class Direction:
         return segment
 
     def resend(self) -> None:
-        """The way is open again: what should have arrived by now sets out once more."""
+        """After a partition: send again what should have arrived by now."""
         now = trio.current_time()
         if self._on_the_way and self._on_the_way[0].due <= now:
             for segment in self._on_the_way:
@@ -130,7 +131,7 @@ class Direction:
             self._last_due = self._on_the_way[-1].due
 
     def add(self, data: bytes) -> bool:
-        """Send bytes, for which there has to be room; whether that made the connection break (`reset_after`)."""
+        """Send bytes, for which there must be room; returns whether that breaks the connection (`reset_after`)."""
         start = self.sent
         self.sent += len(data)
         if self._swallows:
@@ -145,7 +146,7 @@ class Direction:
         return broke
 
     def fail_if_due(self) -> bool:
-        """Let the fault happen that ends this direction, if its offset has been reached; whether it is a reset."""
+        """Apply the fault that ends this direction, if its offset has been reached; returns whether it is a reset."""
         if self._ends is None or self.sent < self._ends[0] or self._swallows:
             return False
         kind = self._ends[1]
@@ -164,7 +165,7 @@ class Direction:
 
         Args:
             since: when it set out; None for now.
-            last: whether the way swallows everything from here on.
+            last: whether everything that is sent later is lost.
         """
         self._enqueue(_Kind.RST, since=since)
         self._swallows = self._swallows or last
@@ -175,7 +176,7 @@ class Direction:
         now = trio.current_time() if since is None else since
         self._free_at = max(now, self._free_at) + len(data) / self._faults.rate
         if now != self._drawn_at:
-            # One draw for all that is sent at one instant: in how many pieces that is, is the scheduler's chance.
+            # One draw for all that is sent at one instant: into how many pieces that is split depends on the scheduler.
             self._drawn_at, self._delay = now, self.way.draw(self._rng)
         due = self._free_at + self._faults.delay + self._delay
         self._last_due = max(self._last_due, due)  # nothing overtakes
@@ -224,7 +225,7 @@ class Wire:
             back: the other way.
             addresses: the dialer's and the acceptor's.
             reset_discards: whether what had arrived is lost when an RST does.
-            over: called when both ends have been closed.
+            over: called once both ends are closed.
         """
         ours, theirs = addresses
         self.there: Direction = there
@@ -239,13 +240,13 @@ class Wire:
         self.stir()
 
     def reset(self) -> None:
-        """Reset both ends, behind what is on the way to them; nothing that they send from here on arrives."""
+        """Reset both ends, behind what is on the way to them; nothing that they send later arrives."""
         for direction in self.there, self.back:
             direction.reset(last=True)
         self.stir()
 
     def stir(self) -> None:
-        """Something was put in, taken out or closed: let everything arrive that is due, and wake whoever waits."""
+        """After a change: let everything arrive that is due, and wake the tasks that wait."""
         self.catch_up()
         self._changed.unpark_all()
 
@@ -269,7 +270,7 @@ class Wire:
             await self._changed.park()
 
     def closed(self) -> None:
-        """One end was closed."""
+        """After one end was closed."""
         self.stir()
         if self.dialer.is_closed and self.acceptor.is_closed:
             self._over()
@@ -282,7 +283,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     Attributes:
         address: its own (host, port).
         peer_address: the other end's.
-        is_closed: whether it was closed by whoever has it.
+        is_closed: whether its owner has closed it.
     """
 
     def __init__(
@@ -308,7 +309,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     # What arrives
 
     def arrive(self, segment: _Segment, at: float) -> None:
-        """Take a segment that came at that time."""
+        """Take a segment that arrived at that time."""
         if segment.kind is _Kind.RST:
             self._reset = True
             if self._wire.reset_discards:

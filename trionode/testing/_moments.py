@@ -1,8 +1,8 @@
-"""What a test of certificates waits for, brings about at the right moment, or insists on.
+"""For tests of certificates: wait for a generation, rotate in the middle of a handshake, insist on a refusal.
 
 Theory. A handshake takes its contexts once, by `receive()` of its manager's channel, and finishes on what it took. The
-moment right after that is the one where rotating could go wrong, so that is where `rotate_during_handshake` does it:
-not by timing, but by standing in for that one `receive()`.
+moment right after that is the one where a rotation could go wrong. `rotate_during_handshake` rotates at just that
+moment: not by timing, but by replacing that one `receive()`.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Reason: TypeAlias = UnverifiedReason | RejectionCode
 async def wait_for_generation(where: CertManager | Node | Connection, generation: int) -> None:
     """Wait until a generation, or a later one, is there. Cancelling is harmless.
 
-    There is no deadline in here: call it within one.
+    It has no deadline: call it within one.
 
     Args:
-        where: a manager publishes it; a node stands for its own manager; a connection is handed over to it, by
-            `LiveConnections` or `reauthenticate()`, and has our side's generation.
+        where: a manager, which publishes the generation; or a node, for its own manager; or a connection, which is
+            handed over to it, by `LiveConnections` or `reauthenticate()` (the generation is that of our side).
         generation: the number.
 
     Raises:
@@ -71,11 +71,11 @@ async def wait_for_generation(where: CertManager | Node | Connection, generation
 
 @final
 class RotationInHandshake:
-    """What `rotate_during_handshake` did.
+    """The outcome of `rotate_during_handshake`.
 
     Attributes:
-        taken: the generation that the handshake took before, and finishes on; None before there was one.
-        published: the generation that was published then; likewise.
+        taken: the generation that the handshake took before the rotation, and finishes on; None before a handshake.
+        published: the generation that was published then; None before a handshake.
     """
 
     def __init__(self) -> None:
@@ -90,15 +90,15 @@ class RotationInHandshake:
 def rotate_during_handshake(where: CertManager | Node, key_pair: KeyPair) -> Iterator[RotationInHandshake]:
     """Rotate in the middle of the next handshake: after it took its contexts, before it uses them.
 
-    Within the `with` block the first handshake of this manager has that happen to it, dialling or accepting; those
-    that come later take what is published by then.
+    That happens to the first handshake of this manager within the `with` block, dialled or accepted; later handshakes
+    take what is published by then.
 
     Args:
-        where: the manager that is to rotate; a node stands for its own.
+        where: the manager that is to rotate; or a node, for its own manager.
         key_pair: what to rotate to, with `update()`.
 
     Raises:
-        AssertionError: the block was left, without an exception, and there had been no handshake.
+        AssertionError: the block was left without an exception, and there was no handshake.
         CertificateError: the manager refuses the key pair; comes out of the handshake.
     """
     manager = _manager_of(where)
@@ -119,7 +119,7 @@ def rotate_during_handshake(where: CertManager | Node, key_pair: KeyPair) -> Ite
     finally:
         channel.receive = receive  # type: ignore[method-assign]
     if done.taken is None:
-        msg = f"no handshake took its contexts from {manager!r}, so there was none to rotate in the middle of"
+        msg = f"no handshake took its contexts from {manager!r}, so there was no handshake to rotate in"
         raise AssertionError(msg)
 
 
@@ -131,7 +131,7 @@ class ExpectedRefusal:
     """A refusal that a test insists on.
 
     Attributes:
-        error: what came of it: a `PeerUnverifiedError` or a `PeerRejectedError`. There once the block is left.
+        error: the refusal, a `PeerUnverifiedError` or a `PeerRejectedError`; set once the block is left.
     """
 
     def __init__(self) -> None:
@@ -142,12 +142,12 @@ class ExpectedRefusal:
 
     @property
     def error(self) -> PeerUnverifiedError | PeerRejectedError:
-        """What came of it.
+        """The refusal.
 
         Raises:
             AssertionError: the block has not been left yet.
         """
-        assert self._error is not None, "leave the block first: nobody has been refused so far"
+        assert self._error is not None, "leave the block first: there is no refusal so far"
         return self._error
 
     def _fill(self, error: PeerUnverifiedError | PeerRejectedError) -> None:
@@ -156,18 +156,18 @@ class ExpectedRefusal:
 
 @contextmanager
 def expect_refusal(reason: Reason | str) -> Iterator[ExpectedRefusal]:
-    """Insist that what happens in the `with` block is refused, and why.
+    """Insist that a handshake in the `with` block is refused, and why.
 
-    It looks through a `trio.BrokenResourceError` of a `TLSStream`, at its cause, and through a `NoRouteError`, where
-    every route must have been refused for this. What is no refusal at all comes out as it is.
+    A `trio.BrokenResourceError` of a `TLSStream` counts by its cause, a `NoRouteError` by its causes, all of which must
+    be that refusal. Any other exception comes out.
 
     Args:
         reason: an `UnverifiedReason` if we are to refuse the peer, a `RejectionCode` if the peer is to refuse us. As
-            a plain word, either.
+            a plain string, either.
 
     Raises:
-        AssertionError: nobody was refused, or for something else; the text has the whole story.
-        ValueError: the word is neither.
+        AssertionError: there was no refusal, or one for another reason; the text has the details.
+        ValueError: the string is neither.
     """
     wanted = _wanted(reason)
     refusal = ExpectedRefusal()
@@ -183,24 +183,24 @@ def expect_refusal(reason: Reason | str) -> Iterator[ExpectedRefusal]:
                 raise AssertionError(msg) from exc
         refusal._fill(found[0])  # noqa: SLF001 -- ours
     else:
-        msg = f"{_words(wanted)} was expected, but nobody refused anybody"
+        msg = f"{_words(wanted)} was expected, but there was no refusal"
         raise AssertionError(msg)
 
 
 @asynccontextmanager
 async def expect_refusal_at(node: Node, reason: Reason | str, *, within: float = 5) -> AsyncIterator[ExpectedRefusal]:
-    """Insist that a node reports a refused handshake, and why: who accepts raises nothing, but tells by an event.
+    """Insist that a node reports a refused handshake by an event, and why: an acceptor raises no exception.
 
     Args:
-        node: the one to listen to.
+        node: the node that reports.
         reason: an `UnverifiedReason` if it is to refuse its peer, a `RejectionCode` if its peer is to refuse it. As a
             plain word, either.
         within: how long the event may take after the `async with` block, seconds.
 
     Raises:
-        AssertionError: the block was left, without an exception, and there was no such event; the text has those that
-            there were.
-        ValueError: the word is neither.
+        AssertionError: the block was left without an exception, and there was no such event; the text has the events
+            that there were.
+        ValueError: the string is neither.
     """
     wanted = _wanted(reason)
     refusal = ExpectedRefusal()
@@ -218,7 +218,7 @@ async def expect_refusal_at(node: Node, reason: Reason | str, *, within: float =
 async def _next_refusal(
     events: EventStream, wanted: tuple[Reason, ...], others: list[str]
 ) -> PeerUnverifiedError | PeerRejectedError:
-    """The first that is wanted; the handshakes that failed otherwise are told in `others`."""
+    """The first refusal that is wanted; other failed handshakes are described in `others`."""
     while True:
         event = await events.receive()
         if isinstance(event, HandshakeRefused):
@@ -245,7 +245,7 @@ def _wanted(reason: Reason | str) -> tuple[Reason, ...]:
 
 
 def _refusals(exc: BaseException | None) -> list[PeerUnverifiedError | PeerRejectedError]:
-    """The refusals that an error is or stands for; none where any part of it is none."""
+    """The refusals that an error is or is caused by; none if any of its causes is no refusal."""
     if isinstance(exc, PeerUnverifiedError | PeerRejectedError):
         return [exc]
     if isinstance(exc, trio.BrokenResourceError):
@@ -257,13 +257,13 @@ def _refusals(exc: BaseException | None) -> list[PeerUnverifiedError | PeerRejec
 
 
 def _is(error: HandshakeError, wanted: tuple[Reason, ...]) -> bool:
-    # Both are strings, and some words are in both: the type says who refused.
+    # Both are strings, and some are in both enumerations: the type says which side refused.
     return any(type(each) is type(error.reason) and each == error.reason for each in wanted)
 
 
 def _words(wanted: tuple[Reason, ...]) -> str:
-    who = {UnverifiedReason: "that we refuse the peer", RejectionCode: "that the peer refuses us"}
-    return f"{' or '.join(who[type(each)] for each in wanted)} ({wanted[0]})"
+    sides = {UnverifiedReason: "that we refuse the peer", RejectionCode: "that the peer refuses us"}
+    return f"{' or '.join(sides[type(each)] for each in wanted)} ({wanted[0]})"
 
 
 def _account(error: HandshakeError) -> str:

@@ -1,9 +1,9 @@
-"""Nodes for tests: names, managers, listeners and routes wired in one line, in memory or on loopback.
+"""Nodes for tests: names, managers, listeners and routes set up in one line, in memory or on loopback.
 
-Theory. A `NodeFactory` is what the nodes of one test have in common: a CA, which issues each its certificate and which
-each trusts, a network, and who is open. A node that opens listens on a port of its own choice and gets routes to all
-that are open, and they to it; one that is opened again under the same name replaces its route, so that connectors find
-it. Routes to nodes that are gone stay, and lead to nobody: no test asks a name server.
+Theory. A `NodeFactory` holds what the nodes of one test have in common: a CA, which issues their certificates and which
+they trust, a network, and the nodes that are open. A node that opens listens on a free port and gets routes to all open
+nodes, and they to it; one that opens again under the same name replaces its routes, so that connectors find it. Routes
+to closed nodes stay, and lead nowhere, so that no test asks a name server.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class NodeFactory:
 
     Attributes:
         ca: issues every node's certificate.
-        network: what the nodes are on, or None where that is TCP on loopback.
+        network: the network in memory that the nodes are on; None where they are on TCP, on loopback.
     """
 
     def __init__(self, ca: CertificateAuthority, network: MemoryNetwork | None, clock: Clock | None) -> None:
@@ -74,7 +74,7 @@ class NodeFactory:
 
         Args:
             name: the node name to issue a certificate for, as for opening it.
-            key_pair: what to present instead.
+            key_pair: what to present, in place of a fresh key pair.
             crls: revocation lists; by default nothing is revoked.
         """
         return CertAuthManager(
@@ -104,13 +104,13 @@ class NodeFactory:
             name: a node name; `alpha` is short for `alpha@alpha.test`.
             certs: its manager; by default a fresh one, see `manager`.
             services: see `NodeOptions`, also for what follows.
-            authorize: asked about every peer.
-            network: further options; acceptors and transport are filled in where there are none.
-            live_connections: what becomes of them when certificates rotate or end.
+            authorize: called for every peer.
+            network: further options; acceptors and transport are added where there are none.
+            live_connections: what becomes of live connections when certificates rotate or end.
             propagate_service_errors: let an exception of a service crash the node, and so fail the test.
 
         Raises:
-            ValueError: the name is none.
+            ValueError: it is no node name.
             BaseExceptionGroup, CertificateError, ListenError and the rest: as `open_node`.
         """
         own = _node_name(name)
@@ -143,7 +143,7 @@ class NodeFactory:
         live_connections: LiveConnections | None = None,
         propagate_service_errors: bool = False,
     ) -> AsyncIterator[tuple[Node, ...]]:
-        """Open several nodes that differ in their names alone, in order; the last is left first.
+        """Open several nodes that differ only in their names, in order; they are closed in reverse order.
 
         Args:
             names: of the nodes.
@@ -182,7 +182,7 @@ class NodeFactory:
         former = self._routes.pop(key, None)
         if former is not None:
             former.remove()
-        with suppress(trio.ClosedResourceError):  # it drains
+        with suppress(trio.ClosedResourceError):  # the node drains
             self._routes[key] = source.add_route(target.name, Route(host=host, port=port))
 
 
@@ -193,12 +193,12 @@ def node_factory(
     tcp: bool = False,
     clock: Clock | None = None,
 ) -> NodeFactory:
-    """A factory of nodes that trust one CA, and know the way to each other.
+    """A factory of nodes that trust one CA, and have routes to each other.
 
     Args:
-        ca: issues their certificates; by default a fresh one that has the same clock.
-        network: what they are on, each on a host of its own; by default a fresh one.
-        tcp: whether they are on loopback, with sockets, instead.
+        ca: issues their certificates; by default a fresh one with the same clock.
+        network: the network in memory that they are on, each on a host of its own; by default a fresh one.
+        tcp: whether they are on TCP, on loopback, instead.
         clock: source of "now" (aware) for their managers; by default the machine's clock.
 
     Raises:

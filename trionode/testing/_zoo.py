@@ -1,9 +1,8 @@
 """A cluster's CA for tests, and a zoo: certificates that it might have issued, each with one defect.
 
-Theory. Every animal is the model, a good certificate for the same name, with one thing changed, so that what refuses it
-refuses it for that. Most are ordinary `KeyPair`s; but a program that holds one does not get far, because a manager
-refuses in `update()` and at its first use what is expired, not yet valid or of the wrong purpose. So that peers get to
-judge it, `present_anyway` publishes a key pair without asking.
+Theory. Every animal is the model, a good certificate for the same name, with one thing changed, so that it is refused
+for that. Most are ordinary `KeyPair`s. But a manager refuses in `update()` and at its first use what is expired, not
+yet valid or of the wrong purpose; so that peers get to judge it, `present_anyway` publishes a key pair unchecked.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _ELSEWHERE: Final = "elsewhere.test"
 
 @final
 class PEMPair(NamedTuple):
-    """A certificate chain and its private key, as PEM text; for what no `KeyPair` can be made of."""
+    """A certificate chain and its private key, as PEM text; for key pairs that `KeyPair` refuses."""
 
     cert_pem: bytes
     key_pem: bytes
@@ -59,11 +58,11 @@ class PEMPair(NamedTuple):
 class CertificateZoo:
     """Certificates for one name, each with one defect; made by `certificate_zoo`.
 
-    Who refuses what, and why. The holder: what its own manager raises, a `CertificateError`; the dialer and the
-    acceptor: the `UnverifiedReason` of whoever the certificate is presented to (see `present_anyway`), by a server and
-    by a client, with mutual TLS. The last column is the `RejectionCode` that the one who presented it is told.
+    Which side refuses each, and why, with mutual TLS. Holder: the reason of the `CertificateError` that its own manager
+    raises. Dialer and acceptor: the `UnverifiedReason` of a dialer to which a server presents it, and of an acceptor to
+    which a client does (see `present_anyway`). Peer: the `RejectionCode` that the side that presented it gets.
 
-    | animal | holder | dialer | acceptor | is told |
+    | animal | holder | dialer | acceptor | peer |
     | -- | -- | -- | -- | -- |
     | `good` | | | | |
     | `expired` | `expired` | `expired` | `expired` | `certificate_expired` |
@@ -77,16 +76,16 @@ class CertificateZoo:
 
     Attributes:
         name: the node name that they are for.
-        good: the model: nothing is wrong with it.
+        good: the model, without a defect.
         expired: it ended a day ago.
         not_yet_valid: it begins in a day.
-        wrong_ca: of a CA that nobody knows.
+        wrong_ca: issued by another CA, which no peer trusts.
         wrong_name: for a node of the same name on another host.
         no_san: it has the name in its Common Name alone.
-        wrong_eku: its one purpose is to sign code.
-        revoked: its serial number is on `crls`; it is only refused by whoever has them.
-        weak_key: RSA with 1024 bits. `KeyPair` refuses it, so it is PEM, for peers that are not trionode; theirs is to
-            be as little particular about it: with Python's `ssl`, `context.set_ciphers("DEFAULT:@SECLEVEL=0")`.
+        wrong_eku: its only purpose is code signing.
+        revoked: its serial number is on `crls`; only peers that have those refuse it.
+        weak_key: RSA with 1024 bits. `KeyPair` refuses it, so it is PEM text, for peers that are not trionode. They
+            have to accept such keys: with Python's `ssl`, by `context.set_ciphers("DEFAULT:@SECLEVEL=0")`.
         crls: the cluster CA's revocation list, for managers.
     """
 
@@ -120,7 +119,7 @@ def certificate_zoo(ca: CertificateAuthority, name: str | NodeName) -> Certifica
         name: the node name that they are for.
 
     Raises:
-        ValueError: the name is none.
+        ValueError: it is no node name.
     """
     node = NodeName.parse(name)
     good, revoked = ca.issue(node), ca.issue(node)
@@ -130,7 +129,7 @@ def certificate_zoo(ca: CertificateAuthority, name: str | NodeName) -> Certifica
         good=good,
         expired=ca.issue(node, not_before=now - 2 * _DAY, not_after=now - _DAY),
         not_yet_valid=ca.issue(node, not_before=now + _DAY, not_after=now + 2 * _DAY),
-        wrong_ca=CertificateAuthority.create(common_name="CA of somebody else", clock=lambda: now).issue(node),
+        wrong_ca=CertificateAuthority.create(common_name="another CA", clock=lambda: now).issue(node),
         wrong_name=ca.issue(NodeName(node.name, _ELSEWHERE)),
         no_san=_without_names(ca, good),
         wrong_eku=ca.issue(node, extended_key_usage=[ExtendedKeyUsageOID.CODE_SIGNING]),
@@ -143,10 +142,10 @@ def certificate_zoo(ca: CertificateAuthority, name: str | NodeName) -> Certifica
 def present_anyway(manager: CertManager | Node, key_pair: KeyPair) -> int:
     """Publish a key pair as the next generation, as `update()` does, whatever is wrong with it.
 
-    So that a test sees what peers make of it. In the manager's own thread.
+    For tests of what peers make of it; in the manager's own thread.
 
     Args:
-        manager: a node stands for its own manager.
+        manager: the manager; or a node, for its own manager.
         key_pair: an animal of the zoo.
 
     Returns:
@@ -180,7 +179,7 @@ def _copy(
     *,
     without: type[x509.ExtensionType] | None = None,
 ) -> x509.Certificate:
-    """The model's leaf, signed anew by who signed it, for another key or without one of its extensions."""
+    """The model's leaf, signed again by the same issuer, for another key or without one of its extensions."""
     leaf = model.certificate
     builder = x509.CertificateBuilder(
         issuer_name=leaf.issuer,
