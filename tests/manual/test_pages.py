@@ -244,7 +244,7 @@ def test_the_reference_is_fresh() -> None:
 
 def test_every_class_of_options_is_in_the_reference() -> None:
     """Each public dataclass that has defaults; but for snapshots, which programs are given."""
-    snapshots = {"ConnectionEnd", "ConnectorState", "Credentials", "FollowerStatus"}
+    snapshots = {"ConnectionEnd", "ConnectorState", "Credentials", "FollowerStatus", "ManagerStatistics"}
     found = {
         name
         for module in (trionode, trionode.testing)

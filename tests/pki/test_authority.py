@@ -226,10 +226,11 @@ def test_a_ca_is_immutable_and_its_copies_are_itself(ca: CertificateAuthority) -
 
 
 def test_what_is_no_ca_certificate_makes_no_ca() -> None:
-    """A leaf, a certificate without constraints and one with unreadable extensions are refused, with the remedy."""
+    """A leaf, a certificate without constraints and one with unreadable ones are refused, with the remedy."""
     pair = authority().issue("host.example")
     key = ec.generate_private_key(ec.SECP256R1())
-    garbled = foreign_ca(key, extensions=[x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"\xff")])
+    junk = x509.UnrecognizedExtension(x509.BasicConstraints.oid, b"\xff")
+    garbled = make_certificate("garbled", key=key, purposes=None, host=None, extensions=[junk])
     for certificate, private_key in (
         (pair.certificate, pair.private_key),
         (without_constraints(key), key),
