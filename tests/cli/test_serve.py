@@ -9,9 +9,11 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -54,7 +56,6 @@ from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
     from typing import TypeAlias
 
     from conftest import NodeFactory, PairFactory, Said
@@ -761,10 +762,11 @@ def test_nobody_to_ask(trionode_command: Command, tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runtime directory of the test's own; the directory of the sockets."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path / "trionode" / "status"
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory of the test's own; the directory of the sockets. The path of one is 107 bytes at most."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder, "trionode", "status")
 
 
 async def test_a_program_serves_its_status(node: NodeFactory, runtime: Path) -> None:
