@@ -222,6 +222,8 @@ class HandshakeReason(StrEnum):
     """The peer does not speak the node protocol; `__cause__` is the `RemoteProtocolError`."""
     NO_APPLICATION_PROTOCOL = "no_application_protocol"
     """The two sides have no application protocol (ALPN) in common."""
+    UNRECOGNIZED_NAME = "unrecognized_name"
+    """The client asked for a server name that this server has no certificate manager for."""
     SHED = "shed"
     """There were too many handshakes at once (`max_handshakes`, `max_handshakes_per_address`)."""
     SUPERSEDED = "superseded"

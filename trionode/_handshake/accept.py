@@ -1,7 +1,9 @@
 """The accepting side of a handshake: first bytes, contexts, TLS, the dialer's hello, our answer, its confirmation.
 
 Theory. Contexts are taken from the channel once the client's first bytes are there (a silent client costs no TLS state
-and gets no soon-stale context), and kept. Nothing here knows of managers.
+and gets no soon-stale context), and kept. Nothing here knows of managers. Where there are several channels, by the name
+that the client asks for, its whole ClientHello is waited for and the name read from that; a second ClientHello (RFC
+8446 section 4.1.4) must not ask for one of another channel.
 
 What the acceptor judges, in this order; the first that fails refuses:
 
@@ -34,8 +36,10 @@ from trionode._errors import HandshakeReason, PeerUnverifiedError, UnverifiedRea
 from trionode._identity.describe import describe, describe_names
 from trionode._identity.names import SubjectNames
 from trionode._identity.peer import Peer, established_peer
+from trionode._tls.client_hello import ClientHelloReader
+from trionode._tls.contexts import ContextsByName
 from trionode._tls.failures import HandshakeErrors
-from trionode._tls.handshake import server_handshake
+from trionode._tls.handshake import MAX_FLIGHTS, UNRECOGNIZED_NAME, refuse_hello, server_handshake
 from trionode._transport.sockets import address_of, receive
 
 from .admission import Progress, Ticket
@@ -47,8 +51,9 @@ from .join import Ends, join_proof
 
 if TYPE_CHECKING:
     from trionode._connection.connection import Connection
-    from trionode._tls.contexts import TLSContexts
+    from trionode._tls.contexts import ContextsSource, TLSContexts
     from trionode._tls.stream import SessionStream
+    from trionode._util.text import Buffer
 
 #: A client's first flight has a few hundred bytes (1.7 KiB with a post-quantum key share): one read is enough.
 _FIRST_READ: Final = 16 * 1024
@@ -68,7 +73,7 @@ class Joined(NamedTuple):
 
 async def accept_tls(
     transport: trio.abc.Stream,
-    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    source: ContextsSource,
     *,
     alpn: tuple[str, ...],
     handshake_timeout: float,
@@ -78,7 +83,7 @@ async def accept_tls(
 
     Args:
         transport: an accepted connection, before TLS.
-        contexts_channel: where the contexts are taken, once the client's first bytes are there.
+        source: where the contexts are taken, once the client's first bytes are there.
         alpn: protocols in order of preference; a client that offers only others is refused.
         handshake_timeout: from the accept to the end, seconds.
         ticket: its place among the handshakes under way.
@@ -88,14 +93,14 @@ async def accept_tls(
     """
     with trio.move_on_after(handshake_timeout) as scope:
         handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, ticket)
-        stream, _ = await _accept_tls(transport, contexts_channel, alpn, handshake)
+        stream, _ = await _accept_tls(transport, source, alpn, handshake)
         return stream
     raise handshake.given_up(handshake_timeout)
 
 
 async def accept_link(
     transport: trio.abc.Stream,
-    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    source: ContextsSource,
     party: Party,
     *,
     bind_names: bool,
@@ -106,7 +111,7 @@ async def accept_link(
 
     Args:
         transport: an accepted connection, before TLS.
-        contexts_channel: where the contexts are taken, once the client's first bytes are there.
+        source: where the contexts are taken, once the client's first bytes are there.
         party: what this node says of itself, and how it judges the dialer.
         bind_names: whether a verified dialer's certificate has to speak for the node name that it claims.
         handshake_timeout: from the accept to the end, seconds.
@@ -123,7 +128,7 @@ async def accept_link(
     """
     with trio.move_on_after(handshake_timeout) as scope:
         handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, ticket)
-        stream, contexts = await _accept_tls(transport, contexts_channel, (wire.ALPN,), handshake)
+        stream, contexts = await _accept_tls(transport, source, (wire.ALPN,), handshake)
         handshake.finished_tls()
         handshake.reached(Progress.HELLO)
         async with closing_on_failure(stream, handshake):
@@ -133,13 +138,20 @@ async def accept_link(
 
 async def _accept_tls(
     transport: trio.abc.Stream,
-    contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+    source: ContextsSource,
     alpn: tuple[str, ...],
     handshake: Handshake,
 ) -> tuple[SessionStream, TLSContexts]:
+    received: Buffer
+    asked: str | None = None
     try:
-        first = await _first_bytes(transport, handshake)
-        contexts = await contexts_channel.receive()
+        received = first = await _first_bytes(transport, handshake)
+        if isinstance(source, ContextsByName):
+            received, hello = await _client_hello(transport, first, handshake)
+            channel, asked = await _channel_for(transport, source, hello, handshake), hello.server_name
+        else:
+            channel = source
+        contexts = await channel.receive()
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise
@@ -147,12 +159,52 @@ async def _accept_tls(
     stream = await server_handshake(
         transport,
         contexts,
-        received=first,
+        received=received,
         alpn=alpn,
         decided=handshake.decided,
         greeted=lambda: handshake.reached(Progress.TLS),
     )
+    if isinstance(source, ContextsByName) and not source.same(asked, stream.server_name):
+        await trio.aclose_forcefully(stream)
+        raise handshake.errors.misbehaved("server name changed")
     return stream, contexts
+
+
+async def _client_hello(
+    transport: trio.abc.Stream, first: bytes, handshake: Handshake
+) -> tuple[bytearray, ClientHelloReader]:
+    """Receive the whole ClientHello, or what there is of it; gives all that was received, and what was read in it."""
+    received, reader = bytearray(first), ClientHelloReader()
+    reader.feed(first)
+    while not reader.done:
+        if len(received) >= MAX_FLIGHTS:
+            raise handshake.errors.misbehaved("excessive message size")
+        try:
+            more = await receive(transport, _FIRST_READ)
+        except trio.BrokenResourceError as exc:
+            text = f"{handshake.errors.peer} broke the connection in its ClientHello"
+            raise handshake.errors.failed(HandshakeReason.BROKEN, text, exc) from exc
+        if not more:
+            break
+        reader.feed(more)
+        received += more
+    return received, reader
+
+
+async def _channel_for(
+    transport: trio.abc.Stream, source: ContextsByName, hello: ClientHelloReader, handshake: Handshake
+) -> trio.abc.ReceiveChannel[TLSContexts]:
+    """The channel that a ClientHello asks for. One that is cut or malformed asks for none; OpenSSL then says why."""
+    channel = source.channel(hello.server_name)
+    if channel is not None:
+        return channel
+    if hello.malformed is not None:
+        raise handshake.errors.misbehaved(hello.malformed)
+    if not hello.done:
+        raise handshake.errors.truncated()
+    handshake.decided()
+    await refuse_hello(transport, UNRECOGNIZED_NAME)
+    raise handshake.errors.unrecognized_name(hello.server_name, source.names)
 
 
 async def _first_bytes(transport: trio.abc.Stream, handshake: Handshake) -> bytes:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from trionode._connection.link import Link
-    from trionode._tls.contexts import TLSContexts
+    from trionode._tls.contexts import ContextsSource
     from trionode._transport.interfaces import Listener
 
     from .accept import Joined
@@ -50,9 +50,7 @@ class Refused(Protocol):
 class Timed(Protocol):
     """Counts and times the handshake inside a `with` block, which takes its contexts from what that gives."""
 
-    def __call__(
-        self, channel: trio.abc.ReceiveChannel[TLSContexts], /
-    ) -> AbstractContextManager[trio.abc.ReceiveChannel[TLSContexts]]: ...
+    def __call__(self, source: ContextsSource, /) -> AbstractContextManager[ContextsSource]: ...
 
 
 @final
@@ -132,7 +130,7 @@ class AcceptLoop:
     def __init__(
         self,
         listeners: Sequence[Listener],
-        contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
+        source: ContextsSource,
         party: Party,
         *,
         bind_names: bool,
@@ -146,7 +144,7 @@ class AcceptLoop:
 
         Args:
             listeners: one at least; closed by `close`.
-            contexts_channel: where each handshake takes its contexts.
+            source: where each handshake takes its contexts.
             party: what the node says of itself, and how it judges dialers.
             bind_names: whether a verified dialer's certificate has to speak for the node name that it claims.
             handshake_timeout: from the accept to the end of the handshake, seconds.
@@ -158,7 +156,7 @@ class AcceptLoop:
         self._counts = _Counts()
         self.acceptor: Acceptor = Acceptor(tuple(listener.address for listener in listeners), self._counts)
         self._listeners = tuple(listeners)
-        self._contexts_channel = contexts_channel
+        self._source = source
         self._party = party
         self._bind_names = bind_names
         self._handshake_timeout = handshake_timeout
@@ -215,11 +213,11 @@ class AcceptLoop:
         try:
             with (
                 self._admission.admitted(address_of(transport)) as ticket,
-                self._timed(self._contexts_channel) as contexts_channel,
+                self._timed(self._source) as source,
             ):
                 link, joined = await accept_link(
                     transport,
-                    contexts_channel,
+                    source,
                     self._party,
                     bind_names=self._bind_names,
                     handshake_timeout=self._handshake_timeout,

@@ -140,7 +140,7 @@ class Publisher:
         self._links = LiveLinks()
         # The generation that brought the present trust; links of older generations were verified by other trust.
         self._trusted_since = 1
-        self._names: Counter[NodeName] = Counter()
+        self._names: Counter[NodeName | str] = Counter()
         self._examined: tuple[object, ...] = ()
         self._told: tuple[Finding, ...] = ()
         self._lock = RLock()
@@ -380,12 +380,12 @@ class Publisher:
     # Uses
 
     @contextmanager
-    def use(self, *, as_server: bool, name: NodeName | None = None) -> Iterator[None]:
+    def use(self, *, as_server: bool, name: NodeName | str | None = None) -> Iterator[None]:
         """Declare a use of the manager for the length of a `with` block.
 
         Args:
             as_server: whether its key pair will be presented to clients.
-            name: the node that uses it, whose name its certificates should cover.
+            name: the node that uses it, or the host that it serves: what its certificates should cover.
 
         Raises:
             CertificateError: the key pair is expired, not yet valid or unfit for that, or the client-auth mode

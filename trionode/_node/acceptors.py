@@ -14,6 +14,7 @@ import trio
 
 from trionode._handshake.acceptor import AcceptLoop
 from trionode._handshake.cookie import as_cookie
+from trionode._managers.by_name import ManagersByName
 from trionode._transport.tcp import TCP
 
 from .events import AcceptorDown, AcceptorUp, Side
@@ -84,13 +85,16 @@ class Acceptors:
 
     async def _open(self, plan: AcceptorOptions) -> AcceptLoop:
         runtime, network = self._runtime, self._runtime.options.network
-        manager = plan.cert_manager or runtime.options.cert_manager
+        managers = ManagersByName(plan.cert_manager or runtime.options.cert_manager)
         limits = runtime.limits(plan.max_message_size)
 
         async def established(link: Link, joined: Joined | None) -> None:
-            if joined is not None:
+            manager = managers.manager(link.stream.server_name)
+            assert manager is not None  # its contexts were taken
+            if joined is not None and runtime.running.get(joined.connection) is manager:
                 await _join(joined, link)
-            elif not runtime.is_open:  # it came through while the node was leaving
+            elif joined is not None or not runtime.is_open:
+                # It asked for another server name than its connection did; or came through while the node was leaving.
                 await link.stream.aclose()
             else:
                 connection = runtime.adopt(link, manager, limits)
@@ -102,7 +106,7 @@ class Acceptors:
         listeners = await transport.listen(host, plan.port, port_range=plan.port_range, only_local=plan.host is None)
         return AcceptLoop(
             listeners,
-            manager.contexts,
+            managers.source,
             runtime.party(limits, as_cookie(plan.cookie or network.cookie)),
             bind_names=network.bind_names if plan.bind_names is None else plan.bind_names,
             handshake_timeout=plan.handshake_timeout or network.handshake_timeout,

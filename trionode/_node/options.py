@@ -13,7 +13,8 @@ from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.patterns import NamePattern
 from trionode._identity.peer import Peer
-from trionode._managers.manager import CertManager  # noqa: TC001 -- fields are resolved at run time, to be checked
+from trionode._managers.by_name import ManagersByName, ServerManagers
+from trionode._managers.manager import CertManager
 from trionode._transport.interfaces import Transport  # noqa: TC001 -- likewise
 from trionode._util.fields import DURATION, SECONDS, Checked, Entries, Items, Parsed, Such, integer, rule, rule_of
 
@@ -32,6 +33,9 @@ _COUNT: Final = integer(1, 2**20)
 _MESSAGE_SIZE: Final = integer(1, 2**32 - 1, "bytes")
 _COOKIE: Final = Parsed(as_cookie, "a string or bytes", kinds=(str, bytes, bytearray, memoryview), keep=True)
 _NODE_NAME: Final = Parsed(NodeName.parse, "a node name", kinds=(str, NodeName))
+_SERVER_MANAGERS: Final = Parsed(
+    ManagersByName, "a CertManager or a mapping of server names to such", kinds=(CertManager, Mapping), keep=True
+)
 _PATTERN: Final = Parsed(NamePattern, "a node name or a glob over one", kinds=(str, NodeName), keep=True)
 
 
@@ -64,7 +68,8 @@ class AcceptorOptions(Checked):
             `::` for one of the two). None: those addresses of the node name's host that are local.
         port: 0 draws a free one. All listeners of an acceptor share it.
         port_range: how many consecutive ports to try, from `port` on.
-        cert_manager: serves this acceptor in place of the node's.
+        cert_manager: serves this acceptor in place of the node's; or a mapping of server names to managers, see
+            `serve_tls`.
         cookie: the shared secret that dialers of this acceptor must prove that they know, in place of the node's.
         bind_names: see `NetworkOptions`.
         max_message_size: see `NetworkOptions`.
@@ -74,7 +79,7 @@ class AcceptorOptions(Checked):
     host: str | None = field(default=None, metadata=rule(_LISTEN_HOST))
     port: int = field(default=DEFAULT_PORT, metadata=rule(integer(0, 65535)))
     port_range: int = field(default=1, metadata=rule(PORT))
-    cert_manager: CertManager | None = None
+    cert_manager: ServerManagers | None = field(default=None, metadata=rule(_SERVER_MANAGERS))
     cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
     bind_names: bool | None = None
     max_message_size: int | None = field(default=None, metadata=rule(_MESSAGE_SIZE))

@@ -19,7 +19,8 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, cast, final
 
 import trio
 
@@ -34,6 +35,7 @@ from trionode._errors import (
     Stage,
     UnverifiedReason,
 )
+from trionode._tls.contexts import ContextsSource, wrapped
 
 from .events import Side
 
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from trionode._handshake.acceptor import AcceptorStatistics
     from trionode._managers.publisher import ManagerStatistics
     from trionode._tls.contexts import TLSContexts
+
+S = TypeVar("S", bound=ContextsSource)
 
 __all__ = ["HandshakeCount", "HandshakeOutcome", "HandshakeTimes", "ManagerUse", "NodeStatistics", "TimeHistogram"]
 
@@ -210,17 +214,24 @@ class _Times:
         return TimeHistogram(counts=tuple(self._counts), seconds=self._seconds)
 
 
+@dataclass(slots=True)
+class _Taken:
+    """When a handshake took its contexts."""
+
+    at: float | None = None
+
+
 @final
 class _Timed(trio.abc.ReceiveChannel["TLSContexts"]):
     """A channel of contexts that notes when they were taken."""
 
-    def __init__(self, channel: trio.abc.ReceiveChannel[TLSContexts]) -> None:
+    def __init__(self, taken: _Taken, channel: trio.abc.ReceiveChannel[TLSContexts]) -> None:
+        self._taken = taken
         self._channel = channel
-        self.taken: float | None = None
 
     async def receive(self) -> TLSContexts:
         contexts = await self._channel.receive()
-        self.taken = trio.current_time()
+        self._taken.at = trio.current_time()
         return contexts
 
     async def aclose(self) -> None:
@@ -257,36 +268,37 @@ class Counters:
     def handshake(
         self,
         side: Side,
-        channel: trio.abc.ReceiveChannel[TLSContexts],
+        source: S,
         *,
         abandoned: type[Exception] | tuple[()] = (),
-    ) -> Iterator[trio.abc.ReceiveChannel[TLSContexts]]:
+    ) -> Iterator[S]:
         """Count and time the one handshake that is made inside the `with` block.
 
         Args:
             side: which side we are.
-            channel: where it is to take its contexts; it has to take them from what the block is given.
+            source: where it is to take its contexts; it has to take them from what the block is given, which is alike.
             abandoned: what is raised when it is no longer needed.
         """
-        timed = _Timed(channel)
+        taken = _Taken()
+        timed = wrapped(source, partial(_Timed, taken))
         began = trio.current_time()
         outcome, reason = HandshakeOutcome.ESTABLISHED, ""
         self.pending[side] += 1
         try:
-            yield timed
+            yield cast("S", timed)
         except BaseException as exc:
             outcome, reason = (HandshakeOutcome.ABANDONED, "") if isinstance(exc, abandoned) else _judge(exc)
             raise
         finally:
             self.pending[side] -= 1
             self._handshakes[side, outcome, reason] += 1
-            if timed.taken is not None:
+            if taken.at is not None:
                 if side is Side.DIAL:
-                    self._connecting.add(timed.taken - began)
+                    self._connecting.add(taken.at - began)
                 times = self._times.get((side, outcome))
                 if times is None:
                     times = self._times[side, outcome] = _Times()
-                times.add(trio.current_time() - timed.taken)
+                times.add(trio.current_time() - taken.at)
 
     def add_ended(self, connection: ConnectionStatistics) -> None:
         """Keep the numbers of a connection that is gone."""

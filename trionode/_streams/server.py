@@ -18,7 +18,7 @@ from trionode._errors import HandshakeError, HandshakeReason
 from trionode._handshake.accept import accept_tls
 from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, Admission
 from trionode._identity.names import canonical_host
-from trionode._managers.manager import publisher_of
+from trionode._managers.by_name import ManagersByName, ServerManagers
 from trionode._transport.interfaces import Listener
 from trionode._transport.sockets import address_of
 from trionode._transport.tcp import accept_patiently, open_listeners
@@ -31,7 +31,6 @@ from .stream import TLSStream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from trionode._managers.manager import CertManager
 
 _log: Final = Log("trionode.acceptor")
 
@@ -43,7 +42,7 @@ async def serve_tls(
     handler: Callable[[TLSStream], Awaitable[object]],
     port: int,
     *,
-    cert_manager: CertManager,
+    cert_manager: ServerManagers,
     host: str | None = None,
     alpn: Sequence[str] = (),
     handshake_timeout: float = 10,
@@ -64,7 +63,10 @@ async def serve_tls(
     Args:
         handler: called with each stream whose handshake is done.
         port: to listen on; 0 draws a free one, the same for IPv4 and IPv6.
-        cert_manager: in use until this has returned, and the last handler has.
+        cert_manager: in use until this has returned, and the last handler has. Or a mapping of server names to
+            managers: `{"a.example": one, "*.b.example": two, "*": three}`. Each handshake takes the contexts of the one
+            that the client asks for (SNI): an exact name, else `*.` for one label, else `*`, which is for clients
+            without a name, too. A name that none is for is refused with the alert `unrecognized_name`.
         host: name or address to listen on; None for all interfaces.
         alpn: protocols in order of preference; a client that offers only others is refused.
         handshake_timeout: from the accept to the end of the handshake, seconds.
@@ -78,7 +80,7 @@ async def serve_tls(
         ListenError: the port cannot be had.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
-    check_arguments(cert_manager=cert_manager, handshake_timeout=handshake_timeout)
+    check_arguments(handshake_timeout=handshake_timeout)
     if host is not None:
         check_arguments(host=host)
         host = canonical_host(host)
@@ -99,7 +101,7 @@ async def serve_tls_listeners(
     handler: Callable[[TLSStream], Awaitable[object]],
     listeners: Sequence[AnyListener],
     *,
-    cert_manager: CertManager,
+    cert_manager: ServerManagers,
     alpn: Sequence[str] = (),
     handshake_timeout: float = 10,
     max_handshakes: int = MAX_HANDSHAKES,
@@ -115,7 +117,7 @@ async def serve_tls_listeners(
         handler: called with each stream whose handshake is done.
         listeners: `trio.abc.Listener`s (sockets that were given, UNIX sockets), or those of a `Transport` (the memory
             network's).
-        cert_manager: in use until this has returned, and the last handler has.
+        cert_manager: in use until this has returned, and the last handler has; or several by name, see `serve_tls`.
         alpn: protocols in order of preference; a client that offers only others is refused.
         handshake_timeout: from the accept to the end of the handshake, seconds.
         max_handshakes: handshakes in progress at once. At the limit, the oldest in the earliest stage is shed.
@@ -132,7 +134,7 @@ async def serve_tls_listeners(
         if not listeners:
             msg = "there is nothing to serve on: give at least one listener"
             raise ValueError(msg)
-        check_arguments(cert_manager=cert_manager, handshake_timeout=handshake_timeout)
+        check_arguments(handshake_timeout=handshake_timeout)
         server = TLSServer(
             handler,
             cert_manager,
@@ -149,7 +151,7 @@ async def serve_tls_listeners(
 async def wrap_server_stream(
     stream: trio.abc.Stream,
     *,
-    cert_manager: CertManager,
+    cert_manager: ServerManagers,
     alpn: Sequence[str] = (),
     handshake_timeout: float = 10,
 ) -> TLSStream:
@@ -160,7 +162,7 @@ async def wrap_server_stream(
 
     Args:
         stream: accepted, with nothing of TLS sent or received yet.
-        cert_manager: in use during the handshake.
+        cert_manager: in use during the handshake; or several by name, see `serve_tls`.
         alpn: protocols in order of preference; a client that offers only others is refused.
         handshake_timeout: from the call to the end of the handshake, seconds.
 
@@ -170,10 +172,11 @@ async def wrap_server_stream(
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
     try:
-        check_arguments(cert_manager=cert_manager, handshake_timeout=handshake_timeout)
+        check_arguments(handshake_timeout=handshake_timeout)
         spoken = protocols(alpn)
-        with publisher_of(cert_manager).use(as_server=True):
-            secured = await accept_tls(stream, cert_manager.contexts, alpn=spoken, handshake_timeout=handshake_timeout)
+        managers = ManagersByName(cert_manager)
+        with managers.use():
+            secured = await accept_tls(stream, managers.source, alpn=spoken, handshake_timeout=handshake_timeout)
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -187,14 +190,15 @@ class TLSServer:
     def __init__(
         self,
         handler: Callable[[TLSStream], Awaitable[object]],
-        cert_manager: CertManager,
+        cert_manager: ServerManagers,
         *,
         alpn: tuple[str, ...],
         handshake_timeout: float,
         admission: Admission,
     ) -> None:
         self._handler = handler
-        self._manager = cert_manager
+        self._managers = ManagersByName(cert_manager)
+        self._source = self._managers.source
         self._alpn = alpn
         self._handshake_timeout = handshake_timeout
         self._admission = admission
@@ -209,7 +213,7 @@ class TLSServer:
         Raises:
             CertificateError: its key pair is unusable for a server.
         """
-        self._uses.enter_context(publisher_of(self._manager).use(as_server=True))
+        self._uses.enter_context(self._managers.use())
         self._hold()
         try:
             yield
@@ -270,7 +274,7 @@ class TLSServer:
             with self._admission.admitted(address_of(transport)) as ticket:
                 stream = await accept_tls(
                     transport,
-                    self._manager.contexts,
+                    self._source,
                     alpn=self._alpn,
                     handshake_timeout=self._handshake_timeout,
                     ticket=ticket,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -23,6 +23,8 @@ from trio.lowlevel import enable_ki_protection
 from .engine import ClientSide, ServerSide
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.policy import TLSPolicy
 
@@ -122,3 +124,61 @@ class ContextsChannel(trio.abc.ReceiveChannel[TLSContexts]):
     async def aclose(self) -> None:
         """Do nothing but checkpoint: the channel is the manager's, and its users share it."""
         await trio.lowlevel.checkpoint()
+
+
+@final
+class ContextsByName:
+    """Where an acceptor's handshakes take their contexts, by the server name that the client asks for.
+
+    Attributes:
+        names: what it serves, in words.
+    """
+
+    __slots__ = ("_choose", "_wrap", "names")
+
+    def __init__(
+        self,
+        choose: Callable[[str | None], trio.abc.ReceiveChannel[TLSContexts] | None],
+        names: str,
+        *,
+        wrap: Callable[[trio.abc.ReceiveChannel[TLSContexts]], trio.abc.ReceiveChannel[TLSContexts]] = lambda channel: (
+            channel
+        ),
+    ) -> None:
+        """Make one.
+
+        Args:
+            choose: gives the channel for a server name, and for none; None where there is no channel.
+            names: what it serves, in words.
+            wrap: what stands before a channel that was chosen.
+        """
+        self.names: Final = names
+        self._choose = choose
+        self._wrap = wrap
+
+    def channel(self, server_name: str | None) -> trio.abc.ReceiveChannel[TLSContexts] | None:
+        """The channel for a server name, as text from the wire, or for none; None where there is no channel."""
+        channel = self._choose(server_name)
+        return None if channel is None else self._wrap(channel)
+
+    def same(self, one: str | None, other: str | None) -> bool:
+        """Whether two server names lead to one channel."""
+        return self._choose(one) is self._choose(other)
+
+    def wrapped(
+        self, wrap: Callable[[trio.abc.ReceiveChannel[TLSContexts]], trio.abc.ReceiveChannel[TLSContexts]]
+    ) -> ContextsByName:
+        """The same, with something before each channel."""
+        return ContextsByName(self._choose, self.names, wrap=wrap)
+
+
+#: Where an acceptor's handshakes take their contexts.
+ContextsSource: TypeAlias = trio.abc.ReceiveChannel[TLSContexts] | ContextsByName
+
+
+def wrapped(
+    source: ContextsSource,
+    wrap: Callable[[trio.abc.ReceiveChannel[TLSContexts]], trio.abc.ReceiveChannel[TLSContexts]],
+) -> ContextsSource:
+    """A source with something before each of its channels."""
+    return source.wrapped(wrap) if isinstance(source, ContextsByName) else wrap(source)

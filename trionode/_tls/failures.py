@@ -160,6 +160,20 @@ class HandshakeErrors:
         text = f"{self.peer} does not speak TLS as we do: {detail}. {explained}"
         return self._failed(detail, text, RemoteProtocolError(f"TLS: {detail}"))
 
+    def unrecognized_name(self, asked: str | None, served: str) -> HandshakeError:
+        """The client asked for a server name that we do not serve.
+
+        Args:
+            asked: for which; None for none.
+            served: what we serve, in words.
+        """
+        what = "no server name" if asked is None else f"the server name {printable(asked)!r}"
+        text = (
+            f"{self.peer} asked for {what} (SNI), and there is a cert manager for {served} only; add one for it, or "
+            'one for "*"'
+        )
+        return self._failed(HandshakeReason.UNRECOGNIZED_NAME, text, RemoteProtocolError("TLS: unrecognized name"))
+
     def truncated(self, detail: str = "the connection ended without a TLS close_notify") -> HandshakeError:
         """The transport ended without the peer's close_notify: a cut, or an attacker's truncation.
 
@@ -206,6 +220,7 @@ _ALERT_REMEDIES: Final = {
     "internal_error": "A server name mismatch arrives like this: see which names our certificate covers, and its log",
     "no_application_protocol": "It does not speak the protocol that we offered; is it a trionode acceptor?",
     "protocol_version": "It does not speak TLS 1.3",
+    "unrecognized_name": "It serves other server names than the one that we asked for; set server_name to one of them",
 }
 
 _MISBEHAVIOUR: Final = {
@@ -215,5 +230,6 @@ _MISBEHAVIOUR: Final = {
     "http request": "That was plain HTTP, on a TLS port",
     "excessive message size": "It sent more than a TLS handshake takes",
     "too many records without data": "It sends KeyUpdates or empty records and little else: it may be an attacker",
+    "server name changed": "Its second ClientHello asked for the server name of another certificate than its first",
     "certificate cannot be parsed": "Its certificate does not follow RFC 5280; have it issued anew",
 }

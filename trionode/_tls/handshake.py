@@ -40,6 +40,12 @@ MAX_FLIGHTS: Final = 64 * 1024
 
 _FLIGHT_READ: Final = 16 * 1024
 
+# A record's content type, and the level of an alert (RFC 8446 sections 5.1 and 6).
+_ALERT, _FATAL = 21, 2
+
+#: The alert to a client that asks for a server name that is not served (RFC 6066 section 3).
+UNRECOGNIZED_NAME: Final = 112
+
 #: A handshake has three flights; twice that is a handshake that does not end.
 _MEMORY_ROUNDS: Final = 6
 
@@ -241,6 +247,21 @@ async def _say_and_drain(transport: trio.abc.Stream, last_words: bytes) -> None:
     drained = 0
     while drained < LINGER_BYTES and (data := await transport.receive_some()):
         drained += len(data)
+
+
+async def refuse_hello(transport: trio.abc.Stream, alert: int) -> None:
+    """Refuse a client before there is a session: send a fatal alert, let it arrive, close. Bounded, as a refusal is.
+
+    Args:
+        transport: whose ClientHello was read; owned.
+        alert: its code (RFC 8446 section 6).
+    """
+    record = bytes([_ALERT, 3, 3, 0, 2, _FATAL, alert])
+    try:
+        with trio.move_on_after(LINGER):
+            await quietly(_say_and_drain(transport, record))
+    finally:
+        await trio.aclose_forcefully(transport)
 
 
 async def drain_and_close(stream: SessionStream) -> None:

@@ -28,6 +28,7 @@ from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._identity.certificate import has_dates
 from trionode._util.text import Buffer, printable
 
+from .client_hello import server_name_text
 from .verification import openssl_reason
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class TLSSession:
     def server_name(self) -> str | None:
         """The server name that the client asked for (SNI, RFC 6066 section 3), in lower case; None if it did not."""
         name = self._connection.get_servername()
-        return None if name is None else name.decode("ascii", "backslashreplace").lower()
+        return None if name is None else server_name_text(name)
 
     @property
     def shown_chain(self) -> tuple[x509.Certificate, ...]:
