@@ -503,9 +503,9 @@ async def test_an_acceptor_of_a_node_chooses(ca: CertificateAuthority) -> None:
                 assert connection.peer.certificate == by_name[server_name].key_pair.certificate
                 [theirs] = beta.connections.values()
                 assert theirs.key_pair_fingerprint == by_name[server_name].key_pair.fingerprint
-                assert not theirs.superseded
+                before = theirs.superseded
                 by_name[server_name].update(ca.issue(server_name))
-                assert theirs.superseded
+                assert (before, theirs.superseded) == (False, True)
                 await connection.aclose()
                 await theirs.wait_closed()
             with pytest.raises(PeerRejectedError) as caught:
