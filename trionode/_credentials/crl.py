@@ -5,12 +5,11 @@ every manager, generation and context that uses them. What the kind of list deci
 end, a delta, an indirect one are not for us); whether a CA signed it is not, for that takes the CA's certificate, which
 comes with a peer's chain. What the lists say of a certificate is worked out in `revocation`.
 
-Once there is a set it fails closed: a certificate whose issuer's list is missing, expired or not signed by the issuer
-is refused, because nobody knows whether it was revoked. `CRLPolicy` names what may be loosened. Every certificate of
-a path is checked, not the leaf alone: a stolen CA key is worse than a stolen leaf key, and a CA that was revoked in
-vain is the worst of all. Trust anchors need no list, as nobody is above them (RFC 5280 section 6.1): a pool of the
-root alone wants the root's list and one for each intermediate that issues, a pool of intermediates only theirs, and a
-pinned leaf none.
+A set fails closed: a certificate whose issuer's list is missing, expired or not signed by the issuer is refused, because
+it may have been revoked. `CRLPolicy` names what may be loosened. Every certificate of a path is checked, not the leaf
+alone: a stolen CA key is worse than a stolen leaf key, and a CA that was revoked without effect is the worst of all.
+Trust anchors need no list, as no CA is above them (RFC 5280 section 6.1): a pool of the root alone needs the root's
+list and one of each intermediate that issues, a pool of intermediates only theirs, and a pinned leaf none.
 """
 
 from __future__ import annotations
@@ -132,12 +131,12 @@ class CRLSet(Immutable):
         return made
 
     def listed(self, certificate: x509.Certificate) -> Revocation | None:
-        """What the lists of a certificate's issuer say of it, by issuer's name and serial number, whoever signed them.
+        """The entry for a certificate, by its issuer's name and its serial number; signatures are not checked.
 
-        None is no good news by itself: there may be no list of its issuer, or only an old one.
+        None does not mean that it is good: there may be no list of its issuer, or only an old one.
 
         Args:
-            certificate: whom to look for.
+            certificate: the certificate to look for.
         """
         issuer = outline(certificate.public_bytes(Encoding.DER)).issuer
         found = (each.revocation(serial_number(certificate)) for each in newest(lists_of(self, issuer)))
@@ -182,7 +181,7 @@ def read_lists(crls: CRLSet) -> tuple[RevocationList, ...]:
 
 
 def lists_of(crls: CRLSet, issuer: CanonicalName) -> tuple[RevocationList, ...]:
-    """The lists that carry a name, whoever signed them."""
+    """The lists that carry an issuer's name; signatures are not checked."""
     return crls._by_issuer.get(issuer, ())  # noqa: SLF001 -- as above
 
 

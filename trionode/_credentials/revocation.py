@@ -10,7 +10,7 @@ The two directions differ, so that whatever is in doubt refuses:
   scope, with an extension that we do not know.
 - *Cleared* is what such a list does not have, if it is for that certificate (its scope), within its dates, and
   understood; and its issuer may sign lists (key usage).
-- Neither: nobody knows, which refuses, but for what `CRLPolicy` lets pass.
+- Otherwise its status is *unknown*, which refuses, except where `CRLPolicy` allows it.
 
 Of several lists of one key and scope the newest that has begun counts, and it alone: by CRL number where both have one,
 else by thisUpdate (section 5.2.3). So a certificate that its CA takes off the list (a hold) is let in again, and an old
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, final
 from cryptography import x509
 
 from trionode._identity.certificate import extension, is_ca, serial_number, subject_der
-from trionode._identity.describe import describe_subject
+from trionode._identity.describe import describe_subject, describe_time
 from trionode._identity.outline import canonical_name
 
 from .crl import lists_of, read_lists, with_lists
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @final
 class Doubt(Enum):
-    """Why nobody knows whether a certificate was revoked."""
+    """Why the revocation status of a certificate is unknown."""
 
     MISSING = "missing"
     """No list of its issuer is for it."""
@@ -61,7 +61,7 @@ class Doubt(Enum):
 @final
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """That nobody knows whether a certificate was revoked, and why: as the middle of a sentence."""
+    """The revocation status of a certificate is unknown; `text` says why, as the middle of a sentence."""
 
     doubt: Doubt
     text: str
@@ -87,13 +87,13 @@ def status(
 
     Args:
         crls: the lists.
-        certificate: whose status is wanted.
+        certificate: the certificate in question.
         issuer: the certificate above it in its path, whose signature on it was verified.
         now: the time to judge by, aware.
         policy: what to make of no list, and of an expired one.
 
     Returns:
-        None if it was not; how it was revoked; or why nobody knows.
+        None if it was not revoked; the revocation; or why its status is unknown.
     """
     named = lists_of(crls, issuer.outline.subject)
     signed = [each for each in named if _signs(issuer, each)]
@@ -150,14 +150,10 @@ def _doubt(each: RevocationList, now: datetime, policy: CRLPolicy) -> Unknown | 
     if each.trouble is not None:
         return Unknown(Doubt.UNUSABLE, f"{each} cannot be used: {each.trouble}")
     if now < each.this_update:
-        return Unknown(Doubt.NOT_YET_VALID, f"{each} is not yet valid, our clock says {_shown(now)}")
+        return Unknown(Doubt.NOT_YET_VALID, f"{each} is not yet valid, our clock says {describe_time(now)}")
     if now > each.next_update and not policy.allow_expired:
-        return Unknown(Doubt.EXPIRED, f"{each} has expired, our clock says {_shown(now)}")
+        return Unknown(Doubt.EXPIRED, f"{each} has expired, our clock says {describe_time(now)}")
     return None
-
-
-def _shown(now: datetime) -> str:
-    return f"{now:%Y-%m-%d %H:%M:%S} UTC"
 
 
 # Scope --------------------------------------------------------------------------------------------------------------
@@ -223,7 +219,7 @@ class Superseded:
         if self.older.number is not None and self.kept.number is not None:
             numbers = f" (number {self.older.number}, the other has {self.kept.number})"
         return (
-            f"{self.older} is older than the one in use{numbers}, of {self.kept.this_update:%Y-%m-%d %H:%M:%S} UTC, "
+            f"{self.older} is older than the one in use{numbers}, of {describe_time(self.kept.this_update)}, "
             "which stays in use. See whether an old list is handed out, or if the CA has begun its numbers anew, take "
             "the lists away (crls=None) before you give the new one"
         )

@@ -64,13 +64,13 @@ _UTC_TIME: Final = 0x17
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Revocation:
-    """That a certificate was revoked, as its issuer's list says it.
+    """The revocation of a certificate, as its issuer's list has it.
 
     Attributes:
         serial: the certificate's serial number.
         date: since when, UTC.
         reason: why (RFC 5280 section 5.3.1: `keyCompromise`, `superseded`, …); `unspecified` if the list does not say.
-        issuer: who revoked it, as a distinguished name (RFC 4514).
+        issuer: the CA that revoked it, as a distinguished name (RFC 4514).
     """
 
     serial: int
@@ -100,7 +100,7 @@ class RevocationList:
         number: its CRL number (RFC 5280 section 5.2.3), or None.
         key_id: which key of the issuer signed it (section 5.2.1), or None.
         point: what it is for (section 5.2.5), or None if it is for everything that its issuer issued.
-        trouble: why it must not clear anybody (an extension that is critical and unknown to us), or None.
+        trouble: why it must not clear any certificate (a critical extension that is unknown to us), or None.
     """
 
     __slots__ = (

@@ -70,7 +70,7 @@ _STRINGS: Final = {
     0x1E: "utf-16-be",
 }
 
-#: GeneralName (RFC 5280 section 4.2.1.6) by identifier octet, for those that nobody here asks for.
+#: GeneralName (RFC 5280 section 4.2.1.6) by identifier octet, for the kinds that are only shown.
 _OTHER_NAMES: Final = {
     0xA0: "otherName",
     0x81: "email",

@@ -83,7 +83,7 @@ def outline(der: bytes) -> Outline:
 
 
 def extension_oids(der: bytes) -> frozenset[bytes]:
-    """Which extensions a certificate has (their types, encoded), whether or not anybody can read them.
+    """Which extensions a certificate has (their types, encoded), whether or not they can be read.
 
     Args:
         der: a certificate.

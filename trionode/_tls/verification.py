@@ -26,6 +26,7 @@ from trionode._identity.describe import (
     describe_names,
     describe_subject,
     describe_subjects,
+    describe_time,
 )
 from trionode._identity.names import NodeName, SubjectNames
 
@@ -171,13 +172,13 @@ def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors) -> PeerUnverifi
         means = KEY_USAGE
     facts = {
         "detail": _shown(fault),
-        "end": f"{not_after(found):%Y-%m-%d %H:%M:%S} UTC",
+        "end": describe_time(not_after(found)),
         "issuer": describe_issuer(found),
-        "now": f"{judge.policy.now():%Y-%m-%d %H:%M:%S} UTC",
+        "now": describe_time(judge.policy.now()),
         "option": "client_cas" if accepting else "root_cas",
         "pool": _pool_shown(judge),
         "purpose": "clientAuth" if accepting else "serverAuth",
-        "start": f"{not_before(found):%Y-%m-%d %H:%M:%S} UTC",
+        "start": describe_time(not_before(found)),
     }
     place = f" (certificate {fault.depth + 1} of its chain: {describe(found)})" if fault.depth else ""
     subject = f"{_peer(accepting=accepting)} certificate refused: {describe(leaf)}{place}"
