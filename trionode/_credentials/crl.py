@@ -5,11 +5,11 @@ every manager, generation and context that uses them. What the kind of list deci
 end, a delta, an indirect one are not for us); whether a CA signed it is not, for that takes the CA's certificate, which
 comes with a peer's chain. What the lists say of a certificate is worked out in `revocation`.
 
-A set fails closed: a certificate whose issuer's list is missing, expired or not signed by the issuer is refused, because
-it may have been revoked. `CRLPolicy` names what may be loosened. Every certificate of a path is checked, not the leaf
-alone: a stolen CA key is worse than a stolen leaf key, and a CA that was revoked without effect is the worst of all.
-Trust anchors need no list, as no CA is above them (RFC 5280 section 6.1): a pool of the root alone needs the root's
-list and one of each intermediate that issues, a pool of intermediates only theirs, and a pinned leaf none.
+A set fails closed: a certificate whose issuer's list is missing, expired or not signed by the issuer is refused,
+because it may have been revoked. `CRLPolicy` names what may be loosened. Every certificate of a path is checked, not
+the leaf alone: a stolen CA key is worse than a stolen leaf key, and a CA that was revoked without effect is the worst
+of all. Trust anchors need no list, as no CA is above them (RFC 5280 section 6.1): a pool of the root alone needs the
+root's list and one of each intermediate that issues, a pool of intermediates only theirs, and a pinned leaf none.
 """
 
 from __future__ import annotations
