@@ -41,7 +41,7 @@ from trionode import (
     UnverifiedReason,
 )
 from trionode._managers.manager import publisher_of
-from trionode._node.statistics import Counters, _Times
+from trionode._node.statistics import Counters, _Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,7 +195,7 @@ async def test_what_never_took_contexts_has_no_time() -> None:
 @given(st.lists(st.floats(0, 100)))
 def test_a_histogram_has_everything_in_its_bucket(times: list[float]) -> None:
     """Bounds are inclusive, and the last bucket has no end."""
-    filled = _Times()
+    filled = _Histogram()
     for each in times:
         filled.add(each)
     histogram = filled.snapshot()

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from trionode._handshake.acceptor import AcceptLoop
-from trionode._handshake.cookie import as_cookie
-from trionode._managers.by_name import ManagersByName
 from trionode._transport.tcp import TCP
 
+from .acceptor_plan import acceptor_plans
 from .events import AcceptorDown, AcceptorUp, Side
-from .options import AcceptorOptions, NetworkMode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from trionode._handshake.acceptor import Acceptor, AcceptorStatistics
     from trionode._util.text import Address
 
+    from .acceptor_plan import AcceptorPlan
     from .runtime import Runtime
 
 
@@ -36,15 +35,13 @@ class Acceptors:
     """The acceptors of one node.
 
     Attributes:
-        plans: the options of each; a default one where the node listens and has none.
+        plans: what each is opened with.
         opened: those that listen, or have listened, as the program sees them.
         loops: the same at work.
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        network = runtime.options.network
-        default = [AcceptorOptions()] if network.mode is NetworkMode.ENABLED else []
-        self.plans: Sequence[AcceptorOptions] = network.acceptors or default
+        self.plans = acceptor_plans(runtime.name, runtime.options)
         self.opened: Sequence[Acceptor] = ()
         self.loops: list[AcceptLoop] = []
         self._runtime = runtime
@@ -83,9 +80,8 @@ class Acceptors:
         for loop in self.loops:
             loop.close()
 
-    async def _open(self, plan: AcceptorOptions) -> AcceptLoop:
-        runtime, network = self._runtime, self._runtime.options.network
-        managers = ManagersByName(plan.cert_manager or runtime.options.cert_manager)
+    async def _open(self, plan: AcceptorPlan) -> AcceptLoop:
+        runtime, managers = self._runtime, plan.managers
         limits = runtime.limits(plan.max_message_size)
 
         async def established(link: Link, joined: Joined | None) -> None:
@@ -101,15 +97,14 @@ class Acceptors:
                 del link  # as in the accept loop
                 await connection.run()
 
-        host = None if plan.host == "*" else plan.host or runtime.name.host
-        transport = TCP if network.transport is None else network.transport
-        listeners = await transport.listen(host, plan.port, port_range=plan.port_range, only_local=plan.host is None)
+        transport = TCP if runtime.options.network.transport is None else runtime.options.network.transport
+        listeners = await transport.listen(plan.host, plan.port, port_range=plan.port_range, only_local=plan.only_local)
         return AcceptLoop(
             listeners,
             managers.source,
-            runtime.party(limits, as_cookie(plan.cookie or network.cookie)),
-            bind_names=network.bind_names if plan.bind_names is None else plan.bind_names,
-            handshake_timeout=plan.handshake_timeout or network.handshake_timeout,
+            runtime.party(limits, plan.cookie),
+            bind_names=plan.bind_names,
+            handshake_timeout=plan.handshake_timeout,
             admission=runtime.admission,
             established=established,
             refused=partial(runtime.refused, Side.ACCEPT),

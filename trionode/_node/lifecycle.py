@@ -24,7 +24,6 @@ import trio
 
 from trionode._connection.end import EndReason
 from trionode._identity.names import NodeName
-from trionode._managers.by_name import ManagersByName
 
 from .insecure_options import insecure_options
 from .options import NetworkMode
@@ -114,9 +113,8 @@ class Lifecycle:
         for peer in options.network.keep_connected:
             runtime.check_other(NodeName.parse(peer))
         for plan in plans:
-            managers = ManagersByName(plan.cert_manager or options.cert_manager)
-            for server_name, manager in managers.items():
-                with managers.about(server_name):
+            for server_name, manager in plan.managers.items():
+                with plan.managers.about(server_name):
                     runtime.managers.use(manager, as_server=True)
         if options.network.mode is not NetworkMode.DISABLED:
             runtime.managers.use(options.cert_manager, as_server=False)

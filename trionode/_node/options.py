@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, TypeAlias, final
 
 from trionode._connection.services import Service, check_service, check_service_name, is_async
@@ -27,14 +28,20 @@ Authorize: TypeAlias = Callable[[Peer], None]
 DEFAULT_PORT = 15000
 _MIB = 1024 * 1024
 
+
+def _server_managers(given: ServerManagers) -> ServerManagers:
+    ManagersByName(given)
+    return MappingProxyType(dict(given)) if isinstance(given, Mapping) else given
+
+
 HOST: Final = Parsed(canonical_host, "a DNS name or an IP address")
 PORT: Final = integer(1, 65535)
 _COUNT: Final = integer(1, 2**20)
 _MESSAGE_SIZE: Final = integer(1, 2**32 - 1, "bytes")
-_COOKIE: Final = Parsed(as_cookie, "a string or bytes", kinds=(str, bytes, bytearray, memoryview), keep=True)
+_COOKIE: Final = Parsed(as_cookie, "a string or bytes", kinds=(object,), keep=True)
 _NODE_NAME: Final = Parsed(NodeName.parse, "a node name", kinds=(str, NodeName))
 _SERVER_MANAGERS: Final = Parsed(
-    ManagersByName, "a CertManager or a mapping of server names to such", kinds=(CertManager, Mapping), keep=True
+    _server_managers, "a CertManager or a mapping of server names to such", kinds=(CertManager, Mapping)
 )
 _PATTERN: Final = Parsed(NamePattern, "a node name or a glob over one", kinds=(str, NodeName), keep=True)
 

@@ -197,7 +197,7 @@ class NodeStatistics:
 
 
 @final
-class _Times:
+class _Histogram:
     """A histogram that is being filled."""
 
     __slots__ = ("_counts", "_seconds")
@@ -222,7 +222,7 @@ class _Taken:
 
 
 @final
-class _Timed(trio.abc.ReceiveChannel["TLSContexts"]):
+class _TimedChannel(trio.abc.ReceiveChannel["TLSContexts"]):
     """A channel of contexts that notes when they were taken."""
 
     def __init__(self, taken: _Taken, channel: trio.abc.ReceiveChannel[TLSContexts]) -> None:
@@ -261,8 +261,8 @@ class Counters:
         self.bytes_sent = 0
         self.bytes_received = 0
         self._handshakes: Counter[tuple[Side, HandshakeOutcome, str]] = Counter()
-        self._times: dict[tuple[Side, HandshakeOutcome], _Times] = {}
-        self._connecting = _Times()
+        self._times: dict[tuple[Side, HandshakeOutcome], _Histogram] = {}
+        self._connecting = _Histogram()
 
     @contextmanager
     def handshake(
@@ -280,14 +280,14 @@ class Counters:
             abandoned: what is raised when it is no longer needed.
         """
         taken = _Taken()
-        timed = wrapped(source, partial(_Timed, taken))
+        timed = wrapped(source, partial(_TimedChannel, taken))
         began = trio.current_time()
         outcome, reason = HandshakeOutcome.ESTABLISHED, ""
         self.pending[side] += 1
         try:
             yield cast("S", timed)
         except BaseException as exc:
-            outcome, reason = (HandshakeOutcome.ABANDONED, "") if isinstance(exc, abandoned) else _judge(exc)
+            outcome, reason = (HandshakeOutcome.ABANDONED, "") if isinstance(exc, abandoned) else _outcome_of(exc)
             raise
         finally:
             self.pending[side] -= 1
@@ -297,7 +297,7 @@ class Counters:
                     self._connecting.add(taken.at - began)
                 times = self._times.get((side, outcome))
                 if times is None:
-                    times = self._times[side, outcome] = _Times()
+                    times = self._times[side, outcome] = _Histogram()
                 times.add(trio.current_time() - taken.at)
 
     def add_ended(self, connection: ConnectionStatistics) -> None:
@@ -329,7 +329,7 @@ class Counters:
 _REASONS: Final = frozenset(HandshakeReason)
 
 
-def _judge(exc: BaseException) -> tuple[HandshakeOutcome, str]:
+def _outcome_of(exc: BaseException) -> tuple[HandshakeOutcome, str]:
     """Outcome and reason of a handshake that ended by an exception."""
     match exc:
         case PeerUnverifiedError(reason=UnverifiedReason.DUPLICATE) | PeerRejectedError(code=RejectionCode.DUPLICATE):

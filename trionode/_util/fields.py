@@ -81,6 +81,11 @@ class Field:
             raise TypeError(self.must_be(rule, value))
         return rule.take(value, self)
 
+    def because(self, error: Exception) -> str:
+        """What a function that parses says of what was given, with the field, unless it begins with that itself."""
+        text = str(error)
+        return text if text.startswith(f"{self.name} ") else f"{self.name}: {text}"
+
     def inside(self, name: str) -> Field:
         """A part of what is in it."""
         return Field(name, shown=self._shown)
@@ -185,11 +190,9 @@ class Parsed(Rule):
         try:
             made = self._parse(value)
         except TypeError as exc:
-            msg = f"{field.name}: {exc}"
-            raise TypeError(msg) from None
+            raise TypeError(field.because(exc)) from None
         except ValueError as exc:
-            msg = f"{field.name}: {exc}"
-            raise ValueError(msg) from None
+            raise ValueError(field.because(exc)) from None
         return value if self._keep else made
 
 
