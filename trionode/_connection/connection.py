@@ -22,7 +22,7 @@ they may finish. Where the peer had closed it while its service waited in line, 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
@@ -35,6 +35,7 @@ from trionode._errors import (
     RemoteError,
     RemoteProtocolError,
 )
+from trionode._util.contained import contained, containing
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import at, printable
@@ -49,7 +50,7 @@ from .services import check_service_name
 from .state import NEXT, OPENING, State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from contextlib import AbstractContextManager
 
     from trionode._errors import PeerUnverifiedError
@@ -377,15 +378,16 @@ class Connection:
         except* Exception as crash:  # noqa: BLE001 -- logged in full
             # A bug of ours, not a peer's doing; still, one connection must not end the node.
             _log.exception("the connection to %s crashed", self.peer.name)
-            self._end(EndReason.LOST, crash)
+            self.fail(crash)
         finally:
             self._end(EndReason.SHUTTING_DOWN)
             try:
-                left = [link for link in self._hand_over.links if not link.stream.close_at_once()]
+                left = [link for link in self._hand_over.links if not _closed_at_once(link)]
                 if left:
                     with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave one open
                         for link in left:
-                            await link.stream.aclose()
+                            await contained(link.stream.aclose, _log, "closing a link")
+                            await trio.aclose_forcefully(link.stream.transport_stream)
             finally:
                 self._become(State.CLOSED)
                 self._settings.finished(self)
@@ -480,6 +482,14 @@ class Connection:
         """
         self._end(reason)
 
+    def fail(self, error: Exception) -> None:
+        """As `end()`: something of ours failed at it, and only it may suffer.
+
+        Args:
+            error: what; the `error` of its end.
+        """
+        self._end(EndReason.LOST, error)
+
     def distrust(self, error: PeerUnverifiedError) -> None:
         """As `end()`: its peer is no longer trusted.
 
@@ -521,16 +531,16 @@ class Connection:
         if not self._become(State.ENDING):
             return
         end = self._ended = end_of(self.peer.name, reason, error)
+        self._end_grace, self._give_up = grace, trio.current_time() + grace
         self._hand_over.end()
         self._settings.ended(self, end)
-        self._channels.end(end.error)
+        containing(self._channels.end, _log, "ending channels")(end.error)
         if not flushes(reason):
             self._outbox.discard()
         if says_goodbye(reason):
             message = "" if end.error is None else wire.text(str(end.error))
             self._outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
         self._outbox.close()
-        self._end_grace, self._give_up = grace, trio.current_time() + grace
         self._taken = self._bytes_taken()
         self._liveness.end(self._give_up)
 
@@ -761,3 +771,21 @@ class Connection:
         else:
             msg = f"the peer sent a frame of kind {kind:#04x} on channel 0"
             raise RemoteProtocolError(msg)
+
+
+def _closed_at_once(link: Link) -> bool:
+    try:
+        return link.stream.close_at_once()
+    except Exception:  # noqa: BLE001 -- logged in full
+        _log.exception("closing a link to %s failed in an unexpected way", link.peer.name)
+        return False
+
+
+@contextmanager
+def at_the_cost_of(connection: Connection) -> Iterator[None]:
+    """Whatever the block raises is logged, ends the connection, and goes no further."""
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001 -- logged in full
+        _log.exception("the connection to %s crashed", connection.peer.name)
+        connection.fail(exc)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, final
 
 import trio
@@ -18,6 +19,7 @@ import trio
 from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.sockets import address_of
+from trionode._util.contained import contained
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import Address, place
@@ -179,7 +181,8 @@ class AcceptLoop:
 
         def take(transport: trio.abc.Stream) -> None:
             self._counts.accepted += 1
-            handler_nursery.start_soon(self.handle, transport, name=f"handshake with {address_of(transport)}")
+            handle = partial(contained, partial(self.handle, transport), _log, f"a connection on {self._where}")
+            handler_nursery.start_soon(handle, name=f"handshake with {address_of(transport)}")
 
         try:
             async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from trionode._errors import HandshakeError
 from trionode._handshake.acceptor import AcceptLoop
 from trionode._transport.tcp import TCP
 
@@ -93,7 +94,10 @@ class Acceptors:
                 # It asked for another server name than its connection did; or came through while the node was leaving.
                 await link.stream.aclose()
             else:
-                connection = runtime.adopt(link, manager, limits)
+                try:
+                    connection = runtime.adopt(link, manager, limits)
+                except HandshakeError:  # said, and the link closed
+                    return
                 del link  # as in the accept loop
                 await connection.run()
 
@@ -127,5 +131,8 @@ class Acceptors:
 async def _join(joined: Joined, link: Link) -> None:
     try:
         joined.connection.commit(link, follows=joined.follows)
-    except (trio.ClosedResourceError, trio.BrokenResourceError):  # it ended just now, and this link with it
+    except Exception as exc:
         await link.stream.aclose()
+        if not isinstance(exc, trio.ClosedResourceError | trio.BrokenResourceError):
+            raise
+        # It ended just now, and this link with it.

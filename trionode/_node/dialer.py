@@ -69,7 +69,7 @@ class Dialer:
         self.routes = RouteTable()
         for pattern, route in self._network.routes.items():
             self.routes.add(pattern, route)
-        self._dials: SharedDials[Connection] = SharedDials(runtime.spawn)
+        self._dials: SharedDials[Connection] = SharedDials(runtime.spawn_for_peer)
 
     def cancel(self) -> None:
         """Give up every dial under way."""

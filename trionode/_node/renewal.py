@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trionode._connection.connection import at_the_cost_of
 from trionode._connection.end import EndReason
 from trionode._connection.hand_over import RenewalCause
 from trionode._errors import HandshakeReason, HandshakeTimeoutError, Stage
@@ -150,8 +151,10 @@ class Renewal:
         self._new_link(watched)
 
     def forget(self, connection: Connection) -> None:
-        """It is over."""
-        del self._numbers[self._watched.pop(connection).number]
+        """It is over; harmless if it was never watched."""
+        watched = self._watched.pop(connection, None)
+        if watched is not None:
+            del self._numbers[watched.number]
 
     def rotated(self, manager: CertManager) -> None:
         """A manager has published a generation."""
@@ -288,19 +291,21 @@ class Renewal:
                     at, number = heapq.heappop(self._looks)
                     watched = self._numbers.get(number)
                     if watched is not None and watched.look == at:  # else it is over, or was looked at earlier
-                        self._look(watched, nursery)
+                        with at_the_cost_of(watched.connection):
+                            self._look(watched, nursery)
 
     async def _work(self) -> None:
         """One of the `parallel`: gives turns while there are any."""
         try:
             while self._queue:
                 watched = self._queue.popleft()
-                try:
-                    cause = self._cause(watched)  # it may have waited
-                    if cause is not None:
-                        await self._take_turn(watched, cause)
-                finally:
-                    watched.busy = False
+                with at_the_cost_of(watched.connection):
+                    try:
+                        cause = self._cause(watched)  # it may have waited
+                        if cause is not None:
+                            await self._take_turn(watched, cause)
+                    finally:
+                        watched.busy = False
                 self._look_at(watched, trio.current_time())
         finally:
             self._workers -= 1
@@ -323,7 +328,8 @@ class Renewal:
                 watched.not_before = trio.current_time() + BACKOFF.wait(watched.failures)
 
     async def _close(self, connection: Connection, reason: EndReason) -> None:
-        await connection.supersede(reason, grace=self._options.grace)
+        with at_the_cost_of(connection):
+            await connection.supersede(reason, grace=self._options.grace)
 
     def _ask(self, watched: _Watched) -> None:
         """Ask the peer, which dialled, for a hand-over; once in `ASK_AGAIN` seconds at most, whatever the cause."""

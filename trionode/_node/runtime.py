@@ -3,6 +3,9 @@
 Theory. A link becomes a connection here, in one step without a checkpoint: built, registered, reported; the task that
 made the link then runs it. Tasks are spawned in the node's own context variables, not in those of the task that
 happened to cause them.
+
+Whatever fails in these steps, or in what a connection reports, costs that connection and is logged: `adopt` undoes what
+it did, callbacks raise nothing, and tasks that a peer causes are `contained`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import trio
 from trionode._connection.connection import (
     Connection,
     ConnectionSettings,
+    at_the_cost_of,
     protocol_flood,
 )
 from trionode._connection.end import ConnectionEnd, EndReason
@@ -29,6 +33,7 @@ from trionode._errors import (
     HandshakeReason,
     LocalProtocolError,
     NetworkDisabledError,
+    Stage,
     UnverifiedReason,
 )
 from trionode._handshake.admission import Admission
@@ -36,6 +41,7 @@ from trionode._handshake.collisions import Arbiter
 from trionode._handshake.exchange import Party
 from trionode._managers.manager import publisher_of
 from trionode._protocol import Limits, Refusal
+from trionode._util.contained import contained, containing
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
@@ -184,6 +190,14 @@ class Runtime:
             raise trio.ClosedResourceError(msg)
         self._context.copy().run(lambda: nursery.start_soon(function, name=name))
 
+    def spawn_for_peer(self, function: Callable[[], Awaitable[object]], name: str) -> None:
+        """Start a task of the node that a peer causes: what it raises is logged, and does not reach the nursery.
+
+        Raises:
+            trio.ClosedResourceError: the node is closed.
+        """
+        self.spawn(partial(contained, function, _log, name), name)
+
     # Handshakes
 
     def limits(self, max_message_size: int | None = None) -> Limits:
@@ -239,21 +253,60 @@ class Runtime:
             manager: the one whose contexts the link took.
             limits: what this node accepts, as its hello said.
             redial: makes a link to hand the connection over to, where this side dialled.
+
+        Raises:
+            HandshakeError: it could not be registered, by a fault of ours, which is logged and reported. The link is
+                closed, and nothing of the connection is left.
         """
         assert self.nursery is not None
-        connection = Connection(link, self._settings_of(manager, limits))
+        connection: Connection | None = None
+        try:
+            connection = Connection(link, self._settings_of(manager, limits))
+            self._take_in(connection, manager, redial)
+        except Exception as exc:
+            _log.exception("a link to %s could not be made a connection", link.peer.name)
+            self._undo(link, connection, exc)
+            msg = f"a fault of ours has ended the connection to {link.peer.name}, see the log: {type(exc).__name__}"
+            error = HandshakeError(
+                msg,
+                stage=Stage.HELLO,
+                reason=HandshakeReason.BROKEN,
+                address=link.peer.address,
+                generation=link.generation,
+            )
+            containing(self.refused, _log, "reporting it")(Side.DIAL if link.dialled else Side.ACCEPT, error)
+            raise error from exc
+        return connection
+
+    def _undo(self, link: Link, connection: Connection | None, error: Exception) -> None:
+        """End what `adopt` could not register; its own `run()` closes the link, and has it forgotten."""
+        if connection is None:
+            close: Callable[[], Awaitable[object]] = link.stream.aclose
+        else:
+            close = connection.run
+            containing(connection.fail, _log, "ending it")(error)
+        try:
+            self.spawn_for_peer(close, f"close a link to {link.peer.name}")
+        except Exception:  # noqa: BLE001 -- said already
+            link.stream.close_at_once()
+
+    def _take_in(
+        self, connection: Connection, manager: CertManager, redial: Callable[[Connection], Awaitable[Link]] | None
+    ) -> None:
+        link = connection.link
         self.running[connection] = manager
         for replaced in self.registry.add(connection):
-            self._retire(replaced)
+            with at_the_cost_of(replaced):
+                self._retire(replaced)
         for surplus in self.registry.unverified[: -self.options.network.max_unverified or None]:
-            self.registry.remove(surplus)
-            self.spawn(partial(surplus.close, EndReason.LIMIT), f"close {surplus!r}")
+            with at_the_cost_of(surplus):
+                self.registry.remove(surplus)
+                self.spawn_for_peer(partial(surplus.close, EndReason.LIMIT), f"close {surplus.peer.name}")
         side = Side.DIAL if link.dialled else Side.ACCEPT
         self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
         _log.info("connection up: %s", connection)
         self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
         self._attach(connection)
-        return connection
 
     def _settings_of(self, manager: CertManager, limits: Limits) -> ConnectionSettings:
         """Shared by all connections that have the same: a kilobyte each."""
@@ -268,9 +321,9 @@ class Runtime:
             budget=network.receive_budget,
             heartbeat_interval=network.heartbeat_interval,
             heartbeat_tolerance=network.heartbeat_tolerance,
-            unregister=self.registry.remove,
-            ended=self._report_end,
-            finished=self._forget,
+            unregister=containing(self.registry.remove, _log, "unregistering a connection"),
+            ended=containing(self._report_end, _log, "reporting the end of a connection"),
+            finished=containing(self._forget, _log, "forgetting a connection"),
             moved=self._moved,
             renew=self.renewal.renew,
             reauthenticate=self.renewal.reauthenticate,
@@ -284,9 +337,9 @@ class Runtime:
         """Read a replaced connection to its end; `_MAX_RETIRING` of one name at most, however often a peer replaces."""
         retiring = self._retiring.setdefault(replaced.peer.name, [])
         retiring.append(replaced)
-        self.spawn(replaced.retire, f"retire {replaced!r}")
+        self.spawn_for_peer(replaced.retire, f"retire {replaced.peer.name}")
         for surplus in retiring[:-_MAX_RETIRING]:
-            self.spawn(partial(surplus.close, EndReason.REPLACED), f"close {surplus!r}")
+            self.spawn_for_peer(partial(surplus.close, EndReason.REPLACED), f"close {surplus.peer.name}")
 
     def _attach(self, connection: Connection) -> None:
         """Tell its manager of the link, which may find that the peer is not trusted any more and end the connection."""
@@ -294,18 +347,24 @@ class Runtime:
         publisher_of(self.running[connection]).attach(link, connection.distrust)
 
     def _detach(self, connection: Connection) -> None:
-        publisher_of(self.running[connection]).detach(self._attached.pop(connection))
+        link = self._attached.pop(connection, None)
+        if link is not None:
+            publisher_of(self.running[connection]).detach(link)
 
     def _forget(self, connection: Connection) -> None:
-        self._detach(connection)
+        with ExitStack() as steps:  # the last first; each is taken, whatever another raises
+            steps.callback(self.renewal.forget, connection)
+            steps.callback(lambda: self.counters.add_ended(connection.statistics()))
+            steps.callback(self.running.pop, connection, None)
+            steps.callback(self._no_longer_retiring, connection)
+            steps.callback(self._detach, connection)
+
+    def _no_longer_retiring(self, connection: Connection) -> None:
         retiring = self._retiring.get(connection.peer.name, [])
         if connection in retiring:
             retiring.remove(connection)
             if not retiring:
                 del self._retiring[connection.peer.name]
-        del self.running[connection]
-        self.counters.add_ended(connection.statistics())
-        self.renewal.forget(connection)
 
     def _moved(self, connection: Connection, _: Link) -> None:
         self._detach(connection)
