@@ -4,6 +4,9 @@ Theory. Anything that comes from a peer shows that it lives. A peer that was sil
 one that stays silent for `heartbeat_tolerance` after that is dead, stopped or cut off. A probe is a ping whose outcome
 a caller waits for. A verdict waits a few scheduler ticks more: on a machine that is behind, what was to come in time
 may be here, and be read in this very tick.
+
+Where the transport itself knows that both ends are alive (`Watched`: memory under a mock clock, where months may pass
+in an instant), no ping is sent until it no longer does.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode import _protocol as wire
+from trionode._transport.interfaces import Watched
 from trionode._util.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -27,7 +31,7 @@ _LAST_CHANCE_TICKS: Final = 3
 class Liveness:
     """Watches over one peer, until the connection ends."""
 
-    __slots__ = ("_heard", "_last_heard", "_nap", "_outbox", "_over", "_probes", "_reads", "_waiter")
+    __slots__ = ("_attended", "_heard", "_last_heard", "_nap", "_outbox", "_over", "_probes", "_reads", "_waiter")
 
     def __init__(self, outbox: Outbox) -> None:
         """Begin with a peer that was heard just now.
@@ -44,6 +48,8 @@ class Liveness:
         # What the one task that calls `beat` sleeps in.
         self._nap: trio.CancelScope | None = None
         self._waiter = Waiter()
+        # The transport stream that was told of us last, if it is one that watches itself.
+        self._attended: object = None
 
     def hear(self) -> None:
         """Something came from the peer. Synchronous."""
@@ -72,10 +78,16 @@ class Liveness:
         Returns:
             False where there was no sign of life; True where there was, and once the connection ends.
         """
+        watched = self._attend()
         with trio.CancelScope(deadline=self._last_heard + interval) as self._nap:
             await self._waiter.wait()
         silent_since = self._last_heard
         if self._over or trio.current_time() < silent_since + interval:  # to the bit what was slept until
+            return True
+        if watched is not None and watched.sound:
+            with trio.CancelScope() as self._nap:
+                await self._waiter.wait()
+            self._last_heard = trio.current_time()  # so far an answer was certain
             return True
         self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
         self._outbox.flush()  # there is nothing else to say, or it would not be silent
@@ -84,6 +96,16 @@ class Liveness:
         if self._last_heard == silent_since:
             await _let_the_reader_read()
         return self._last_heard != silent_since or self._over
+
+    def _attend(self) -> Watched | None:
+        """The transport of the current link, if it watches itself; it is told once that we answer heartbeats."""
+        stream = self._outbox.link.stream.transport_stream
+        if not isinstance(stream, Watched):
+            return None
+        if stream is not self._attended:
+            self._attended = stream
+            stream.attend(self._waiter.wake)
+        return stream
 
     def wake(self) -> None:
         """Have `beat` return soon. To be woken costs less than to be cancelled."""

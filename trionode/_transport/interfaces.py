@@ -82,6 +82,22 @@ class Transport(Protocol):
         """
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """A stream that knows by itself whether its two ends are alive, so that heartbeats need not ask: one in memory."""
+
+    def attend(self, disturbed: Callable[[], None], /) -> None:
+        """Say that this end answers heartbeats from now on, until it is closed.
+
+        Args:
+            disturbed: called, synchronously, when `sound` may have become False.
+        """
+
+    @property
+    def sound(self) -> bool:
+        """Whether both ends answer heartbeats and bytes pass in both directions, so that an answer is certain."""
+
+
 async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None]) -> None:
     """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed."""
     while True:

@@ -243,6 +243,8 @@ class MemoryNetwork:
         self._catch_up()
         for source, target in pairs:
             self._way(source, target).blocked = True
+        for wire in list(self._live):
+            wire.disturb()
 
     def heal(self) -> None:
         """End all partitions. What was lost is sent again and arrives, except resets."""
@@ -254,11 +256,14 @@ class MemoryNetwork:
             for direction, pair in ((wire.there, (source, target)), (wire.back, (target, source))):
                 if pair in blocked:
                     direction.resend()
+            wire.stir()  # what arrives when is another matter now
         self._catch_up()
         self._healed.unpark_all()
 
     def reset(self, one: Iterable[str], other: Iterable[str]) -> None:
         """Reset every connection between two groups of hosts, as a firewall does that has lost its state.
+
+        `network.reset(["client.test"], ["server.test"])`: both nodes see `EndReason.LOST`, and connectors dial again.
 
         Args:
             one: hosts, by name or address.

@@ -28,6 +28,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
+import trio.testing
 
 if TYPE_CHECKING:
     import random
@@ -99,12 +100,18 @@ class Direction:
         self._delay = 0.0
         self._swallows = False  # what is sent from now on is lost, without notice to the sender
         self._stalled = False
+        self._scripted = faults != type(faults)()
         ends = ((faults.reset_after, _Kind.RST), (faults.eof_after, _Kind.FIN), (faults.stall_after, None))
         self._ends = min(((at, kind) for at, kind in ends if at is not None), key=lambda end: end[0], default=None)
 
     def room(self, unread: int) -> int:
         """How many bytes the sender may add, where so many have arrived and were not read."""
         return self._buffer - self._pending - unread
+
+    @property
+    def sound(self) -> bool:
+        """Whether whatever is sent arrives, now and as long as nothing is done to it."""
+        return not (self.way.blocked or self._swallows or self._scripted)
 
     @property
     def due(self) -> float:
@@ -244,6 +251,7 @@ class Wire:
         for direction in self.there, self.back:
             direction.reset(last=True)
         self.stir()
+        self.disturb()
 
     def stir(self) -> None:
         """After a change: let everything arrive that is due, and wake the tasks that wait."""
@@ -269,9 +277,16 @@ class Wire:
         with trio.move_on_at(min(self.there.due, self.back.due)):
             await self._changed.park()
 
+    def disturb(self) -> None:
+        """Tell those who attend the ends that bytes may no longer pass."""
+        for end in self.dialer, self.acceptor:
+            if end.disturbed is not None:
+                end.disturbed()
+
     def closed(self) -> None:
         """After one end was closed."""
         self.stir()
+        self.disturb()
         if self.dialer.is_closed and self.acceptor.is_closed:
             self._over()
 
@@ -284,6 +299,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         address: its own (host, port).
         peer_address: the other end's.
         is_closed: whether its owner has closed it.
+        disturbed: what was given to `attend`, or None.
     """
 
     def __init__(
@@ -292,6 +308,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         self.address: Address = address
         self.peer_address: Address = peer_address
         self.is_closed: bool = False
+        self.disturbed: Callable[[], None] | None = None
         self._wire = wire
         self._outgoing = outgoing
         self._incoming = incoming
@@ -305,6 +322,23 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "reset" if self._reset else "open"
         return f"<MemoryStream from {self.address} to {self.peer_address}, {state}>"
+
+    # Heartbeats
+
+    def attend(self, disturbed: Callable[[], None], /) -> None:
+        """See `Watched.attend`."""
+        self.disturbed = disturbed
+
+    @property
+    def sound(self) -> bool:
+        """See `Watched.sound`; under a mock clock only, so that heartbeats are as ever where time is real."""
+        wire = self._wire
+        return (
+            isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
+            and wire.there.sound
+            and wire.back.sound
+            and all(end.disturbed is not None and not end.is_closed for end in (wire.dialer, wire.acceptor))
+        )
 
     # What arrives
 

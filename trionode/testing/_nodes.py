@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, final
 
 import trio
 
 from trionode._credentials.policy import ClientAuth
-from trionode._identity.names import NodeName
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._node.node import Node, open_node
 from trionode._node.options import (
@@ -28,7 +28,7 @@ from trionode._node.options import (
 )
 
 from ._memory_network import MemoryNetwork
-from ._zoo import cluster_ca
+from ._zoo import cluster_ca, node_name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from trionode._credentials.crl import CRLSet
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.policy import Clock
+    from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer
     from trionode._managers.manager import CertManager
     from trionode._node.routes import RouteHandle
@@ -61,6 +62,7 @@ class NodeFactory:
         self.ca: CertificateAuthority = ca
         self.network: MemoryNetwork | None = network
         self._clock = clock
+        self._crls: CRLSet | None = None
         self._open: list[Node] = []
         self._routes: dict[tuple[Node, NodeName], RouteHandle] = {}
 
@@ -75,16 +77,38 @@ class NodeFactory:
         Args:
             name: the node name to issue a certificate for, as for opening it.
             key_pair: what to present, in place of a fresh key pair.
-            crls: revocation lists; by default nothing is revoked.
+            crls: revocation lists; by default what `revoke` was called for.
         """
         return CertAuthManager(
-            key_pair or self.ca.issue(_node_name(name)),
+            key_pair or self.ca.issue(node_name_of(name)),
             client_cas=self.ca.pool,
             client_auth=ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT,
             root_cas=self.ca.pool,
-            crls=crls,
+            crls=crls or self._crls,
             clock=self._clock,
         )
+
+    def revoke(self, *peers: Node | KeyPair) -> CRLSet:
+        """Revoke certificates that the CA issued, for all nodes that are open and those that are opened later.
+
+        Connections with such a peer end, as always when a list revokes one.
+
+        Args:
+            peers: nodes, for the certificates that they present now, or key pairs.
+
+        Returns:
+            The list, for managers that were not made here.
+
+        Raises:
+            ValueError: one of them is the CA's own certificate.
+        """
+        pairs = [peer.options.cert_manager.key_pair if isinstance(peer, Node) else peer for peer in peers]
+        self._crls = self.ca.revocation_list(*pairs, previous=self._crls, lifetime=timedelta(days=3650))
+        for node in self._open:
+            manager = node.options.cert_manager
+            if isinstance(manager, CertAuthManager):
+                manager.rotate_trust(crls=self._crls)
+        return self._crls
 
     @asynccontextmanager
     async def __call__(
@@ -113,7 +137,7 @@ class NodeFactory:
             ValueError: it is no node name.
             BaseExceptionGroup, CertificateError, ListenError and the rest: as `open_node`.
         """
-        own = _node_name(name)
+        own = node_name_of(name)
         options = NodeOptions(
             cert_manager=certs or self.manager(own),
             network=self._complete(own, network or NetworkOptions()),
@@ -208,9 +232,3 @@ def node_factory(
         msg = "nodes are either on a MemoryNetwork or on TCP; drop one of the two"
         raise ValueError(msg)
     return NodeFactory(ca or cluster_ca(clock=clock), None if tcp else network or MemoryNetwork(), clock)
-
-
-def _node_name(name: str | NodeName) -> NodeName:
-    if isinstance(name, str) and "@" not in name:
-        name = f"{name}@{name.lower()}.test"
-    return NodeName.parse(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -39,6 +39,19 @@ __all__ = ["CertificateZoo", "PEMPair", "certificate_zoo", "cluster_ca", "presen
 _DAY: Final = timedelta(days=1)
 #: RFC 6761 section 6.2: a name that never resolves.
 _ELSEWHERE: Final = "elsewhere.test"
+
+
+#: Why each animal is refused, by a dialer or an acceptor; as in the table of `CertificateZoo`.
+_REASONS: Final[dict[str, tuple[str, ...]]] = {
+    "expired": ("expired",),
+    "not_yet_valid": ("not_yet_valid",),
+    "wrong_ca": ("unknown_ca",),
+    "wrong_name": ("name_mismatch", "claimed_name"),
+    "no_san": ("name_mismatch", "claimed_name"),
+    "wrong_eku": ("wrong_eku",),
+    "revoked": ("revoked",),
+    "weak_key": ("bad_chain",),
+}
 
 
 @final
@@ -101,6 +114,21 @@ class CertificateZoo:
     weak_key: PEMPair
     crls: CRLSet
 
+    def __getattr__(self, name: str) -> NoReturn:
+        """An animal that is not here: the error shows those that are, and for which reason each is refused."""
+        there = [each for each, reasons in _REASONS.items() if name in reasons]
+        hint = f"; {name!r} is why {' and '.join(there)} are refused" if there else ""
+        table = ", ".join(f"{each} ({' or '.join(reasons)})" for each, reasons in _REASONS.items())
+        msg = f"no certificate {name!r} in the zoo{hint}. There are good, and, with the reasons for refusal: {table}"
+        raise AttributeError(msg)
+
+
+def node_name_of(name: str | NodeName) -> NodeName:
+    """A node name as tests may write it: `alpha` is short for `alpha@alpha.test`."""
+    if isinstance(name, str) and "@" not in name:
+        name = f"{name}@{name.lower()}.test"
+    return NodeName.parse(name)
+
 
 def cluster_ca(*, clock: Clock | None = None) -> CertificateAuthority:
     """A fresh CA for the nodes of a test.
@@ -116,12 +144,12 @@ def certificate_zoo(ca: CertificateAuthority, name: str | NodeName) -> Certifica
 
     Args:
         ca: issues all but one; dates are relative to its clock.
-        name: the node name that they are for.
+        name: the node name that they are for; `alpha` is short for `alpha@alpha.test`, as for `NodeFactory`.
 
     Raises:
         ValueError: it is no node name.
     """
-    node = NodeName.parse(name)
+    node = node_name_of(name)
     good, revoked = ca.issue(node), ca.issue(node)
     now = not_before(good.certificate) + BACKDATE
     return CertificateZoo(
