@@ -41,7 +41,9 @@ from trionode import (
     _protocol as wire,
     open_node,
 )
-from trionode._connection.connection import Connection, ConnectionSettings
+from trionode._connection.connection import Connection
+from trionode._connection.core import ConnectionCore
+from trionode._connection.owner import ConnectionOwner, ConnectionSettings, protocol_log
 from trionode._connection.registry import Registry
 from trionode._connection.services import Services
 from trionode._handshake.accept import accept_link
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
         Peer,
         Service,
     )
+    from trionode._connection.end import ConnectionEnd
+    from trionode._connection.hand_over import RenewalCause
     from trionode._connection.link import Link
     from trionode._tls.stream import SessionStream
 
@@ -263,12 +267,16 @@ class Scripted:
 
     Attributes:
         connection: it runs until the block is left; nothing that it says is lost.
+        core: what is behind it.
+        owner: what it told its owner.
         services: of the node that it would belong to; they may outlive it.
         peer: whose every frame a test writes.
         streams: the connection's end of what is between them, and the peer's.
     """
 
     connection: Connection
+    core: ConnectionCore
+    owner: Owner
     services: Services
     peer: ScriptedPeer
     streams: tuple[MemoryStream, MemoryStream]
@@ -483,9 +491,44 @@ def jumping_clock(request: pytest.FixtureRequest) -> None:
     request.node.add_marker(pytest.mark.trio(run=_run_on_a_clock_that_jumps), append=False)
 
 
-async def _never(_: Connection) -> None:
-    """Hand over: these connections have one link."""
-    raise AssertionError
+class Owner(ConnectionOwner[ConnectionCore]):
+    """The owner of a connection by itself: notes what it is told.
+
+    Attributes:
+        unregistered: how often the connection said that it is not to be handed out any more.
+        ends: how it ended, each time that it said so.
+        moves: how often it moved to another link.
+        renewals: why it was to be renewed.
+    """
+
+    def __init__(self) -> None:
+        self.unregistered = 0
+        self.ends: list[ConnectionEnd] = []
+        self.moves = 0
+        self.renewals: list[RenewalCause] = []
+
+    def unregister(self, connection: ConnectionCore) -> None:
+        """Count it."""
+        self.unregistered += 1
+
+    def connection_ended(self, connection: ConnectionCore, end: ConnectionEnd) -> None:
+        """Note it."""
+        self.ends.append(end)
+
+    def connection_finished(self, connection: ConnectionCore) -> None:
+        """Nothing is kept of it."""
+
+    def connection_moved(self, connection: ConnectionCore) -> None:
+        """Count it."""
+        self.moves += 1
+
+    def renew(self, connection: ConnectionCore, cause: RenewalCause) -> None:
+        """Note it."""
+        self.renewals.append(cause)
+
+    async def reauthenticate(self, connection: ConnectionCore) -> None:
+        """These connections have one link."""
+        raise AssertionError
 
 
 @pytest.fixture
@@ -544,18 +587,21 @@ def scripted(manager: ManagerFactory) -> ScriptedFactory:
                 "budget": 2**20,
                 "heartbeat_interval": float("inf"),
                 "heartbeat_tolerance": 1,
-                "unregister": lambda _: None,
-                "ended": lambda *_: None,
-                "finished": lambda _: None,
-                "moved": lambda *_: None,
-                "renew": lambda *_: None,
-                "reauthenticate": _never,
                 "max_records": 2**20,
-                "current_generation": lambda: 1,
+                "manager": ours,
+                "protocol_log": protocol_log(),
             }
-            connection = Connection(links[0], ConnectionSettings(**{**given, **settings}))
-            nursery.start_soon(connection.run)
-            yield Scripted(connection=connection, services=offered, peer=peers[0], streams=(near, far))
+            owner = Owner()
+            core = ConnectionCore(links[0], ConnectionSettings(**{**given, **settings}), owner)
+            nursery.start_soon(core.run)
+            yield Scripted(
+                connection=Connection(core),
+                core=core,
+                owner=owner,
+                services=offered,
+                peer=peers[0],
+                streams=(near, far),
+            )
             nursery.cancel_scope.cancel()
             service_nursery.cancel_scope.cancel()
 

@@ -12,7 +12,8 @@ from trionode._managers.publisher import ManagerStatistics as ManagerStatistics
 from trionode._managers.trust import LiveLink as LiveLink
 
 from ._connection.channel import ServiceChannel as ServiceChannel
-from ._connection.connection import Connection as Connection, ConnectionStatistics as ConnectionStatistics
+from ._connection.connection import Connection as Connection
+from ._connection.owner import ConnectionStatistics as ConnectionStatistics
 from ._connection.services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._credentials.crl import CRLPolicy as CRLPolicy, CRLSet as CRLSet
 from ._credentials.key_pair import KeyPair as KeyPair

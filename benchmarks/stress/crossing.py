@@ -9,6 +9,7 @@ import trio
 
 from benchmarks.latency import Latency
 from trionode import NodeOptions, open_node
+from trionode._connection.connection import core_of
 from trionode.pki import CertificateAuthority
 
 from .nodes import accepting, differences, echo, manager_of, route_to
@@ -109,7 +110,7 @@ class Pair:
                 result.problems.append(f"round {number}: {peer.name} answered with something else")
         result.problems += [f"round {number}: {problem}" for problem in self._problems(got)]
         result.crossed += self._dials() - before >= 2
-        result.won += got[alpha.name].link.dialled
+        result.won += core_of(got[alpha.name]).link.dialled
         closing, other = (alpha, beta) if number % 2 else (beta, alpha)
         await got[closing.name].aclose()
         await got[other.name].wait_closed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from trionode import AcceptorOptions, CertAuthManager, ClientAuth, NetworkOptions, Route
+from trionode._connection.connection import core_of
 from trionode.pki import KeyType
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ async def echo(channel: ServiceChannel) -> None:
 
 def session_of(connection: Connection) -> bytes:
     """A value that only the two ends of one TLS session have in common: it tells whether two connections are one."""
-    return connection.link.stream.export_keying_material(b"EXPERIMENTAL-trionode-stress", 16)
+    return core_of(connection).link.stream.export_keying_material(b"EXPERIMENTAL-trionode-stress", 16)
 
 
 def differences(one: Connection, other: Connection) -> str | None:
     """Why these are not the two ends of one connection, in words; None if they are."""
     if session_of(one) != session_of(other):
         return "the two sides have different connections"
-    if one.link.dialled is other.link.dialled:
+    if core_of(one).link.dialled is core_of(other).link.dialled:
         return "the two sides do not agree on which of them dialled"
     return None

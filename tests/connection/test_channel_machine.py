@@ -30,7 +30,9 @@ from trionode import (
     ServiceChannel,
     _protocol as wire,
 )
-from trionode._connection.connection import ConnectionSettings
+from trionode._connection.connection import core_of
+from trionode._connection.core import ConnectionCore
+from trionode._connection.owner import ConnectionOwner, ConnectionSettings, protocol_log
 from trionode._connection.registry import Registry
 from trionode._connection.services import Services
 from trionode._handshake.accept import accept_link
@@ -42,6 +44,8 @@ from trionode.pki import CertificateAuthority
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from trionode._connection.end import ConnectionEnd
+    from trionode._connection.hand_over import RenewalCause
     from trionode._connection.link import Link
 
 #: What no message of a program exceeds, and what is accepted.
@@ -78,9 +82,28 @@ class Config:
     lockstep: bool
 
 
-async def never(_: Connection) -> None:
-    """Hand over: these connections have one link."""
-    raise AssertionError
+class Bystander(ConnectionOwner[ConnectionCore]):
+    """An owner that does nothing; its connections have one link."""
+
+    def unregister(self, connection: ConnectionCore) -> None:
+        """They are in no registry."""
+
+    def connection_ended(self, connection: ConnectionCore, end: ConnectionEnd) -> None:
+        """Tell nobody."""
+
+    def connection_finished(self, connection: ConnectionCore) -> None:
+        """Nothing is kept of it."""
+
+    def connection_moved(self, connection: ConnectionCore) -> None:
+        """It never does."""
+        raise AssertionError
+
+    def renew(self, connection: ConnectionCore, cause: RenewalCause) -> None:
+        """Their keys do not last long enough to be worn."""
+
+    async def reauthenticate(self, connection: ConnectionCore) -> None:
+        """Nobody asks for it."""
+        raise AssertionError
 
 
 @asynccontextmanager
@@ -112,7 +135,7 @@ async def connected(
         for each in services:
             each.open(service_nursery)
         ends = [
-            Connection(
+            ConnectionCore(
                 links[side],
                 ConnectionSettings(
                     services=services[side],
@@ -121,22 +144,18 @@ async def connected(
                     budget=config.budget,
                     heartbeat_interval=float("inf"),
                     heartbeat_tolerance=1,
-                    unregister=lambda _: None,
-                    ended=lambda *_: None,
-                    finished=lambda _: None,
-                    moved=lambda *_: None,
-                    renew=lambda *_: None,
-                    reauthenticate=never,
                     max_records=2**20,
-                    current_generation=lambda: 1,
+                    manager=managers[side],
+                    protocol_log=protocol_log(),
                 ),
+                Bystander(),
             )
             for side in (0, 1)
         ]
         for end in ends:
             nursery.start_soon(end.run)
         try:
-            yield ends, service_nursery
+            yield [Connection(end) for end in ends], service_nursery
         finally:
             nursery.cancel_scope.cancel()
             service_nursery.cancel_scope.cancel()
@@ -472,17 +491,16 @@ class Model:
     def nothing_is_left(self, service_nursery: trio.Nursery) -> None:
         """No channel, no task, no reservation, nobody who waits."""
         for connection in self.connections:
-            assert connection._channels.open == {}
-            assert connection._channels.served == {}
-            assert not connection._channels.waiting
+            core = core_of(connection)
+            channels, budget = core.channels, core.channels._terms.budget
+            assert channels.open == {}
+            assert channels.served == {}
+            assert not channels.waiting
             if connection.live:  # else it counts no more
-                assert (connection._channels._terms.budget._total, connection._channels._terms.budget.reserved) == (
-                    0,
-                    {},
-                )
-                assert not connection._channels._terms.budget._waiting
-                assert connection._channels._terms.budget._over is None
-            assert not connection._outbox.room
+                assert (budget._total, budget.reserved) == (0, {})
+                assert not budget._waiting
+                assert budget._over is None
+            assert not core.outbox.room
             assert connection.statistics().channels == connection.statistics().services == 0
         assert not service_nursery.child_tasks
 
@@ -656,7 +674,7 @@ def test_programs_that_end_with_the_connection(
                 elif "lost" in how:
                     model.lost = True
                     lost = dialer if how.startswith("dialer") else acceptor
-                    await trio.aclose_forcefully(lost.link.stream.transport_stream)
+                    await trio.aclose_forcefully(core_of(lost).link.stream.transport_stream)
                 else:
                     for side, connection in enumerate(model.connections):
                         if how in (f"{('dialer', 'acceptor')[side]} closes", "both close"):

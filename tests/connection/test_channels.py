@@ -45,6 +45,7 @@ from trionode import (
     typed_service,
 )
 from trionode._connection import send_queue as outbox
+from trionode._connection.connection import core_of
 from trionode._connection.send_half import SendHalf
 from trionode.testing import check_two_way_channel
 
@@ -169,19 +170,19 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
 def connection_of(node: Node, name: str | NodeName) -> Connection:
     """The one connection that a node has to another."""
     [connection] = [each for each in node._runtime.running if each.peer.name == NodeName.parse(name)]
-    return connection
+    return node._runtime.public(connection)
 
 
 def held_bytes(connection: Connection) -> int:
     """What a connection has received for channels that are open and that no application has taken yet, as credit."""
-    return sum(channel.receiving.window.held for channel in connection._channels.open.values())
+    return sum(channel.receiving.window.held for channel in core_of(connection).channels.open.values())
 
 
 def nothing_is_left(*connections: Connection) -> bool:
     """Whether connections that live on hold no channels, tasks or reservations."""
     return not any(
         table.open or table.served or table.waiting or table._terms.budget._total
-        for table in (connection._channels for connection in connections)
+        for table in (core_of(connection).channels for connection in connections)
     )
 
 
@@ -637,7 +638,7 @@ async def test_when_the_caller_goes_away_its_service_tasks_are_cancelled(open_pa
                 theirs = [await held.other_end(whole), await held.other_end(half)]
                 await half.send_eof()
                 await settled()
-                await trio.aclose_forcefully(connection.link.stream.transport_stream)
+                await trio.aclose_forcefully(core_of(connection).link.stream.transport_stream)
                 for each in theirs:
                     await held.end_of(each)
                 assert {id(each) for each in held.cancelled} == {id(each) for each in theirs}
@@ -667,7 +668,7 @@ async def test_when_the_peer_goes_away_callers_learn_why(open_pair: PairFactory,
             if end == "closes":
                 await theirs.aclose()
             else:
-                await trio.aclose_forcefully(theirs.link.stream.transport_stream)
+                await trio.aclose_forcefully(core_of(theirs).link.stream.transport_stream)
         assert len(errors) == 3
         assert all(isinstance(error.__cause__, Exception) for error in errors)
         reason = (await connection.wait_closed()).reason
@@ -749,7 +750,7 @@ async def test_a_send_cancelled_after_its_first_fragment_leaves_the_channel_usab
                 nursery.start_soon(channel.send, b"x" * 100_000)
                 assert await theirs.receive() == b"x" * 100_000
             await settled()
-            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
+            assert core_of(connection_of(pair.beta, ALPHA)).channels._terms.budget._total == 0
             assert channel._sending.credit == 8192
         shielded.let_go.set()
 
@@ -774,7 +775,7 @@ async def test_a_send_cancelled_before_its_first_fragment_sent_nothing(open_pair
                 await channel.send(b"never")
             await settled()
             assert connection.statistics().bytes_sent == before
-            assert not connection._outbox._pending
+            assert not core_of(connection).outbox._pending
             assert await theirs.receive() == b"1" * 4000
             await channel.send(b"2")
             assert await theirs.receive() == b"2"
@@ -1013,7 +1014,7 @@ async def test_a_large_message_is_granted_after_one_that_was_given_up_on_its_cha
                 with trio.fail_after(5):
                     assert await theirs.receive() == b"l" * 2_000_000
             await settled()
-            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
+            assert core_of(connection_of(pair.beta, ALPHA)).channels._terms.budget._total == 0
         shielded.let_go.set()
 
 
@@ -1049,7 +1050,7 @@ async def test_a_channel_that_ended_keeps_no_place_in_the_budget(open_pair: Pair
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.send, b"l" * 50_000)
                 assert await theirs.receive() == b"l" * 50_000
-            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
+            assert core_of(connection_of(pair.beta, ALPHA)).channels._terms.budget._total == 0
         shielded.let_go.set()
 
 
@@ -1088,7 +1089,7 @@ async def test_credit_that_comes_too_late_for_its_message(open_pair: PairFactory
                     assert await others.receive() == b"l" * 300_000
             await settled()
             assert connection.live
-            assert connection_of(pair.beta, ALPHA)._channels._terms.budget._total == 0
+            assert core_of(connection_of(pair.beta, ALPHA)).channels._terms.budget._total == 0
         shielded.let_go.set()
 
 
@@ -1132,7 +1133,7 @@ async def test_a_large_message_within_a_large_window_is_still_cut_up(open_pair: 
         async def watch() -> NoReturn:
             nonlocal largest
             while True:
-                largest = max(largest, len(connection._outbox._pending))
+                largest = max(largest, len(core_of(connection).outbox._pending))
                 await trio.lowlevel.checkpoint()
 
         async with connection.open_channel("echo") as channel, trio.open_nursery() as nursery:
@@ -1492,7 +1493,7 @@ async def test_a_peer_that_floods_us_and_does_not_read_is_turned_out(scene: Call
         largest = 0
         with trio.CancelScope() as watching:
             while play.connection.live:
-                largest = max(largest, len(play.connection._outbox._pending))
+                largest = max(largest, len(core_of(play.connection).outbox._pending))
                 await trio.lowlevel.checkpoint()
         assert not watching.cancelled_caught
         end = await play.connection.wait_closed()
@@ -1911,7 +1912,7 @@ async def test_a_connection_whose_channel_numbers_are_used_up_is_replaced(open_p
     """After 2**31 channels the next verb dials anew."""
     async with open_pair(beta={"services": {"echo": echo}}) as pair:
         connection = await pair.alpha.connect(BETA)
-        connection._channels._next = 2**32 - 3
+        core_of(connection).channels._next = 2**32 - 3
         for _ in range(4):
             assert await pair.alpha.call(BETA, "echo", b"x") == b"x"
 
@@ -2058,10 +2059,10 @@ async def test_a_connection_that_has_ended_is_freed_at_once(
                 theirs = pair.beta.connections[pair.alpha.name]
                 await ours.aclose()
                 await theirs.wait_closed()
-                freed = [trio.Event(), trio.Event()]
-                for connection, event in zip((ours, theirs), freed, strict=True):
-                    weakref.finalize(connection, event.set)
-                del connection, ours, theirs
+                freed = [trio.Event() for _ in range(4)]
+                for each, event in zip((ours, core_of(ours), theirs, core_of(theirs)), freed, strict=True):
+                    weakref.finalize(each, event.set)
+                del each, ours, theirs
                 for event in freed:
                     await event.wait()
             finally:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
 import trio.testing
 
-from trionode import EndReason, RemoteCode, RemoteError, _protocol as wire
+from trionode import Connection, EndReason, RemoteCode, RemoteError, _protocol as wire
+from trionode._connection.closing import retire
 from trionode._connection.state import NEXT, State
 
 if TYPE_CHECKING:
     from conftest import Scripted, ScriptedFactory
 
-    from trionode import Connection, ServiceChannel
-
-pytestmark = pytest.mark.usefixtures("jumping_clock")
+    from trionode import ServiceChannel
 
 #: What may happen to a connection, and the state that it would lead to from `LIVE`.
 EVENTS: Final = {
@@ -47,17 +46,16 @@ async def held(channel: ServiceChannel) -> None:
 
 async def happen(scene: Scripted, nursery: trio.Nursery, event: str) -> None:
     """Bring one about, from here or by what the peer sends."""
-    connection = scene.connection
     if event == "replaced":
-        nursery.start_soon(connection.retire)
+        nursery.start_soon(retire, scene.core)
     elif event == "drained":
-        nursery.start_soon(connection.drain)
+        nursery.start_soon(scene.connection.drain)
     elif event == "numbers used up":
-        use_up(connection)
+        use_up(scene)
     elif event == "peer drains":
         await say(scene, wire.header(wire.DRAIN, 0, 0))
     elif event == "closed":
-        connection.end(EndReason.CLOSED)
+        scene.core.end(EndReason.CLOSED)
     else:
         await say(scene, wire.control(wire.GOODBYE, 0, wire.End(code="closed")))
     for _ in range(20):
@@ -70,13 +68,14 @@ async def say(scene: Scripted, frame: bytes) -> None:
         await scene.say(frame)
 
 
-def use_up(connection: Connection) -> None:
+def use_up(scene: Scripted) -> None:
     """Open the last channel that there is a number for, if that may be done."""
-    before, connection._channels._next = connection._channels._next, 2**32 - 4
+    channels = scene.core.channels
+    before, channels._next = channels._next, 2**32 - 4
     try:
-        connection.open_channel("any").reset()
+        scene.connection.open_channel("any").reset()
     except (trio.ClosedResourceError, trio.BrokenResourceError, RemoteError):
-        connection._channels._next = before
+        channels._next = before
 
 
 def opens(connection: Connection) -> bool:
@@ -111,33 +110,32 @@ def after(events: tuple[str, ...]) -> State:
     return state
 
 
+@pytest.mark.usefixtures("jumping_clock")
 @pytest.mark.parametrize("events", [(), *((one,) for one in EVENTS), *product(EVENTS, repeat=2)], ids="-".join)
 async def test_what_a_state_allows(scripted: ScriptedFactory, events: tuple[str, ...]) -> None:
     """After any two of what may happen to a connection: what stands is what the table says, and so is what it does."""
-    unregistered: list[Any] = []
-    async with scripted(services={"held": held}, unregister=unregistered.append) as scene:
+    async with scripted(services={"held": held}) as scene:
         async with trio.open_nursery() as nursery:
             assert await accepts(scene, 1)  # or a drain would soon be over
             for event in events:
                 await happen(scene, nursery, event)
             state = after(events)
             reached = (state, State.CLOSED) if state is State.ENDING else (state,)
-            assert scene.connection._state in reached
+            assert scene.core.state in reached
             handed_out, we_open, they_open, heeded = ALLOWED[state]
-            assert (not unregistered) is handed_out
-            assert len(unregistered) <= 1
+            assert scene.owner.unregistered == (0 if handed_out else 1)
             assert scene.connection.live is we_open
             assert opens(scene.connection) is we_open
             assert await accepts(scene, 3) is they_open
             if heeded:
                 await scene.answered()
             else:
-                assert scene.connection.ended
+                assert scene.core.ended
             nursery.cancel_scope.cancel()
-    assert scene.connection._state is State.CLOSED
+    assert scene.core.state is State.CLOSED
 
 
-async def test_no_state_leads_back() -> None:
+def test_no_state_leads_back() -> None:
     """A connection only ever goes on, and comes to its end from everywhere."""
     assert set(NEXT) == set(State)
     order = list(State)
@@ -145,3 +143,10 @@ async def test_no_state_leads_back() -> None:
         assert all(order.index(each) > order.index(state) for each in following)
         assert state is State.CLOSED or State.ENDING in following or state is State.ENDING
     assert NEXT[State.CLOSED] == ()
+
+
+def test_what_applications_see_of_a_connection() -> None:
+    """What a node does with it is none of theirs."""
+    facts = {"generation", "key_pair_fingerprint", "live", "peer", "peer_generation", "statistics", "superseded"}
+    verbs = {"aclose", "call", "drain", "open_channel", "reauthenticate", "wait_closed"}
+    assert {name for name in dir(Connection) if not name.startswith("_")} == facts | verbs

@@ -19,6 +19,7 @@ from trionode import (
     Route,
     _protocol as wire,
 )
+from trionode._connection.connection import core_of
 
 if TYPE_CHECKING:
     from conftest import NodeFactory, PairFactory, ScriptedFactory
@@ -53,7 +54,7 @@ async def test_open_channels_get_the_time_to_end(open_pair: PairFactory) -> None
                     await channel.send(b"before")
                     assert await channel.receive() == b"before"
                     nursery.start_soon(drain)
-                    await connection.wait_unusable()
+                    await core_of(connection).wait_unusable()
                     await channel.send(b"after")
                     assert await channel.receive() == b"after"
                     assert not drained.is_set()
@@ -229,7 +230,7 @@ async def test_a_connection_that_drains_here_opens_nothing(scripted: ScriptedFac
             await scene.say(wire.control(wire.OPEN, 1, wire.Open(service="echo")))
             await scene.answered()
             nursery.start_soon(scene.connection.drain)
-            await scene.connection.wait_unusable()
+            await scene.core.wait_unusable()
             with pytest.raises(trio.ClosedResourceError, match="alpha@localhost is draining"):
                 scene.connection.open_channel("echo")
             nursery.cancel_scope.cancel()
@@ -246,7 +247,7 @@ async def test_a_successor_takes_address_and_name_while_the_old_node_drains(node
                 await channel.send(b"x")
                 await channel.receive()
                 nursery.start_soon(old.drain)
-                await before.wait_unusable()
+                await core_of(before).wait_unusable()
                 with pytest.raises(HandshakeError):
                     await alpha.connect(BETA)
                 acceptors = [AcceptorOptions(host=host, port=port)]

@@ -28,6 +28,7 @@ from trionode import (
     Refused,
     Renew,
 )
+from trionode._connection.connection import core_of
 from trionode._connection.send_queue import HIGH_WATER, Outbox
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ async def test_closed_in_place_of_that(open_pair: PairFactory, manager: ManagerF
             await channel.send(b"before")
             certs.update(manager("alpha@localhost").key_pair)
             with trio.fail_after(10):
-                assert await old.wait_unusable() is None
+                assert await core_of(old).wait_unusable() is None
                 await channel.send(b"during the grace")
                 assert [await channel.receive(), await channel.receive()] == [b"before", b"during the grace"]
                 await reported(events, ConnectionUp)
@@ -206,7 +207,7 @@ async def test_senders_that_wait_for_room_go_on(open_pair: PairFactory) -> None:
     async with open_pair(beta={"services": {"swallow": swallow}}) as pair:
         connection = await pair.alpha.connect("beta@localhost")
         await connection.call("swallow", b"")
-        outbox = Outbox(connection.link, worn=lambda: None, max_records=1)
+        outbox = Outbox(core_of(connection).link, worn=lambda: None, max_records=1)
         outbox.append(bytes(HIGH_WATER))
         woken = trio.Event()
 
@@ -217,7 +218,7 @@ async def test_senders_that_wait_for_room_go_on(open_pair: PairFactory) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_for_room)
             await trio.testing.wait_all_tasks_blocked()
-            outbox.switch(connection.link, last=b"", first=b"")
+            outbox.switch(core_of(connection).link, last=b"", first=b"")
             with trio.fail_after(1):
                 await woken.wait()
 
@@ -300,7 +301,7 @@ async def test_links_that_were_left_are_let_go(open_pair: PairFactory) -> None:
         await connection.call("echo", b"")
         left: list[weakref.ref[SessionStream]] = []
         for _ in range(5):
-            left.extend(weakref.ref(each.link.stream) for each in (connection, pair.beta.connections[ALPHA]))
+            left.extend(weakref.ref(core_of(each).link.stream) for each in (connection, pair.beta.connections[ALPHA]))
             await connection.reauthenticate()
         await trio.testing.wait_all_tasks_blocked(0.01)
         gc.collect()
@@ -333,13 +334,13 @@ async def test_whatever_ends_it_meanwhile(open_pair: PairFactory, ending: str) -
                     await connection.wait_closed()
                     reason = (await theirs.wait_closed()).reason
                     assert reason is EndReason.CLOSED_BY_PEER or ending == "cancel"
-            assert connection.ended
-            assert theirs.ended
+            assert core_of(connection).ended
+            assert core_of(theirs).ended
 
 
 async def hand_over_until_it_ends(connection: Connection) -> None:
     """Again and again; it may be refused once it drains."""
-    while not connection.ended:
+    while not core_of(connection).ended:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError, HandshakeError):
             await connection.reauthenticate()
 
@@ -398,7 +399,7 @@ async def test_dialled_insecurely(
         connection = await alpha.connect("beta@localhost", route_to(beta, insecure_skip_verify=True))
         await connection.reauthenticate()
         assert not connection.peer.verified
-        assert connection.link.insecure
+        assert core_of(connection).link.insecure
         assert await connection.call("echo", b"well") == b"well"
 
 
@@ -495,7 +496,7 @@ async def test_small_writes_wear_keys_too(open_pair: PairFactory) -> None:
         connection = await pair.alpha.connect("beta@localhost")
         await connection.call("echo", b"")
         noticed: list[int] = []
-        outbox = Outbox(connection.link, worn=lambda: noticed.append(1), max_records=1)
+        outbox = Outbox(core_of(connection).link, worn=lambda: noticed.append(1), max_records=1)
         outbox.append(b"")
         outbox.flush()
         assert noticed == [], "nothing was written"

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from trionode import Connection, HandshakeError, Route
+from trionode._connection.connection import core_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -134,13 +135,13 @@ class Bench:
             with trio.fail_after(10):
                 await hand_over()
             scope.cancel()
-            if not connection.ended:
+            if not core_of(connection).ended:
                 # It goes on, on one link or the other: everything that was sent comes back.
                 await trio.testing.wait_all_tasks_blocked(0.002)
-            if not connection.ended:
+            if not core_of(connection).ended:
                 with may_end(connection):
                     await channel.send_eof()
-        if connection.ended:
+        if core_of(connection).ended:
             self.ended += 1
             with trio.fail_after(10):
                 await connection.wait_closed()
@@ -162,7 +163,7 @@ def may_end(connection: Connection) -> Iterator[None]:
     try:
         yield
     except (trio.BrokenResourceError, trio.ClosedResourceError):
-        assert connection.ended
+        assert core_of(connection).ended
 
 
 async def echo(channel: ServiceChannel) -> None:
@@ -213,7 +214,7 @@ async def test_the_new_link_is_cut_after_every_so_many_bytes(bench: Callable[...
             try:
                 await connection.reauthenticate()
             except (HandshakeError, trio.BrokenResourceError) as exc:
-                assert isinstance(exc, HandshakeError) or connection.ended
+                assert isinstance(exc, HandshakeError) or core_of(connection).ended
 
         for size in marks(total, 30):
             b.proxy.cut = {way: size}
@@ -221,7 +222,7 @@ async def test_the_new_link_is_cut_after_every_so_many_bytes(bench: Callable[...
         assert b.went_on > 10
         assert b.ended > 0
         b.proxy.cut = {}
-        connection = await b.connect() if connection.ended else connection
+        connection = await b.connect() if core_of(connection).ended else connection
         await b.check(connection, connection.reauthenticate)
         assert b.moved > 0
 
@@ -299,7 +300,7 @@ async def test_cancelled_at_every_checkpoint(open_pair: PairFactory, manager: Ma
         async def check() -> None:
             assert connection.live
             assert await connection.call("echo", b"there") == b"there"
-            await connection.wait_settled()
+            await core_of(connection).wait_settled()
             await trio.testing.wait_all_tasks_blocked(0.002)
             assert pair.beta.acceptors[0].statistics().handshaking == 0
             assert trio.lowlevel.current_statistics().tasks_living <= tasks
@@ -331,8 +332,8 @@ async def test_the_node_is_cancelled_at_every_checkpoint(open_pair: PairFactory)
                     scope.cancel()
                 finally:
                     trio.lowlevel.remove_instrument(instrument)
-        assert connection.ended
-        links = connection._hand_over.links
+        assert core_of(connection).ended
+        links = core_of(connection).hand_over.links
         both += len(links) == 2
         for link in links:
             transport = link.stream.transport_stream

@@ -15,7 +15,7 @@ import trio.lowlevel
 import trio.testing
 
 from trionode import EndReason, NetworkOptions, _protocol as wire
-from trionode._connection.connection import CLOSE_GRACE
+from trionode._connection.core import CLOSE_GRACE
 from trionode._tls.stream import FAREWELL
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Asked:
         self.answer: bool | None = None
 
         async def ask() -> None:
-            self.answer = await scene.connection.answers(within, insist=insist)
+            self.answer = await scene.core.answers(within, insist=insist)
 
         nursery.start_soon(ask)
 
@@ -175,10 +175,10 @@ async def test_a_peer_that_says_nothing_is_dead_and_its_connection_ended(
     """By the time that the verdict is there; asking again gives the same, at once."""
     async with scripted() as scene:
         began = trio.current_time()
-        assert not await scene.connection.answers(1, insist=insist)
+        assert not await scene.core.answers(1, insist=insist)
         assert trio.current_time() - began == 1
         assert not scene.connection.live
-        assert not await scene.connection.answers(1, insist=insist)
+        assert not await scene.core.answers(1, insist=insist)
         end = await scene.connection.wait_closed()
     assert end.reason is EndReason.LOST
     assert "alpha@localhost did not answer a ping in 1 s" in str(end.error)
@@ -229,10 +229,10 @@ async def test_a_peer_was_heard_recently_or_not(scripted: ScriptedFactory) -> No
     """By the clock."""
     async with scripted() as scene:
         await trio.sleep(3)
-        assert scene.connection.heard_within(3)
-        assert not scene.connection.heard_within(2)
+        assert scene.core.liveness.heard_within(3)
+        assert not scene.core.liveness.heard_within(2)
         await scene.answered()
-        assert scene.connection.heard_within(0)
+        assert scene.core.liveness.heard_within(0)
 
 
 # The end -------------------------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ async def test_a_peer_that_reads_nothing_is_given_up_by_who_goes_on_opening(
 
 
 async def test_a_crash_inside_ends_one_connection_and_is_logged(
-    scripted: ScriptedFactory, caplog: pytest.LogCaptureFixture
+    scripted: ScriptedFactory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug of ours does not end the node."""
 
@@ -432,7 +432,8 @@ async def test_a_crash_inside_ends_one_connection_and_is_logged(
         msg = "a bug"
         raise RuntimeError(msg)
 
-    async with scripted(renew=crash, max_records=1) as scene:
+    async with scripted(max_records=1) as scene:
+        monkeypatch.setattr(scene.owner, "renew", crash)
         await scene.say(wire.header(wire.PING, 0, 8) + bytes(8))
         assert (await scene.connection.wait_closed()).reason is EndReason.LOST
     assert [record.getMessage() for record in caplog.records] == ["the connection to alpha@localhost crashed"]

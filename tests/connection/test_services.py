@@ -314,7 +314,7 @@ async def test_a_group_without_errors_propagates_as_it_is(scripted: ScriptedFact
 
 @ENDS
 async def test_a_service_that_goes_on_in_the_tick_in_which_its_connection_ends_has_not_failed(
-    scripted: ScriptedFactory, caplog: pytest.LogCaptureFixture, end: str
+    scripted: ScriptedFactory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """What it waited for came, so the cancellation finds it later: it uses a channel that has just ended."""
     go, errors = trio.Event(), list[Exception]()
@@ -331,7 +331,8 @@ async def test_a_service_that_goes_on_in_the_tick_in_which_its_connection_ends_h
         go.set()  # in the very step in which the connection begins to end
 
     # A failure would be raised here.
-    async with scripted(services={"serve": serve}, propagate_errors=True, ended=both) as scene:
+    async with scripted(services={"serve": serve}, propagate_errors=True) as scene:
+        monkeypatch.setattr(scene.owner, "connection_ended", both)
         await scene.say(opened(1, "serve"))
         await scene.answered()
         await over(scene, end)

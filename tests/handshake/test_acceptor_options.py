@@ -28,6 +28,7 @@ from trionode import (
     Route,
     generate_cookie,
 )
+from trionode._connection.connection import core_of
 from trionode._transport import tcp as listeners
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ async def test_max_message_size_of_one_acceptor(node: NodeFactory) -> None:
         ):
             for acceptor, limit in zip(beta.acceptors, (100_000, 1000), strict=True):
                 connection = await alpha.connect(BETA, to(acceptor))
-                assert connection.link.peer_limits.max_message_size == limit
+                assert core_of(connection).link.peer_limits.max_message_size == limit
                 assert len(await connection.call("echo", bytes(limit))) == limit
                 with pytest.raises(LocalProtocolError, match=str(limit)):
                     await connection.call("echo", bytes(limit + 1))

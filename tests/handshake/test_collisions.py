@@ -36,6 +36,7 @@ from trionode import (
     UnverifiedReason,
     _protocol as wire,
 )
+from trionode._connection.connection import core_of
 from trionode._connection.registry import Registry
 from trionode._handshake.collisions import PROBE_TIMEOUT, RECENTLY, Arbiter, Conflict
 from trionode._identity.peer import established_peer
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
 
     from trionode import CertManager, EventStream, Listener, NodeEvent, Peer, ServiceChannel
+    from trionode._connection.core import ConnectionCore
 
 E = TypeVar("E")
 
@@ -66,7 +68,7 @@ async def echo(channel: ServiceChannel) -> None:
 
 def session(connection: Connection) -> bytes:
     """What only the two ends of one TLS session have in common."""
-    return connection.link.stream.export_keying_material(b"EXPERIMENTAL-trionode-test", 16)
+    return core_of(connection).link.stream.export_keying_material(b"EXPERIMENTAL-trionode-test", 16)
 
 
 def seen(events: EventStream) -> list[NodeEvent]:
@@ -206,13 +208,14 @@ class World:
 
     def connections(self) -> tuple[list[Connection], list[Connection]]:
         """What runs on either side, usable or not."""
-        return list(self.alpha._runtime.running), list(self.beta._runtime.running)
+        alpha, beta = ([*map(node._runtime.public, node._runtime.running)] for node in (self.alpha, self.beta))
+        return alpha, beta
 
     def the_connection(self) -> tuple[Connection, Connection]:
         """Both ends of the one connection, after a check that it is the only one, and the same one."""
         (ours,), (theirs,) = self.connections()
         assert session(ours) == session(theirs)
-        assert ours.link.dialled is not theirs.link.dialled
+        assert core_of(ours).link.dialled is not core_of(theirs).link.dialled
         assert self.alpha.connections == {BETA: ours}
         assert self.beta.connections == {ALPHA: theirs}
         return ours, theirs
@@ -374,7 +377,7 @@ async def test_crossing_dials_over_real_sockets(open_pair: PairFactory, first: s
                         nursery.start_soon(dial, node, peer)
                 one, other = got
                 assert session(one) == session(other)
-                assert one.link.dialled is not other.link.dialled
+                assert core_of(one).link.dialled is not core_of(other).link.dialled
                 assert pair.alpha.statistics().connections == 1 == pair.beta.statistics().connections
                 await one.aclose()
                 await other.wait_closed()
@@ -388,8 +391,8 @@ async def test_winner_is_the_dial_of_the_name_that_sorts_first(
         here.network.longest = 0.0  # everything in step
         await connect_both(here)
         ours, theirs = here.the_connection()
-        assert ours.link.dialled
-        assert not theirs.link.dialled
+        assert core_of(ours).link.dialled
+        assert not core_of(theirs).link.dialled
 
 
 async def test_connection_that_came_in_before_the_dial_began_is_not_replaced(
@@ -411,7 +414,7 @@ async def test_connection_that_came_in_before_the_dial_began_is_not_replaced(
         dials._spawn = spawn_late
         connection = await here.alpha.connect(BETA)
         await settle()
-        assert not connection.link.dialled
+        assert not core_of(connection).link.dialled
         assert here.the_connection()[0] is connection
 
 
@@ -594,7 +597,12 @@ class FakeConnection:
 
     def __post_init__(self) -> None:
         self.link = SimpleNamespace(dialled=self.dialled, mutual=True, insecure=False, replace=False)
-        self.registry.add(cast("Connection", self))
+        self.registry.add(cast("ConnectionCore", self))
+
+    @property
+    def liveness(self) -> FakeConnection:
+        """It stands for that, too."""
+        return self
 
     def heard_within(self, seconds: float) -> bool:
         """If not, a ping has to tell."""
@@ -608,7 +616,7 @@ class FakeConnection:
         self.insisted += insist
         await trio.lowlevel.checkpoint()
         if not self.alive:
-            self.registry.remove(cast("Connection", self))
+            self.registry.remove(cast("ConnectionCore", self))
         self.meanwhile()
         return self.alive
 
@@ -720,8 +728,8 @@ async def test_where_no_client_is_verified_there_is_one_connection_per_direction
             got = await connect_both(here)
             await settle()
             for own in got.values():
-                assert own.link.dialled
-                assert not own.link.mutual
+                assert core_of(own).link.dialled
+                assert not core_of(own).link.mutual
             assert session(got[ALPHA]) != session(got[BETA])
             ours, theirs = here.connections()
             assert len(ours) == 2 == len(theirs), seed
@@ -747,9 +755,9 @@ async def test_link_that_one_side_did_not_verify_does_not_compete(
             # Two, unless the link that both verified was there before the other side dialled: then that is used.
             assert len(ours) == len(theirs) == len(here.network.links), seed
             crossed += len(ours) == 2
-            assert got[lax].link.dialled
-            assert got[lax].link.mutual
-            assert all(c.link.mutual is (session(c) == session(got[lax])) for c in (*ours, *theirs)), seed
+            assert core_of(got[lax]).link.dialled
+            assert core_of(got[lax]).link.mutual
+            assert all(core_of(c).link.mutual is (session(c) == session(got[lax])) for c in (*ours, *theirs)), seed
             assert not any(isinstance(e, HandshakeRefused) for e in (*seen(at_alpha), *seen(at_beta)))
             assert await here.alpha.call(BETA, "echo", b"x") == b"x"
             assert await here.beta.call(ALPHA, "echo", b"y") == b"y"
@@ -807,7 +815,7 @@ async def test_firewalled_direction_does_not_block_the_other(
             began = trio.current_time()
             connection = await free.connect(stuck.name)
             assert trio.current_time() - began < 0.1
-            assert connection.link.dialled
+            assert core_of(connection).link.dialled
             assert await stuck.call(free.name, "echo", b"x") == b"x"
             here.the_connection()
             nursery.cancel_scope.cancel()
@@ -848,7 +856,7 @@ async def test_direction_whose_tls_hangs_does_not_block_the_other(
                 nursery.start_soon(stuck.connect, free_name, scripted_listener.route())
                 hanging = await scripted_listener.listener.accept()
                 await free.connect(stuck.name)
-                assert stuck.connections[free.name].link.dialled is False
+                assert core_of(stuck.connections[free.name]).link.dialled is False
                 nursery.cancel_scope.cancel()
             await hanging.aclose()
 
@@ -1001,7 +1009,7 @@ async def test_peer_that_lost_its_end_alone_comes_back_soon(
         node, other = (dialer, acceptor) if loser == "dialer" else (acceptor, dialer)
         old = other.connections[node.name]
         here.network.links[-1].cut = True
-        node.connections[other.name]._end(EndReason.LOST, trio.BrokenResourceError("a reset that only we saw"))
+        core_of(node.connections[other.name]).end(EndReason.LOST, trio.BrokenResourceError("a reset that only we saw"))
         began = trio.current_time()
         new = await node.connect(other.name)
         assert trio.current_time() - began < 5
@@ -1114,4 +1122,4 @@ async def test_a_dial_that_hangs_yields_to_a_connection_that_comes_in(
             while not got:
                 await trio.lowlevel.checkpoint()
             assert got == [alpha.connections["beta@localhost"]]
-            assert not got[0].link.dialled
+            assert not core_of(got[0]).link.dialled

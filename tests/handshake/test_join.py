@@ -25,6 +25,7 @@ from trionode import (
     _protocol as wire,
 )
 from trionode._connection import hand_over as _hand_over
+from trionode._connection.connection import core_of
 from trionode._connection.link import connection_id
 from trionode._handshake.cookie import dialer_proof
 from trionode._handshake.join import Ends, join_proof
@@ -200,7 +201,7 @@ async def test_an_honest_join(world: Callable[..., Any]) -> None:
         await w.event(HandedOver)
         assert w.dialer.connection.statistics().hand_overs == 1
         # The connection is on the very session that joined.
-        link = w.dialer.connection.link
+        link = core_of(w.dialer.connection).link
         assert connection_id(link.stream) == connection_id(session(second))
 
 
@@ -501,7 +502,7 @@ async def test_half_a_hand_over(
         if second is not None:
             await trio.aclose_forcefully(session(second).transport_stream)
         await connection.wait_closed()
-        assert connection.ended
+        assert core_of(connection).ended
 
 
 async def test_renew_is_the_acceptors_word(world: Callable[..., Any]) -> None:
@@ -649,7 +650,7 @@ async def test_an_acceptor_that_switches_by_itself(met: Callable[..., Any], firs
                 nursery.start_soon(fails, acceptor.connection, trio.BrokenResourceError, "has ended")
                 await acceptor.asked()
             await acceptor.first.stream.send_all(SWITCH)
-            await acceptor.connection.wait_unusable()
+            await core_of(acceptor.connection).wait_unusable()
             await acceptor.first.stream.aclose()
         assert (await acceptor.connection.wait_closed()).reason is EndReason.PROTOCOL_ERROR
 

@@ -29,6 +29,7 @@ from trionode import (
     NoRouteError,
     Route,
 )
+from trionode._connection.connection import core_of
 from trionode._node.connector import BACKOFF, LASTED, ConnectorTask
 from trionode._util.backoff import Backoff
 
@@ -59,6 +60,11 @@ class FakeConnection:
 
     error: Exception | None = None
     over: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def _core(self) -> FakeConnection:
+        """What is behind it."""
+        return self
 
     async def wait_unusable(self) -> Exception | None:
         """Until it is over."""
@@ -298,7 +304,7 @@ async def phase_of(events: EventStream, phase: ConnectorPhase) -> ConnectorState
 def end_of(node: Node) -> Connection:
     """A node's one connection."""
     [connection] = node._runtime.running
-    return connection
+    return node._runtime.public(connection)
 
 
 @pytest.mark.usefixtures("quick")
@@ -444,7 +450,7 @@ async def test_connection_that_is_there_is_used(open_pair: PairFactory) -> None:
             await phase_of_connection(events)
             pair.alpha.keep_connected(BETA)
             connection = await pair.alpha.wait_connected(BETA)
-            assert not connection.link.dialled
+            assert not core_of(connection).link.dialled
             assert pair.beta.acceptors[0].statistics().accepted == 0
 
 
@@ -466,9 +472,9 @@ async def test_two_that_keep_each_other_have_one_connection(open_pair: PairFacto
             for round_ in range(10):
                 ours, theirs = await pair.alpha.wait_connected(BETA), await pair.beta.wait_connected(ALPHA)
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                assert [ours] == list(pair.alpha._runtime.running)
-                assert [theirs] == list(pair.beta._runtime.running)
-                assert ours.link.dialled is not theirs.link.dialled
+                assert ours is end_of(pair.alpha)
+                assert theirs is end_of(pair.beta)
+                assert core_of(ours).link.dialled is not core_of(theirs).link.dialled
                 async with pair.alpha.events() as at_alpha, pair.beta.events() as at_beta:
                     await (ours if round_ % 2 else theirs).aclose()
                     await phase_of(at_alpha, WAITING)

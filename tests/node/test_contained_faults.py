@@ -9,12 +9,15 @@ import pytest
 import trio
 import trio.testing
 
-from trionode import Connection, HandshakeError, NoRouteError, Peer, RemoteError
+from trionode import Connection, EndReason, HandshakeError, NoRouteError, Peer, RemoteError
 from trionode._connection.channels import Channels
+from trionode._connection.closing import close
+from trionode._connection.core import ConnectionCore
 from trionode._connection.liveness import Liveness
 from trionode._connection.registry import Registry
 from trionode._connection.send_queue import Outbox
 from trionode._managers.publisher import Publisher
+from trionode._node import runtime as _runtime
 from trionode._node.events import EventHub
 from trionode._node.renewal import Renewal
 from trionode._node.runtime import Runtime
@@ -23,6 +26,7 @@ from trionode._tls.stream import SessionStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from conftest import ManagerFactory, NodeFactory
 
@@ -31,17 +35,20 @@ if TYPE_CHECKING:
 BETA = "beta@localhost"
 
 #: Every function that runs after a handshake, for it, on either side.
-STEPS: list[tuple[type, str]] = [
+STEPS: list[tuple[type | ModuleType, str]] = [
     (Connection, "__init__"),
-    (Connection, "__repr__"),
-    (Connection, "__str__"),
-    (Connection, "_keep_time"),
-    (Connection, "_on_frame"),
-    (Connection, "_read"),
-    (Connection, "_read_frames"),
-    (Connection, "_write"),
-    (Connection, "close"),
-    (Connection, "retire"),
+    (ConnectionCore, "__init__"),
+    (ConnectionCore, "__repr__"),
+    (ConnectionCore, "__str__"),
+    (ConnectionCore, "_keep_time"),
+    (ConnectionCore, "_on_frame"),
+    (ConnectionCore, "_read"),
+    (ConnectionCore, "_read_frames"),
+    (ConnectionCore, "_write"),
+    (ConnectionCore, "become"),
+    (ConnectionCore, "end"),
+    (_runtime, "close"),
+    (_runtime, "retire"),
     (Channels, "dispatch"),
     (Channels, "end"),
     (Counters, "add_ended"),
@@ -67,6 +74,7 @@ STEPS: list[tuple[type, str]] = [
     (Runtime, "_retire"),
     (Runtime, "_settings_of"),
     (Runtime, "_take_in"),
+    (Runtime, "public"),
     (Runtime, "refused"),
     (SessionStream, "close_at_once"),
 ]
@@ -83,7 +91,7 @@ class InjectedError(Exception):
 class Injection:
     """Makes a function raise, once or each time, while it is armed, for one node's objects or all."""
 
-    def __init__(self, owner: type, name: str, times: float) -> None:
+    def __init__(self, owner: type | ModuleType, name: str, times: float) -> None:
         self.armed, self.left, self.hits = False, times, 0
         original = getattr(owner, name)
 
@@ -112,7 +120,7 @@ async def test_a_fault_after_a_handshake_costs_one_connection(
     route_to: Callable[..., Route],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    owner: type,
+    owner: type | ModuleType,
     name: str,
     times: float,
 ) -> None:
@@ -158,6 +166,6 @@ async def test_a_fault_after_a_handshake_costs_one_connection(
             # New ones come through, to both.
             for each in (gamma, alpha):
                 for known in list(each._runtime.running):
-                    await known.aclose()
+                    await close(known, EndReason.CLOSED)
                 again = await each.connect(BETA)
                 assert await again.call("echo", b"3") == b"3"

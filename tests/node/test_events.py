@@ -43,6 +43,7 @@ from trionode import (
     UnverifiedReason,
     _protocol as wire,
 )
+from trionode._connection.connection import core_of
 from trionode._managers.manager import publisher_of
 from trionode._node.events import BUFFER, EventHub
 from trionode._util.log import Log
@@ -219,7 +220,7 @@ async def test_reason_lost(open_pair: PairFactory) -> None:
         async with open_pair() as pair, pair.beta.events() as events:
             connection = await pair.alpha.connect(BETA)
             await event_of(events, ConnectionUp)
-            await trio.aclose_forcefully(connection.link.stream.transport_stream)
+            await trio.aclose_forcefully(core_of(connection).link.stream.transport_stream)
             reason, error = await down(events)
             assert reason is EndReason.LOST
             assert isinstance(error, trio.BrokenResourceError)
@@ -229,7 +230,7 @@ async def test_reason_replaced(
     open_pair: PairFactory, manager: ManagerFactory, route_to: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection whose place another took is reported as replaced, where it was closed for that."""
-    monkeypatch.setattr("trionode._connection.connection.RETIRE_GRACE", 0.1)
+    monkeypatch.setattr("trionode._connection.closing.RETIRE_GRACE", 0.1)
     with trio.fail_after(10):
         async with open_pair() as pair, pair.alpha.events() as ours, pair.beta.events() as theirs:
             old = await pair.alpha.connect(BETA)

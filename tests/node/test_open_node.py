@@ -483,7 +483,7 @@ async def test_leaving_takes_the_grace_that_it_was_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A peer that is slow, but within `shutdown_grace`, reads everything and the goodbye."""
-    monkeypatch.setattr("trionode._connection.connection.CLOSE_GRACE", 0.05)
+    monkeypatch.setattr("trionode._connection.core.CLOSE_GRACE", 0.05)
     kinds: list[int] = []
     limits = wire.Limits(max_message_size=2**30, window=2**30, max_channels=16)
 

@@ -28,7 +28,8 @@ from trionode._node.renewal import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trionode import CertManager, Connection
+    from trionode import CertManager
+    from trionode._connection.core import ConnectionCore
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = 3600.0
@@ -102,6 +103,11 @@ class Double:
         while self.link is link:  # noqa: ASYNC110 -- a double
             await trio.sleep(0.01)
 
+    @property
+    def hand_over(self) -> Double:
+        """It stands for that, too."""
+        return self
+
     def joining(self, scope: trio.CancelScope) -> Any:
         """Nothing ends while it moves."""
         return trio.CancelScope()
@@ -124,7 +130,7 @@ class Double:
         self.generation = self.world.manager.generation
         self.records = 0
         self.new_link(self.renewed_end, self.until[1])
-        self.world.renewal.moved(cast("Connection", self))
+        self.world.renewal.moved(cast("ConnectionCore", self))
 
     def ask_for_renewal(self) -> None:
         """The peer is asked."""
@@ -173,7 +179,7 @@ class World:
         """A connection that is up."""
         connection = Double(self, **double)
         self.renewal.watch(
-            cast("Connection", connection),
+            cast("ConnectionCore", connection),
             cast("CertManager", self.manager),
             connection.redial if connection.dials else None,
         )
@@ -186,15 +192,26 @@ class World:
 
     def renew(self, connection: Double, cause: RenewalCause) -> None:
         """What the connection tells."""
-        self.renewal.renew(cast("Connection", connection), cause)
+        self.renewal.renew(cast("ConnectionCore", connection), cause)
 
     async def reauthenticate(self, connection: Double) -> None:
         """By hand."""
-        await self.renewal.reauthenticate(cast("Connection", connection))
+        await self.renewal.reauthenticate(cast("ConnectionCore", connection))
 
     def passed(self) -> float:
         """Since the beginning."""
         return trio.current_time() - self.began
+
+
+async def supersede(connection: Any, reason: EndReason, *, grace: float) -> None:
+    """End a double gracefully."""
+    await connection.supersede(reason, grace=grace)
+
+
+@pytest.fixture(autouse=True)
+def ends_of_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doubles know how they end."""
+    monkeypatch.setattr("trionode._node.renewal.supersede", supersede)
 
 
 @asynccontextmanager
@@ -264,7 +281,7 @@ async def test_only_those_of_the_manager_that_rotated(autojump_clock: trio.testi
     async with at_work(on_rotation=Renew.HAND_OVER, within=1) as world:
         other = Double(world)
         manager = Manager()
-        world.renewal.watch(cast("Connection", other), cast("CertManager", manager), other.redial)
+        world.renewal.watch(cast("ConnectionCore", other), cast("CertManager", manager), other.redial)
         other.generation = 100
         world.rotate()
         await trio.sleep(10)
@@ -560,7 +577,7 @@ async def test_ten_thousand_connections(autojump_clock: trio.testing.MockClock) 
         gone = [weakref.ref(each) for each in connections]
         for each in connections:
             each.ended, each.live = True, False
-            world.renewal.forget(cast("Connection", each))
+            world.renewal.forget(cast("ConnectionCore", each))
         del each
         connections.clear()
         world.moved.clear()

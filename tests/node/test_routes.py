@@ -33,6 +33,7 @@ from trionode import (
     UnverifiedReason,
     generate_cookie,
 )
+from trionode._connection.connection import core_of
 from trionode._identity.patterns import NamePattern
 from trionode._node.routes import RouteTable
 from trionode._util.backoff import Backoff
@@ -342,11 +343,11 @@ async def test_route_option_is_applied_to_every_reconnect(
             for _ in range(3):
                 up: Connection = (await until(events, ConnectionUp)).connection
                 assert up.peer.verified is case.verified
-                await next(iter(peer._runtime.running)).aclose()
+                await peer._runtime.public(next(iter(peer._runtime.running))).aclose()
             await until(events, ConnectionUp)
             alpha.add_route(case.name, way(peer, case, complete=False))
             handle.remove()
-            await next(iter(peer._runtime.running)).aclose()
+            await peer._runtime.public(next(iter(peer._runtime.running))).aclose()
             refused = await until(events, HandshakeRefused)
             assert case.without(refused.error)
             connector.stop()
@@ -371,11 +372,11 @@ async def test_route_says_no_more_than_it_was_told(node: NodeFactory, manager: M
         ):
             connection = await alpha.connect(BETA, Route(host="127.0.0.1", port=beta.acceptors[0].address[1]))
             assert connection.key_pair_fingerprint == ours.key_pair.fingerprint
-            assert connection.link.insecure
+            assert core_of(connection).link.insecure
             await connection.aclose()
             strict = Route(host="127.0.0.1", port=beta.acceptors[0].address[1], insecure_skip_verify=False)
             connection = await alpha.connect(BETA, strict)
-            assert not connection.link.insecure
+            assert not core_of(connection).link.insecure
             assert connection.peer.verified
     assert (Route().host, Route().port) == (None, 15000)
 

@@ -47,7 +47,7 @@ ADMITTING = [mode for mode in ClientAuth if not (mode.verifies and mode.requires
 @pytest.fixture
 def quick_retirement(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replaced connection is read for a moment only, in place of seconds."""
-    monkeypatch.setattr("trionode._connection.connection.RETIRE_GRACE", 0.3)
+    monkeypatch.setattr("trionode._connection.closing.RETIRE_GRACE", 0.3)
 
 
 def answering(reply: bytes) -> Service:

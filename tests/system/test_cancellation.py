@@ -41,6 +41,7 @@ from trionode import (
     serve_tls,
     typed_service,
 )
+from trionode._connection.connection import core_of
 from trionode._managers.manager import publisher_of
 from trionode._node import renewal as _renewal
 from trionode.testing import Attempt, Moment, cancel_at_every_checkpoint
@@ -301,7 +302,7 @@ async def test_reauthenticate(world: World, side: str, monkeypatch: pytest.Monke
         assert world.connection is mine
         for connection in mine, theirs:
             with trio.fail_after(PATIENCE):
-                await connection.wait_settled()
+                await core_of(connection).wait_settled()
 
 
 # Channels -------------------------------------------------------------------------------------------------------------

@@ -339,7 +339,7 @@ async def test_traffic_during_rotations_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Through twenty rotations, each with a reconnect, no call fails either way and no message is lost or doubled."""
-    monkeypatch.setattr("trionode._connection.connection.RETIRE_GRACE", 60)  # the first connection is used to the end
+    monkeypatch.setattr("trionode._connection.closing.RETIRE_GRACE", 60)  # the first connection is used to the end
     stop = trio.Event()
     done: dict[str, int] = {}
     progressed = trio.lowlevel.ParkingLot()

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from trionode import EndReason, NetworkOptions, PeerRejectedError
+from trionode._connection.connection import core_of
 from trionode.testing import certificate_zoo, cluster_ca, node_factory
 from trionode.testing._zoo import _REASONS
 
@@ -76,7 +77,7 @@ async def test_a_short_cut_is_survived(autojump_clock: MockClock) -> None:
         began = time.process_time()
         await trio.sleep(90 * DAY)
         assert time.process_time() - began < 1
-        assert await connection.answers(1, insist=True)
+        assert await core_of(connection).answers(1, insist=True)
 
 
 async def test_a_revoked_peer_is_one_line(autojump_clock: MockClock) -> None:

@@ -24,6 +24,7 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
+from trionode._connection.connection import core_of
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ async def test_two_at_once(node: NodeFactory) -> None:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(dial, alpha, BETA)
                     nursery.start_soon(dial, beta, ALPHA)
-                assert got[ALPHA].link.dialled is not got[BETA].link.dialled
+                assert core_of(got[ALPHA]).link.dialled is not core_of(got[BETA]).link.dialled
                 assert alpha.connections == {BETA: got[ALPHA]}
                 await got[ALPHA].aclose()
                 await got[BETA].wait_closed()

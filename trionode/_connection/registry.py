@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .connection import Connection
+    from .core import ConnectionCore
 
 
 @final
@@ -29,17 +30,17 @@ class Registry:
     """A node's live connections."""
 
     def __init__(self) -> None:
-        self._dialable: dict[NodeName, list[Connection]] = {}
-        self._unverified: list[Connection] = []
+        self._dialable: dict[NodeName, list[ConnectionCore]] = {}
+        self._unverified: list[ConnectionCore] = []
         self._changed = trio.lowlevel.ParkingLot()
-        self._cancelling: dict[NodeName, dict[trio.CancelScope, Callable[[Connection], bool]]] = {}
+        self._cancelling: dict[NodeName, dict[trio.CancelScope, Callable[[ConnectionCore], bool]]] = {}
 
     @property
-    def unverified(self) -> Sequence[Connection]:
+    def unverified(self) -> Sequence[ConnectionCore]:
         """Inbound connections of unverified peers, oldest first."""
         return tuple(self._unverified)
 
-    def add(self, connection: Connection) -> list[Connection]:
+    def add(self, connection: ConnectionCore) -> list[ConnectionCore]:
         """Register a newcomer; returns the connections that it replaces, unregistered already."""
         if not (connection.peer.verified or connection.link.insecure):
             self._unverified.append(connection)
@@ -56,7 +57,7 @@ class Registry:
                 scope.cancel()
         return replaced
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: ConnectionCore) -> None:
         """Forget a connection; harmless if it is not there."""
         if connection in self._unverified:
             self._unverified.remove(connection)
@@ -66,27 +67,29 @@ class Registry:
             if not siblings:
                 del self._dialable[connection.peer.name]
 
-    def mutual(self, name: NodeName) -> list[Connection]:
+    def mutual(self, name: NodeName) -> list[ConnectionCore]:
         """The connections with a name that both sides verified; these compete."""
         return [connection for connection in self._dialable.get(name, ()) if connection.link.mutual]
 
-    def named(self, name: NodeName) -> list[Connection]:
+    def named(self, name: NodeName) -> list[ConnectionCore]:
         """All registered connections whose peer claims a name, verified or not."""
         unverified = (connection for connection in self._unverified if connection.peer.name == name)
         return [*self._dialable.get(name, ()), *unverified]
 
-    def find(self, name: NodeName, fits: Callable[[Connection], bool]) -> Connection | None:
+    def find(self, name: NodeName, fits: Callable[[ConnectionCore], bool]) -> ConnectionCore | None:
         """The newest dialable connection to a name that fits."""
         return next((connection for connection in self._dialable.get(name, ()) if fits(connection)), None)
 
-    async def wait(self, name: NodeName, fits: Callable[[Connection], bool]) -> Connection:
+    async def wait(self, name: NodeName, fits: Callable[[ConnectionCore], bool]) -> ConnectionCore:
         """Wait until there is a dialable connection to a name that fits."""
         while (connection := self.find(name, fits)) is None:
             await self._changed.park()
         return connection
 
     @contextmanager
-    def cancelling(self, scope: trio.CancelScope, name: NodeName, fits: Callable[[Connection], bool]) -> Iterator[None]:
+    def cancelling(
+        self, scope: trio.CancelScope, name: NodeName, fits: Callable[[ConnectionCore], bool]
+    ) -> Iterator[None]:
         """For the length of the block, have a scope cancelled once a connection to a name comes up that fits."""
         scopes = self._cancelling.setdefault(name, {})
         scopes[scope] = fits
@@ -102,7 +105,7 @@ class Registry:
         return iter(tuple(self._dialable))
 
 
-def _replaces(new: Connection, old: Connection) -> bool:
+def _replaces(new: ConnectionCore, old: ConnectionCore) -> bool:
     """Whether a newcomer takes an older connection's place.
 
     The same verified peer, dialling the same way round: its dialer closed or lost the old one, or wants another

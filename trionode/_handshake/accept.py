@@ -50,7 +50,7 @@ from .exchange import Conversation, Handshake, Party, check_authorized, claimed_
 from .join import Ends, join_proof
 
 if TYPE_CHECKING:
-    from trionode._connection.connection import Connection
+    from trionode._connection.core import ConnectionCore
     from trionode._tls.contexts import ContextsSource, TLSContexts
     from trionode._tls.stream import SessionStream
     from trionode._util.text import Buffer
@@ -67,7 +67,7 @@ class Joined(NamedTuple):
         follows: the link that this was on when the dialer's proof was checked.
     """
 
-    connection: Connection
+    connection: ConnectionCore
     follows: Link
 
 
@@ -266,7 +266,7 @@ class _AcceptorsHello:
             ):  # announced before it is let in: the dialer may commit before our send returns
                 self._handshake.joins = verdict.joined.connection
                 self._handshake.decided()
-                until_confirmed.enter_context(verdict.joined.connection.joining(self._handshake.scope))
+                until_confirmed.enter_context(verdict.joined.connection.hand_over.joining(self._handshake.scope))
             await conversation.send(
                 wire.Answer(
                     version=verdict.version,
@@ -423,8 +423,9 @@ class _AcceptorsHello:
         if not same_proof(prove(), join.proof):
             msg = f"the proof that {peer.name} may move the connection is wrong: it is not for these two TLS sessions"
             raise Conflict(UnverifiedReason.JOIN, peer, msg)
-        if join.attempt <= connection.last_attempt:
-            msg = f"{peer.name} repeats attempt {join.attempt} to move the connection, after {connection.last_attempt}"
+        last = connection.hand_over.last_attempt
+        if join.attempt <= last:
+            msg = f"{peer.name} repeats attempt {join.attempt} to move the connection, after {last}"
             raise Conflict(UnverifiedReason.JOIN, peer, msg)
-        connection.last_attempt = join.attempt
+        connection.hand_over.last_attempt = join.attempt
         return Joined(connection, link), prove(answers=join.proof)

@@ -69,7 +69,7 @@ from trionode._errors import UnverifiedReason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trionode._connection.connection import Connection
+    from trionode._connection.core import ConnectionCore
     from trionode._connection.registry import Registry
     from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer
@@ -222,7 +222,7 @@ class Arbiter:
         Raises:
             Conflict: a live connection does.
         """
-        answered: Connection | None = None
+        answered: ConnectionCore | None = None
         while True:
             committed = next((dial for dial in self._dials.get(peer.name, ()) if dial.committed), None)
             if committed is not None:
@@ -234,7 +234,7 @@ class Arbiter:
                     continue
                 # Heard of just now, it is alive: at a busy start a ping may not be answered in time.
                 # Where it asks to replace, there has to be an answer: the peer may have lost its end already.
-                recent = same and not replace and existing.heard_within(RECENTLY)
+                recent = same and not replace and existing.liveness.heard_within(RECENTLY)
                 if recent or await existing.answers(PROBE_TIMEOUT, insist=same and replace):
                     if not same:
                         raise _name_in_use(peer)
@@ -259,7 +259,7 @@ class Arbiter:
 
     # Joining
 
-    def joined(self, identifier: bytes, peer: Peer, *, acceptor: object) -> Connection:
+    def joined(self, identifier: bytes, peer: Peer, *, acceptor: object) -> ConnectionCore:
         """The connection that a dialer wants to move to its new link; `check_same` and the proof show that it may.
 
         Args:
@@ -272,14 +272,14 @@ class Arbiter:
         """
         for connection in self._registry.named(peer.name):
             link = connection.link
-            if link.dialled or link.acceptor is not acceptor or connection.identifier != identifier:
+            if link.dialled or link.acceptor is not acceptor or connection.hand_over.identifier != identifier:
                 continue
             return connection
         msg = f"there is no connection of {peer.name} here that it could be moved to; dial anew"
         raise Conflict(UnverifiedReason.JOIN, peer, msg)
 
     @staticmethod
-    def check_same(connection: Connection, peer: Peer, *, mutual: bool) -> None:
+    def check_same(connection: ConnectionCore, peer: Peer, *, mutual: bool) -> None:
         """Check that a peer on a new link is the one of a connection, and established as well as then.
 
         Raises:

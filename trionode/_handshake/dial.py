@@ -43,7 +43,7 @@ from .exchange import Conversation, Handshake, Party, check_authorized, claimed_
 from .join import Ends, join_proof
 
 if TYPE_CHECKING:
-    from trionode._connection.connection import Connection
+    from trionode._connection.core import ConnectionCore
     from trionode._tls.contexts import TLSContexts
     from trionode._tls.stream import SessionStream
     from trionode._transport.interfaces import Transport
@@ -77,7 +77,7 @@ class Dial:
     server_name: str | None = None
     cookie: bytes | None = field(default=None, repr=False)
     replace: bool = False
-    join: Connection | None = None
+    join: ConnectionCore | None = None
     insecure_skip_verify: bool = False
     connect_timeout: float
     handshake_timeout: float
@@ -338,21 +338,23 @@ class _DialersHello:
 class _Joining:
     """The dialer's side of a join: what it asks, and what has to be answered."""
 
-    def __init__(self, connection: Connection, stream: SessionStream, party: Party) -> None:
-        connection.last_attempt += 1
+    def __init__(self, connection: ConnectionCore, stream: SessionStream, party: Party) -> None:
+        connection.hand_over.last_attempt += 1
         peer = connection.peer
         self._connection = connection
         self._prove = partial(
             join_proof,
             connection.link.stream,
             stream,
-            connection=connection.identifier,
-            attempt=connection.last_attempt,
+            connection=connection.hand_over.identifier,
+            attempt=connection.hand_over.last_attempt,
             ends=Ends(party.name, party.incarnation, peer.name, peer.incarnation),
             dialling=True,
         )
         proof = self._prove()
-        self.request = wire.Join(connection=connection.identifier, attempt=connection.last_attempt, proof=proof)
+        self.request = wire.Join(
+            connection=connection.hand_over.identifier, attempt=connection.hand_over.last_attempt, proof=proof
+        )
 
     def check(self, answer: wire.Answer, peer: Peer, party: Party, *, mutual: bool) -> None:
         """Check the acceptor's side.

@@ -52,7 +52,7 @@ from .collisions import Conflict
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from trionode._connection.connection import Connection
+    from trionode._connection.core import ConnectionCore
     from trionode._identity.peer import Peer
     from trionode._tls.contexts import TLSContexts
     from trionode._tls.failures import HandshakeErrors
@@ -107,7 +107,7 @@ class Handshake:
     errors: HandshakeErrors
     scope: trio.CancelScope
     ticket: Ticket | None = None
-    joins: Connection | None = None
+    joins: ConnectionCore | None = None
 
     def __post_init__(self) -> None:
         if self.ticket is not None:

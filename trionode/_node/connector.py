@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 from trio_util import AsyncValue
 
+from trionode._connection.connection import core_of
 from trionode._util.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class ConnectorTask:
             else:
                 since = trio.current_time()
                 self._set(ConnectorState(phase=ConnectorPhase.UP, connection=connection, error=error))
-                error = await connection.wait_unusable()
+                error = await core_of(connection).wait_unusable()
                 if trio.current_time() - since >= LASTED:
                     attempts = 0
             due = trio.current_time() + BACKOFF.wait(attempts, self._draw)

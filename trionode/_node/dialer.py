@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trionode._connection.connection import core_of
 from trionode._errors import (
     HandshakeError,
     NoRouteError,
@@ -36,9 +37,10 @@ from .routes import RouteTable
 from .shared_dials import SharedDials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from trionode._connection.connection import Connection
+    from trionode._connection.core import ConnectionCore
     from trionode._connection.link import Link
     from trionode._handshake.dial import Connecting
     from trionode._managers.manager import CertManager
@@ -77,11 +79,11 @@ class Dialer:
 
     # What there is
 
-    def find(self, name: NodeName, route: Route | None) -> Connection | None:
+    def find(self, name: NodeName, route: Route | None) -> ConnectionCore | None:
         """The live connection that a verb with this route may use, or None."""
         return self._runtime.registry.find(name, lambda connection: self._fits(connection, name, route))
 
-    def _fits(self, connection: Connection, name: NodeName, route: Route | None) -> bool:
+    def _fits(self, connection: ConnectionCore, name: NodeName, route: Route | None) -> bool:
         if not connection.peer.verified:
             routes = [route] if route is not None else self.routes.lookup(name) or [Route()]
             if not all(self._is_insecure(each) for each in routes):
@@ -102,6 +104,11 @@ class Dialer:
     def _manager(self, route: Route) -> CertManager:
         return route.cert_manager or self._runtime.options.cert_manager
 
+    def reuse(self, name: NodeName, route: Route | None) -> Connection | None:
+        """As `find`, as applications see it."""
+        connection = self.find(name, route)
+        return None if connection is None else self._runtime.public(connection)
+
     async def connect(self, name: NodeName, route: Route | None) -> Connection:
         """The live connection, else a new one; always a checkpoint.
 
@@ -111,7 +118,7 @@ class Dialer:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._runtime.check_open()
-        connection = self.find(name, route)
+        connection = self.reuse(name, route)
         if connection is None:
             return await self.dial(name, route)
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -129,29 +136,32 @@ class Dialer:
             trio.ClosedResourceError: the node is closed.
         """
         connection = await self._dials.join((name, route), f"dial {name}", lambda: self._attempt(name, route))
-        connection.check_trusted()
+        core_of(connection).check_trusted()
         return connection
 
-    async def _attempt(self, name: NodeName, route: Route | None) -> tuple[Connection, bool]:
-        """The connection, and whether this task is the one to run it."""
+    async def _attempt(
+        self, name: NodeName, route: Route | None
+    ) -> tuple[Connection, Callable[[], Awaitable[None]] | None]:
+        """The connection, and, if it is new, what this task is to run for it."""
         registry = self._runtime.registry
         for attempt in range(_DUPLICATE_RETRIES):
             # There may be one by now: what our dial lost to, or what came in while this task was being started.
-            connection = self.find(name, route)
+            connection = self.reuse(name, route)
             if connection is not None:
-                return connection, False
+                return connection, None
             # A mutual connection that there is, and that a verb with this route may not use, is to be replaced; so is
             # one that our dial lost to and that did not show up: the peer has it, and on our side it must have broken.
             replace = bool(registry.mutual(name)) or attempt > 0
             try:
-                return await self._try_routes(name, route, replace=replace), True
+                new = await self._try_routes(name, route, replace=replace)
+                return self._runtime.public(new), new.run
             except _OvertakenError:
                 continue
             except (HandshakeError, NoRouteError) as exc:
                 # Our direction may be blocked, and the peer's have come through meanwhile.
-                connection = self.find(name, route)
+                connection = self.reuse(name, route)
                 if connection is not None:
-                    return connection, False
+                    return connection, None
                 duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
                 if not duplicate or attempt == _DUPLICATE_RETRIES - 1:
                     raise
@@ -159,7 +169,7 @@ class Dialer:
                 await registry.wait(name, lambda found: found.link.mutual)
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
 
-    async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool) -> Connection:
+    async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool) -> ConnectionCore:
         routes = [route] if route is not None else await self._routes_to(name)
         failures: list[Exception] = []
         for each in routes:
@@ -179,7 +189,7 @@ class Dialer:
         msg = f"all {len(routes)} routes to {name} failed: {tried}"
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
-    async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> Connection:
+    async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> ConnectionCore:
         runtime, manager = self._runtime, self._manager(route)
         runtime.managers.use(manager, as_server=False)
         limits = runtime.limits()
@@ -191,12 +201,12 @@ class Dialer:
             raise trio.ClosedResourceError(msg)
         return runtime.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))
 
-    async def _redial(self, connection: Connection, plan: Dial, manager: CertManager) -> Link:
+    async def _redial(self, connection: ConnectionCore, plan: Dial, manager: CertManager) -> Link:
         """The link to hand a connection over to: by the same way, and as strictly, as its first."""
         return await self._dial_link(dataclasses.replace(plan, join=connection, replace=False), manager)
 
     async def _dial_link(
-        self, plan: Dial, manager: CertManager, will_do: Callable[[Connection], bool] | None = None
+        self, plan: Dial, manager: CertManager, will_do: Callable[[ConnectionCore], bool] | None = None
     ) -> Link:
         runtime = self._runtime
         reach = None if will_do is None else partial(self._unless_overtaken, plan.name, will_do)
@@ -209,7 +219,7 @@ class Dialer:
             raise
 
     async def _unless_overtaken(
-        self, name: NodeName, will_do: Callable[[Connection], bool], connecting: Connecting
+        self, name: NodeName, will_do: Callable[[ConnectionCore], bool], connecting: Connecting
     ) -> trio.abc.Stream:
         """Connect.
 

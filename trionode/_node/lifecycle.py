@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 
 import trio
 
+from trionode._connection.closing import close, drain, quiesce
 from trionode._connection.end import EndReason
 from trionode._identity.names import NodeName
 
@@ -102,7 +103,7 @@ class Lifecycle:
             await trio.lowlevel.checkpoint()
             async with trio.open_nursery() as nursery:
                 for connection in list(self._runtime.running):
-                    nursery.start_soon(connection.drain)
+                    nursery.start_soon(drain, connection)
             await services.wait_idle()  # one whose caller is done may outlive its connection
         finally:
             services.cancel()
@@ -149,11 +150,11 @@ class Lifecycle:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._runtime.services.wait_idle)
                 for connection in connections:
-                    nursery.start_soon(connection.quiesce)
+                    nursery.start_soon(quiesce, connection)
         with trio.move_on_at(deadline):
             async with trio.open_nursery() as nursery:
                 for connection in connections:
-                    nursery.start_soon(partial(connection.close, EndReason.SHUTTING_DOWN, grace=grace))
+                    nursery.start_soon(partial(close, connection, EndReason.SHUTTING_DOWN, grace=grace))
 
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:

@@ -112,7 +112,7 @@ class Node:
         self.options: NodeOptions = options
         self.incarnation: int = self._runtime.incarnation
         self.connections: ConnectionsView = ConnectionsView(
-            self._runtime.registry, lambda peer: self._dialer.find(peer, None)
+            self._runtime.registry, lambda peer: self._dialer.reuse(peer, None)
         )
 
     def __repr__(self) -> str:
@@ -127,7 +127,7 @@ class Node:
     @property
     def unverified_connections(self) -> Sequence[Connection]:
         """Inbound connections of peers that this node did not verify, oldest first; never used for dialling out."""
-        return self._runtime.registry.unverified
+        return tuple(map(self._runtime.public, self._runtime.registry.unverified))
 
     @property
     def connectors(self) -> Mapping[NodeName, Connector]:
@@ -216,7 +216,7 @@ class Node:
         """As `connect`, and no checkpoint where there is a connection."""
         peer = self._other(name, route)
         self._runtime.check_open()
-        return self._dialer.find(peer, route) or await self._dialer.dial(peer, route)
+        return self._dialer.reuse(peer, route) or await self._dialer.dial(peer, route)
 
     def _other(self, name: str | NodeName, route: Route | None = None) -> NodeName:
         peer = NodeName.parse(name)

@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._connection.connection import at_the_cost_of
+from trionode._connection.closing import supersede
+from trionode._connection.core import at_the_cost_of
 from trionode._connection.end import EndReason
 from trionode._connection.hand_over import RenewalCause
 from trionode._errors import HandshakeReason, HandshakeTimeoutError, Stage
@@ -48,7 +49,7 @@ from .options import LiveConnections, Renew
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trionode._connection.connection import Connection
+    from trionode._connection.core import ConnectionCore
     from trionode._connection.link import Link
     from trionode._managers.manager import CertManager
 
@@ -94,7 +95,7 @@ class _Watched:
     """
 
     number: int
-    connection: Connection
+    connection: ConnectionCore
     manager: CertManager
     redial: Callable[[], Awaitable[Link]] | None
     look: float = math.inf
@@ -118,8 +119,8 @@ class Renewal:
         options: LiveConnections,
         *,
         patience: float,
-        moved: Callable[[Connection, RenewalCause], None],
-        failed: Callable[[Connection, RenewalCause, Exception], None],
+        moved: Callable[[ConnectionCore, RenewalCause], None],
+        failed: Callable[[ConnectionCore, RenewalCause, Exception], None],
     ) -> None:
         """Make one; nothing happens by itself before `run()`.
 
@@ -133,7 +134,7 @@ class Renewal:
         self._patience = patience
         self._on_moved = moved
         self._on_failed = failed
-        self._watched: dict[Connection, _Watched] = {}
+        self._watched: dict[ConnectionCore, _Watched] = {}
         # The heap has numbers, so that it keeps no connection alive that is over.
         self._numbers: dict[int, _Watched] = {}
         self._next_number = count()
@@ -144,13 +145,15 @@ class Renewal:
 
     # What the node reports to it
 
-    def watch(self, connection: Connection, manager: CertManager, redial: Callable[[], Awaitable[Link]] | None) -> None:
+    def watch(
+        self, connection: ConnectionCore, manager: CertManager, redial: Callable[[], Awaitable[Link]] | None
+    ) -> None:
         """A connection is up."""
         watched = _Watched(next(self._next_number), connection, manager, redial)
         self._watched[connection] = self._numbers[watched.number] = watched
         self._new_link(watched)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ConnectionCore) -> None:
         """It is over; harmless if it was never watched."""
         watched = self._watched.pop(connection, None)
         if watched is not None:
@@ -162,7 +165,7 @@ class Renewal:
             if watched.manager is manager:
                 self._look_at(watched, trio.current_time())
 
-    def moved(self, connection: Connection) -> None:
+    def moved(self, connection: ConnectionCore) -> None:
         """A hand-over of it has settled."""
         watched = self._watched[connection]
         watched.failures = 0
@@ -173,7 +176,7 @@ class Renewal:
         self._on_moved(connection, cause)
         self._new_link(watched)
 
-    def renew(self, connection: Connection, cause: RenewalCause) -> None:
+    def renew(self, connection: ConnectionCore, cause: RenewalCause) -> None:
         """It is to be renewed soon: its keys are worn, or its peer asks. Called each time that this is noticed."""
         watched = self._watched.get(connection)
         if watched is not None:
@@ -327,9 +330,9 @@ class Renewal:
                 watched.failures += 1
                 watched.not_before = trio.current_time() + BACKOFF.wait(watched.failures)
 
-    async def _close(self, connection: Connection, reason: EndReason) -> None:
+    async def _close(self, connection: ConnectionCore, reason: EndReason) -> None:
         with at_the_cost_of(connection):
-            await connection.supersede(reason, grace=self._options.grace)
+            await supersede(connection, reason, grace=self._options.grace)
 
     def _ask(self, watched: _Watched) -> None:
         """Ask the peer, which dialled, for a hand-over; once in `ASK_AGAIN` seconds at most, whatever the cause."""
@@ -339,7 +342,7 @@ class Renewal:
             watched.asked_on = link, now
             watched.connection.ask_for_renewal()
 
-    async def reauthenticate(self, connection: Connection, cause: RenewalCause = RenewalCause.BY_HAND) -> None:
+    async def reauthenticate(self, connection: ConnectionCore, cause: RenewalCause = RenewalCause.BY_HAND) -> None:
         """Hand a connection over now, or have the peer do it; returns when that has settled.
 
         Cancelled before its commit, it leaves the connection on the old link; later, the hand-over goes on.
@@ -371,7 +374,7 @@ class Renewal:
                 return  # another hand-over was first
             watched.not_before = trio.current_time() + SPACING
             # Once the connection has ended the link is not needed.
-            with trio.CancelScope() as scope, connection.joining(scope):
+            with trio.CancelScope() as scope, connection.hand_over.joining(scope):
                 follows = connection.link
                 link = await redial()
             if scope.cancelled_caught:

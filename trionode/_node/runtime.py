@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._connection.connection import (
-    Connection,
-    ConnectionSettings,
-    at_the_cost_of,
-    protocol_flood,
-)
+from trionode._connection.closing import close, retire
+from trionode._connection.connection import Connection
+from trionode._connection.core import ConnectionCore, at_the_cost_of
 from trionode._connection.end import ConnectionEnd, EndReason
+from trionode._connection.owner import ConnectionOwner, ConnectionSettings, protocol_log
 from trionode._connection.registry import Registry
 from trionode._connection.services import Services
 from trionode._errors import (
@@ -79,8 +77,8 @@ _MAX_RETIRING: Final = 32
 
 
 @final
-class Runtime:
-    """What the parts of one node share.
+class Runtime(ConnectionOwner[ConnectionCore]):
+    """What the parts of one node share; the owner of its connections.
 
     Attributes:
         name: the node's name.
@@ -110,7 +108,7 @@ class Runtime:
             self.services.add(service_name, service)
         self.events = EventHub()
         self.counters = Counters()
-        self.running: dict[Connection, CertManager] = {}
+        self.running: dict[ConnectionCore, CertManager] = {}
         network = options.network
         self.renewal = Renewal(
             options.live_connections,
@@ -125,12 +123,13 @@ class Runtime:
         )
         self.nursery: trio.Nursery | None = None
         self._arbiter = Arbiter(name, self.registry)
-        self._retiring: dict[NodeName, list[Connection]] = {}
-        self._attached: dict[Connection, Link] = {}
+        self._public: dict[ConnectionCore, Connection] = {}
+        self._retiring: dict[NodeName, list[ConnectionCore]] = {}
+        self._attached: dict[ConnectionCore, Link] = {}
         self._warned: set[InsecureOption] = set()
         self._settings: dict[tuple[CertManager, Limits], ConnectionSettings] = {}
         self._hand_over_flood = RateLimitedLog(_log, "hand-overs failed")
-        self._protocol_flood = protocol_flood()
+        self._protocol_log = protocol_log()
         self._context = contextvars.copy_context()
 
     # Life
@@ -244,8 +243,8 @@ class Runtime:
         link: Link,
         manager: CertManager,
         limits: Limits,
-        redial: Callable[[Connection], Awaitable[Link]] | None = None,
-    ) -> Connection:
+        redial: Callable[[ConnectionCore], Awaitable[Link]] | None = None,
+    ) -> ConnectionCore:
         """Make a link a connection and register it; no checkpoint may come between this and its `run()`.
 
         Args:
@@ -259,9 +258,9 @@ class Runtime:
                 closed, and nothing of the connection is left.
         """
         assert self.nursery is not None
-        connection: Connection | None = None
+        connection: ConnectionCore | None = None
         try:
-            connection = Connection(link, self._settings_of(manager, limits))
+            connection = ConnectionCore(link, self._settings_of(manager, limits), self)
             self._take_in(connection, manager, redial)
         except Exception as exc:
             _log.exception("a link to %s could not be made a connection", link.peer.name)
@@ -278,35 +277,47 @@ class Runtime:
             raise error from exc
         return connection
 
-    def _undo(self, link: Link, connection: Connection | None, error: Exception) -> None:
+    def _undo(self, link: Link, connection: ConnectionCore | None, error: Exception) -> None:
         """End what `adopt` could not register; its own `run()` closes the link, and has it forgotten."""
         if connection is None:
-            close: Callable[[], Awaitable[object]] = link.stream.aclose
+            ending: Callable[[], Awaitable[object]] = link.stream.aclose
         else:
-            close = connection.run
+            ending = connection.run
             containing(connection.fail, _log, "ending it")(error)
         try:
-            self.spawn_for_peer(close, f"close a link to {link.peer.name}")
+            self.spawn_for_peer(ending, f"close a link to {link.peer.name}")
         except Exception:  # noqa: BLE001 -- said already
             link.stream.close_at_once()
 
     def _take_in(
-        self, connection: Connection, manager: CertManager, redial: Callable[[Connection], Awaitable[Link]] | None
+        self,
+        connection: ConnectionCore,
+        manager: CertManager,
+        redial: Callable[[ConnectionCore], Awaitable[Link]] | None,
     ) -> None:
         link = connection.link
         self.running[connection] = manager
+        self._public[connection] = Connection(connection)
         for replaced in self.registry.add(connection):
             with at_the_cost_of(replaced):
                 self._retire(replaced)
         for surplus in self.registry.unverified[: -self.options.network.max_unverified or None]:
             with at_the_cost_of(surplus):
                 self.registry.remove(surplus)
-                self.spawn_for_peer(partial(surplus.close, EndReason.LIMIT), f"close {surplus.peer.name}")
+                self.spawn_for_peer(partial(close, surplus, EndReason.LIMIT), f"close {surplus.peer.name}")
         side = Side.DIAL if link.dialled else Side.ACCEPT
-        self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=connection))
+        self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=self.public(connection)))
         _log.info("connection up: %s", connection)
         self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
         self._attach(connection)
+
+    def public(self, connection: ConnectionCore) -> Connection:
+        """What applications see of a connection that has not finished: one object, as long as it runs.
+
+        Args:
+            connection: one of `running`.
+        """
+        return self._public[connection]
 
     def _settings_of(self, manager: CertManager, limits: Limits) -> ConnectionSettings:
         """Shared by all connections that have the same: a kilobyte each."""
@@ -321,73 +332,97 @@ class Runtime:
             budget=network.receive_budget,
             heartbeat_interval=network.heartbeat_interval,
             heartbeat_tolerance=network.heartbeat_tolerance,
-            unregister=containing(self.registry.remove, _log, "unregistering a connection"),
-            ended=containing(self._report_end, _log, "reporting the end of a connection"),
-            finished=containing(self._forget, _log, "forgetting a connection"),
-            moved=self._moved,
-            renew=self.renewal.renew,
-            reauthenticate=self.renewal.reauthenticate,
             max_records=self.options.live_connections.max_records,
-            current_generation=lambda: manager.generation,
-            flood=self._protocol_flood,
+            manager=manager,
+            protocol_log=self._protocol_log,
         )
         return settings
 
-    def _retire(self, replaced: Connection) -> None:
+    def _retire(self, replaced: ConnectionCore) -> None:
         """Read a replaced connection to its end; `_MAX_RETIRING` of one name at most, however often a peer replaces."""
         retiring = self._retiring.setdefault(replaced.peer.name, [])
         retiring.append(replaced)
-        self.spawn_for_peer(replaced.retire, f"retire {replaced.peer.name}")
+        self.spawn_for_peer(partial(retire, replaced), f"retire {replaced.peer.name}")
         for surplus in retiring[:-_MAX_RETIRING]:
-            self.spawn_for_peer(partial(surplus.close, EndReason.REPLACED), f"close {surplus.peer.name}")
+            self.spawn_for_peer(partial(close, surplus, EndReason.REPLACED), f"close {surplus.peer.name}")
 
-    def _attach(self, connection: Connection) -> None:
+    def _attach(self, connection: ConnectionCore) -> None:
         """Tell its manager of the link, which may find that the peer is not trusted any more and end the connection."""
         link = self._attached[connection] = connection.link
         publisher_of(self.running[connection]).attach(link, connection.distrust)
 
-    def _detach(self, connection: Connection) -> None:
+    def _detach(self, connection: ConnectionCore) -> None:
         link = self._attached.pop(connection, None)
         if link is not None:
             publisher_of(self.running[connection]).detach(link)
 
-    def _forget(self, connection: Connection) -> None:
+    # What its connections tell their owner
+
+    def unregister(self, connection: ConnectionCore) -> None:
+        """Hand a connection out no more."""
+        containing(self.registry.remove, _log, "unregistering a connection")(connection)
+
+    def connection_ended(self, connection: ConnectionCore, end: ConnectionEnd) -> None:
+        """Report that a connection has begun to end."""
+        containing(self._report_end, _log, "reporting the end of a connection")(connection, end)
+
+    def connection_finished(self, connection: ConnectionCore) -> None:
+        """Forget a connection whose tasks are gone."""
+        containing(self._forget, _log, "forgetting a connection")(connection)
+
+    def connection_moved(self, connection: ConnectionCore) -> None:
+        """Have its manager watch a connection's new link, and report it."""
+        self._detach(connection)
+        self._attach(connection)
+        _log.info("connection handed over: %s", connection)
+        self.renewal.moved(connection)
+
+    def renew(self, connection: ConnectionCore, cause: RenewalCause) -> None:
+        """Have a connection renewed soon."""
+        self.renewal.renew(connection, cause)
+
+    async def reauthenticate(self, connection: ConnectionCore) -> None:
+        """Renew a connection now."""
+        await self.renewal.reauthenticate(connection)
+
+    def _forget(self, connection: ConnectionCore) -> None:
         with ExitStack() as steps:  # the last first; each is taken, whatever another raises
             steps.callback(self.renewal.forget, connection)
             steps.callback(lambda: self.counters.add_ended(connection.statistics()))
             steps.callback(self.running.pop, connection, None)
+            steps.callback(self._public.pop, connection, None)
             steps.callback(self._no_longer_retiring, connection)
             steps.callback(self._detach, connection)
 
-    def _no_longer_retiring(self, connection: Connection) -> None:
+    def _no_longer_retiring(self, connection: ConnectionCore) -> None:
         retiring = self._retiring.get(connection.peer.name, [])
         if connection in retiring:
             retiring.remove(connection)
             if not retiring:
                 del self._retiring[connection.peer.name]
 
-    def _moved(self, connection: Connection, _: Link) -> None:
-        self._detach(connection)
-        self._attach(connection)
-        _log.info("connection handed over: %s", connection)
-        self.renewal.moved(connection)
-
-    def _report_hand_over(self, connection: Connection, cause: RenewalCause) -> None:
+    def _report_hand_over(self, connection: ConnectionCore, cause: RenewalCause) -> None:
         self.counters.hand_overs[cause] += 1
-        self.events.publish(HandedOver(node=self.name, connection=connection))
+        self.events.publish(HandedOver(node=self.name, connection=self.public(connection)))
 
-    def _report_failed_hand_over(self, connection: Connection, cause: RenewalCause, error: Exception) -> None:
+    def _report_failed_hand_over(self, connection: ConnectionCore, cause: RenewalCause, error: Exception) -> None:
         self.counters.hand_overs_failed[cause] += 1
         self._hand_over_flood.warning(
             "the hand-over of the connection to %s failed, it goes on as it was: %s", connection, error
         )
-        self.events.publish(HandOverFailed(node=self.name, connection=connection, cause=cause, error=error))
+        self.events.publish(
+            HandOverFailed(node=self.name, connection=self.public(connection), cause=cause, error=error)
+        )
 
-    def _report_end(self, connection: Connection, end: ConnectionEnd) -> None:
+    def _report_end(self, connection: ConnectionCore, end: ConnectionEnd) -> None:
         self.counters.ends[end.reason] += 1
         self.events.publish(
             ConnectionDown(
-                node=self.name, peer=connection.peer, connection=connection, reason=end.reason, error=end.error
+                node=self.name,
+                peer=connection.peer,
+                connection=self.public(connection),
+                reason=end.reason,
+                error=end.error,
             )
         )
         _log.info("connection down: %s: %s", connection, end.error or end.reason)

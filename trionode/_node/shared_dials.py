@@ -7,7 +7,7 @@ last waiter leaves, the dial is cancelled. The task that dialled then runs the c
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Generic, TypeVar, cast, final
 
 import outcome
 import trio
@@ -16,14 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
 
-class Runs(Protocol):
-    """A result that has to be run: the task that made it runs it, with no checkpoint in between."""
-
-    async def run(self) -> None:
-        """Until it is over."""
-
-
-T = TypeVar("T", bound=Runs)
+T = TypeVar("T")
 
 
 @final
@@ -52,14 +45,15 @@ class SharedDials(Generic[T]):
         self,
         key: Hashable,
         name: str,
-        attempt: Callable[[], Awaitable[tuple[T, bool]]],
+        attempt: Callable[[], Awaitable[tuple[T, Callable[[], Awaitable[None]] | None]]],
     ) -> T:
         """Wait for the dial of this key, starting it if there is none.
 
         Args:
             key: what makes two dials the same.
             name: of the task, for debuggers.
-            attempt: gives the result, and whether it is new; what it raises every waiter raises.
+            attempt: gives the result, and what its task is to run then, with no checkpoint in between, if the result is
+                new; what it raises every waiter raises.
 
         Raises:
             trio.ClosedResourceError: the node was closed meanwhile.
@@ -90,25 +84,25 @@ class SharedDials(Generic[T]):
         self,
         key: Hashable,
         dial: _Dial[T],
-        attempt: Callable[[], Awaitable[tuple[T, bool]]],
+        attempt: Callable[[], Awaitable[tuple[T, Callable[[], Awaitable[None]] | None]]],
     ) -> None:
         result: outcome.Outcome[T] | None = None
-        new: T | None = None
+        run: Callable[[], Awaitable[None]] | None = None
         try:
             with dial.scope:
                 try:
-                    value, is_new = await attempt()
+                    value, run = await attempt()
                     result = outcome.Value(value)
-                    new = value if is_new else None
+                    del value
                 except Exception as exc:  # noqa: BLE001 -- every waiter raises it
                     result = outcome.Error(exc)
         finally:
             dial.outcome = result
             self._forget(key, dial)
             dial.done.set()
-        if new is not None:
+        if run is not None:
             del dial, attempt, result  # it may run for months
-            await new.run()
+            await run()
 
     def _forget(self, key: Hashable, dial: _Dial[T]) -> None:
         if self._dials.get(key) is dial:

@@ -42,9 +42,9 @@ from .events import Side
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from trionode._connection.connection import ConnectionStatistics
     from trionode._connection.end import EndReason
     from trionode._connection.hand_over import RenewalCause
+    from trionode._connection.owner import ConnectionStatistics
     from trionode._handshake.acceptor import AcceptorStatistics
     from trionode._managers.publisher import ManagerStatistics
     from trionode._tls.contexts import TLSContexts

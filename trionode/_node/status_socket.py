@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 import trio
 
+from trionode._connection.connection import core_of
 from trionode._errors import ListenError, TrionodeError
 from trionode._identity.certificate import not_after
 from trionode._identity.describe import describe
@@ -208,7 +209,7 @@ def _connection(connection: Connection) -> ConnectionStatus:
         peer=str(peer.name),
         address=peer.address,
         verified=peer.verified,
-        dialled=connection.link.dialled,
+        dialled=core_of(connection).link.dialled,
         generation=connection.generation,
         peer_generation=connection.peer_generation,
         superseded=connection.superseded,

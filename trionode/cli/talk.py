@@ -24,6 +24,7 @@ from trionode import (
     Route,
     open_node,
 )
+from trionode._connection.connection import core_of
 from trionode._identity.names import SubjectNames
 
 from .exits import ExitStatus, Trouble, run
@@ -282,7 +283,7 @@ def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: boo
                 if series.times:
                     await trio.sleep(interval)
                 began = time.perf_counter()
-                series.lost = not await connection.answers(timeout, insist=True)
+                series.lost = not await core_of(connection).answers(timeout, insist=True)
                 if not series.lost:
                     series.times.append(time.perf_counter() - began)
                     if not as_json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
 
-from trionode._connection.connection import Connection
+from trionode._connection.connection import Connection, core_of
 from trionode._errors import (
     HandshakeError,
     NoRouteError,
@@ -64,7 +64,7 @@ async def wait_for_generation(where: CertManager | Node | Connection, generation
     if isinstance(where, Connection):
         await trio.lowlevel.checkpoint()
         while where.generation < generation:
-            await where.wait_moved(where.link)
+            await core_of(where).wait_moved(core_of(where).link)
     else:
         await _manager_of(where).wait_generation(generation)
 

@@ -29,8 +29,9 @@ from trionode import (
     ServiceChannel,
     _protocol as wire,
 )
-from trionode._connection.connection import ConnectionSettings
+from trionode._connection.core import ConnectionCore
 from trionode._connection.link import Link
+from trionode._connection.owner import ConnectionOwner, ConnectionSettings, protocol_log
 from trionode._connection.services import Services
 from trionode._identity.peer import established_peer
 
@@ -39,6 +40,8 @@ from .decoders import said
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trionode._connection.end import ConnectionEnd
+    from trionode._connection.hand_over import RenewalCause
     from trionode._tls.stream import SessionStream
 
 #: Frames of these kinds are what our own side does, in place of what comes; the channel number says what with.
@@ -160,8 +163,14 @@ class FakeStream:
         return self._identifier[:length]
 
 
-class Case:
-    """One input against one connection."""
+class Case(ConnectionOwner[ConnectionCore]):
+    """One input against one connection, which this owns.
+
+    Attributes:
+        generation: what the connection takes for that of its manager.
+    """
+
+    generation: int = 1
 
     def __init__(self, *, dialled: bool) -> None:
         self._dialled = dialled
@@ -182,9 +191,10 @@ class Case:
             services.open(service_nursery)
             for name, service in ("echo", self._echo), ("idle", self._idle), ("one", self._one), ("done", self._done):
                 services.add(name, service)
-            self._connection = connection = Connection(self._link(self._first), self._settings(services))
+            self._core = ConnectionCore(self._link(self._first), self._settings(services), self)
+            self._connection = connection = Connection(self._core)
             self._nursery = nursery
-            nursery.start_soon(connection.run)
+            nursery.start_soon(self._core.run)
             for kind, channel, payload, whole in split(data):
                 if kind in OURS:
                     await trio.testing.wait_all_tasks_blocked()
@@ -227,9 +237,6 @@ class Case:
         )
 
     def _settings(self, services: Services) -> ConnectionSettings:
-        async def reauthenticate(_: Connection) -> None:
-            await trio.sleep_forever()
-
         return ConnectionSettings(
             services=services,
             limits=LIMITS,
@@ -237,15 +244,34 @@ class Case:
             budget=_BUDGET,
             heartbeat_interval=float("inf"),
             heartbeat_tolerance=1,
-            unregister=lambda _: None,
-            ended=lambda _, end: self._ended.append(end.reason),
-            finished=lambda _: None,
-            moved=lambda *_: None,
-            renew=lambda *_: None,
-            reauthenticate=reauthenticate,
             max_records=2**20,
-            current_generation=lambda: 1,
+            manager=self,
+            protocol_log=protocol_log(),
         )
+
+    # What the connection tells its owner
+
+    def unregister(self, connection: ConnectionCore) -> None:
+        """It is in no registry."""
+
+    def connection_ended(self, connection: ConnectionCore, end: ConnectionEnd) -> None:  # noqa: ARG002 -- as its owner
+        """Note it."""
+        self._ended.append(end.reason)
+
+    def connection_finished(self, connection: ConnectionCore) -> None:
+        """Nothing is kept of it."""
+
+    def connection_moved(self, connection: ConnectionCore) -> None:
+        """To the second link."""
+
+    def renew(self, connection: ConnectionCore, cause: RenewalCause) -> None:
+        """As often as the peer asks for it."""
+
+    async def reauthenticate(self, connection: ConnectionCore) -> None:  # noqa: ARG002 -- as its owner
+        """Never comes to its end."""
+        await trio.sleep_forever()
+
+    # Services
 
     async def _echo(self, channel: ServiceChannel) -> None:
         async for message in channel:
@@ -301,20 +327,20 @@ class Case:
         """The hello on a second link is done, and we commit."""
         if self._second is not None:
             return
-        connection = self._connection
+        core = self._core
         self._second = FakeStream(b"2" * 16)
         self._streams.append(self._second)
-        connection.last_attempt += 1
+        core.hand_over.last_attempt += 1
         link = self._link(self._second)
-        with connection.joining(trio.CancelScope()), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            connection.commit(link, follows=connection.link)
+        with core.hand_over.joining(trio.CancelScope()), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            core.commit(link, follows=core.link)
 
     # What has to hold
 
     async def _check_goes_on(self) -> None:
         if self._ended or self._second is not None:
             return
-        if not self._connection.link.decoder.incomplete:
+        if not self._core.link.decoder.incomplete:
             before, ping = len(self._first.said), b"goes on?"
             self._first.feed(frame(wire.PING, 0, ping))
             await trio.testing.wait_all_tasks_blocked()

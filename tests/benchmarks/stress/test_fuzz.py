@@ -24,7 +24,8 @@ from benchmarks.stress.fuzz.case import MOVE_HERE, NEW_LINK, Case, FakeStream, f
 from benchmarks.stress.fuzz.dispatch import DispatchTarget
 from benchmarks.stress.fuzz.live import AsFrames
 from benchmarks.stress.relay import Relay
-from trionode import Connection, HandshakeError, RemoteProtocolError, _protocol as wire
+from trionode import HandshakeError, RemoteProtocolError, _protocol as wire
+from trionode._connection.core import ConnectionCore
 from trionode._connection.services import Services
 from trionode._handshake.accept import _FIRST_READ
 from trionode._tls import handshake as tls
@@ -96,11 +97,11 @@ async def test_nothing_is_committed_to_a_connection_that_does_not_run() -> None:
     """Not yet, or, where it was cancelled, no more: the link stays its maker's to close."""
     case = Case(dialled=True)
     services = Services(propagate_errors=False, expose_errors=False)
-    connection = Connection(case._link(case._first), case._settings(services))
-    before = connection.link
+    core = ConnectionCore(case._link(case._first), case._settings(services), case)
+    before = core.link
     with pytest.raises(trio.BrokenResourceError, match="being cancelled"):
-        connection.commit(case._link(FakeStream(b"2" * 16)), follows=before)
-    assert connection.link is before
+        core.commit(case._link(FakeStream(b"2" * 16)), follows=before)
+    assert core.link is before
 
 
 # The checks can fail --------------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def test_a_broken_connection_is_found(monkeypatch: pytest.MonkeyPatch, problem: 
         if problem == "crashed":
             raise KeyError
 
-    monkeypatch.setattr(Connection, "_on_frame", crash)
+    monkeypatch.setattr(ConnectionCore, "_on_frame", crash)
     target = DispatchTarget(dialled=False)
     with pytest.raises(Violation, match=problem):
         target.run(b"")

@@ -1,0 +1,91 @@
+"""Ways to end a connection: at once, gracefully, or because a newer one took its place.
+
+Theory. Each ends the connection by `ConnectionCore.end`, and returns when it is closed. What comes before that differs:
+nothing; a wait for channels and services to end, with or without a bound, while no further ones begin; or a bounded
+time in which the peer's last words are read. Cancelling any of them closes at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trionode import _protocol as wire
+
+from .core import CLOSE_GRACE
+from .end import EndReason
+from .state import State
+
+if TYPE_CHECKING:
+    from .core import ConnectionCore
+
+#: How long a connection that was replaced is still read, for what the peer sent on it. Seconds.
+RETIRE_GRACE: Final = 5.0
+
+
+async def close(connection: ConnectionCore, reason: EndReason, *, grace: float = CLOSE_GRACE) -> None:
+    """End it now; what was accepted for sending is flushed.
+
+    Args:
+        connection: the one to end.
+        reason: what the peer and events are told.
+        grace: how long a peer may take nothing before it is given up, seconds. The whole is bounded by what was
+            pending, and by the caller's scope.
+    """
+    connection.end(reason, grace=grace)
+    try:
+        await connection.wait_closed()
+    finally:
+        if connection.state is not State.CLOSED:
+            connection.cancel()
+            with trio.CancelScope(shield=True):  # bounded: everything under run() is cancelled now
+                await connection.wait_closed()
+
+
+async def drain(connection: ConnectionCore) -> None:
+    """End it when its channels and services have ended; unbounded, the deadline is the caller's scope.
+
+    Args:
+        connection: the one to end.
+    """
+    try:
+        await quiesce(connection)
+    finally:
+        await close(connection, EndReason.SHUTTING_DOWN)  # noqa: ASYNC102 -- cancelled, it closes at once, shielded
+
+
+async def supersede(connection: ConnectionCore, reason: EndReason, *, grace: float) -> None:
+    """As `drain()`, for so many seconds at most, then close whatever is still open.
+
+    Args:
+        connection: the one to end.
+        reason: what is told as the reason of its end.
+        grace: how long to wait for what is under way. Seconds.
+    """
+    with trio.move_on_after(grace):
+        await quiesce(connection)
+    await close(connection, reason)
+
+
+async def quiesce(connection: ConnectionCore) -> None:
+    """The first half of `drain()`: tell the peer, and wait until no channel is open and no service runs.
+
+    Args:
+        connection: the one to end.
+    """
+    connection.stop_opening(State.DRAINING)
+    connection.outbox.append(wire.header(wire.DRAIN, 0, 0))
+    await connection.channels.wait_quiet()
+
+
+async def retire(connection: ConnectionCore) -> None:
+    """A newcomer took its place: go on for a bounded time, until the peer's goodbye or end, then close.
+
+    Args:
+        connection: the one that was replaced.
+    """
+    connection.become(State.RETIRED)
+    with trio.move_on_after(RETIRE_GRACE):
+        await connection.wait_closed()
+    await close(connection, EndReason.REPLACED)
