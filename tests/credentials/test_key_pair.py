@@ -203,8 +203,8 @@ ZOO: dict[str, tuple[Callable[[], bytes], Callable[[], bytes], str | None, Certi
         Reason.NO_CERTIFICATE,
         "a '-----BEGIN CERTIFICATE-----' block is needed",
     ),
-    "no certificate, DER": (
-        lambda: leaf().public_bytes(Encoding.DER),
+    "no certificate, DER that is cut off": (
+        lambda: leaf().public_bytes(Encoding.DER)[:-5],
         lambda: key_pem(key_of("p256")),
         None,
         Reason.NO_CERTIFICATE,
@@ -267,9 +267,9 @@ ZOO: dict[str, tuple[Callable[[], bytes], Callable[[], bytes], str | None, Certi
         Reason.NO_KEY,
         "a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed",
     ),
-    "no key, DER": (
+    "no key, DER that is cut off": (
         lambda: pem(leaf()),
-        lambda: key_of("p256").private_bytes(Encoding.DER, Format.PKCS8, serialization.NoEncryption()),
+        lambda: key_of("p256").private_bytes(Encoding.DER, Format.PKCS8, serialization.NoEncryption())[:-5],
         None,
         Reason.NO_KEY,
         "a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed",

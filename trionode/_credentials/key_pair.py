@@ -24,6 +24,8 @@ from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import fingerprint, public_key
 from trionode._identity.describe import describe
 from trionode._identity.names import canonical_host
+from trionode._identity.outline import outline
+from trionode._util.der import OID, element, elements
 from trionode._util.immutable import HoldsPrivateKey
 
 from .issuing import BACKDATE, BOTH_PURPOSES, general_name, leaf_builder
@@ -43,6 +45,10 @@ _SMALLEST_RSA_BITS: Final = 2048
 _CURVES: Final = frozenset(
     {"secp256r1", "secp384r1", "secp521r1", "brainpoolP256r1", "brainpoolP384r1", "brainpoolP512r1"}
 )
+
+
+_RSA_PSS: Final = bytes.fromhex("2a864886f70d01010a")
+_EC: Final = bytes.fromhex("2a8648ce3d0201")
 
 
 @final
@@ -83,6 +89,7 @@ class KeyPair(HoldsPrivateKey):
         self._fill(certificates, private_key, where="the given certificates")
 
     def _fill(self, chain: tuple[x509.Certificate, ...], private_key: object, *, where: str) -> None:
+        chain = tuple(dict.fromkeys(chain))  # Vault and others write duplicates
         key = _supported(private_key, where)
         _check_key(chain, key, where)
         _check_order(chain, where)
@@ -98,9 +105,11 @@ class KeyPair(HoldsPrivateKey):
         Blocks while it reads the two (small) files.
 
         Args:
-            cert_file: PEM certificates, leaf first, then intermediates in order. At most 4 MiB.
-            key_file: a PEM private key: PKCS#8, SEC1 or PKCS#1, encrypted or not. At most 4 MiB.
-            password: of the key, if it is encrypted.
+            cert_file: PEM certificates, leaf first, then intermediates in order; or a DER certificate, or a PKCS#12 or
+                PKCS#7 bundle. At most 4 MiB.
+            key_file: a PEM private key: PKCS#8, SEC1 or PKCS#1, encrypted or not; or the same in DER, or a PKCS#12
+                bundle. At most 4 MiB.
+            password: of the key or the bundle, if it is encrypted.
 
         Raises:
             CertificateError: the files are unreadable or do not fit together; `reason` says how.
@@ -127,7 +136,7 @@ class KeyPair(HoldsPrivateKey):
     def _parse(
         cls, cert_pem: Secret, key_pem: Secret, password: Secret | None, *, cert_where: str, key_where: str
     ) -> Self:
-        chain = parse_certificates(cert_pem, cert_where)
+        chain = parse_certificates(cert_pem, cert_where, password)
         key = parse_private_key(key_pem, password, key_where)
         self = cls.__new__(cls)
         self._fill(chain, key, where=f"{cert_where} and {key_where}" if cert_where != key_where else cert_where)
@@ -194,6 +203,10 @@ def _check_key(chain: tuple[x509.Certificate, ...], private_key: PrivateKey, whe
             "Make a new key, EC P-256 for choice"
         )
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
+    odd = _oddity(outline(chain[0].public_bytes(serialization.Encoding.DER)).key)
+    if odd is not None:
+        msg = f"the leaf certificate of {where} has {odd}: {describe(chain[0])}"
+        raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
     leaf_key = public_key(chain[0])
     if leaf_key is None:
         msg = (
@@ -209,16 +222,42 @@ def _check_key(chain: tuple[x509.Certificate, ...], private_key: PrivateKey, whe
         raise CertificateError(msg, reason=CertificateReason.KEY_MISMATCH)
 
 
+def _oddity(key: bytes) -> str | None:
+    """What makes a public key (SubjectPublicKeyInfo) of a known kind unusable in TLS handshakes, or None."""
+    try:
+        _, start, _ = element(key, 0)
+        _, start, end = element(key, start)
+        kind, *parameters = elements(key, start, end)
+    except ValueError:
+        return "a public key that cannot be read. Issue it anew"
+    oid = key[kind[2] : kind[3]]
+    if oid == _RSA_PSS:
+        return "an RSA key that is limited to PSS (id-RSASSA-PSS), which is not supported. Issue it for a plain RSA key"
+    if oid == _EC and parameters and parameters[0][0] != OID:
+        return (
+            "an EC key with explicit parameters, which TLS does not allow (RFC 5480 section 2.1.1). Make the key with "
+            "a named curve: openssl ecparam -param_enc named_curve"
+        )
+    return None
+
+
+def _signs(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
 def _check_order(chain: tuple[x509.Certificate, ...], where: str) -> None:
+    """Each has signed one before it: usually the one just before; where a CA is cross-signed, both its certificates."""
     for position, (certificate, issuer) in enumerate(pairwise(chain), start=1):
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        if not any(_signs(issuer, each) for each in reversed(chain[:position])):
             msg = (
                 f"the chain in {where} is not in order: certificate {position} ({describe(certificate)}) is not signed "
                 f"by certificate {position + 1} ({describe(issuer)}). The leaf comes first, then each one's issuer"
             )
-            raise CertificateError(msg, reason=CertificateReason.CHAIN_ORDER) from None
+            raise CertificateError(msg, reason=CertificateReason.CHAIN_ORDER)
 
 
 def _public_bytes(key: object) -> bytes:

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from trionode._errors import CertificateError, CertificateReason
 
+from .formats import certificates_in_other_formats, found_in, is_multi_prime, is_pem, key_in_other_formats
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -80,19 +82,29 @@ def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM c
     return content
 
 
-def parse_certificates(pem: Secret, where: str) -> tuple[x509.Certificate, ...]:
-    """All certificates of a PEM text, at least one.
+def parse_certificates(pem: Secret, where: str, password: Secret | None = None) -> tuple[x509.Certificate, ...]:
+    """All certificates of a PEM text, a DER encoding, or a PKCS#12 or PKCS#7 bundle; at least one.
 
     Args:
         pem: the text.
         where: what to call the text in messages.
+        password: of a PKCS#12 bundle.
 
     Raises:
-        CertificateError: reason `no_certificate`, or `unreadable` where one is damaged or cut off.
+        CertificateError: reason `no_certificate`, `bad_password`, or `unreadable` where one is damaged or cut off.
     """
     if _PEM_CERTIFICATE not in pem.data:
+        others = certificates_in_other_formats(pem.data, None if password is None else password.data)
+        if others is None:
+            msg = f"the password does not open the PKCS#12 bundle in {where} (or the bundle is damaged)"
+            raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+        if others:
+            return others
         hint = " It holds a private key: are the two files swapped?" if b"PRIVATE KEY-----" in pem.data else ""
-        msg = f"no PEM certificate in {where}: a '{_PEM_CERTIFICATE.decode()}' block is needed.{hint}"
+        msg = (
+            f"no PEM certificate in {where}: a '{_PEM_CERTIFICATE.decode()}' block is needed, and "
+            f"{found_in(pem.data)}.{hint}"
+        )
         raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
     try:
         certificates = tuple(x509.load_pem_x509_certificates(pem.data))
@@ -118,14 +130,26 @@ def parse_private_key(pem: Secret, password: Secret | None, where: str) -> objec
     """
     # Errors of the parser are dropped rather than chained: they say no more than we do, and some quote their input.
     if b"PRIVATE KEY-----" not in pem.data:
+        other, shut = key_in_other_formats(pem.data, None if password is None else password.data)
+        if shut:
+            msg = f"the password does not open the PKCS#12 bundle in {where} (or the bundle is damaged)"
+            raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+        if other is not None:
+            return other
         hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem.data else ""
-        msg = f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed.{hint}"
+        msg = (
+            f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed, and "
+            f"{found_in(pem.data)}.{hint}"
+        )
         raise CertificateError(msg, reason=CertificateReason.NO_KEY)
     block = Secret(_key_block(pem.data))
     if b"-----BEGIN OPENSSH" in block.data:
         msg = f"the private key in {where} is in OpenSSH's own format; convert it with ssh-keygen -p -m PKCS8 -f FILE"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
     encrypted = b"ENCRYPTED" in block.data
+    if encrypted and password is not None and not password.data:
+        msg = f"the password does not open the private key in {where}: it is empty"
+        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
     if encrypted and password is None:
         msg = f"the private key in {where} is encrypted; give its password"
         raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
@@ -135,12 +159,20 @@ def parse_private_key(pem: Secret, password: Secret | None, where: str) -> objec
     try:
         key = serialization.load_pem_private_key(block.data, None if password is None else password.data)
     except UnsupportedAlgorithm:
-        msg = f"the private key in {where} is of a kind that is not supported; use EC P-256, P-384, Ed25519 or RSA"
+        msg = (
+            f"the private key in {where} is encrypted with a cipher that is not supported. Encrypt it anew: openssl "
+            "pkcs8 -topk8 -v2 aes-256-cbc -provider legacy -provider default -in FILE"
+            if encrypted
+            else f"the private key in {where} is of a kind that is not supported; use EC P-256, P-384, Ed25519 or RSA"
+        )
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
     except (ValueError, TypeError):
         if encrypted:
             msg = f"the password does not open the private key in {where} (or the key is damaged)"
             raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD) from None
+        if is_multi_prime(_decoded(b"".join(block.data.split(b"\n")[1:-1]))):
+            msg = f"the private key in {where} is RSA of more than two primes, which is not supported; make a new one"
+            raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
         msg = f"the private key in {where} is damaged or cut off; write the file anew"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
     return key
@@ -170,12 +202,20 @@ def parse_crls(data: bytes, where: str) -> Iterator[tuple[x509.CertificateRevoca
             yield _parse_crl(_decoded(block) if end else b"", where)
         return
     if b"-----BEGIN " in data:
-        msg = f"no CRL in {where}: a '{_PEM_CRL.decode()}' block is needed, or DER. Are two files swapped?"
+        msg = (
+            f"no CRL in {where}: a '{_PEM_CRL.decode()}' block is needed, or DER, and {found_in(data)}. Are two files "
+            "swapped?"
+        )
         raise CertificateError(msg, reason=CertificateReason.NO_CRL)
     if not data.strip():
         msg = f"no CRL in {where}: it is empty. Write the file anew"
         raise CertificateError(msg, reason=CertificateReason.NO_CRL)
     yield _parse_crl(data, where)
+
+
+def holds_lists(data: bytes) -> bool:
+    """Whether a file holds revocation lists, in PEM or DER."""
+    return _PEM_CRL in data or (not is_pem(data) and found_in(data) == "it is a revocation list in DER")
 
 
 def _decoded(block: bytes) -> bytes:

@@ -24,7 +24,7 @@ from trionode import (
     NodeName,
 )
 from trionode._credentials.crl import next_update
-from trionode._credentials.pem import parse_certificates, read_file
+from trionode._credentials.pem import holds_lists, parse_certificates, read_file
 from trionode._identity.certificate import (
     fingerprint,
     is_ca,
@@ -244,18 +244,20 @@ def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
     for name in names:
         file = _file_of(name, directory)
         data = read_file(file)
-        if b"X509 CRL-----" in data.data:
+        blocks: list[tuple[str, Table]] = []
+        has_lists = holds_lists(data.data)
+        if has_lists:
             crls = CRLSet.from_bytes(data.data)
             documents += [{"file": str(file), **crl_values(crl, known, now)} for crl in crls]
-            blocks = [(f"revocation list in {file}", crl_grid(crl, known, now)) for crl in crls]
-        else:
+            blocks += [(f"revocation list in {file}", crl_grid(crl, known, now)) for crl in crls]
+        if not has_lists or b"-----BEGIN CERTIFICATE-----" in data.data:
             chain = parse_certificates(data, str(file))
             entries = [revocation_of(each, lists) for each in chain]
             documents += [
                 {"file": str(file), **certificate_values(each, now), "revoked": entry is not None}
                 for each, entry in zip(chain, entries, strict=True)
             ]
-            blocks = [
+            blocks += [
                 (
                     f"certificate {number} of {len(chain)} in {file}: {_role(each, number)}",
                     certificate_grid(each, now, None if entry is None else revocation_shown(entry)),

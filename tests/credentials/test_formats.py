@@ -1,0 +1,165 @@
+"""Files that are not PEM, or hold something else: read where that is easy, else a message says what was found."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs7, pkcs12
+
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import to_pem
+from trionode._errors import CertificateError, CertificateReason
+from trionode.pki import CertificateAuthority
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Said
+
+CA = CertificateAuthority.create()
+PAIR = CA.issue("a@localhost")
+LEAF = PAIR.certificate
+KEY_DER = PAIR.private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+KEY_PEM = PAIR.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+LEAF_PEM = LEAF.public_bytes(Encoding.PEM)
+REQUEST = (
+    x509.CertificateSigningRequestBuilder()
+    .subject_name(x509.Name([]))
+    .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+)
+
+
+def bundle(password: bytes | None) -> bytes:
+    """A PKCS#12 bundle."""
+    encryption = NoEncryption() if password is None else serialization.BestAvailableEncryption(password)
+    assert isinstance(PAIR.private_key, ec.EllipticCurvePrivateKey)
+    return pkcs12.serialize_key_and_certificates(b"a", PAIR.private_key, LEAF, [CA.certificate], encryption)
+
+
+def load(tmp_path: Path, cert: bytes, key: bytes, password: bytes | None = None) -> KeyPair:
+    """Load two files."""
+    (tmp_path / "cert").write_bytes(cert)
+    (tmp_path / "key").write_bytes(key)
+    return KeyPair.load(tmp_path / "cert", tmp_path / "key", password=password)
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "password"),
+    [
+        (LEAF.public_bytes(Encoding.DER), KEY_DER, None),
+        (bundle(None), bundle(None), None),
+        (bundle(b"secret"), bundle(b"secret"), b"secret"),
+        (pkcs7.serialize_certificates([LEAF], Encoding.PEM), KEY_PEM, None),
+        (pkcs7.serialize_certificates([LEAF], Encoding.DER), KEY_PEM, None),
+        (LEAF_PEM + LEAF_PEM, KEY_PEM, None),
+    ],
+)
+def test_other_formats_are_read(tmp_path: Path, cert: bytes, key: bytes, password: bytes | None) -> None:
+    """DER, PKCS#12, PKCS#7; a duplicate is dropped."""
+    pair = load(tmp_path, cert, key, password)
+    assert pair.certificate == LEAF
+    assert len(set(pair.chain)) == len(pair.chain)
+
+
+def test_pools_of_other_formats(tmp_path: Path) -> None:
+    """A CA in DER, as Windows exports it."""
+    file = tmp_path / "ca.cer"
+    file.write_bytes(CA.certificate.public_bytes(Encoding.DER))
+    assert CAPool.load(file) == CA.pool
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it is empty"),
+        (REQUEST.public_bytes(Encoding.PEM), "it holds CERTIFICATE REQUEST"),
+        (REQUEST.public_bytes(Encoding.DER), r"it is a certificate request \(CSR\) in DER"),
+        (LEAF_PEM.replace(b"CERTIFICATE", b"TRUSTED CERTIFICATE"), "it holds TRUSTED CERTIFICATE"),
+        (LEAF_PEM.decode().encode("utf-16"), "it is text in UTF-16"),
+        (KEY_DER, "it is a private key in DER"),
+        (to_pem(CA.revocation_list().lists), "it holds X509 CRL"),
+        (b"\xff" * 9, "it is neither PEM nor DER"),
+    ],
+)
+def test_what_was_found_is_said(tmp_path: Path, data: bytes, words: str) -> None:
+    """In the place of a certificate."""
+    with pytest.raises(CertificateError, match=words) as refused:
+        load(tmp_path, data, KEY_PEM)
+    assert refused.value.reason is CertificateReason.NO_CERTIFICATE
+
+
+def test_a_wrong_password_of_a_bundle(tmp_path: Path) -> None:
+    """Says so."""
+    with pytest.raises(CertificateError, match=r"does not open the PKCS#12 bundle") as refused:
+        load(tmp_path, bundle(b"secret"), bundle(b"secret"), b"wrong")
+    assert refused.value.reason is CertificateReason.BAD_PASSWORD
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        ("-newkey rsa-pss -pkeyopt rsa_keygen_bits:2048", "id-RSASSA-PSS"),
+        ("-newkey ec -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:explicit", "explicit parameters"),
+        ("-newkey rsa:1024", "1024 bits"),
+        ("-newkey rsa:2048 -pkeyopt rsa_keygen_primes:3", "more than two primes"),
+    ],
+)
+def test_keys_that_no_handshake_could_use_are_refused_when_loaded(tmp_path: Path, make: str, words: str) -> None:
+    """With what is wrong with them."""
+    cert, key = str(tmp_path / "c.pem"), str(tmp_path / "k.pem")
+    arguments = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=a", *make.split(), "-out", cert, "-keyout", key]
+    subprocess.run(arguments, check=True, capture_output=True)
+    with pytest.raises(CertificateError, match=words) as refused:
+        KeyPair.load(cert, key)
+    assert refused.value.reason is CertificateReason.UNSUPPORTED_KEY
+
+
+def test_an_empty_password_is_named(tmp_path: Path) -> None:
+    """Not "wrong"."""
+    encrypted = PAIR.private_key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    )
+    with pytest.raises(CertificateError, match=r"does not open the private key in .*: it is empty"):
+        load(tmp_path, LEAF_PEM, encrypted, b"")
+
+
+def test_cross_signed_intermediates_in_one_file() -> None:
+    """Both certificates of a CA that two roots have signed may be in the chain, in either order."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(4)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)]) for each in ("leaf", "sub", "one", "two")]
+
+    def make(subject: int, issuer: int) -> x509.Certificate:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder(names[issuer], names[subject], keys[subject].public_key(), 7 + issuer)
+            .not_valid_before(now)
+            .not_valid_after(now + timedelta(days=1))
+            .sign(keys[issuer], hashes.SHA256())
+        )
+
+    leaf, twins = make(0, 1), [make(1, 2), make(1, 3)]
+    for order in (twins, twins[::-1]):
+        assert KeyPair([leaf, *order], keys[0]).chain == (leaf, *order)
+    with pytest.raises(CertificateError, match="not in order"):
+        KeyPair([leaf, make(2, 2)], keys[0])
+
+
+def test_pki_show_shows_everything_in_a_file(tmp_path: Path, trionode_command: Callable[..., Said]) -> None:
+    """Certificates and lists together, and DER."""
+    lists = CA.revocation_list().lists
+    (tmp_path / "both.pem").write_bytes(LEAF_PEM + to_pem(lists))
+    (tmp_path / "crl.der").write_bytes(lists[0].public_bytes(Encoding.DER))
+    (tmp_path / "leaf.der").write_bytes(LEAF.public_bytes(Encoding.DER))
+    names = [str(tmp_path / each) for each in ("both.pem", "crl.der", "leaf.der")]
+    said = trionode_command("pki", "show", "--pki", tmp_path / "none", *names)
+    assert said.status == 0
+    assert said.out.count("revocation list in") == 2
+    assert said.out.count("certificate 1 of 1 in") == 2
