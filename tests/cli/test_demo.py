@@ -410,7 +410,7 @@ def test_a_reader_who_leaves_early_ends_it_quietly() -> None:
     try:
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=PATIENCE) == 1
+        assert process.wait(timeout=PATIENCE) == 141
         assert process.stderr.read() == ""
     finally:
         process.kill()

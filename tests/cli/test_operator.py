@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +19,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from trionode import CRLSet, KeyPair
-from trionode._node.status_socket import ManagerStatus, NodeStatus, SourceStatus
+from trionode import CRLSet, KeyPair, RemoteCode, RemoteError, ServiceChannel
+from trionode._node.status_socket import ManagerStatus, NodeStatus, SourceStatus, StatusError, read_status
+from trionode._util.private_directory import NotPrivateError, private_directory
 from trionode.cli import descriptors, paths, status as status_command, terminal
 from trionode.pki import CertificateAuthority, write_crl_set, write_key_pair
+from trionode.testing import node_factory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -410,3 +413,92 @@ def test_a_path_that_cannot_be_looked_at_is_not_taken_for_a_missing_one(
     monkeypatch.setattr(Path, "exists", lambda _: False)
     monkeypatch.setattr(Path, "is_file", lambda _: False)
     pki(*arguments).is_one_line("cannot use", found, "Permission denied", "permissions", status=3)
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["check", "--json", ALPHA], 3), (["explain", "--json", "example.org:x"], 2), (["nonsense", "--json"], 2)],
+)
+def test_an_error_is_json_where_that_was_asked_for(
+    arguments: list[str], status: int, trionode_command: Command
+) -> None:
+    """On stdout, with the text that goes to stderr."""
+    said = trionode_command(*arguments)
+    error = json.loads(said.out)["error"]
+    assert (said.status, error["status"]) == (status, status)
+    assert said.err == f"trionode: {error['message']}\n"
+
+
+@pytest.mark.parametrize("text", ["https://example.org:443", "https://example.org/", "tcp://x"])
+def test_a_url_is_told_that_it_is_one(text: str, trionode_command: Command) -> None:
+    """Where a host belongs."""
+    trionode_command("explain", text).is_one_line("is a URL", "HOST:PORT", status=2)
+
+
+def test_a_cookie_can_be_made(trionode_command: Command) -> None:
+    """And each is another."""
+    made = {trionode_command("cookie").out, trionode_command("cookie").out}
+    assert {len(each) for each in made} == {44}
+    assert len(made) == 2
+    assert len(trionode_command("cookie", "--json").document["cookie"]) == 43
+
+
+def test_no_color_means_no_escapes(pki: Command, tmp_path: Path) -> None:
+    """In a terminal; not even bold ones."""
+    shown: dict[str, bytes] = {}
+    for name, value in (("plain", "1"), ("styled", "")):
+        child, master = pty.fork()
+        if child == 0:  # pragma: no cover
+            os.chdir(tmp_path)
+            line = f"exec {sys.executable} -m trionode pki show"
+            os.execve("/bin/sh", ["/bin/sh", "-c", line], {**environment(), "NO_COLOR": value, "TERM": "xterm"})  # noqa: S606
+        found = b""
+        try:
+            while piece := os.read(master, 4096):
+                found += piece
+        except OSError:
+            pass
+        os.close(master)
+        os.waitpid(child, 0)
+        shown[name] = found
+    assert ALPHA.encode() in shown["plain"]
+    assert b"\x1b" not in shown["plain"]
+    assert b"\x1b" in shown["styled"]
+
+
+@pytest.mark.parametrize("missing", ["geteuid", "O_DIRECTORY", "O_NOFOLLOW"])
+def test_systems_without_private_directories_are_told(missing: str, tmp_path: Path) -> None:
+    """The error names the feature and the system; no AttributeError."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(os, missing)
+        with pytest.raises(NotPrivateError, match=f"{sys.platform} has no os.{missing}"), private_directory(tmp_path):
+            pass
+
+
+def test_systems_without_unix_sockets_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for the status of a node."""
+    monkeypatch.delattr(socket, "AF_UNIX")
+    with pytest.raises(StatusError, match=f"UNIX sockets, which {sys.platform} does not have"):
+        read_status(tmp_path / "x")
+
+
+async def test_a_service_refuses_on_purpose(caplog: pytest.LogCaptureFixture) -> None:
+    """Its code and words reach the caller; nothing is logged as a failure."""
+
+    async def refuse(_: ServiceChannel) -> None:
+        raise RemoteError("not today", code=RemoteCode.NOT_ALLOWED)
+
+    async def odd(_: ServiceChannel) -> None:
+        raise RemoteError("odd", code="a code of mine")
+
+    async with node_factory().cluster("a", "b", services={"refuse": refuse, "odd": odd}) as (a, b):
+        with pytest.raises(RemoteError, match="not today") as caught:
+            await a.call(b.name, "refuse", b"")
+        assert caught.value.code is RemoteCode.NOT_ALLOWED
+        with pytest.raises(RemoteError, match="odd") as caught:
+            await a.call(b.name, "odd", b"")
+        assert caught.value.code is RemoteCode.FAILED
+    assert not [each for each in caplog.records if each.levelname in ("WARNING", "ERROR")]

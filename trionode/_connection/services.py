@@ -268,6 +268,11 @@ class Services:
     def _failed(self, channel: ChannelEnd, error: Exception) -> bool:
         """Tell the caller and the log; False where the caller itself is the reason."""
         gone = channel.is_end(error)
+        if not gone and isinstance(error, RemoteError) and _raised_on_purpose(error):
+            code = RemoteCode.FAILED if error.code is RemoteCode.OTHER else error.code
+            channel.reset(code, error.message)
+            _log.info("service %r refused %s: %s: %s", channel.service, channel.peer.name, code, error.message)
+            return False
         channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")
         if gone:
             _log.info("service %r ended: %s", channel.service, error)
@@ -278,6 +283,14 @@ class Services:
                 "service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error
             )
         return not gone
+
+
+def _raised_on_purpose(error: RemoteError) -> bool:
+    """Whether the service raised it itself, to refuse; and did not get it from a call of its own to another peer."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and not traceback.tb_frame.f_globals.get("__name__", "").startswith("trionode.")
 
 
 def _anybody(_: Peer) -> bool:

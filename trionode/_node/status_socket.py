@@ -19,6 +19,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -157,6 +158,9 @@ async def serve_status(
     Raises:
         ListenError: the socket cannot be had, or its directory is not private.
     """
+    if not hasattr(socket, "AF_UNIX"):
+        msg = f"the status of a node is served over a UNIX socket, which {sys.platform} does not have; Linux does"
+        raise ListenError(msg, address=(str(path or node.name), 0))
     where = _default_path(node) if path is None else Path(path)
     with _bound(where) as listening, trio.socket.from_stdlib_socket(listening) as served:
         async with trio.open_nursery() as nursery:
@@ -254,7 +258,7 @@ def _source(manager: ManagerStatistics) -> SourceStatus | None:
 
 def status_directory() -> Path:
     """Where the sockets are: a directory of their own, for the local registry cleans up in its parent."""
-    parent = runtime_directory() or Path("/tmp") / f"trionode-{os.geteuid()}"  # noqa: S108 -- checked
+    parent = runtime_directory() or Path("/tmp") / f"trionode-{os.geteuid() if hasattr(os, 'geteuid') else 0}"  # noqa: S108 -- checked
     return parent / "status"
 
 
@@ -387,6 +391,9 @@ def read_status(path: Path) -> NodeStatus:
     Raises:
         StatusError: no node of this user serves there, or what came is no status.
     """
+    if not hasattr(socket, "AF_UNIX"):
+        msg = f"nodes serve their status over UNIX sockets, which {sys.platform} does not have; Linux does"
+        raise StatusError(msg)
     pieces: list[bytes] = []
     size = 0
     try:

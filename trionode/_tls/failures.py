@@ -181,7 +181,7 @@ class HandshakeErrors:
             detail: what is known of how it ended.
         """
         text = (
-            f"{self.peer} ended the connection without a word: {detail}. It may have crashed, refused us without an "
+            f"{self.peer} ended the connection without a word: {detail}. It may have refused us without an "
             "alert, or something in between cut the connection"
         )
         return self._failed(HandshakeReason.TRUNCATED, text, trio.BrokenResourceError(detail))

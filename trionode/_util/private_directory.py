@@ -10,12 +10,17 @@ import contextlib
 import os
 import secrets
 import stat
+import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+#: What tells whose a directory is; some systems have it not.
+_NEEDED: Final = ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "geteuid")
 
 
 class NotPrivateError(Exception):
@@ -36,6 +41,13 @@ def private_directory(directory: Path) -> Iterator[int]:
     Raises:
         NotPrivateError: it cannot be made or opened, is a link, is another user's, or gives other users access.
     """
+    missing = [name for name in _NEEDED if not hasattr(os, name)]
+    if missing:
+        msg = (
+            f"cannot be checked: {sys.platform} has no {', '.join(f'os.{name}' for name in missing)}, by which POSIX "
+            "systems such as Linux tell whose a directory is"
+        )
+        raise NotPrivateError(msg)
     try:
         _make(directory)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

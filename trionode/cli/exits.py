@@ -46,6 +46,7 @@ class ExitStatus(IntEnum):
     REFUSED = 5
     REMOTE = 6
     INTERRUPTED = 130
+    BROKEN_PIPE = 141
 
 
 #: For `--help` and the manual.
@@ -58,6 +59,7 @@ MEANINGS: Final = {
     ExitStatus.REFUSED: "one side refused the other: certificate, name, cookie",
     ExitStatus.REMOTE: "the service at the peer did not do it",
     ExitStatus.INTERRUPTED: "Ctrl-C",
+    ExitStatus.BROKEN_PIPE: "the reader of our output has gone, as in `| head`",
 }
 
 

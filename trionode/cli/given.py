@@ -118,6 +118,9 @@ def host_and_port(text: str, default: int | None = None) -> tuple[str, int]:
     Raises:
         click.BadParameter: it is neither, or has no port where it needs one.
     """
+    if "://" in text:
+        msg = f"{text!r} is a URL; give HOST or HOST:PORT alone, without {text.partition('://')[0]}:// and a path"
+        raise click.BadParameter(msg)
     host, colon, port = text.rpartition(":")
     if not colon or "]" in port or (":" in host.strip("[]") and not host.startswith("[")):
         host, port = text, ""

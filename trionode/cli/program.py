@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ import click
 
 from .check import check
 from .completion import completion
+from .cookie import cookie
 from .demo import demo
 from .exits import (
     MEANINGS,
@@ -27,6 +29,7 @@ from .manual import manual
 from .paths import given_as
 from .pki import pki
 from .serve import serve
+from .shown import put_json
 from .status import status
 from .talk import call, ping
 
@@ -46,26 +49,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A character that the terminal cannot show becomes a question mark; it must not end the program.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    stdout = sys.stdout
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    end = partial(_end, as_json="--json" in given)
     try:
         return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.UsageError as exc:
         where = PROGRAM if exc.ctx is None else exc.ctx.command_path
-        return _end(f"{exc.format_message()} (see '{where} --help')", ExitStatus.USAGE)
+        return end(f"{exc.format_message()} (see '{where} --help')", ExitStatus.USAGE)
     except click.ClickException as exc:
-        return _end(exc.format_message(), exc.status if isinstance(exc, Trouble) else exc.exit_code)
+        return end(exc.format_message(), exc.status if isinstance(exc, Trouble) else exc.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        return _end("interrupted; nothing is left running", ExitStatus.INTERRUPTED)
+        return end("interrupted; nothing is left running", ExitStatus.INTERRUPTED)
+    except SystemExit:
+        if sys.stdout is not stdout:  # `trionode demo | head`: click has put something in its place, and exits with 1
+            return ExitStatus.BROKEN_PIPE
+        raise
     except Exception as exc:
         if is_unwritable(exc):
             _abandon_stdout()
             if isinstance(exc, BrokenPipeError):  # `trionode demo | head`: the reader has closed the pipe
-                return ExitStatus.FOUND
+                return ExitStatus.BROKEN_PIPE
             remedy = "it was closed by the caller" if exc.errno == errno.EBADF else "free some space"
-            return _end(f"cannot write to stdout: {exc.strerror}; {remedy}", ExitStatus.FILES)
+            return end(f"cannot write to stdout: {exc.strerror}; {remedy}", ExitStatus.FILES)
         status = judge(exc)
         if status is None:
             raise
-        return _end(sentence(exc), status)
+        return end(sentence(exc), status)
 
 
 def _abandon_stdout() -> None:
@@ -74,8 +84,12 @@ def _abandon_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _end(line: str, status: int) -> int:
-    click.echo(f"{PROGRAM}: {given_as(' '.join(line.split()))}", err=True)
+def _end(line: str, status: int, *, as_json: bool = False) -> int:
+    text = given_as(" ".join(line.split()))
+    if as_json:
+        with contextlib.suppress(OSError, ValueError):  # stdout may be what is wrong
+            put_json({"error": {"message": text, "status": int(status)}})
+    click.echo(f"{PROGRAM}: {text}", err=True)
     return status
 
 
@@ -109,5 +123,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, pki, check, explain, serve, call, ping, status, manual, completion):
+for _command in (demo, pki, check, explain, serve, call, ping, cookie, status, manual, completion):
     cli.add_command(_command)

@@ -65,7 +65,8 @@ _PURPOSES: Final = {
 
 def console() -> Console:
     """A console for stdout: the terminal as it is; a pipe is wide and has no colours."""
-    found = Console(highlight=False)
+    # NO_COLOR (no-color.org): rich would still write other escapes, for bold and dim.
+    found = Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = _PIPE_WIDTH
     found.width = max(found.width, _LEAST_WIDTH)
