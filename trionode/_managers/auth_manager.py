@@ -109,7 +109,8 @@ class CertAuthManager(CertManager):
             client_cas: anchors for client certificates.
             root_cas: anchors for server certificates; None means the system's.
             crls: revocation lists; None ends the checking of revocation.
-            stranded: what becomes of live peers that could not connect again.
+            stranded: what becomes of live peers that could not connect again. The streams of servers never stand in
+                the way: they are kept unless this, or the server's own `stranded`, is `CLOSE`.
 
         Returns:
             The new generation.

@@ -155,10 +155,11 @@ class CertManager:
         return self._publisher.live_generations
 
     async def drained(self, generation: int) -> None:
-        """Wait until no node's connection uses this generation or an older one. Cancelling is harmless.
+        """Wait until no node's connection and no server's stream uses this generation or an older one.
 
-        Handshakes under way are not counted until they are connections, nor are the streams of `serve_tls` and
-        `open_tls_stream`. Where there is no such connection it returns after a checkpoint.
+        Handshakes under way are not counted before they are done, nor are the streams of `open_tls_stream` and of the
+        functions that wrap one. Where there is no such connection it returns after a checkpoint. Cancelling is
+        harmless.
 
         Args:
             generation: the number up to which connections have to be gone.

@@ -39,6 +39,7 @@ from trionode._util.log import Log
 from .findings import check_usable, examine
 from .trust import (
     Bench,
+    LiveEntry,
     LiveLink,
     LiveLinks,
     StrandedPeer,
@@ -222,7 +223,8 @@ class Publisher:
                 contexts = self._build(self.generation + 1, self.key_pair, policy)
                 found = list(self._links.stranded(policy, before))
                 if stranded is StrandedPeers.REFUSE:
-                    _refuse_to_strand([peer for peer, _ in found if peer.newly and not peer.revoked])
+                    bound = [peer for peer, entry in found if entry.stranded is None]
+                    _refuse_to_strand([peer for peer in bound if peer.newly and not peer.revoked])
             except (CertificateError, TrustRotationError) as exc:
                 self._refuse(exc)
                 raise
@@ -232,9 +234,9 @@ class Publisher:
             self._warn_of_findings()
         if policy.crls is None and before.crls is not None:
             _security_log.warning("crls=None: certificates are no longer checked for revocation")
-        for peer, end in found:
-            if peer.revoked or stranded is StrandedPeers.CLOSE:
-                self._end(peer, end)
+        for peer, entry in found:
+            if peer.revoked or StrandedPeers.CLOSE in (stranded, entry.stranded):
+                self._end(peer, entry)
             else:
                 _security_log.warning("connection kept, though its peer could not connect again: %s", peer.text)
         return contexts.generation
@@ -338,7 +340,13 @@ class Publisher:
 
     # Live links
 
-    def attach(self, link: LiveLink, end: Callable[[PeerUnverifiedError], None]) -> None:
+    def attach(
+        self,
+        link: LiveLink,
+        end: Callable[[PeerUnverifiedError], None],
+        *,
+        stranded: StrandedPeers | None = None,
+    ) -> None:
         """Enter a connection's link in the ledger of live links.
 
         Where trust was rotated after the link's handshake had taken its contexts, the peer is judged by what is trusted
@@ -348,12 +356,14 @@ class Publisher:
             link: it was made with contexts of this manager. It is kept until it is detached.
             end: ends it, synchronously, with the reason; called at most once for each time that it was attached, and
                 in the manager's Trio thread. It may call `detach`.
+            stranded: what becomes of it where its peer is stranded, `KEEP` or `CLOSE`; None: what the rotation says.
         """
-        self._links.add(link, end)
+        entry = LiveEntry(link, end, stranded)
+        self._links.add(entry)
         if link.generation < self._trusted_since:
             refusal = Bench(self.policy).judge(link)
             if refusal is not None:
-                self._end(stranded_peer(link, refusal, newly=False), end)
+                self._end(stranded_peer(link, refusal, newly=False), entry)
 
     def detach(self, link: LiveLink) -> None:
         """Remove a link that has ended from the ledger; nothing happens if it is not there."""
@@ -370,10 +380,10 @@ class Publisher:
             await trio.lowlevel.checkpoint()
             await self._links.drained(generation)
 
-    def _end(self, peer: StrandedPeer, end: Callable[[PeerUnverifiedError], None]) -> None:
+    def _end(self, peer: StrandedPeer, entry: LiveEntry) -> None:
         _security_log.warning("connection ended, its peer is no longer trusted: %s", peer.text)
         try:
-            end(stranded_error(peer))
+            entry.end(stranded_error(peer))
         except Exception:  # noqa: BLE001 -- logged in full; the other links must be ended all the same
             _log.exception("ending the connection to %s failed", peer.name)
 

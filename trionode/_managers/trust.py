@@ -6,6 +6,9 @@ again, by the new pools and lists. A peer whose chain does not verify is *strand
 ended, and it could not connect again. Dates play no part in this: the CA of a certificate that has expired meanwhile is
 still trusted.
 
+What holds for links holds for the streams of servers, too: their clients have no node name, and what becomes of those
+that are stranded is the server's choice.
+
 The ledger keeps a link and a function that ends it, nothing else; a chain is read from the TLS session when it is
 needed. Peers that were admitted without verification are not judged: trust was not why they were let in.
 
@@ -19,7 +22,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 from trio_util import AsyncValue
 
@@ -30,6 +33,7 @@ from trionode._tls.failures import HandshakeErrors
 from trionode._tls.judge import Judge
 from trionode._tls.verification import refusal_of
 from trionode._util.log import Log
+from trionode._util.text import Address, at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,25 +42,43 @@ if TYPE_CHECKING:
 
     from trionode._credentials.policy import TLSPolicy
     from trionode._identity.names import NodeName
-    from trionode._identity.peer import Peer
     from trionode._tls.stream import SessionStream
-    from trionode._util.text import Address
 
 __all__ = ["StrandedPeer", "StrandedPeers", "TrustRotationError"]
 
 _log = Log("trionode.security")
 
 
+class LivePeer(Protocol):
+    """What a manager needs to know of what is at the other end: a `Peer` has it."""
+
+    @property
+    def name(self) -> NodeName | None:
+        """Its node name; None for the client of a server, which has none."""
+
+    @property
+    def certificate(self) -> x509.Certificate | None:
+        """Its leaf, or None if it sent none."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether this side verified it."""
+
+    @property
+    def address(self) -> Address | None:
+        """Its (host, port), or None where the transport does not know it."""
+
+
 class LiveLink(Protocol):
-    """What a manager needs to know of a connection's TLS stream."""
+    """What a manager needs to know of a TLS stream that is in use."""
 
     @property
     def generation(self) -> int:
         """The generation of the contexts that its handshake took."""
 
     @property
-    def peer(self) -> Peer:
-        """The node at the other end."""
+    def peer(self) -> LivePeer:
+        """What is at the other end."""
 
     @property
     def dialled(self) -> bool:
@@ -85,7 +107,7 @@ class StrandedPeer:
     """A live peer whose chain does not verify against some trust.
 
     Attributes:
-        name: its node name.
+        name: its node name, or None for the client of a server.
         certificate: its leaf.
         pool: which pool judged it, `client_cas` (it dialled us) or `root_cas` (we dialled it).
         reason: what is wrong: `unknown_ca`, `revoked`, `revocation_unknown`, …
@@ -95,7 +117,7 @@ class StrandedPeer:
         text: the same as a sentence, with the remedy.
     """
 
-    name: NodeName
+    name: NodeName | None
     certificate: x509.Certificate
     pool: str
     reason: UnverifiedReason
@@ -121,7 +143,8 @@ class StrandedPeer:
 
     def __str__(self) -> str:
         """Name, subject, issuer, pool and reason in a few words."""
-        return f"{self.name} ({self.subject}, issued by {self.issuer}; {self.pool}: {self.reason.replace('_', ' ')})"
+        why = f"{self.pool}: {self.reason.replace('_', ' ')}"
+        return f"{self.name or 'a client'} ({self.subject}, issued by {self.issuer}; {why})"
 
 
 @final
@@ -139,20 +162,36 @@ class TrustRotationError(TrionodeError):
 
 
 @final
+class LiveEntry(NamedTuple):
+    """A link in the ledger.
+
+    Attributes:
+        link: itself.
+        end: ends it, synchronously, with the reason.
+        stranded: what becomes of it where its peer is stranded; None: what the rotation of trust says.
+    """
+
+    link: LiveLink
+    end: Callable[[PeerUnverifiedError], None]
+    stranded: StrandedPeers | None = None
+
+
+@final
 class LiveLinks:
     """One manager's ledger."""
 
     def __init__(self) -> None:
         # By identity: links need not be hashable.
-        self._links: dict[int, tuple[LiveLink, Callable[[PeerUnverifiedError], None]]] = {}
+        self._links: dict[int, LiveEntry] = {}
         self._generations: Counter[int] = Counter()
         self._oldest: AsyncValue[float] = AsyncValue(math.inf)
 
-    def add(self, link: LiveLink, end: Callable[[PeerUnverifiedError], None]) -> None:
+    def add(self, entry: LiveEntry) -> None:
         """Enter a link. Entered again, it only gets another function that ends it."""
+        link = entry.link
         if id(link) not in self._links:
             self._count(link.generation, 1)
-        self._links[id(link)] = link, end
+        self._links[id(link)] = entry
 
     def remove(self, link: LiveLink) -> None:
         """Remove a link; nothing happens if it is not there."""
@@ -175,15 +214,13 @@ class LiveLinks:
         while self._oldest.value <= generation:  # in a loop: another may have been attached since the wake-up
             await self._oldest.wait_value(lambda oldest: oldest > generation)
 
-    def stranded(
-        self, policy: TLSPolicy, present: TLSPolicy
-    ) -> Iterator[tuple[StrandedPeer, Callable[[PeerUnverifiedError], None]]]:
-        """The peers that would be stranded under a policy, each with the function that ends its link."""
+    def stranded(self, policy: TLSPolicy, present: TLSPolicy) -> Iterator[tuple[StrandedPeer, LiveEntry]]:
+        """The peers that would be stranded under a policy, each with its entry."""
         bench, today = Bench(policy), Bench(present)
-        for link, end in tuple(self._links.values()):
-            refusal = bench.judge(link)
+        for entry in tuple(self._links.values()):
+            refusal = bench.judge(entry.link)
             if refusal is not None:
-                yield stranded_peer(link, refusal, newly=today.judge(link) is None), end
+                yield stranded_peer(entry.link, refusal, newly=today.judge(entry.link) is None), entry
 
 
 @final
@@ -230,7 +267,7 @@ def stranded_peer(link: LiveLink, refusal: PeerUnverifiedError, *, newly: bool) 
         newly=newly,
         generation=link.generation,
         address=link.peer.address,
-        text=f"{link.peer.name}: {refusal}",
+        text=f"{link.peer.name or f'a client{at(link.peer.address)}'}: {refusal}",
     )
 
 

@@ -9,33 +9,27 @@ is done.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trionode._errors import HandshakeError, HandshakeReason
 from trionode._handshake.accept import accept_tls
 from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, Admission
 from trionode._identity.names import canonical_host
 from trionode._managers.by_name import ManagersByName, ServerManagers
-from trionode._transport.interfaces import Listener
-from trionode._transport.sockets import address_of
-from trionode._transport.tcp import accept_patiently, open_listeners
+from trionode._managers.trust import StrandedPeers
+from trionode._transport.tcp import open_listeners
 from trionode._util.log import Log
-from trionode._util.rate_limited_log import RateLimitedLog
 
 from .arguments import check_arguments, check_port, protocols
 from .stream import TLSStream
+from .tls_server import AnyListener, TLSServer, close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 
 _log: Final = Log("trionode.acceptor")
-
-#: Where streams come in: Trio's own listeners, or those of a `Transport`.
-AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream] | Listener
 
 
 async def serve_tls(
@@ -48,6 +42,7 @@ async def serve_tls(
     handshake_timeout: float = 10,
     max_handshakes: int = MAX_HANDSHAKES,
     max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
+    stranded: StrandedPeers = StrandedPeers.KEEP,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -72,6 +67,9 @@ async def serve_tls(
         handshake_timeout: from the accept to the end of the handshake, seconds.
         max_handshakes: handshakes in progress at once. At the limit, the oldest in the earliest stage is shed.
         max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
+        stranded: what becomes of streams whose client's certificate new trust does not accept (`rotate_trust`): `KEEP`,
+            or `CLOSE`. Those of revoked clients end in any case. The handler then meets a `BrokenResourceError` whose
+            `__cause__` is a `PeerUnverifiedError`.
         handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
         task_status: `started()` gets the list of listeners.
 
@@ -91,6 +89,7 @@ async def serve_tls(
         alpn=protocols(alpn),
         handshake_timeout=handshake_timeout,
         admission=_admission(max_handshakes, max_handshakes_per_address),
+        stranded=stranded,
     )
     with server.in_use():
         listeners = await open_listeners(host, port)
@@ -106,6 +105,7 @@ async def serve_tls_listeners(
     handshake_timeout: float = 10,
     max_handshakes: int = MAX_HANDSHAKES,
     max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
+    stranded: StrandedPeers = StrandedPeers.KEEP,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[Sequence[AnyListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -122,6 +122,9 @@ async def serve_tls_listeners(
         handshake_timeout: from the accept to the end of the handshake, seconds.
         max_handshakes: handshakes in progress at once. At the limit, the oldest in the earliest stage is shed.
         max_handshakes_per_address: of these, from one source address; all that have none count as one.
+        stranded: what becomes of streams whose client's certificate new trust does not accept (`rotate_trust`): `KEEP`,
+            or `CLOSE`. Those of revoked clients end in any case. The handler then meets a `BrokenResourceError` whose
+            `__cause__` is a `PeerUnverifiedError`.
         handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
         task_status: `started()` gets the listeners.
 
@@ -141,11 +144,12 @@ async def serve_tls_listeners(
             alpn=protocols(alpn),
             handshake_timeout=handshake_timeout,
             admission=_admission(max_handshakes, max_handshakes_per_address),
+            stranded=stranded,
         )
         with server.in_use():
             await server.run(listeners, handler_nursery, lambda: task_status.started(listeners))
     finally:
-        await _close_all(listeners)  # noqa: ASYNC102 -- shielded in there
+        await close_all(listeners)  # noqa: ASYNC102 -- shielded in there
 
 
 async def wrap_server_stream(
@@ -183,136 +187,6 @@ async def wrap_server_stream(
     return TLSStream(secured)
 
 
-@final
-class TLSServer:
-    """What accept loops and handlers of one server share."""
-
-    def __init__(
-        self,
-        handler: Callable[[TLSStream], Awaitable[object]],
-        cert_manager: ServerManagers,
-        *,
-        alpn: tuple[str, ...],
-        handshake_timeout: float,
-        admission: Admission,
-    ) -> None:
-        self._handler = handler
-        self._managers = ManagersByName(cert_manager)
-        self._source = self._managers.source
-        self._alpn = alpn
-        self._handshake_timeout = handshake_timeout
-        self._admission = admission
-        self._flood = RateLimitedLog(_log, "handshakes refused")
-        self._uses = ExitStack()
-        self._holders = 0
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """The manager is in use for the length of the block, and then as long as handlers run.
-
-        Raises:
-            CertificateError: its key pair is unusable for a server.
-        """
-        self._uses.enter_context(self._managers.use())
-        self._hold()
-        try:
-            yield
-        finally:
-            self._release()
-
-    def _hold(self) -> None:
-        self._holders += 1
-
-    def _release(self) -> None:
-        self._holders -= 1
-        if not self._holders:
-            self._flood.summarise()
-            self._uses.close()
-
-    async def run(
-        self, listeners: Sequence[AnyListener], handler_nursery: trio.Nursery | None, started: Callable[[], None]
-    ) -> None:
-        """Accept until the listeners are closed, or this is cancelled; then close them."""
-        try:
-            async with trio.open_nursery() as nursery:
-                handlers = nursery if handler_nursery is None else handler_nursery
-                for listener in listeners:
-                    nursery.start_soon(self._accept_from, listener, handlers)
-                started()
-        finally:
-            await _close_all(listeners)  # noqa: ASYNC102 -- shielded in there
-
-    async def _accept_from(self, listener: AnyListener, handlers: trio.Nursery) -> None:
-        shown = _shown(listener)
-        while True:
-            try:
-                if isinstance(listener, trio.abc.Listener):
-                    transport = await accept_patiently(listener, shown)
-                else:
-                    transport = await listener.accept()
-            except trio.ClosedResourceError:
-                return
-            self._hold()  # here: the task begins later
-            try:
-                handlers.start_soon(self._handle, transport, shown, name=f"a TLS connection on {shown}")
-            except BaseException:  # the caller's nursery may be closed
-                self._release()
-                await trio.aclose_forcefully(transport)
-                raise
-
-    async def _handle(self, transport: trio.abc.Stream, where: str) -> None:
-        try:
-            stream = await self._shake_hands(transport, where)
-            if stream is not None:
-                async with stream:
-                    await self._handler(stream)
-        finally:
-            self._release()
-
-    async def _shake_hands(self, transport: trio.abc.Stream, where: str) -> TLSStream | None:
-        try:
-            with self._admission.admitted(address_of(transport)) as ticket:
-                stream = await accept_tls(
-                    transport,
-                    self._source,
-                    alpn=self._alpn,
-                    handshake_timeout=self._handshake_timeout,
-                    ticket=ticket,
-                )
-            return TLSStream(stream)
-        except HandshakeError as exc:
-            if exc.reason == HandshakeReason.SILENT:
-                _log.debug("handshake on %s: %s", where, exc)
-            else:
-                self._flood.warning("handshake refused on %s: %s", where, exc)
-        except Exception:  # noqa: BLE001 -- logged in full; not a peer's fault but ours, and it costs one connection
-            _log.exception("a handshake on %s failed in an unexpected way", where)
-        return None
-
-
 def _admission(limit: int, per_address: int) -> Admission:
     check_arguments(max_handshakes=limit, max_handshakes_per_address=per_address)
     return Admission(limit=limit, per_address=per_address)
-
-
-def _shown(listener: AnyListener) -> str:
-    """Where a listener listens, for people."""
-    if isinstance(listener, trio.SocketListener):
-        try:
-            name: object = listener.socket.getsockname()
-        except OSError:
-            return "a closed socket"
-        if isinstance(name, tuple):
-            return f"{name[0]} port {name[1]}"
-        return repr(name)
-    address = getattr(listener, "address", None)
-    return type(listener).__name__ if address is None else f"{address[0]} port {address[1]}"
-
-
-async def _close_all(listeners: Sequence[AnyListener]) -> None:
-    with trio.CancelScope(shield=True):  # a cancellation from outside would come out after the first
-        for listener in listeners:
-            if isinstance(listener, trio.abc.Listener):
-                await trio.aclose_forcefully(listener)
-            else:
-                listener.close()

@@ -9,6 +9,7 @@ import trio
 if TYPE_CHECKING:
     from cryptography import x509
 
+    from trionode._errors import PeerUnverifiedError
     from trionode._tls.stream import SessionStream
     from trionode._util.text import Address, Buffer
 
@@ -22,10 +23,12 @@ class TLSStream(trio.abc.HalfCloseableStream):
     It has no public constructor: `open_tls_stream`, `serve_tls` and their kin make them.
     """
 
-    __slots__ = ("__weakref__", "_session_stream")
+    __slots__ = ("__weakref__", "_broken_off", "_session_stream")
 
     def __init__(self, stream: SessionStream) -> None:
         self._session_stream = stream
+        # Why this side has ended it under the hands of its user.
+        self._broken_off: PeerUnverifiedError | None = None
 
     def __repr__(self) -> str:
         return f"<TLSStream{repr(self._session_stream).removeprefix('<TLS stream')}"
@@ -118,11 +121,17 @@ class TLSStream(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
             trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
         """
-        await self._session_stream.send_all(data)
+        try:
+            await self._session_stream.send_all(data)
+        except trio.ClosedResourceError as exc:
+            raise self._ended(exc) from self._broken_off
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` might not block, as far as the transport can tell."""
-        await self._session_stream.wait_send_all_might_not_block()
+        try:
+            await self._session_stream.wait_send_all_might_not_block()
+        except trio.ClosedResourceError as exc:
+            raise self._ended(exc) from self._broken_off
 
     async def send_eof(self) -> None:
         """Send a close_notify: nothing more will be sent, receiving goes on (RFC 8446 section 6.1).
@@ -132,7 +141,10 @@ class TLSStream(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this stream was closed.
             trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
         """
-        await self._session_stream.send_eof()
+        try:
+            await self._session_stream.send_eof()
+        except trio.ClosedResourceError as exc:
+            raise self._ended(exc) from self._broken_off
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte, or `b""` once the peer has sent its close_notify.
@@ -146,9 +158,17 @@ class TLSStream(trio.abc.HalfCloseableStream):
             trio.BusyResourceError: another task is receiving.
             trio.ClosedResourceError: this stream was closed.
             trio.BrokenResourceError: the connection is broken, was truncated, or the peer refused us; in the last
-                case `__cause__` is a `PeerRejectedError`.
+                case `__cause__` is a `PeerRejectedError`. Or trust has changed, and this side does not trust the peer
+                any more; then it is a `PeerUnverifiedError`.
         """
-        return await self._session_stream.receive_some(max_bytes)
+        try:
+            return await self._session_stream.receive_some(max_bytes)
+        except trio.ClosedResourceError as exc:
+            raise self._ended(exc) from self._broken_off
+
+    def _ended(self, closed: trio.ClosedResourceError) -> trio.ClosedResourceError | trio.BrokenResourceError:
+        """What to raise where the stream underneath was closed: by its user, or because its peer is not trusted."""
+        return closed if self._broken_off is None else trio.BrokenResourceError(str(self._broken_off))
 
     async def aclose(self) -> None:
         """Offer the peer a close_notify and close the transport, cancelled or not. Never waits for the peer.
@@ -156,3 +176,29 @@ class TLSStream(trio.abc.HalfCloseableStream):
         A peer that reads it can tell this end from a cut (RFC 8446 section 6.1).
         """
         await self._session_stream.aclose()
+
+
+def break_off(stream: TLSStream, error: PeerUnverifiedError) -> bool:
+    """End a stream that somebody uses: what waits on it, and what comes, meets a `BrokenResourceError` from the error.
+
+    Synchronous where that can be.
+
+    Args:
+        stream: whose peer is not trusted any more.
+        error: why.
+
+    Returns:
+        Whether it is closed; otherwise the caller has to do it.
+    """
+    stream._broken_off = error  # noqa: SLF001 -- the one other place that may
+    return stream._session_stream.close_at_once()  # noqa: SLF001 -- likewise
+
+
+def is_broken_off(stream: TLSStream) -> bool:
+    """Whether a stream was ended because its peer is not trusted any more."""
+    return stream._broken_off is not None  # noqa: SLF001 -- likewise
+
+
+def session_of(stream: TLSStream) -> SessionStream:
+    """What a stream wraps, for the ledger of its manager."""
+    return stream._session_stream  # noqa: SLF001 -- likewise

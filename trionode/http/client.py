@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeAlias
 
     import httpcore
-    import httpx
+    import httpx  # noqa: ASYNC127 -- programs use either, and so does this
     import httpx2
 
     from trionode._managers.manager import CertManager
@@ -300,7 +300,7 @@ def _body_class(http: ModuleType, core: ModuleType) -> Callable[[_Stream], objec
             with _translated(http, core):
                 async with aclosing(self._stream.__aiter__()) as parts:
                     async for part in parts:
-                        yield part
+                        yield part  # noqa: ASYNC119 -- no cleanup there
 
         async def aclose(self) -> None:
             await self._stream.aclose()

@@ -67,8 +67,8 @@ class Security:
     def set_alpn_protocols(self, protocols: Sequence[str]) -> None:
         """Do nothing: httpcore says here what it was told by who made us."""
 
-    async def wrap(self, stream: trio.abc.Stream, reference: str, timeout: float | None) -> TLSStream:
-        """Make TLS of a stream that is connected to a server; owns it.
+    async def wrap(self, stream: trio.abc.Stream, reference: str, *, seconds: float) -> TLSStream:
+        """Make TLS of a stream that is connected to a server, within so many seconds; owns it.
 
         Raises:
             HandshakeError: it failed.
@@ -82,7 +82,7 @@ class Security:
                 self.manager,
                 alpn=self._alpn,
                 insecure_skip_verify=self._insecure_skip_verify,
-                handshake_timeout=math.inf if timeout is None else timeout,
+                handshake_timeout=seconds,
             )
         except BaseException:
             await trio.aclose_forcefully(stream)
@@ -105,7 +105,7 @@ class Backend:
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's interface
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> NetworkStream:
@@ -115,7 +115,10 @@ class Backend:
             return _stream(stream, self._core, socket_options)
 
     async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's interface
+        socket_options: Iterable[SocketOption] | None = None,
     ) -> NetworkStream:
         """Connect to a UNIX socket."""
         with self._connecting(timeout):
@@ -158,7 +161,7 @@ class NetworkStream:
         # What came while a reason was looked for.
         self._leading = b""
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 -- likewise
         """Receive something; empty at the end."""
         if self._leading:
             await trio.lowlevel.checkpoint()
@@ -172,7 +175,7 @@ class NetworkStream:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self._core.ReadError(str(exc), exc) from exc
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 -- likewise
         """Send all."""
         if not buffer:
             return
@@ -184,7 +187,7 @@ class NetworkStream:
         except trio.ClosedResourceError as exc:
             raise self._core.WriteError(str(exc), exc) from exc
         except trio.BrokenResourceError as exc:
-            reason = await self._reason() or exc
+            reason = await self._reason() or exc  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news
             raise self._core.WriteError(str(reason), reason) from reason
 
     async def _reason(self) -> trio.BrokenResourceError | None:
@@ -205,14 +208,17 @@ class NetworkStream:
         await self._stream.aclose()
 
     async def start_tls(
-        self, ssl_context: Security, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: Security,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 -- likewise
     ) -> NetworkStream:
         """Make TLS of it; owns it."""
         connection = _handling.get()
         host = server_hostname or ""
         reference = (connection.sni or ssl_context.manager.server_name or host) if ssl_context.named else host
         try:
-            stream = await ssl_context.wrap(self._stream, reference, timeout)
+            stream = await ssl_context.wrap(self._stream, reference, seconds=math.inf if timeout is None else timeout)
         except HandshakeTimeoutError as exc:
             raise self._core.ConnectTimeout(str(exc), exc) from exc
         except (TrionodeError, ValueError) as exc:
