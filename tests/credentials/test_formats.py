@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import to_pem
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity import certificate as reading
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -163,3 +165,23 @@ def test_pki_show_shows_everything_in_a_file(tmp_path: Path, trionode_command: C
     assert said.status == 0
     assert said.out.count("revocation list in") == 2
     assert said.out.count("certificate 1 of 1 in") == 2
+
+
+def test_no_warning_of_a_library_about_a_certificate(tmp_path: Path) -> None:
+    """A serial number of zero, say, which `cryptography` deprecates; warnings are errors here."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a")]), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 0x1122334455667788)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.DER)
+        .replace(b"\x02\x08\x11\x22\x33\x44\x55\x66\x77\x88", b"\x02\x08\x91\x22\x33\x44\x55\x66\x77\x88")
+    )
+    file = tmp_path / "odd.pem"
+    file.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(made) + b"-----END CERTIFICATE-----\n")
+    [anchor] = CAPool.load(file)
+    assert reading.serial_number(anchor) < 0
+    file.write_bytes(made)
+    assert list(CAPool.load(file)) == [anchor]

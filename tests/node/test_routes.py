@@ -459,3 +459,14 @@ async def test_resolved_endpoints_are_routes_too(node: NodeFactory) -> None:
     notes = [cause.__notes__[0] for cause in caught.value.causes.exceptions]
     assert "host='127.0.0.1', port=1," in notes[0]
     assert "host='127.0.0.2', port=2," in notes[1]
+
+
+@pytest.mark.parametrize(("host", "dialled"), [("fe80::1%eth0", "[fe80::1%eth0]"), ("[FE80::0:1%2]", "[fe80::1%2]")])
+def test_a_route_may_have_an_address_with_a_zone(host: str, dialled: str) -> None:
+    """It is where to dial; as a name in a certificate, a zone is refused."""
+    assert Route(host=host).host == Route(host=dialled).host == dialled
+    with pytest.raises(ValueError, match="zone"):
+        Route(server_name=host)
+    for odd in ("fe80::1%", "10.0.0.1%eth0", "host%eth0", "fe80::1%e 0"):
+        with pytest.raises(ValueError, match="host"):
+            Route(host=odd)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
@@ -107,7 +108,8 @@ def parse_certificates(pem: Secret, where: str, password: Secret | None = None) 
         )
         raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
     try:
-        certificates = tuple(x509.load_pem_x509_certificates(pem.data))
+        with warnings.catch_warnings(action="ignore"):  # an odd serial number, say: no business of stderr
+            certificates = tuple(x509.load_pem_x509_certificates(pem.data))
     except (ValueError, x509.InvalidVersion):
         certificates = ()
     # The parser skips a last block without its END line; a file that was cut off must not pass for a shorter one.
@@ -228,7 +230,8 @@ def _decoded(block: bytes) -> bytes:
 
 def _parse_crl(der: bytes, where: str) -> tuple[x509.CertificateRevocationList, bytes]:
     try:
-        return x509.load_der_x509_crl(der), der
+        with warnings.catch_warnings(action="ignore"):
+            return x509.load_der_x509_crl(der), der
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         msg = f"a CRL in {where} is damaged or cut off; fetch it anew"
         raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -62,6 +63,17 @@ def _listen_host(host: str) -> str:
     return host if host == "*" else canonical_host(host)
 
 
+def _dial_host(host: str) -> str:
+    """A host to dial: unlike a name in a certificate it may be an IPv6 address with a zone (RFC 4007)."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    address, mark, zone = bare.partition("%")
+    if not mark or not _ZONE.fullmatch(zone) or ":" not in address:
+        return canonical_host(host)
+    return f"{canonical_host(address)[:-1]}%{zone}]"
+
+
+_ZONE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,32}")
+_DIAL_HOST: Final = Parsed(_dial_host, "a DNS name or an IP address")
 _LISTEN_HOST: Final = Parsed(_listen_host, "a DNS name, an IP address or *")
 
 
@@ -99,7 +111,7 @@ class Route(Checked):
     """How to reach a node name, and what differs for that peer. What is None is the node's.
 
     Attributes:
-        host: DNS name or address to connect to; None: the node name's host.
+        host: DNS name or address to connect to, which may have a zone (`fe80::1%eth0`); None: the node name's host.
         port: TCP port.
         cert_manager: for this destination, in place of the node's.
         server_name: what the server's certificate must cover; None: the manager's, else the node name's host.
@@ -107,7 +119,7 @@ class Route(Checked):
         insecure_skip_verify: accept any certificate under any name. The peer is then never `verified`.
     """
 
-    host: str | None = field(default=None, metadata=rule(HOST))
+    host: str | None = field(default=None, metadata=rule(_DIAL_HOST))
     port: int = field(default=DEFAULT_PORT, metadata=rule(PORT))
     cert_manager: CertManager | None = None
     server_name: str | None = field(default=None, metadata=rule(HOST))
