@@ -18,7 +18,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 COMMANDS = {
     "demo-command": "python3 -m venv .venv && .venv/bin/pip install -q -e '.[cli]' && .venv/bin/trionode demo",
-    "test-command": "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest -n auto",
+    "test-command": (
+        "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest -n auto"
+    ),
 }
 
 
