@@ -267,7 +267,7 @@ class Dialer:
             trouble = ResolverError(f"the resolver failed for {name}: {type(exc).__name__}: {printable(str(exc))}")
             trouble.__cause__ = exc
             self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=name, error=trouble))
-            msg = f"no route to {name}: {trouble}. Add a route, or see to the resolver"
+            msg = f"no route to {name}: {trouble}. Add a route, or check the resolver"
             raise NoRouteError(msg, name=name) from trouble
         if not endpoints:
             msg = f"no route to {name}: no route matches, and {resolver!r} does not know it; is that node running?"
