@@ -152,19 +152,19 @@ async def test_the_same_seed_gives_the_same_times(
 async def test_each_way_not_to_connect_says_so_in_its_time(
     node: NodeFactory, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """No such name, no listener, no answer: stage connect, and only the last takes `connect_timeout`."""
+    """No such name, no listener, no answer: stage resolve or connect, and only the last takes `connect_timeout`."""
     network = MemoryNetwork(latency=0.1)
     network.host("c.example")
     async with two(node, network) as (alpha, _):
-        for route, words, seconds in (
-            (Route(host="nowhere.example"), "not known", 0),
-            (Route(host="192.0.2.1"), "No route", 0),
-            (Route(host="c.example"), "refused", 0.2),
+        for route, words, stage, seconds in (
+            (Route(host="nowhere.example"), "not known", Stage.RESOLVE, 0),
+            (Route(host="192.0.2.1"), "No route", Stage.CONNECT, 0),
+            (Route(host="c.example"), "refused", Stage.CONNECT, 0.2),
         ):
             began = trio.current_time()
             with pytest.raises(HandshakeError, match=words) as caught:
                 await alpha.connect(BETA, route)
-            assert caught.value.stage is Stage.CONNECT
+            assert caught.value.stage is stage
             assert isinstance(caught.value.__cause__, OSError)
             assert trio.current_time() - began == pytest.approx(seconds)
         network.partition({"a.example"}, {"b.example"})

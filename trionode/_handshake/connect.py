@@ -37,10 +37,12 @@ async def connect(
         HandshakeError: stage `resolve` or `connect`; `__cause__` is the `OSError`.
     """
     errors = HandshakeErrors(address=(host, port), stage=Stage.CONNECT)
-    with trio.move_on_after(connect_timeout):
+    with trio.move_on_after(connect_timeout) as scope:
         try:
             return await (TCP if transport is None else transport).connect(host, port)
         except LookupTimeoutError as exc:
+            if trio.current_effective_deadline() < scope.deadline:
+                await trio.sleep_forever()  # the caller's own deadline is about to pass: a cancellation, and no error
             raise errors.at_stage(Stage.RESOLVE).timed_out(
                 f"cannot look up {host}: {exc.strerror}, most of connect_timeout ({connect_timeout:g} s). See to the "
                 "name servers of this machine, or give an address as the route's host"
