@@ -159,7 +159,7 @@ SHOWN: dict[str, str] = {
     "trionode.testing.MemoryNetwork": (
         "connect heal host latency listen listening open_streams partition reset script_next"
     ),
-    "trionode.testing.NodeFactory": "cluster manager",
+    "trionode.testing.NodeFactory": "cluster manager revoke",
 }
 
 

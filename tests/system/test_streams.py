@@ -795,26 +795,26 @@ async def test_a_refused_connection_is_a_handshake_error_of_stage_connect(certs:
     assert "Is the node running there" in str(error)
 
 
-async def test_a_host_without_address_is_a_handshake_error_of_stage_connect(certs: CertAuthManager) -> None:
-    """A name that does not resolve: HandshakeError, stage connect, the OSError as its cause."""
+async def test_a_host_without_address_is_a_handshake_error_of_stage_resolve(certs: CertAuthManager) -> None:
+    """A name that does not resolve: HandshakeError, stage resolve, the OSError as its cause."""
     trio.socket.set_custom_hostname_resolver(Resolver())
     with trio.fail_after(PATIENCE), pytest.raises(HandshakeError, match="Name or service not known") as caught:
         await open_tls_stream("nowhere.example", 443, cert_manager=certs)
     assert type(caught.value) is HandshakeError
-    assert caught.value.stage is Stage.CONNECT
+    assert caught.value.stage is Stage.RESOLVE
     assert isinstance(caught.value.__cause__, socket.gaierror)
 
 
 async def test_a_name_service_that_never_answers_runs_into_the_timeout(
     certs: CertAuthManager, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """`connect_timeout` bounds the look-up: HandshakeTimeoutError, stage connect, exactly then."""
+    """Most of `connect_timeout` bounds the look-up: HandshakeTimeoutError, stage resolve, exactly then."""
     trio.socket.set_custom_hostname_resolver(Endless())
     started = trio.current_time()
-    with pytest.raises(HandshakeTimeoutError, match=r"within connect_timeout \(7 s\)") as caught:
+    with pytest.raises(HandshakeTimeoutError, match=r"most of connect_timeout \(7 s\)") as caught:
         await open_tls_stream("nowhere.example", 443, cert_manager=certs, connect_timeout=7)
-    assert trio.current_time() - started == 7
-    assert caught.value.stage is Stage.CONNECT
+    assert trio.current_time() - started == pytest.approx(0.8 * 7)
+    assert caught.value.stage is Stage.RESOLVE
     assert caught.value.address == ("nowhere.example", 443)
     for change in setters(certs):
         change()
