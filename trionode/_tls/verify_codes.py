@@ -84,6 +84,21 @@ MEANINGS: Final = {
         "is signed with a hash that is broken (SHA-1, MD5)",
         "Have it issued anew, with SHA-256",
     ),
+    47: Meaning(
+        UnverifiedReason.BAD_CHAIN,
+        "has a name that the name constraints of a CA above it do not permit",
+        "Issue it for names within them, or from a CA without them",
+    ),
+    48: Meaning(
+        UnverifiedReason.BAD_CHAIN,
+        "has a name that the name constraints of a CA above it exclude",
+        "Issue it for other names, or from a CA without them",
+    ),
+    94: Meaning(
+        UnverifiedReason.BAD_CHAIN,
+        "has an EC key with explicit parameters in place of a named curve",
+        "Have it issued anew for a key with a named curve (P-256, say)",
+    ),
     **dict.fromkeys((2, 18, 19, 20, 21, 27), _UNKNOWN_CA),
     **dict.fromkeys((3, 11, 12, 36), _REVOCATION_UNKNOWN),
 }
