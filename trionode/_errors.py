@@ -190,8 +190,9 @@ class Stage(StrEnum):
     """How far a handshake had come when it failed."""
 
     RESOLVE = "resolve"
+    """The look-up of the host's name."""
     CONNECT = "connect"
-    """Name resolution and TCP."""
+    """TCP."""
     TLS = "tls"
     """TLS, in which both sides verify certificates."""
     HELLO = "hello"

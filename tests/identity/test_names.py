@@ -741,4 +741,4 @@ def test_reasons_and_codes_of_the_design_exist() -> None:
     assert set(rejections.split()) <= set(RejectionCode)
     remote = "unknown_service failed cancelled no_reply limit shutting_down"
     assert set(remote.split()) <= set(RemoteCode)
-    assert set(Stage) == {"connect", "tls", "hello"}
+    assert set(Stage) == {"resolve", "connect", "tls", "hello"}
