@@ -2,8 +2,8 @@
 
 Theory. A channel has two directions, and each ends once: `SendHalf` and `ReceiveHalf` know how far theirs has come.
 `ChannelEnd` is one side's end of a channel, the two halves and what ties them; `ServiceChannel` is what applications
-see of it. EOF ends one direction. CLOSE and RESET end both: who closes cleanly has sent all and reads no more, who
-resets gives up. So the states of the two halves tell all that there is to know:
+see of it. EOF ends one direction. CLOSE and RESET end both: a side that closes cleanly has sent everything and reads no
+more, a side that resets gives up. So the states of the two halves tell everything:
 
 - The end was *closed here* if the sending half is `CLOSED`, `RESET_SENT` or `ABANDONED`.
 - The channel is *over for the peer*, which needs no frame of ours any more, if the receiving half is `CLOSE_RECVD` or

@@ -1,10 +1,17 @@
 """The channels of one connection: their numbers, the frames that concern one of them, and the peer's services.
 
-Theory. Each side numbers the channels that it opens, upwards and by twos, so both may open at once. A channel is in
-`open` from its OPEN until it is over for us. The services that the peer opened channels to are another matter: a
-service may outlive its channel, since a caller that has closed cleanly leaves its service to finish. So at most
-`max_channels` *services* run at a time, and what is opened beyond that waits for its turn, in order and in bounded
+Theory. Each side numbers the channels that it opens, upwards and by twos, so both may open at once. A channel is `open`
+from its OPEN until this side needs it no more. The services that the peer opens channels to are another matter: a
+service may outlive its channel, since a caller that has closed cleanly leaves its service to finish. So what is limited
+to `max_channels` is the *services* that run at a time; further ones wait for their turn, in order and in bounded
 number.
+
+*When the connection ends*, there are three cases for a channel that the peer opened:
+
+- Its service runs, and neither side had closed the channel cleanly: the service is cancelled.
+- Its service runs, and one of them had: nothing more is to come or to go, so the service may finish.
+- Its service still waits: it has its turn if the peer had closed cleanly, since it has everything that the peer sent.
+  Else it never begins.
 
 Nothing here knows the connection: what has to happen to the whole of it is the caller's to do.
 """
@@ -256,7 +263,7 @@ class Channels:
             else:
                 channel.on_lost(error)
         self.open.clear()
-        # Those that the peer had closed cleanly get what it sent, whenever their turn comes.
+        # Services of channels that the peer had closed cleanly get what it sent, when their turn comes.
         self.waiting = {number: waits for number, waits in self.waiting.items() if waits[1].closed_by_peer}
         self._quiet.unpark_all()
 

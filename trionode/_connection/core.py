@@ -1,12 +1,21 @@
 """The life of a connection: one authenticated relation to one peer, with any number of channels.
 
 Theory. `run()` owns everything: a reader and a writer task for the link, until the connection ends, while it keeps
-time itself. It ends once, in one synchronous step, `end`, whatever causes it: the node forgets it (so it is never
-handed out again), every channel learns why, a last GOODBYE is queued where the peer may hear it. What follows is
-bounded: flush, close_notify, read to the peer's end, close.
+time itself. The reader never waits for an application, and only the writer sends, so a slow service, a full window or a
+cancelled caller never hold up anything else. Cancelling `run()` closes at once.
 
-The reader never waits for an application, and only the writer sends, so a slow service, a full window or a cancelled
-caller never hold up anything else. Cancelling `run()` closes at once.
+*The end* is one synchronous step, `end`, whatever causes it, and it comes once: the node forgets the connection (so it
+is never handed out again), every channel learns why, a last GOODBYE is queued where the peer may hear it. From then on
+nothing that the peer sends is dispatched. What is left is to close the link without cutting off what was said last: a
+TCP socket that is closed with unread bytes sends a reset, and the peer may lose our GOODBYE to it. So there are three
+that may close it, each in its case:
+
+- *The writer* has written everything. If the peer had said GOODBYE, nothing more comes, and it closes at once. Else it
+  ends its direction (close_notify) and leaves the rest to the reader. If it cannot write, it leaves the verdict to the
+  reader for `CLOSE_GRACE`: what was received may say why (a TLS alert, a GOODBYE).
+- *The reader* has come to the peer's end, or the link broke. It closes, unless this was the old link of a hand-over and
+  something is still to be written on the new one.
+- *Time* is up: the peer has taken no byte for `grace` seconds. This is what bounds the other two.
 
 Services run in the node's nursery, each in a cancel scope of its own; see `channels` for how the connection's end
 concerns them, and `hand_over` for how it goes on when its link is exchanged.
@@ -229,7 +238,7 @@ class ConnectionCore:
         self.check_not_ended()
 
     def check_not_ended(self) -> None:
-        """Check that it goes on.
+        """Check that it has not begun to end.
 
         Raises:
             trio.ClosedResourceError: it was closed here.
@@ -254,8 +263,8 @@ class ConnectionCore:
                 try:
                     await self._keep_time(nursery.cancel_scope)
                 finally:
-                    # The nursery closes with its last task, and others may run before this one does again: nobody may
-                    # start anything there from here on.
+                    # The nursery closes with its last task, and others may run before this one does again: nothing may
+                    # be started in it from here on.
                     self._nursery = None
         except* Exception as crash:  # noqa: BLE001 -- logged in full
             # A bug of ours, not a peer's doing; still, one connection must not end the node.
@@ -279,7 +288,7 @@ class ConnectionCore:
         """Open and accept no more channels.
 
         Args:
-            state: who wants it: `DRAINING`, `PEER_DRAINING`.
+            state: `DRAINING` if this side wants it, `PEER_DRAINING` if the peer does.
         """
         if self.become(state):
             self.channels.accepting = False
@@ -378,7 +387,7 @@ class ConnectionCore:
         return True
 
     async def _keep_time(self, scope: trio.CancelScope) -> None:
-        """Heed the heartbeat until the connection begins to end; then give the peer up when no byte moves."""
+        """Keep the heartbeat until the connection begins to end; then give the peer up once no byte moves."""
         interval, tolerance = self._settings.heartbeat_interval, self._settings.heartbeat_tolerance
         while self.ended is None:
             if not await self.liveness.beat(interval, tolerance):
@@ -510,7 +519,7 @@ class ConnectionCore:
         self._nursery.start_soon(self._bound_the_move, move)
 
     async def _bound_the_move(self, move: Move) -> None:
-        """A peer that leaves a hand-over half done, though it may be alive on one link, breaks the connection."""
+        """End the connection of a peer that leaves a hand-over half done, though it may be alive on one link."""
         if await self.hand_over.settles_in_time(move):
             return
         msg = f"{self.peer.name} did not finish a hand-over within {SETTLE_GRACE:g} s"

@@ -1,16 +1,33 @@
 """Flow control for one connection: credit per channel, and one budget for messages larger than their window.
 
-Theory. Credit is the receiver's: a sender never sends more than it was granted, so what a connection can make its
-receiver hold is bounded by `channels * window + budget + one message`, whatever the peer does.
+Theory. Credit is the receiver's to grant, and a sender never sends more than it was granted. So what a peer can make
+this side hold is bounded by `channels * window + budget + one message`, whatever it does.
 
-Each channel has a window. As the application consumes, the receiver tops the sender up to it again, half a window at a
-time. A channel that is alone on its connection, and whose application keeps up, is topped up to more, twice as much
-each time up to `LARGEST_WINDOW`: a bulk transfer then waits less often (measured: 64 KiB messages go 1.5 times as
-fast). With company its window is what it was, because what is on the way for one delays the others. A message larger
-than the credit left would never end that way, so when its first fragment shows its total the receiver grants the rest
-at once, out of the connection's budget. Where that does not fit, messages wait, in order, except that one at a time may
-exceed the budget: there is always one that can be finished, so no mix of sizes and windows deadlocks as long as the
-application consumes what arrives.
+*The window.* As the application consumes, the receiver tops the sender up to the channel's window again, half a window
+at a time. A channel that is alone on its connection, and whose application keeps up, is topped up to more, twice as
+much each time up to `LARGEST_WINDOW`: a bulk transfer then waits less often (measured: 64 KiB messages go 1.5 times as
+fast). Beside other channels its window is what it was, because what is on its way for one delays the others.
+
+*The budget.* A message larger than the credit left could never end by the window alone: credit comes back as the
+application consumes, and it consumes whole messages. So the rest of such a message is granted out of a budget that the
+connection's channels share; see `Reassembly` for how it asks. Messages that wait for a place are served in the order in
+which they came, small ones too, or a stream of small ones could starve a large one. For the first of them there are
+three cases:
+
+1. What its channel will hold beyond the window fits into the budget: it gets a place.
+2. It does not fit, and no message is over the budget: it gets a place all the same, and is the one that is over. Hence
+   the last term of the bound.
+3. It does not fit, and another is over the budget: it waits until that one's place is released.
+
+*Why nothing deadlocks*, whatever the sizes, windows and the budget, as long as the application consumes what arrives:
+in the third case the message that is over has been granted all that it needs, so its sender can finish it, and then the
+application consumes it. Or the sender gives it up, and either returns the credit (RETURN) or still has it. Then nothing
+but its next message can use that credit up, so this one may go on in the place of the first if it needs no more
+(`_may_go_on`). One way or the other the place is released in the end, and the first that waits is looked at again.
+
+*When a place is released.* Not when its message is complete: it is held until the application takes it. Nor when it is
+given up: its sender still has the credit. But when what the channel holds and has granted is back within what the
+window alone would allow (`within_level`).
 """
 
 from __future__ import annotations
@@ -30,7 +47,7 @@ if TYPE_CHECKING:
 
 #: What a channel that is alone on its connection is topped up to. More is hardly faster (measured).
 LARGEST_WINDOW: Final = 2 * 1024 * 1024
-#: How long a channel has been alone before its window grows: callers come and go. Seconds.
+#: How long a channel has been the only one before its window grows: callers come and go. Seconds.
 ALONE_FOR: Final = 0.03
 
 
@@ -103,11 +120,11 @@ class ReceiveWindow:
 
     @property
     def within_level(self) -> bool:
-        """Whether nothing is left, here or in the sender's hand, of what a large message was granted."""
+        """Whether nothing is left, held here or granted, of what a large message was granted beyond the window."""
         return self.outstanding + self.held <= self._level
 
     def adapt(self, *, alone: bool) -> None:
-        """Aim higher where the application keeps up and nobody else would wait; at the size where somebody would."""
+        """Aim higher where the application keeps up and no other channel would wait; at the size where one would."""
         if not (alone and self.grows):
             self.target = self.size
         elif self._kept_up and self.target < LARGEST_WINDOW:
@@ -154,11 +171,15 @@ class MessageBudget:
         self._total = 0
         self._over: int | None = None
         self._waiting: dict[int, _Claim] = {}
-        # No channel is alone before this, on Trio's clock.
+        # A channel that is the only one is not alone before this, on Trio's clock: callers come and go.
         self._company_until = math.inf
 
     def company(self, channels: int) -> None:
-        """There are so many channels now."""
+        """There are so many channels now.
+
+        Args:
+            channels: on the connection.
+        """
         self._company_until = math.inf if channels > 1 else trio.current_time() + ALONE_FOR
 
     @property
@@ -170,7 +191,7 @@ class MessageBudget:
         """Reserve for the message that is arriving on a channel, in place of what was reserved for the channel before.
 
         Args:
-            channel: its identifier.
+            channel: its number.
             need: what the channel will hold beyond its window once this message is granted; asked when it is its turn.
             message: what the message costs as a whole.
             grant: called now, or when there is room.
@@ -179,16 +200,24 @@ class MessageBudget:
         self._serve()
 
     def consumed(self) -> None:
-        """A channel whose message waits needs less than before."""
+        """A channel whose message waits for a place needs less than before."""
         self._serve()
 
     def withdraw(self, channel: int) -> None:
-        """The message that waits is there (its window sufficed after all), was given up, or its channel is over."""
+        """A message needs no place any more: it is there (its window sufficed), was given up, or its channel is over.
+
+        Args:
+            channel: its number.
+        """
         if self._waiting.pop(channel, None) is not None:
             self._serve()
 
     def release(self, channel: int) -> None:
-        """What was reserved is not needed any more; a message that waits goes on waiting."""
+        """Release a place; if the channel has another message that waits, that goes on waiting.
+
+        Args:
+            channel: its number.
+        """
         self._total -= self.reserved.pop(channel, 0)
         if self._over == channel:
             self._over = None
@@ -214,10 +243,10 @@ class MessageBudget:
         return self._total - self.reserved.get(channel, 0) + need
 
     def _may_go_on(self, over: int) -> bool:
-        """Whether the one over the limit may begin another message.
+        """Whether the channel that is over the limit may begin another message in the same place.
 
-        Its sender gave the first up and holds credit for it, which only that other message can use up. It may, once
-        the other is all that the channel would hold beyond its window: still one message over the limit.
+        Its sender gave the first message up and has credit for it, which only the other can use up. It may, once the
+        other is all that the channel would hold beyond its window: then it is still one message that is over.
         """
         claim = self._waiting.get(over)
         return claim is not None and claim.need() <= claim.message

@@ -4,20 +4,26 @@ Theory. A connection outlives its links. What a link carried before the move and
 by one frame, SWITCH, the last on the old link in each direction; everything after it goes by the new one. A move has
 three stages.
 
-*Joining.* The new link has been let in; the connection is on the old one and knows of the new one only that it may
-come. A failure of the new link is none of the connection's business. At most one link joins at a time: a later one
-cancels an earlier one, and so does the connection's end.
+*Joining.* The new link's handshake is under way or done; the connection is on the old link and knows only that another
+may come. If the new link fails, nothing changes. At most one link joins at a time: a later one cancels an earlier one,
+and so does the connection's end.
 
 *From commit to settled.* `commit` is one synchronous step: the outbox queues SWITCH as the last frame of the old link,
 and everything after it for the new one. So there is no moment at which a frame could go either way. The new link's
-reader parses nothing before the peer's SWITCH was read on the old one, so frames stay in order. Both links are the
-connection's now, and a failure of either is a failure of the connection: what was on its way on the old link could not
-be sent again.
+reader parses nothing before the peer's SWITCH was read on the old one, so frames stay in order. Both links are needed
+now, and if either fails the connection does: what was on its way on the old link cannot be sent again.
 
-*Settling.* A side that has written its SWITCH and read the peer's ends its direction of the old link (close_notify),
-and reads the peer's end: that tells it that its own SWITCH has arrived. There are two cases: the peer's SWITCH comes
-before our own commit (the peer dialled, and its third message is still on its way on the new link), and we wait for
-the commit; or after it. Either way the old link is closed by both together.
+*Settling.* A side that has written its SWITCH and read the peer's ends its direction of the old link (close_notify) and
+reads to the peer's end: that tells it that its own SWITCH has arrived. When the peer's SWITCH is read (`leave`), there
+are four cases:
+
+1. We have committed to leave this very link: the usual one; the new link may be parsed, and the old one is closed by
+   both together.
+2. We have not committed, and a link is joining: we accepted it, and the dialer's third message, which makes us commit,
+   is still on its way on it. Wait for the commit.
+3. We have not committed, and no link is joining: it broke after the peer had committed. The connection is lost.
+4. Nothing was agreed on: we dialled, and have not asked for it, or no link ever joined; or we have only just switched
+   to this link. A protocol error.
 """
 
 from __future__ import annotations
@@ -153,7 +159,7 @@ class HandOver:
         return self._move
 
     async def leave(self, old: Link) -> bool:
-        """The peer has sent its last frame on this link: have the new one read, and close this one together.
+        """The peer has sent its last frame on this link: have the new one read, and close this one together with it.
 
         Args:
             old: the link.
@@ -176,7 +182,7 @@ class HandOver:
             if self._joining is None:
                 msg = f"{old.peer.name} moved the connection to a new link, which broke before it was there"
                 raise trio.BrokenResourceError(msg)
-            await self._changed.park()  # its third message is still on its way on the new link
+            await self._changed.park()
         move = self._move
         if move.old is not old:
             msg = "the peer sent SWITCH on the link that it has just switched to"

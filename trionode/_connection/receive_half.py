@@ -134,9 +134,9 @@ class ReceiveHalf:
             self._terms.outbox.append(wire.credit(self._channel, grant))
             window.adapt(alone=self._terms.budget.alone)
         if self._reserved or self.reassembly is not None:
-            self._heed_budget()
+            self._check_budget()
 
-    def _heed_budget(self) -> None:
+    def _check_budget(self) -> None:
         budget, reassembly = self._terms.budget, self.reassembly
         granted = reassembly is not None and reassembly.place is Place.GRANTED
         # Only now is what was reserved neither held here nor still in the sender's hand (as after a DISCARD).
@@ -254,7 +254,7 @@ class ReceiveHalf:
         self.state = state
         if self.end is None:
             self.end = end
-            # A torn message is dropped, and nobody can use any more what was granted for it.
+            # A torn message is dropped, and its sender cannot use any more what was granted for it.
             self.window.outstanding = 0
             if self._reserved or self.reassembly is not None:
                 self._give_back(self._drop_fragments())

@@ -2,8 +2,8 @@
 
 Theory. Two kinds are apart. *Dialable* ones may be used to dial out by name: their peer is verified, or this side
 dialled them with `insecure_skip_verify`, in which case only verbs that ask for that get them. *Unverified* ones came
-in from peers that nobody verified: they are served, and never stand for the name they claim. So an unverified claim
-cannot displace, block or impersonate anybody.
+in from peers that were not verified: they are served, and never stand for the name they claim. So an unverified claim
+cannot displace, block or impersonate another node.
 
 A name may have several dialable connections (one dialled by each side, say); the newest that fits is handed out.
 """
@@ -144,4 +144,4 @@ class ConnectionsView(Mapping[NodeName, "Connection"]):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        return f"<connections to {', '.join(map(str, self)) or 'nobody'}>"
+        return f"<connections to {', '.join(map(str, self)) or 'no node'}>"

@@ -1,4 +1,4 @@
-"""The sending half of a channel: credit, the turn of those who cannot send at once, and how sending ends.
+"""The sending half of a channel: credit, waiting for it in turn, and how sending ends.
 
 Theory. Sending is an append to the connection's outbox, so what was accepted is in order. A message is one frame where
 it fits into a fragment and into the credit at hand. Otherwise it goes out in fragments, while its sender holds the
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 #: A fragment smaller than this is not worth its frame: wait for more credit instead.
 _SMALLEST_FRAGMENT: Final = 2048
-#: A message larger than this waits for room between its fragments, so that it holds up nobody else.
+#: A message larger than this waits for room between its fragments, so that it does not hold up other channels.
 _LARGEST_AT_ONCE: Final = HIGH_WATER
 
 
@@ -59,7 +59,7 @@ class SendState(Enum):
     ABANDONED = auto()
 
 
-#: What may follow. The peer's end after a half-close changes nothing for us: whoever sends is told of the half-close.
+#: What may follow. After a half-close the peer's end changes nothing here: sending is over already, by our own doing.
 _NEXT: Final[Mapping[SendState, tuple[SendState, ...]]] = {
     SendState.SEND: (
         SendState.DATA_SENT,
@@ -314,5 +314,9 @@ class SendHalf:
 
 
 def closed_here(service: str) -> trio.ClosedResourceError:
-    """What using a channel raises whose end was closed here."""
+    """What using an end of a channel raises after it was closed.
+
+    Args:
+        service: the channel's.
+    """
     return trio.ClosedResourceError(f"the channel to {service!r} was closed here")

@@ -1,18 +1,18 @@
 """The one place where a connection's bytes are queued and written.
 
-Theory. Whoever has something to say appends to one buffer, synchronously; one writer task per connection sends it.
-So `send()` is an append and a checkpoint, control frames are legal in a cancelled scope, and byte order is append
-order. The writer sends a queue of (link, buffer) in order and never chooses a link itself: moving a connection to
-another link is one synchronous step, `switch`.
+Theory. A task that has something to say appends it to one buffer, synchronously; one writer task per connection writes
+that buffer. So `send()` is an append and a checkpoint, control frames are legal in a cancelled scope, and byte order is
+append order. The writer takes pairs of link and buffer from a queue, in order, and never chooses a link itself: moving
+a connection to another link is one synchronous step, `switch`.
 
-Coalescing is worth 35 times (measured: one TLS record costs about 5 µs, a scheduler tick 4 µs). Once woken, the writer
-yields until the buffer has not grown for two scheduler ticks, and writes once. Two, because Trio shuffles the order
-inside a tick: one quiet tick is often chance and halves the throughput. A full record is written at once, unless there
-is another in each tick: then more of them go together, until the buffer is full (measured, of 64 KiB messages: 1.1
-times as many). There is no timer: a lone message waits about 8 µs.
+*Coalescing* is worth 35 times (measured: one TLS record costs about 5 µs, a scheduler tick 4 µs). Once woken, the
+writer yields until the buffer has not grown for two scheduler ticks, and writes once. Two, because Trio shuffles the
+order inside a tick: one quiet tick is often chance and halves the throughput. A full record is written at once, unless
+there is another in each tick: then more of them go together, until the buffer is full (measured, of 64 KiB messages:
+1.1 times as many). There is no timer: a lone message waits about 8 µs.
 
-Backpressure: above `HIGH_WATER` senders of messages wait for room. Control frames do not wait; a peer that makes us
-queue them and does not read is cut off at `CEILING`.
+*Backpressure.* Above `HIGH_WATER`, senders of messages wait for room. Control frames do not wait; a peer that makes
+this side queue them and does not read is given up at `CEILING`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ HIGH_WATER: Final = 128 * 1024
 #: frames alone, some tens of thousands of them.
 CEILING: Final = 2 * 1024 * 1024
 
+#: Scheduler ticks in which nothing was appended, after which the writer writes.
 _QUIET_TICKS: Final = 2
 
 
-def _nobody_minds() -> None:
-    """What becomes of the keys of a connection that ends."""
+def _ignore_wear() -> None:
+    """How worn its keys are makes no difference to a connection that ends."""
 
 
 @final
@@ -81,11 +82,16 @@ class Outbox:
 
     @property
     def overflowing(self) -> bool:
-        """Whether the peer makes us queue answers and does not read them."""
+        """Whether the peer makes this side queue answers and does not read them."""
         return len(self._pending) > CEILING
 
     def append(self, head: Buffer, body: Buffer = b"") -> None:
-        """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped."""
+        """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped.
+
+        Args:
+            head: a frame's header, or whole frames.
+            body: what follows, copied at once.
+        """
         if self._closing:
             return
         pending = self._pending
@@ -98,8 +104,8 @@ class Outbox:
     def flush(self, *, last: bool = False) -> None:
         """Write what is pending without waiting, if that can be done at once; synchronous.
 
-        For whoever has said all that it has to say and is alone on its connection: having the writer look round for
-        more is worth it only where there may be more (measured: three scheduler ticks, 15 µs each way of a call).
+        For a caller that has said all that it has to say and is alone on its connection: having the writer look round
+        for more is worth it only where there may be more (measured: three scheduler ticks, 15 µs each way of a call).
 
         Args:
             last: whether the end of the stream follows.
@@ -112,9 +118,9 @@ class Outbox:
                 self._pending = bytearray()
                 if self.room:
                     self.room.unpark_all()
-                self._heed_wear(self._link)
+                self._check_wear(self._link)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the writer meets it again, and knows what to do
+            pass  # the writer meets it again, and the connection ends
 
     def switch(self, link: Link, *, last: bytes, first: bytes) -> trio.Event:
         """Move to another link, in one step: what was appended goes to the old one, what follows to the new one.
@@ -139,8 +145,9 @@ class Outbox:
         """Nothing more will be appended: the writer ends once it has written what cannot be written at once."""
         self.flush(last=True)
         self._closing = True
-        # The connection's: else the two would keep each other, and all that OpenSSL has, for the cyclic collector.
-        self._worn = _nobody_minds
+        # That was a method of the connection: the two would keep each other, and all of OpenSSL's memory, until the
+        # cyclic collector runs.
+        self._worn = _ignore_wear
         self._writer.wake()
 
     def discard(self) -> None:
@@ -182,9 +189,9 @@ class Outbox:
         if written is not None:
             written.set()
         else:
-            self._heed_wear(link)
+            self._check_wear(link)
 
-    def _heed_wear(self, link: Link) -> None:
+    def _check_wear(self, link: Link) -> None:
         if link.stream.records_sent >= self._max_records:
             self._worn()
 

@@ -1,12 +1,12 @@
-"""Services: who may open a channel to which, and what running one means.
+"""Services: which peers may open a channel to which, and what running one means.
 
 A service is an async function of one `ServiceChannel`. Each opened channel runs it once, as a task of the node, in a
 fresh copy of the node's context variables with `current_channel` set, under a cancel scope that carries the caller's
 deadline. Returning closes the channel cleanly; raising resets it, and the caller sees `RemoteError(code="failed")`
 without details, unless the node opts into showing them.
 
-A service may outlive its channel and even its connection: whoever closed cleanly does not cancel it. So the node, not
-the connection, knows which ones run, waits for them when it drains, and cancels them when it may not wait.
+A service may outlive its channel and even its connection: a caller that closes cleanly does not cancel it. So the node,
+not the connection, knows which ones run, waits for them when it drains, and cancels them when it may not wait.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Allow", "Service", "current_channel"]
 #: A service: an async function of the channel that was opened to it.
 Service: TypeAlias = Callable[[ServiceChannel], Awaitable[None]]
 
-#: Who may use a service: node names, globs over the whole name, or a function of the peer.
+#: Which peers may use a service: node names, globs over the whole name, or a function of the peer.
 Allow: TypeAlias = str | NodeName | Iterable[str | NodeName] | Callable[[Peer], bool]
 
 _log = Log("trionode.service")
@@ -148,13 +148,13 @@ class Services:
         self._failures = RateLimitedLog(_log, "services failed")
         self._propagate_errors = propagate_errors
         self._expose_errors = expose_errors
-        self._flood = RateLimitedLog(_log, "channels refused")
+        self._refusals = RateLimitedLog(_log, "channels refused")
 
     def add(self, name: str, service: Service, *, allow: Allow | None = None) -> None:
         """Register a service.
 
         Raises:
-            TypeError: the name is not a string, the service no async function, or `allow` nothing that says who.
+            TypeError: the name is not a string, the service no async function, or `allow` names no peers.
             ValueError: the name is empty, longer than 255 characters, not encodable, or taken; or `allow` has a string
                 that is neither a node name nor a glob over one.
         """
@@ -163,7 +163,7 @@ class Services:
         if name in self._entries:
             msg = f"there is a service {name!r} already"
             raise ValueError(msg)
-        self._entries[name] = _Entry(service, _anybody if allow is None else _allowed(allow))
+        self._entries[name] = _Entry(service, _any_peer if allow is None else _allowed(allow))
 
     def find(self, name: str, peer: Peer) -> Service:
         """The service that a peer asks for.
@@ -177,12 +177,12 @@ class Services:
         try:
             allowed = entry.allowed(peer)
         except Exception as exc:  # noqa: BLE001 -- logged in full; fail closed
-            self._flood.warning(
+            self._refusals.warning(
                 "the allow= function of service %r failed, which refuses %s", name, peer.name, exc_info=exc
             )
             allowed = False
         if allowed is not True:
-            self._flood.warning("%s may not use the service %r", peer.name, name)
+            self._refusals.warning("%s may not use the service %r", peer.name, name)
             raise ServiceRefusal(RemoteCode.NOT_ALLOWED, f"{peer.name} may not use the service {name!r}")
         return entry.service
 
@@ -221,7 +221,7 @@ class Services:
                 if not self._running:
                     self._idle.unpark_all()
 
-        # Not in the context of whoever happens to cause it, which may be the service that ended just now.
+        # Not in the context of the task that happens to cause it, which may be the service that ended just now.
         name = f"service {channel.service!r} for {channel.peer.name}"
         self._context.copy().run(lambda: nursery.start_soon(run, name=name))
 
@@ -238,12 +238,12 @@ class Services:
             scope.cancel()
 
     async def _run(self, service: Service, channel: ChannelEnd, scope: trio.CancelScope) -> None:
-        """What must propagate (cancellation, KeyboardInterrupt) does."""
+        """Run it to its end, and end its channel. Cancellation and KeyboardInterrupt propagate."""
         face = ServiceChannel(channel)
         current_channel.set(face)
         try:
             with scope:
-                await trio.lowlevel.checkpoint_if_cancelled()  # nothing runs for a caller that has gone already
+                await trio.lowlevel.checkpoint_if_cancelled()  # nothing runs for a caller that has already given up
                 await service(face)
         except Exception as exc:
             if self._failed(channel, exc) and self._propagate_errors:
@@ -266,7 +266,7 @@ class Services:
                 channel.close()
 
     def _failed(self, channel: ChannelEnd, error: Exception) -> bool:
-        """Tell the caller and the log; False where the caller itself is the reason."""
+        """Tell the caller and the log. Returns False where the service failed only because its channel had ended."""
         gone = channel.is_end(error)
         if not gone and isinstance(error, RemoteError) and _raised_on_purpose(error):
             code = RemoteCode.FAILED if error.code is RemoteCode.OTHER else error.code
@@ -277,7 +277,7 @@ class Services:
         if gone:
             _log.info("service %r ended: %s", channel.service, error)
         elif isinstance(error, RemoteError) and error.code is RemoteCode.BAD_MESSAGE:
-            self._flood.warning("%r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
+            self._refusals.warning("%r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
         elif not self._propagate_errors:
             self._failures.error(
                 "service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error
@@ -293,7 +293,7 @@ def _raised_on_purpose(error: RemoteError) -> bool:
     return traceback is not None and not traceback.tb_frame.f_globals.get("__name__", "").startswith("trionode.")
 
 
-def _anybody(_: Peer) -> bool:
+def _any_peer(_: Peer) -> bool:
     return True
 
 
@@ -310,7 +310,7 @@ def _allowed(allow: Allow) -> Callable[[Peer], bool]:
         raise TypeError(msg)
 
     def matches(peer: Peer) -> bool:
-        # A name that nobody verified is a claim, and claims open no doors.
+        # A name that was not verified is a claim, and gives no access.
         return peer.verified and any(pattern.matches(peer.name) for pattern in patterns)
 
     return matches
