@@ -88,7 +88,7 @@ def _verify(ok: int, context: Pointer) -> int:
         examiner: Examiner = SSL.Connection._reverse_mapping[ssl].get_app_data()
         error = V_OK if ok else lib.X509_STORE_CTX_get_error(context)
         code = examiner.answer(error, lambda: _presented(context))
-    except BaseException:  # noqa: BLE001 -- fail closed: nothing may leave a callback
+    except BaseException:  # noqa: ASYNC103, BLE001 -- fail closed: nothing may leave a callback
         code = V_UNSPECIFIED
     # What the judge tried and gave up must not be taken for an error of the handshake.
     lib.ERR_clear_error()

@@ -371,7 +371,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
                     await self._read_ciphertext()
                 pieces = session.decrypt(limit)
         except HandshakeError as exc:
-            await self._flush_alert()
+            await self._flush_alert()  # noqa: ASYNC120 -- a cancellation that comes meanwhile is the news
             raise trio.BrokenResourceError(str(exc)) from exc
         finally:
             self._receiving = False
