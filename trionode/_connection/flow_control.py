@@ -80,17 +80,17 @@ class ReceiveWindow:
     __slots__ = ("_kept_up", "_level", "grows", "held", "outstanding", "size", "target")
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size: int = size
         #: What it is topped up to: the size, or more while the channel is alone.
-        self.target = size
+        self.target: int = size
         # What it was last topped up to: what is granted beyond that is for one large message.
         self._level = size
         #: Granted and not yet used by the sender.
-        self.outstanding = size
+        self.outstanding: int = size
         #: Received and not yet consumed here.
-        self.held = 0
+        self.held: int = 0
         #: Whether it may grow. Not once the sender has given back credit, or it would give back every time.
-        self.grows = True
+        self.grows: bool = True
         # Whether the application had consumed everything at some time since it was last looked at.
         self._kept_up = False
 

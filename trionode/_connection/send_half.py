@@ -30,7 +30,7 @@ from trionode._errors import LocalProtocolError, RemoteProtocolError
 from .send_queue import HIGH_WATER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .flow_control import Terms
 
@@ -43,7 +43,7 @@ _LARGEST_AT_ONCE: Final = HIGH_WATER
 class SendState(Enum):
     """How far the direction in which this side sends has come; RFC 9000, section 3.1, in quotation marks."""
 
-    __hash__ = object.__hash__  # Enum's own, by name, is slow
+    __hash__: Callable[[object], int] = object.__hash__  # Enum's own, by name, is slow
 
     #: "Send": messages may be sent.
     SEND = auto()
