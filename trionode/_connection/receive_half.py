@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class ReceiveState(Enum):
     """How far the direction in which the peer sends has come; RFC 9000, section 3.2, in quotation marks."""
 
-    __hash__: Callable[[object], int] = object.__hash__  # Enum's own, by name, is slow
+    __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]  # Enum's own, by name, is slow
 
     #: "Recv": messages may come.
     RECV = auto()

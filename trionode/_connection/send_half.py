@@ -43,7 +43,7 @@ _LARGEST_AT_ONCE: Final = HIGH_WATER
 class SendState(Enum):
     """How far the direction in which this side sends has come; RFC 9000, section 3.1, in quotation marks."""
 
-    __hash__: Callable[[object], int] = object.__hash__  # Enum's own, by name, is slow
+    __hash__: Callable[[object], int] = object.__hash__  # type: ignore[assignment]  # Enum's own, by name, is slow
 
     #: "Send": messages may be sent.
     SEND = auto()
