@@ -1,4 +1,4 @@
-"""Ways to end a connection: at once, gracefully, or because a newer one took its place.
+"""Ways to end a connection: at once, gracefully, because a newer one took its place, or because of a fault of ours.
 
 Theory. Each ends the connection by `ConnectionCore.end`, and returns when it is closed. What comes before that differs:
 nothing; a wait for channels and services to end, with or without a bound, while no further ones begin; or a bounded
@@ -7,18 +7,24 @@ time in which the peer's last words are read. Cancelling any of them closes at o
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from trionode import _protocol as wire
+from trionode._util.log import Log
 
 from .core import CLOSE_GRACE
 from .end import EndReason
 from .state import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .core import ConnectionCore
+
+_log = Log("trionode.connection")
 
 #: How long a connection that was replaced is still read, for what the peer sent on it. Seconds.
 RETIRE_GRACE: Final = 5.0
@@ -89,3 +95,17 @@ async def retire(connection: ConnectionCore) -> None:
     with trio.move_on_after(RETIRE_GRACE):
         await connection.wait_closed()
     await close(connection, EndReason.REPLACED)
+
+
+@contextmanager
+def at_the_cost_of(connection: ConnectionCore) -> Iterator[None]:
+    """Whatever the block raises is logged, ends the connection, and goes no further.
+
+    Args:
+        connection: the one that the block is about.
+    """
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001 -- logged in full
+        _log.exception("the connection to %s crashed", connection.peer.name)
+        connection.fail(exc)

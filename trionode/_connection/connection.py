@@ -1,11 +1,16 @@
 """Connections, as applications see them.
 
-A `Connection` is a thin face: what it does, `ConnectionCore` does, and nothing of that shows here.
+A `Connection` is a thin face of a `ConnectionCore`, which does the work and does not show here.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, final
+
+import trio
+
+from trionode._errors import RemoteCode, RemoteError
 
 from .channel import ServiceChannel
 from .closing import close, drain
@@ -107,7 +112,29 @@ class Connection:
             trio.ClosedResourceError, trio.BrokenResourceError: the connection ended.
             LocalProtocolError: the request is larger than the peer accepts.
         """
-        return await self._core.call(service, request)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        core = self._core
+        channel = core.open_channel(service)
+        try:
+            # Where the service has ended already, receiving knows how: by a reply, an error, or without either.
+            with suppress(trio.BrokenResourceError):
+                # At once where there is room, which saves two scheduler ticks of about a dozen.
+                if channel.try_send_last(request):
+                    if len(core.channels.open) == 1:
+                        core.outbox.flush()
+                else:
+                    await ServiceChannel(channel).send(request)
+                    await channel.sending.send_eof()
+            reply = await channel.receive()
+        except trio.EndOfChannel:
+            channel.close()
+            msg = f"service {service!r} of {self.peer.name}"
+            raise RemoteError(msg, code=RemoteCode.NO_REPLY) from None
+        except BaseException:
+            channel.reset()
+            raise
+        channel.close()
+        return reply
 
     async def reauthenticate(self) -> None:
         """Hand this connection over to a new link: a new TLS session on the certificates that both sides have now.
@@ -120,7 +147,7 @@ class Connection:
             HandshakeError: the new link could not be made; the connection goes on as it was. See its subclasses.
             trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended.
         """
-        await self._core.reauthenticate()
+        await self._core.owner.reauthenticate(self._core)
 
     async def drain(self) -> None:
         """Open no more channels, wait until those that are open and their services have ended, then close.

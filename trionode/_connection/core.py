@@ -24,7 +24,7 @@ concerns them, and `hand_over` for how it goes on when its link is exchanged.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -40,7 +40,6 @@ from trionode._util.contained import contained, containing
 from trionode._util.log import Log
 from trionode._util.text import at, printable
 
-from .channel import ServiceChannel
 from .channels import Channels
 from .end import ConnectionEnd, EndReason, end_of, flushes, says_goodbye
 from .hand_over import SETTLE_GRACE, HandOver, RenewalCause
@@ -51,8 +50,6 @@ from .services import check_service_name
 from .state import NEXT, OPENING, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from trionode._errors import PeerUnverifiedError
     from trionode._identity.peer import Peer
 
@@ -78,6 +75,7 @@ class ConnectionCore:
         hand_over: the link that it is on, and its move to another.
         liveness: whether the peer is there.
         outbox: what is to be written.
+        owner: its node.
     """
 
     # A dictionary of so many attributes would be 1.5 KiB for each connection.
@@ -89,7 +87,6 @@ class ConnectionCore:
         "_end_grace",
         "_give_up",
         "_nursery",
-        "_owner",
         "_settings",
         "_taken",
         "_unusable",
@@ -98,12 +95,13 @@ class ConnectionCore:
         "hand_over",
         "liveness",
         "outbox",
+        "owner",
         "state",
     )
 
     def __init__(self, link: Link, settings: ConnectionSettings, owner: ConnectionOwner[ConnectionCore]) -> None:
         self._settings = settings
-        self._owner = owner
+        self.owner: ConnectionOwner[ConnectionCore] = owner
         self.outbox: Outbox = Outbox(link, worn=self._worn, max_records=settings.max_records)
         self.channels: Channels = Channels(
             link,
@@ -202,31 +200,6 @@ class ConnectionCore:
             self.stop_opening(State.DRAINING)  # the next verb dials anew
         return channel
 
-    async def call(self, service: str, request: bytes) -> bytes:
-        """Open a channel, send one message, half-close, receive exactly one; see `Connection.call`."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        channel = self.open_channel(service)
-        try:
-            # Where the service has ended already, receiving knows how: by a reply, an error, or without either.
-            with suppress(trio.BrokenResourceError):
-                # At once where there is room, which saves two scheduler ticks of about a dozen.
-                if channel.try_send_last(request):
-                    if len(self.channels.open) == 1:
-                        self.outbox.flush()
-                else:
-                    await ServiceChannel(channel).send(request)
-                    await channel.sending.send_eof()
-            reply = await channel.receive()
-        except trio.EndOfChannel:
-            channel.close()
-            msg = f"service {service!r} of {self.peer.name}"
-            raise RemoteError(msg, code=RemoteCode.NO_REPLY) from None
-        except BaseException:
-            channel.reset()
-            raise
-        channel.close()
-        return reply
-
     def _check_live(self) -> None:
         if self.state in OPENING:
             return
@@ -281,7 +254,7 @@ class ConnectionCore:
                             await trio.aclose_forcefully(link.stream.transport_stream)
             finally:
                 self.become(State.CLOSED)
-                self._owner.connection_finished(self)
+                self.owner.connection_finished(self)
                 self._closed.set()
 
     def stop_opening(self, state: State) -> None:
@@ -361,7 +334,7 @@ class ConnectionCore:
         end = self.ended = end_of(self.peer.name, reason, error)
         self._end_grace, self._give_up = grace, trio.current_time() + grace
         self.hand_over.end()
-        self._owner.connection_ended(self, end)
+        self.owner.connection_ended(self, end)
         containing(self.channels.end, _log, "ending channels")(end.error)
         if not flushes(reason):
             self.outbox.discard()
@@ -383,7 +356,7 @@ class ConnectionCore:
         before, self.state = self.state, state
         if before is State.LIVE:
             self._unusable.set()
-            self._owner.unregister(self)
+            self.owner.unregister(self)
         return True
 
     async def _keep_time(self, scope: trio.CancelScope) -> None:
@@ -415,7 +388,7 @@ class ConnectionCore:
         self._nursery.cancel_scope.cancel()
 
     def _worn(self) -> None:
-        self._owner.renew(self, RenewalCause.WORN)
+        self.owner.renew(self, RenewalCause.WORN)
 
     # Writing and reading
 
@@ -441,7 +414,7 @@ class ConnectionCore:
                 await turn.wait()
             await self._read_frames(link)
             if link.finished and await self.hand_over.leave(link):
-                self._owner.connection_moved(self)
+                self.owner.connection_moved(self)
                 return
         except RemoteProtocolError as exc:
             self._settings.protocol_log.warning("%s broke the protocol: %s", self.peer.name, exc)
@@ -485,15 +458,11 @@ class ConnectionCore:
                     raise RemoteProtocolError(msg)
                 return
             if stream.records_received >= self._settings.max_records:
-                self._owner.renew(self, RenewalCause.WORN)
+                self.owner.renew(self, RenewalCause.WORN)
             pieces = await stream.receive_pieces()
             self.liveness.hear()
 
     # Hand-over
-
-    async def reauthenticate(self) -> None:
-        """Hand it over now; see `Connection.reauthenticate`."""
-        await self._owner.reauthenticate(self)
 
     def ask_for_renewal(self) -> None:
         """Ask the peer, which dialled, to hand the connection over."""
@@ -569,7 +538,7 @@ class ConnectionCore:
             if not link.dialled:
                 msg = "the peer asks for a hand-over of a connection that it dialled itself"
                 raise RemoteProtocolError(msg)
-            self._owner.renew(self, RenewalCause.ASKED)
+            self.owner.renew(self, RenewalCause.ASKED)
         else:
             msg = f"the peer sent a frame of kind {kind:#04x} on channel 0"
             raise RemoteProtocolError(msg)
@@ -581,13 +550,3 @@ def _closed_at_once(link: Link) -> bool:
     except Exception:  # noqa: BLE001 -- logged in full
         _log.exception("closing a link to %s failed in an unexpected way", link.peer.name)
         return False
-
-
-@contextmanager
-def at_the_cost_of(connection: ConnectionCore) -> Iterator[None]:
-    """Whatever the block raises is logged, ends the connection, and goes no further."""
-    try:
-        yield
-    except Exception as exc:  # noqa: BLE001 -- logged in full
-        _log.exception("the connection to %s crashed", connection.peer.name)
-        connection.fail(exc)

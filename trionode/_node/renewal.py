@@ -35,8 +35,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._connection.closing import supersede
-from trionode._connection.core import at_the_cost_of
+from trionode._connection.closing import at_the_cost_of, supersede
 from trionode._connection.end import EndReason
 from trionode._connection.hand_over import RenewalCause
 from trionode._errors import HandshakeReason, HandshakeTimeoutError, Stage

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._connection.closing import close, retire
+from trionode._connection.closing import at_the_cost_of, close, retire
 from trionode._connection.connection import Connection
-from trionode._connection.core import ConnectionCore, at_the_cost_of
+from trionode._connection.core import ConnectionCore
 from trionode._connection.end import ConnectionEnd, EndReason
 from trionode._connection.owner import ConnectionOwner, ConnectionSettings, protocol_log
 from trionode._connection.registry import Registry
