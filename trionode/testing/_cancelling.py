@@ -41,7 +41,7 @@ class _Canceller(trio.abc.Instrument):
     """Counts a task's checkpoints, and cancels a scope at one of them."""
 
     def __init__(self, moment: Moment, checkpoint: int, *, any_task: bool) -> None:
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope = trio.CancelScope()
         self.task: trio.lowlevel.Task | None = None
         self._moment = moment
         self._checkpoint = checkpoint
