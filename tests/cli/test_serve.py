@@ -367,7 +367,7 @@ def test_nobody_there(here: Command) -> None:
     for command in (("call", "--as", ALPHA, f"{BETA}:{port}", "echo", "x"), ("ping", "--as", ALPHA, f"{BETA}:{port}")):
         here(*command).is_one_line(f"cannot connect to localhost port {port}", "Is the node running", status=4)
     here("ping", "--as", ALPHA, f"{BETA}:{port}", "--address", "nobody.invalid:1").is_one_line(
-        "cannot connect to nobody.invalid port 1", status=4
+        "cannot look up nobody.invalid", status=4
     )
 
 

@@ -455,7 +455,7 @@ async def test_the_check_accepts_a_channel_that_has_nothing_to_do_with_nodes() -
 )
 async def test_the_check_finds_a_channel_that_breaks_a_rule(broken: type[ModelChannel]) -> None:
     """Each of these breaks one rule; the check fails, does not hang, and says where it was."""
-    with pytest.raises(Exception) as info, trio.fail_after(PATIENCE / 2):  # noqa: PT011 -- see below
+    with pytest.raises(Exception) as info, trio.fail_after(4 * PATIENCE):  # noqa: PT011 -- see below
         await check_two_way_channel(broken.pair)
     expected = (AssertionError, trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError)
     assert not [exc for exc in leaves(info.value) if not isinstance(exc, expected)]
