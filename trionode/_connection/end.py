@@ -31,25 +31,30 @@ __all__ = ["ConnectionEnd", "EndReason"]
 
 
 class EndReason(StrEnum):
-    """Why a connection ended.
-
-    `SUPERSEDED`: a certificate was rotated, and the node closes connections that were made with the old one.
-    `EXPIRED`: a certificate that it was authenticated with ended. `WORN`: its keys had protected too much, and it could
-    not be handed over. `UNVERIFIED`: the peer's was revoked, or its CA is
-    not trusted any more.
-    """
+    """Why a connection ended."""
 
     CLOSED = "closed"
+    """This program closed it."""
     CLOSED_BY_PEER = "closed_by_peer"
+    """The peer said goodbye; its reason is in the error's text."""
     REPLACED = "replaced"
+    """A newer connection to the same node took its place."""
     SHUTTING_DOWN = "shutting_down"
+    """The node was left or drained, or the connection was."""
     LIMIT = "limit"
+    """There are too many connections of unverified peers (`max_unverified`)."""
     SUPERSEDED = "superseded"
+    """A certificate was rotated, and the node closes connections that were made with the old one."""
     EXPIRED = "expired"
+    """A certificate that it was authenticated with ended."""
     WORN = "worn"
+    """Its TLS keys had protected as much as they may, and it could not be handed over."""
     UNVERIFIED = "unverified"
+    """The peer's certificate was revoked, or its CA is not trusted any more."""
     LOST = "lost"
+    """The network or the peer failed, or the peer gave no sign of life."""
     PROTOCOL_ERROR = "protocol_error"
+    """The peer broke the protocol."""
 
 
 @final

@@ -22,8 +22,8 @@ are four cases:
 2. We have not committed, and a link is joining: we accepted it, and the dialer's third message, which makes us commit,
    is still on its way on it. Wait for the commit.
 3. We have not committed, and no link is joining: it broke after the peer had committed. The connection is lost.
-4. Nothing was agreed on: we dialled, and have not asked for it, or no link ever joined; or we have only just switched
-   to this link. A protocol error.
+4. The peer may not switch: we dialled, and the dialer commits first; no link ever joined; or this link is the one that
+   we have just switched to. A protocol error.
 """
 
 from __future__ import annotations
@@ -57,10 +57,15 @@ class RenewalCause(StrEnum):
     """Why a connection is to be handed over, or closed in place of that."""
 
     ROTATED = "rotated"
+    """A certificate of ours was rotated."""
     EXPIRING = "expiring"
+    """A certificate that it was authenticated with is about to end."""
     WORN = "worn"
+    """Its TLS keys have protected as much as they should."""
     ASKED = "asked"
+    """The peer asked for it, or did it."""
     BY_HAND = "by_hand"
+    """`Connection.reauthenticate` was called."""
 
 
 @final
