@@ -91,9 +91,9 @@ class Connection:
 
         Raises:
             LocalProtocolError: the service name is not a string of 1 to 255 characters that UTF-8 can encode.
-            trio.ClosedResourceError: the connection was closed here.
+            trio.ClosedResourceError: the connection was closed here, or drains.
             trio.BrokenResourceError: it was lost, or the peer closed it.
-            RemoteError: code `limit`: the peer does not allow more channels at once.
+            RemoteError: code `limit`: the peer does not allow more channels at once; `shutting_down`: it drains.
         """
         return ServiceChannel(self._core.open_channel(service))
 
