@@ -11,7 +11,6 @@ from benchmarks.suite.arena import OURS, contestant, pour_beside
 from benchmarks.suite.model import Better, Scenario, Target
 from benchmarks.suite.peers import nodes
 from trionode import Connection
-from trionode._connection.connection import core_of
 
 if TYPE_CHECKING:
     from benchmarks.suite.arena import Arena
@@ -29,9 +28,9 @@ async def reauthenticate(session: object) -> None:
     """One hand-over, asked for by the dialer."""
     assert isinstance(session, nodes.NodeSession)
     connection: Any = session.connection
-    before = core_of(connection).link
+    before = connection.statistics().hand_overs
     await connection.reauthenticate()
-    if core_of(connection).link is before:
+    if connection.statistics().hand_overs == before:
         msg = "reauthenticate() returned, and the connection is where it was"
         raise AssertionError(msg)
 
