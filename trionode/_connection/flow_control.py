@@ -1,5 +1,7 @@
 """Flow control for one connection: credit per channel, and one budget for messages larger than their window.
 
+This is the receiver's side, which grants. A message that is to be sent waits for credit in `send_half`.
+
 Theory. Credit is the receiver's to grant, and a sender never sends more than it was granted. So what a peer can make
 this side hold is bounded by `channels * window + budget + one message`, whatever it does.
 

@@ -4,7 +4,8 @@ Theory. Accept loops live in `AcceptLoop.run`, handshakes in a nursery that outl
 cancel handshakes in progress. Each connection gets its task at once, and takes its contexts when its first bytes are
 there: a silent or dripping client delays no other, and when there are too many, such are shed first (`admission`). An
 accept loop knows a receive channel of contexts and what to do with a link; it never sees a manager. Whatever a peer or
-a handshake does wrong ends neither the loop nor the node.
+a handshake does wrong ends neither the loop nor the node. A refusal is logged here; the node makes an event of it
+(`_node.runtime`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Theory. Publishing is synchronous and never waits. Each reader has a bounded buffer of its own; one that is too slow
 loses its oldest events and sees how many, so no reader can hold up the node or another reader.
+
+They are published where things happen: of connections and refused handshakes in `runtime` (`Runtime.refused`, for both
+sides), of cert managers in `manager_watch`, of resolvers in `dialer` and `registration`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Renewal: what becomes of live connections when certificates rotate or end, or keys wear out.
 
+A rotation itself, a new generation checked, built and published, is in `_managers.publisher`.
+
 Theory. A new generation concerns new handshakes only; a connection keeps what it was made with, for weeks, unless the
 node was told otherwise (`LiveConnections`). Then each connection that was superseded gets its turn: at a time drawn at
 random within a stated span, so that a cluster does not move as one, and only so many at once. Its turn means one of
