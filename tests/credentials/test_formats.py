@@ -63,6 +63,7 @@ def load(tmp_path: Path, cert: bytes, key: bytes, password: bytes | None = None)
         (pkcs7.serialize_certificates([LEAF], Encoding.DER), KEY_PEM, None),
         (LEAF_PEM + LEAF_PEM, KEY_PEM, None),
     ],
+    ids=["DER", "PKCS#12", "PKCS#12 with a password", "PKCS#7", "PKCS#7 in DER", "twice"],
 )
 def test_other_formats_are_read(tmp_path: Path, cert: bytes, key: bytes, password: bytes | None) -> None:
     """DER, PKCS#12, PKCS#7; a duplicate is dropped."""
@@ -90,6 +91,7 @@ def test_pools_of_other_formats(tmp_path: Path) -> None:
         (to_pem(CA.revocation_list().lists), "it holds X509 CRL"),
         (b"\xff" * 9, "it is neither PEM nor DER"),
     ],
+    ids=["nothing", "CSR", "CSR in DER", "trusted", "UTF-16", "key", "CRL", "junk"],
 )
 def test_what_was_found_is_said(tmp_path: Path, data: bytes, words: str) -> None:
     """In the place of a certificate."""

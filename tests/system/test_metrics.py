@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+import trionode
 from trionode import (
     CertAuthManager,
     CertificateError,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 
     from trionode import NodeStatistics, Peer, ServiceChannel
 
-PAGE = (Path(__file__).parents[2] / "trionode" / "manual" / "metrics.md").read_text(encoding="utf-8")
+PAGE = (Path(trionode.__file__).parent / "manual" / "metrics.md").read_text(encoding="utf-8")
 BETA = NodeName.parse("beta@localhost")
 PATIENCE = 10.0
 
