@@ -284,6 +284,7 @@ def serving_in_a_terminal(folder: Path, wrapper: str) -> tuple[int, int]:
     child, master = pty.fork()
     if child == 0:  # pragma: no cover
         os.chdir(folder)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         line = f"{wrapper} {sys.executable} -m trionode serve {BETA} --listen 127.0.0.1:0 --no-status"
         os.execve("/bin/sh", ["/bin/sh", "-c", f"exec {line} >out 2>err </dev/null"], environment())  # noqa: S606
     wait_for(folder / "out", "listens on")
