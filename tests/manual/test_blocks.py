@@ -6,7 +6,7 @@ Each page stands by itself, in a directory of its own:
 - `python` whose first line is `# name.py`: a file, which a console of the page runs.
 - any other `python`: a fragment, run in an async function with the names that the manual's contents promise.
 - `console`: typed into one shell, one command after the other; `…` stands for what differs from run to run.
-- `toml`, `ini`, `yaml`, `dockerfile`: a file; parsed, and by what reads it, where that is at hand.
+- `toml`, `ini`, `yaml`, `dockerfile`, `nginx`: a file; parsed, and by what reads it, where that is at hand.
 - `bash`: only its syntax is looked at; the README's two commands are what the CI runs.
 - `mermaid`: a diagram; what can be wrong with it is looked for.
 """
@@ -38,7 +38,7 @@ import yaml
 import trionode.manual
 from trionode.cli.config import load_config
 from trionode.manual.markdown import Part, blocks, parts
-from trionode.pki import CertificateAuthority, write_crl_set, write_key_pair
+from trionode.pki import CertificateAuthority, write_ca_pool, write_crl_set, write_key_pair
 from trionode.testing import node_factory
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ TEXTS: Final = {name: file.read_text(encoding="utf-8") for name, file in PAGES.i
 PATIENCE: Final = 60
 
 #: The languages that pages use.
-KINDS: Final = {"bash", "console", "dockerfile", "ini", "mermaid", "python", "text", "toml", "yaml"}
+KINDS: Final = {"bash", "console", "dockerfile", "ini", "mermaid", "nginx", "python", "text", "toml", "yaml"}
 
 _FILE: Final = re.compile(r"# ([\w.-]+\.\w+|Dockerfile)\b")
 NAMES: Final = ("alpha@localhost", "beta@localhost")
@@ -385,6 +385,30 @@ def test_a_dockerfile_has_known_instructions(name: str) -> None:
         lines = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
         assert lines[0].startswith("FROM ")
         assert {line.split()[0] for line in lines} <= _INSTRUCTIONS
+
+
+@pytest.mark.parametrize("name", having("nginx"))
+def test_nginx_takes_it(name: str, tmp_path: Path) -> None:
+    """Braces match and each line ends; nginx itself, where it is at hand, takes it among files of the same names."""
+    program = shutil.which("nginx", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/usr/local/sbin")))
+    for block in blocks(TEXTS[name], "nginx"):
+        assert block.text.count("{") == block.text.count("}")
+        assert all(line.rstrip().endswith((";", "{", "}")) for line in block.text.splitlines() if line.strip())
+        if program is None:
+            continue
+        authority = CertificateAuthority.create()
+        write_key_pair(authority.issue("proxy.example"), tmp_path / "proxy.pem", tmp_path / "proxy-key.pem")
+        for pool in ("clients-ca.pem", "backend-ca.pem"):
+            write_ca_pool(authority.pool, tmp_path / pool)
+        (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/pid;\nevents {{}}\nhttp {{\n{block.text}\n}}\n", "utf-8")
+        done = subprocess.run(
+            [program, "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", "stderr"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", having("bash"))

@@ -64,6 +64,11 @@ class ManagersByName:
             self._given[canonical] = name
 
     @property
+    def several(self) -> bool:
+        """Whether it matters by which name a client has come."""
+        return self._single is None
+
+    @property
     def source(self) -> ContextsSource:
         """Where handshakes take their contexts."""
         if self._single is not None:

@@ -88,7 +88,7 @@ async def serve_tls(
         cert_manager,
         alpn=protocols(alpn),
         handshake_timeout=handshake_timeout,
-        admission=_admission(max_handshakes, max_handshakes_per_address),
+        admission=admission(max_handshakes, max_handshakes_per_address),
         stranded=stranded,
     )
     with server.in_use():
@@ -143,7 +143,7 @@ async def serve_tls_listeners(
             cert_manager,
             alpn=protocols(alpn),
             handshake_timeout=handshake_timeout,
-            admission=_admission(max_handshakes, max_handshakes_per_address),
+            admission=admission(max_handshakes, max_handshakes_per_address),
             stranded=stranded,
         )
         with server.in_use():
@@ -187,6 +187,11 @@ async def wrap_server_stream(
     return TLSStream(secured)
 
 
-def _admission(limit: int, per_address: int) -> Admission:
+def admission(limit: int, per_address: int) -> Admission:
+    """What bounds a server's handshakes, of limits that are checked.
+
+    Raises:
+        TypeError, ValueError: a limit is not what belongs there.
+    """
     check_arguments(max_handshakes=limit, max_handshakes_per_address=per_address)
     return Admission(limit=limit, per_address=per_address)

@@ -67,7 +67,11 @@ class LiveStream:
 
 @final
 class TLSServer:
-    """What accept loops and handlers of one server share."""
+    """What accept loops and handlers of one server share.
+
+    Attributes:
+        managers: which serve which names.
+    """
 
     def __init__(
         self,
@@ -97,8 +101,8 @@ class TLSServer:
             msg = "the streams of a server do not stand in the way of new trust: stranded is KEEP or CLOSE, not REFUSE"
             raise ValueError(msg)
         self._handler = handler
-        self._managers = ManagersByName(cert_manager)
-        self._source = self._managers.source
+        self.managers: Final = ManagersByName(cert_manager)
+        self._source = self.managers.source
         self._alpn = alpn
         self._handshake_timeout = handshake_timeout
         self._admission = admission
@@ -114,7 +118,7 @@ class TLSServer:
         Raises:
             CertificateError: its key pair is unusable for a server.
         """
-        self._uses.enter_context(self._managers.use())
+        self._uses.enter_context(self.managers.use())
         self._hold()
         try:
             yield
@@ -177,7 +181,7 @@ class TLSServer:
             if not break_off(stream, error):
                 handlers.start_soon(trio.aclose_forcefully, stream)
 
-        manager = self._managers.manager(stream.server_name)
+        manager = self.managers.manager(stream.server_name)
         assert manager is not None  # its contexts were taken
         publisher, live = publisher_of(manager), LiveStream.of(stream)
         publisher.attach(live, end, stranded=self._stranded)

@@ -8,11 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from .caller import Caller as Caller, caller_of as caller_of
     from .client import HTTPTransport as HTTPTransport
+    from .lifespan import LifespanError as LifespanError
+    from .server import serve_asgi as serve_asgi
 
-__all__ = ["HTTPTransport"]
+__all__ = ["Caller", "HTTPTransport", "LifespanError", "caller_of", "serve_asgi"]
 
-_HOMES: Final = {"HTTPTransport": "client"}
+_HOMES: Final = {
+    "Caller": "caller",
+    "HTTPTransport": "client",
+    "LifespanError": "lifespan",
+    "caller_of": "caller",
+    "serve_asgi": "server",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,373 @@
+"""An ASGI server on cert managers: hypercorn's protocols over our streams.
+
+Theory. hypercorn runs HTTP/1.1, HTTP/2 and WebSocket over one connection: `hypercorn.trio.tcp_server.TCPServer`. It
+takes the connection as a `trio.SSLStream`; `_Connection` stands in its place, before a stream whose handshake is done.
+So everything that comes before a request is ours: listeners, handshakes, managers, admission, the ledger of streams.
+
+Of hypercorn, `Config` is documented. `TCPServer`, `WorkerContext`, and what an application wrapper is called with, are
+not: `tests/http/test_hypercorn.py` says what is relied on, and `pyproject.toml` admits the releases that were tried.
+
+What ends when. The application's lifespan begins before the first connection is accepted, and ends after the last is
+gone. To stop (the listeners were closed, or `serve_asgi` was cancelled) nothing more is accepted, idle connections are
+closed, requests under way have `grace` seconds to finish and are cancelled then, and the lifespan is told to shut down,
+with as long again. All this is shielded from the caller's cancellation, which shows when it is done.
+
+Three things in hypercorn 0.18 are worked around here, by a `WorkerContext` for each connection, whose `terminated` says
+when that one is to end. A connection that its client has ended lingers until an idle timeout; here its end is its end.
+HTTP/2 with `terminated` set sends GOAWAY while the last frames of a response are still to be sent, and these are lost;
+here a busy HTTP/2 connection is told only once it has nothing left to send. And sends are shielded; at the end of the
+grace connections are closed, which wakes those that are stuck in one.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, cast, final
+
+import trio
+
+from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS
+from trionode._managers.trust import StrandedPeers
+from trionode._streams.arguments import check_arguments, check_port, protocols
+from trionode._streams.server import admission
+from trionode._streams.tls_server import AnyListener, TLSServer, close_all
+from trionode._transport.tcp import open_listeners
+from trionode._util.fields import DURATION, Such, check_argument
+from trionode._util.log import Log
+from trionode._util.rate_limited_log import RateLimitedLog
+
+from .caller import extensions_of
+from .lifespan import Lifespan, LifespanError
+
+try:
+    from hypercorn.config import Config
+    from hypercorn.trio.tcp_server import TCPServer
+    from hypercorn.trio.worker_context import WorkerContext
+    from hypercorn.typing import ConnectionState
+except ModuleNotFoundError as _exc:
+    if (_exc.name or "").partition(".")[0] != "hypercorn":
+        raise
+    _msg = "trionode.http.serve_asgi needs hypercorn; install it with: pip install 'trionode[http]'"
+    raise ModuleNotFoundError(_msg, name=_exc.name) from None
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from hypercorn.typing import AppWrapper
+
+    from trionode._managers.by_name import ManagersByName, ServerManagers
+    from trionode._streams.stream import TLSStream
+
+    from .lifespan import ASGIApplication, Receive, Scope, Send
+
+__all__ = ["serve_asgi"]
+
+_LOGGER: Final = "trionode.http"
+_log: Final = Log(_LOGGER)
+
+_APPLICATION: Final = Such(callable, "an ASGI application, called with scope, receive and send")
+
+#: How long a connection that is to end must have had nothing to do. Seconds.
+_MOMENT: Final = 0.02
+
+#: RFC 9110 section 15.5.20.
+_MISDIRECTED: Final = 421
+
+
+async def serve_asgi(
+    app: ASGIApplication,
+    port: int | None = None,
+    *,
+    cert_manager: ServerManagers,
+    host: str | None = None,
+    listeners: Sequence[AnyListener] | None = None,
+    config: Config | None = None,
+    grace: float = 5.0,
+    handshake_timeout: float = 10,
+    max_handshakes: int = MAX_HANDSHAKES,
+    max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
+    stranded: StrandedPeers = StrandedPeers.KEEP,
+    task_status: trio.TaskStatus[Sequence[AnyListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve an ASGI application over TLS: HTTP/1.1, HTTP/2 and WebSocket, with certificates that rotate.
+
+    Each handshake takes its manager's current contexts, as with `serve_tls`. The scopes of requests and WebSockets have
+    the ASGI extension `tls`, complete, and `caller_of(scope)` is the client as this side verified it.
+
+    Ends when its listeners are closed, normally, or when it is cancelled; gracefully either way: it accepts no more,
+    closes idle connections, and gives requests under way `grace` seconds before they are cancelled; then the
+    application's lifespan is shut down, which may take as long again. A cancellation shows after that.
+
+    Where there are several managers, a request for a host (`Host`, `:authority`) of another manager than its
+    connection's is answered with 421 (Misdirected Request): it was not made under that one's client authentication.
+
+    Args:
+        app: an ASGI 3 application that runs on Trio.
+        port: to listen on; 0 draws a free one, the same for IPv4 and IPv6.
+        cert_manager: one manager, or a mapping of server names to managers, see `serve_tls`; in use until this returns.
+        host: name or address to listen on; None for all interfaces.
+        listeners: what to serve on in place of a port: sockets that were given, UNIX sockets, the memory network's.
+            Owned: closed when this ends, however it ends.
+        config: hypercorn's settings, for the access log, limits and timeouts of the protocols. What it says of sockets,
+            TLS, workers, the application and graceful shutdown plays no part.
+        grace: how long requests may take to finish when this is to stop, and the lifespan's shutdown after them.
+            Seconds.
+        handshake_timeout: from the accept to the end of the handshake, seconds.
+        max_handshakes: see `serve_tls`.
+        max_handshakes_per_address: see `serve_tls`.
+        stranded: see `serve_tls`.
+        task_status: `started()` gets the listeners, once the application has started.
+
+    Raises:
+        CertificateError: a manager's key pair is unusable for a server.
+        ListenError: the port cannot be had.
+        LifespanError: the application failed to start.
+        ValueError, TypeError: an argument is not what belongs there; the message names it.
+    """
+    opened = () if listeners is None else tuple(listeners)
+    try:
+        check_argument("grace", grace, DURATION)
+        check_arguments(handshake_timeout=handshake_timeout)
+        settings = _default_config() if config is None else _checked(config)
+        check_argument("app", app, _APPLICATION)
+        serving = _Serving(app, settings, grace)
+        server = TLSServer(
+            serving.handle,
+            cert_manager,
+            alpn=protocols(settings.alpn_protocols),
+            handshake_timeout=handshake_timeout,
+            admission=admission(max_handshakes, max_handshakes_per_address),
+            stranded=stranded,
+        )
+        with server.in_use():
+            if not opened:
+                if host is not None:
+                    check_arguments(host=host)
+                opened = tuple(await open_listeners(host, _port(port, listeners)))
+            error = await serving.run(server, opened, lambda: task_status.started(opened))
+        if error is not None:
+            raise error
+    finally:
+        await close_all(opened)  # noqa: ASYNC102 -- shielded in there
+
+
+def _port(port: int | None, listeners: Sequence[AnyListener] | None) -> int:
+    if port is None or listeners is not None:
+        msg = "there is nothing to serve on: give a port, or at least one listener"
+        raise ValueError(msg)
+    check_port(port, lowest=0)
+    return port
+
+
+def _checked(config: Config) -> Config:
+    check_argument("config", config, Config)
+    return config
+
+
+def _default_config() -> Config:
+    config = Config()
+    config.errorlog = logging.getLogger(_LOGGER)
+    return config
+
+
+@final
+class _Connection:
+    """Stands in the place of a `trio.SSLStream`, as far as hypercorn looks at one. It has no `send_eof`, as that.
+
+    Attributes:
+        context: hypercorn's, for this connection alone: `terminated` tells it to end.
+    """
+
+    def __init__(self, stream: TLSStream) -> None:
+        self.context = WorkerContext(None)
+        self._work = 0
+        self._begun = 0
+        self._through = trio.lowlevel.ParkingLot()
+        self._stream = stream
+        self.transport_stream = _Transport(stream.transport_stream)
+        self.aclose = stream.aclose
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """It has something to do for the length of the block: a call of the application, or a send."""
+        self._work += 1
+        self._begun += 1
+        try:
+            yield
+        finally:
+            self._work -= 1
+            if not self._work:
+                self._through.unpark_all()
+
+    async def end_when_quiet(self) -> None:
+        """Tell it to end once it has had nothing to do for a moment: its last frames follow within a few ticks."""
+        begun = -1
+        while self._work or self._begun != begun:
+            if self._work:
+                await self._through.park()
+            begun = self._begun
+            await trio.sleep(_MOMENT)
+        await self.context.terminated.set()
+
+    async def send_all(self, data: bytes) -> None:
+        """As the stream."""
+        with self.working():
+            await self._stream.send_all(data)
+
+    async def do_handshake(self) -> None:
+        """It is done."""
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """As the stream. Its end is that of the connection; left to itself, hypercorn waits for an idle timeout."""
+        data = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                await self.context.terminated.set()  # noqa: ASYNC102 -- no checkpoint
+        return data
+
+    def selected_alpn_protocol(self) -> str | None:
+        """The protocol that was agreed on."""
+        return self._stream.alpn
+
+
+@final
+class _Transport:
+    """What is below, as far as hypercorn looks at it: a socket with two addresses."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.socket: trio.socket.SocketType | _NoSocket
+        self.socket = stream.socket if isinstance(stream, trio.SocketStream) else _NoSocket()
+
+
+@final
+class _NoSocket:
+    """A transport that is no socket: hypercorn knows no addresses then."""
+
+    family = -1
+
+    def getpeername(self) -> tuple[()]:
+        """None."""
+        return ()
+
+    def getsockname(self) -> tuple[()]:
+        """None."""
+        return ()
+
+
+@final
+class _Serving:
+    """One application, its connections, and how both come to their ends."""
+
+    def __init__(self, app: ASGIApplication, config: Config, grace: float) -> None:
+        self._app = app
+        self._config = config
+        self._grace = grace
+        self._lifespan = Lifespan(app)
+        self._stopping = False
+        self._connections: set[_Connection] = set()
+        self._managers: ManagersByName | None = None
+        self._accepting = trio.CancelScope()
+        self._flood = RateLimitedLog(_log, "connections failed in an unexpected way")
+
+    async def run(
+        self, server: TLSServer, listeners: Sequence[AnyListener], started: Callable[[], None]
+    ) -> LifespanError | None:
+        """Serve until the listeners are closed, or this is cancelled; gives what kept the application from starting."""
+        self._managers = server.managers
+        async with trio.open_nursery() as outside:
+            outside.start_soon(self._stop_when_cancelled)
+            async with trio.open_nursery() as inside:
+                inside.start_soon(self._lifespan.run)
+                error = await self._lifespan.wait_started(self._config.startup_timeout)
+                if error is None:
+                    inside.cancel_scope.shield = True
+                    await self._accept(server, listeners, started, inside)
+                    await self._lifespan.stop(self._grace)
+                inside.cancel_scope.cancel()
+            outside.cancel_scope.cancel()
+        self._flood.summarise()
+        return error
+
+    async def _stop_when_cancelled(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._accepting.cancel()
+
+    async def _accept(
+        self, server: TLSServer, listeners: Sequence[AnyListener], started: Callable[[], None], inside: trio.Nursery
+    ) -> None:
+        async with trio.open_nursery() as handlers:
+            with self._accepting:
+                await server.run(listeners, handlers, started)
+            self._stopping = True
+            for connection in self._connections:
+                if connection.selected_alpn_protocol() == "h2":
+                    inside.start_soon(connection.end_when_quiet)
+                else:
+                    await connection.context.terminated.set()
+            handlers.cancel_scope.deadline = trio.current_time() + self._grace
+            inside.start_soon(self._close_all_at, handlers.cancel_scope.deadline)
+
+    async def _close_all_at(self, deadline: float) -> None:
+        await trio.sleep_until(deadline)
+        for connection in tuple(self._connections):
+            with trio.move_on_after(0):
+                await connection.aclose()
+
+    async def handle(self, stream: TLSStream) -> None:
+        """One connection. Whatever fails in it, by a peer's doing or by hypercorn's, costs that connection."""
+        connection = _Connection(stream)
+        self._connections.add(connection)
+        if self._stopping:  # its handshake was under way
+            await connection.context.terminated.set()
+        app, state = self._application(stream, connection), ConnectionState(self._lifespan.state.copy())
+        try:
+            await TCPServer(app, self._config, connection.context, state, cast("Any", connection)).run()
+        except Exception as exc:  # noqa: BLE001 -- logged in full
+            self._flood.error("a connection failed in an unexpected way", exc_info=exc)
+        except BaseExceptionGroup as group:
+            failures, others = group.split(Exception)
+            if failures is not None:
+                self._flood.error("a connection failed in an unexpected way", exc_info=failures)
+            if others is not None:
+                raise others from None
+        finally:
+            self._connections.discard(connection)
+
+    def _application(self, stream: TLSStream, connection: _Connection) -> AppWrapper:
+        """The application as one connection calls it: its scopes say what is known of that."""
+        made: dict[str, dict[str, object]] = {}
+
+        async def call(scope: Scope, receive: Receive, send: Send, *_: object) -> None:
+            if not made:
+                made.update(extensions_of(stream))
+            scope["extensions"] |= {name: dict(content) for name, content in made.items()}
+            with connection.working():
+                if self._is_misdirected(stream, scope):
+                    await _misdirect(scope, send)
+                else:
+                    await self._app(scope, receive, send)
+
+        return cast("AppWrapper", call)
+
+    def _is_misdirected(self, stream: TLSStream, scope: Scope) -> bool:
+        managers = self._managers
+        if managers is None or not managers.several:
+            return False
+        host = next((value for name, value in scope["headers"] if name.lower() == b"host"), None)
+        if not host:
+            return False
+        name = host.decode("latin-1")
+        if not name.endswith("]"):
+            name = name.rpartition(":")[0] or name
+        return managers.manager(name) is not managers.manager(stream.server_name)
+
+
+async def _misdirect(scope: Scope, send: Send) -> None:
+    kind = "http" if scope["type"] == "http" else "websocket.http"
+    await send({"type": f"{kind}.response.start", "status": _MISDIRECTED, "headers": [(b"content-length", b"0")]})
+    await send({"type": f"{kind}.response.body", "body": b""})
