@@ -111,7 +111,7 @@ def as_json(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def as_text(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run for people, into a pipe, with a place of its own for temporary files."""
     directory = tmp_path_factory.mktemp("temporary")
-    return run(directory, env={**os.environ, "TMPDIR": str(directory)})
+    return run(directory, env={**os.environ, "TMPDIR": str(directory), "COLUMNS": "130"})
 
 
 @pytest.fixture

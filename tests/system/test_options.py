@@ -500,7 +500,7 @@ def test_the_table_names_every_argument() -> None:
         )
     }
     assert set(functions) == set(ARGUMENTS)
-    others = {"handler", "handler_nursery", "listeners", "stream", "task_status", "nodes", "registry"}
+    others = {"stranded", "handler", "handler_nursery", "listeners", "stream", "task_status", "nodes", "registry"}
     for name, function in functions.items():
         skipped = others | ({"host"} if name == "serve_metrics" else set())
         assert set(inspect.signature(function).parameters) - skipped == set(ARGUMENTS[name])

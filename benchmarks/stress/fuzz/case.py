@@ -101,6 +101,7 @@ class FakeStream:
 
     unsent = send_ended = False
     records_sent = records_received = 0
+    transport_stream = None
 
     def __init__(self, identifier: bytes) -> None:
         self.said = bytearray()
