@@ -101,9 +101,9 @@ class FakeStream:
 
     unsent = send_ended = False
     records_sent = records_received = 0
-    transport_stream = None
 
     def __init__(self, identifier: bytes) -> None:
+        self.transport_stream = self
         self.said = bytearray()
         self.bytes_taken = 0
         self.closed = False

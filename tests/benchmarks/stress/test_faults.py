@@ -126,7 +126,11 @@ def test_the_sweep_notices_a_stream_that_is_left_open(world: World, monkeypatch:
         stream._closed = True
         await trio.lowlevel.checkpoint()
 
+    async def forget(_: trio.abc.AsyncResource) -> None:
+        await trio.lowlevel.checkpoint()
+
     monkeypatch.setattr(SessionStream, "aclose", forgetful)
+    monkeypatch.setattr(trio, "aclose_forcefully", forget)
     problems = str(world.with_fault("reset_after", "there", 10**6).problems)
     assert "streams are left open" in problems
     assert "left open: [<MemoryStream" in problems
