@@ -118,12 +118,16 @@ class CertificateReason(StrEnum):
     """The leaf's extended key usage does not allow the role that it is used in."""
     NO_CLIENT_CAS = "no_client_cas"
     """The client-auth mode verifies clients, and there is no client-CA pool."""
+    WEAK_CA = "weak_ca"
+    """Every CA of a pool has a key that is too weak to be relied on."""
     NO_CRL = "no_crl"
     """There is no revocation list where one is needed."""
     BAD_CRL = "bad_crl"
     """A revocation list is damaged, or of a kind that cannot be relied on."""
     FINDINGS = "findings"
     """`follow_source(check=True)` found errors in the key pair."""
+    TRUST_FINDINGS = "trust_findings"
+    """`follow_source(check=True)` found that new pools or revocation lists would refuse our own key pair."""
 
 
 @final

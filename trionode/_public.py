@@ -47,12 +47,8 @@ from ._handshake.acceptor import Acceptor as Acceptor, AcceptorStatistics as Acc
 from ._handshake.cookie import generate_cookie as generate_cookie
 from ._identity.names import NodeName as NodeName
 from ._identity.peer import Peer as Peer
-from ._managers.findings import (
-    Finding as Finding,
-    FindingCode as FindingCode,
-    Severity as Severity,
-    check_key_pair as check_key_pair,
-)
+from ._managers.check import check_key_pair as check_key_pair
+from ._managers.findings import Finding as Finding, FindingCode as FindingCode, Severity as Severity
 from ._managers.follower import Follower as Follower, FollowerStatus as FollowerStatus, follow_source as follow_source
 from ._managers.manager import CertManager as CertManager
 from ._managers.sources import Credentials as Credentials, FileSource as FileSource, Source as Source

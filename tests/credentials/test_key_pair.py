@@ -49,7 +49,7 @@ from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import fingerprint
 from trionode._identity.names import SubjectNames
 from trionode._managers.auth_manager import CertAuthManager
-from trionode._managers.findings import check_usable
+from trionode._managers.check import check_usable
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -459,9 +459,10 @@ def test_key_pairs_are_compared_by_content() -> None:
 
 def test_the_zoo_has_every_reason_that_parsing_can_give() -> None:
     """No reason of a `CertificateError` that parsing can give goes untested."""
-    by_use = {Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.WRONG_EKU, Reason.NO_CLIENT_CAS, Reason.FINDINGS}
-    of_crls = {Reason.NO_CRL, Reason.BAD_CRL}
-    assert {entry[3] for entry in ZOO.values()} == set(CertificateReason) - by_use - of_crls
+    by_use = {Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.WRONG_EKU, Reason.NO_CLIENT_CAS}
+    by_use |= {Reason.FINDINGS, Reason.TRUST_FINDINGS}
+    of_trust = {Reason.NO_CRL, Reason.BAD_CRL, Reason.WEAK_CA}
+    assert {entry[3] for entry in ZOO.values()} == set(CertificateReason) - by_use - of_trust
 
 
 @pytest.mark.parametrize("animal", ZOO)

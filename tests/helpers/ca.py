@@ -79,6 +79,7 @@ class TestCA:
         basic: x509.BasicConstraints | None = x509.BasicConstraints(ca=True, path_length=None),  # noqa: B008 -- a value
         usage: x509.KeyUsage | None = key_usage("key_cert_sign", "crl_sign"),  # noqa: B008 -- likewise
         extensions: Iterable[x509.ExtensionType] = (),
+        serial: int | None = None,
     ) -> None:
         self.name, self.below, self.key_ids = name, below, key_ids
         self.key: PrivateKey = key or new_key()
@@ -86,7 +87,7 @@ class TestCA:
         every: list[x509.ExtensionType] = [each for each in (basic, usage) if each is not None]
         if key_ids:
             every.append(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()))
-        self.certificate = issuer.sign(name, self.key, [*every, *extensions], start=start, end=end)
+        self.certificate = issuer.sign(name, self.key, [*every, *extensions], start=start, end=end, serial=serial)
         self.above: tuple[x509.Certificate, ...] = () if below is None else (self.certificate, *below.above)
 
     @property

@@ -33,7 +33,7 @@ from trionode import (
     check_key_pair,
 )
 from trionode._credentials.policy import TLSPolicy
-from trionode._managers.findings import CLOCK_SKEW, check_usable
+from trionode._managers.check import CLOCK_SKEW, check_usable
 from trionode._managers.manager import publisher_of
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.failures import HandshakeErrors

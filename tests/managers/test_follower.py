@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from trio_util import AsyncValue
 
+from ca import TestCA, lists
 from trionode import (
     CertAuthManager,
     CertificateError,
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 
 BETA = NodeName.parse("beta@localhost")
 START = datetime(2030, 1, 1, tzinfo=UTC)
-DAY = timedelta(days=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+MUTUAL = ClientAuth.REQUIRE_AND_VERIFY_CLIENT_CERT
 LOGGER = "trionode.sources"
 
 
@@ -626,6 +628,93 @@ async def test_a_revocation_does_not_wait_for_a_ca_to_be_retired(
             assert isinstance(status.error, TrustRotationError)
             assert (certs.crls, certs.client_cas) == (lists, ca.pool)
             nursery.cancel_scope.cancel()
+
+
+async def test_an_older_list_is_no_change_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A source that goes back to an old list is read again and again, and the newer list stays in use."""
+    root = TestCA()
+    old, new = lists(root.crl(number=4)), lists(root.crl(number=5))
+    ours = root.leaf()
+    certs = CertAuthManager(ours, client_cas=root.pool, client_auth=MUTUAL, root_cas=root.pool, crls=new)
+    source = Polled(credentials(ours, crls=old))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            follower = await nursery.start(follow_source, certs, source)
+            before = certs.generation
+            await trio.sleep(5)
+            assert source.readings > 3
+            assert certs.generation == before
+            assert follower.status == FollowerStatus()
+            nursery.cancel_scope.cancel()
+    assert certs.crls is not None
+    assert new.lists[0] in certs.crls.lists
+    assert len([each for each in caplog.records if "is older than the one in use" in each.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("check", [True, False])
+async def test_trust_that_would_refuse_us_is_held_back_where_that_is_wanted(
+    check: bool, said: Callable[[], list[str]]
+) -> None:
+    """With `check`: what peers with the same trust would refuse us for; but that we were revoked does not wait."""
+    root, stranger = TestCA(), TestCA("stranger")
+    ours = root.leaf()
+    trust: dict[str, Any] = {"client_cas": root.pool, "client_auth": MUTUAL, "root_cas": root.pool}
+    certs = CertAuthManager(ours, **trust, crls=lists(root.crl(number=1)))
+    source = Scripted(credentials(ours))
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            follower = await nursery.start(partial(follow_source, certs, source, check=check))
+            useless = lists(stranger.crl())
+            source.set(credentials(ours, crls=useless))
+            if not check:
+                await certs.wait_generation(2)
+                assert certs.crls == useless
+                nursery.cancel_scope.cancel()
+                return
+            status = await follower.wait_changed(FollowerStatus())
+            assert isinstance(status.error, CertificateError)
+            assert status.error.reason is CertificateReason.TRUST_FINDINGS
+            assert certs.generation == 1
+            [text] = said()
+            assert "peers with this trust would refuse our own key pair" in text
+            # Pools that would refuse us do not hold up the lists beside them.
+            good = lists(root.crl(number=2))
+            source.set(credentials(ours, crls=good, root_cas=stranger.pool))
+            status = await follower.wait_changed(status)
+            assert status.error is not None
+            assert (certs.crls, certs.root_cas) == (good, root.pool)
+            bad = lists(root.crl(ours, number=3))
+            source.set(credentials(ours, crls=bad))
+            status = await follower.wait_changed(status)
+            assert status.error is None
+            assert certs.crls == bad
+            nursery.cancel_scope.cancel()
+
+
+async def test_trust_that_was_held_back_is_published_once_it_may(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Dates change by themselves: a list of tomorrow is one tomorrow."""
+    root, shift = TestCA(), timedelta()
+    ours = root.leaf()
+    trust: dict[str, Any] = {"client_cas": root.pool, "client_auth": MUTUAL, "root_cas": root.pool}
+    certs = CertAuthManager(
+        ours, **trust, crls=lists(root.crl(number=1, end=10 * DAY)), clock=lambda: datetime.now(UTC) + shift
+    )
+    future = lists(root.crl(number=2, start=DAY, end=9 * DAY))
+    source = Scripted(credentials(ours))
+    async with trio.open_nursery() as nursery:
+        follower = await nursery.start(partial(follow_source, certs, source, check=True))
+        source.set(credentials(ours, crls=lists(TestCA("another").crl(), *future)))
+        status = await follower.wait_changed(FollowerStatus())
+        assert isinstance(status.error, CertificateError)
+        await trio.sleep(100)
+        assert certs.generation == 1
+        shift = 2 * DAY
+        status = await follower.wait_changed(status)
+        assert status.error is None
+        assert certs.generation == 2
+        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture

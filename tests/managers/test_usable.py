@@ -20,7 +20,7 @@ from specimens import (
 from trionode._credentials.key_pair import KeyPair
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import allows
-from trionode._managers.findings import check_usable
+from trionode._managers.check import check_usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -25,7 +25,7 @@ from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import fingerprint
 from trionode._identity.names import NodeName, SubjectNames
-from trionode._managers.findings import check_usable
+from trionode._managers.check import check_usable
 from trionode._tls.contexts import TLSContexts
 from trionode.pki import (
     CertificateAuthority,

@@ -317,6 +317,18 @@ def test_an_anchor_is_revoked_by_a_key_that_is_trusted() -> None:
     assert code(judge(pool(middle), lists(good, bad)), chain) == 0
 
 
+def test_a_path_that_openssl_sees_another_in_is_none() -> None:
+    """An anchor with the name of an intermediate: the way to the anchor holds, the one through the other does not."""
+    root = TestCA(key_ids=False)
+    namesake = TestCA(below=root, key_ids=False)
+    leaf = root.leaf().certificate
+    chain = [leaf, namesake.certificate]
+    assert judge(root.pool).judge(chain).path == (leaf, root.certificate)
+    assert code(judge(root.pool, lists(root.crl(leaf), namesake.crl())), chain) == REVOKED
+    loose = CRLPolicy(allow_missing=True, leaf_only=True)
+    assert code(judge(root.pool, lists(root.crl(leaf)), crl_policy=loose), chain) == REVOKED
+
+
 def test_a_revoked_path_is_no_reason_against_another() -> None:
     """A cross-certificate that was revoked, beside one that was not."""
     first, second = TestCA("first"), TestCA("second")

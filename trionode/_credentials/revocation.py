@@ -66,6 +66,10 @@ class Unknown:
     doubt: Doubt
     text: str
 
+    def __str__(self) -> str:
+        """Why, as the middle of a sentence."""
+        return self.text
+
 
 @final
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import trio
 from trio_util import AsyncValue
@@ -28,8 +29,8 @@ from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import not_after, not_before
 from trionode._util.log import Log
 
-from .auth_manager import UNCHANGED, CertAuthManager
-from .findings import Severity
+from .auth_manager import CertAuthManager
+from .findings import FindingCode, Severity
 from .manager import publisher_of
 from .publisher import Publisher, SourceState
 from .sources import Credentials
@@ -39,17 +40,12 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import AsyncIterator, Collection, Iterator
 
-    from trionode._credentials.ca_pool import CAPool
-    from trionode._credentials.crl import CRLSet
     from trionode._credentials.key_pair import KeyPair
 
-    from .auth_manager import Unchanged
     from .manager import CertManager
     from .sources import Source
 
 __all__ = ["Follower", "FollowerStatus", "follow_source"]
-
-T = TypeVar("T")
 
 _log = Log("trionode.sources")
 
@@ -219,19 +215,24 @@ class Follower:
 
     def _publish_trust(self, found: Credentials) -> None:
         manager = self.manager
-        if not isinstance(manager, CertAuthManager):
-            return
-        client_cas, root_cas, crls = _changed_trust(manager, found)
-        if client_cas is root_cas is crls is UNCHANGED:
+        change = _changed_trust(manager, found)
+        if not isinstance(manager, CertAuthManager) or not change:
             return
         try:
-            manager.rotate_trust(client_cas=client_cas, root_cas=root_cas, crls=crls, stranded=self._stranded)
-        except TrustRotationError:
-            if crls is not UNCHANGED and not (client_cas is root_cas is UNCHANGED):
+            self._rotate_trust(manager, change, found.key_pair)
+        except (CertificateError, TrustRotationError):
+            if len(change) > 1 and "crls" in change:
                 # A revocation does not wait until a CA can be retired.
-                manager.rotate_trust(crls=crls, stranded=self._stranded)
+                self._rotate_trust(manager, {"crls": change["crls"]}, found.key_pair)
             raise
         _log.info("%r: published other CA pools or revocation lists, generation %d", self.source, manager.generation)
+
+    def _rotate_trust(self, manager: CertAuthManager, change: dict[str, Any], key_pair: KeyPair) -> None:
+        errors = self._trust_findings(change, key_pair)
+        if errors:
+            msg = f"peers with this trust would refuse our own key pair, so it was held back: {' '.join(errors)}"
+            raise CertificateError(msg, reason=CertificateReason.TRUST_FINDINGS)
+        manager.rotate_trust(**change, stranded=self._stranded)
 
     def _publish_key_pair(self, found: Credentials) -> None:
         key_pair = found.key_pair
@@ -248,6 +249,13 @@ class Follower:
         found = self.manager.check(key_pair) if self._check else ()
         return [f"{finding}." for finding in found if finding.severity is Severity.ERROR]
 
+    def _trust_findings(self, change: dict[str, Any], key_pair: KeyPair) -> list[str]:
+        """The errors of a key pair that new trust brings; that it was revoked is no reason to wait."""
+        if not self._check:
+            return []
+        found = publisher_of(self.manager).check_after(partial(replace, **change), key_pair)
+        return [f"{finding}." for finding in found if finding.code is not FindingCode.REVOKED]
+
     def _may_pass(self, pending: Credentials) -> bool:
         """Whether a reason for which `pending` was refused is gone."""
         return any(self._is_over(refusal, pending) for refusal in _each(self.status.error))
@@ -255,13 +263,14 @@ class Follower:
     def _is_over(self, refusal: Exception, pending: Credentials) -> bool:
         manager = self.manager
         if isinstance(refusal, TrustRotationError) and isinstance(manager, CertAuthManager):
-            client_cas, root_cas, crls = _changed_trust(manager, pending)
-            stranded = manager.stranded_by(client_cas=client_cas, root_cas=root_cas, crls=crls)
+            stranded = manager.stranded_by(**_changed_trust(manager, pending))
             return not any(peer.newly and not peer.revoked for peer in stranded)
         if not isinstance(refusal, CertificateError):
             return True
         if refusal.reason is CertificateReason.FINDINGS:
             return not self._findings(pending.key_pair)
+        if refusal.reason is CertificateReason.TRUST_FINDINGS:
+            return not self._trust_findings(_changed_trust(manager, pending), pending.key_pair)
         leaf = pending.key_pair.certificate
         dated = refusal.reason in {CertificateReason.EXPIRED, CertificateReason.NOT_YET_VALID}
         return dated and not_before(leaf) <= publisher_of(manager).now() <= not_after(leaf)
@@ -343,18 +352,17 @@ async def follow_source(  # noqa: ASYNC128 -- Follower._run calls it
     await follower._run(reload_on, task_status=task_status)  # noqa: SLF001 -- the one caller
 
 
-def _changed_trust(
-    manager: CertAuthManager, found: Credentials
-) -> tuple[CAPool | Unchanged, CAPool | Unchanged, CRLSet | Unchanged]:
-    return (
-        _changed(manager.client_cas, found.client_cas),
-        _changed(manager.root_cas, found.root_cas),
-        _changed(manager.crls, found.crls),
-    )
-
-
-def _changed(old: T | None, new: T | None) -> T | Unchanged:
-    return UNCHANGED if new is None or new == old else new
+def _changed_trust(manager: CertManager, found: Credentials) -> dict[str, Any]:
+    """What of a source's trust is not the manager's, as arguments of `rotate_trust`."""
+    change: dict[str, Any] = {}
+    if found.client_cas is not None and found.client_cas != manager.client_cas:
+        change["client_cas"] = found.client_cas
+    if found.root_cas is not None and found.root_cas != manager.root_cas:
+        change["root_cas"] = found.root_cas
+    # Where the source has an older list than the one in use, the latter stays: that is no difference.
+    if found.crls is not None and publisher_of(manager).without_going_back(found.crls) != manager.crls:
+        change["crls"] = found.crls
+    return change
 
 
 def _each(error: Exception | None) -> tuple[Exception, ...]:

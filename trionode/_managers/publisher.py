@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
@@ -30,13 +30,16 @@ import trio
 from trio_util import AsyncValue
 
 from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.revocation import keep_newer
 from trionode._credentials.validity import Validity, validities
 from trionode._errors import CertificateError, CertificateReason, FixedAtStartupError, PeerUnverifiedError
 from trionode._tls.contexts import ContextsChannel, TLSContexts
 from trionode._util.fields import check_argument
 from trionode._util.log import Log
 
-from .findings import check_usable, examine
+from .check import check_usable, examine
+from .check_trust import check_trust, expect_usable, known_issuers
+from .findings import Severity
 from .trust import (
     Bench,
     LiveEntry,
@@ -53,7 +56,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
+    from trionode._credentials.crl import CRLSet
     from trionode._credentials.policy import TLSPolicy
+    from trionode._credentials.revocation import Superseded
     from trionode._identity.names import NodeName
 
     from .findings import Finding
@@ -143,7 +148,10 @@ class Publisher:
         self._trusted_since = 1
         self._names: Counter[NodeName | str] = Counter()
         self._examined: tuple[object, ...] = ()
-        self._told: tuple[Finding, ...] = ()
+        # What is wrong with pools and lists is said at once, what is wrong with the key pair when it is used.
+        self._told: tuple[Finding, ...] = tuple(check_trust(policy, key_pair))
+        for finding in self._told:
+            _log.warning("%s", finding)
         self._lock = RLock()
         self._owner: trio.lowlevel.TrioToken | None = None
         self._claims = 0
@@ -217,7 +225,8 @@ class Publisher:
         check_argument("stranded", stranded, StrandedPeers)
         with self._lock:
             self._check_thread()
-            before, policy = self.policy, change(self.policy)
+            before = self.policy
+            policy, superseded = self._without_going_back(change(before))
             try:
                 _check_client_cas(policy)
                 contexts = self._build(self.generation + 1, self.key_pair, policy)
@@ -232,6 +241,8 @@ class Publisher:
             self._trusted_since = contexts.generation
             self._publish(contexts)
             self._warn_of_findings()
+        for each in superseded:
+            _security_log.warning("%s", each)
         if policy.crls is None and before.crls is not None:
             _security_log.warning("crls=None: certificates are no longer checked for revocation")
         for peer, entry in found:
@@ -249,8 +260,25 @@ class Publisher:
         """
         with self._lock:
             self._check_thread()
-            policy = change(self.policy)
+            policy, _ = self._without_going_back(change(self.policy))
             return tuple(peer for peer, _ in self._links.stranded(policy, self.policy))
+
+    def without_going_back(self, crls: CRLSet) -> CRLSet:
+        """The lists that would be in use if these were published: an older one does not replace a newer one.
+
+        Args:
+            crls: the lists to publish.
+        """
+        policy, _ = self._without_going_back(replace(self.policy, crls=crls))
+        assert policy.crls is not None
+        return policy.crls
+
+    def _without_going_back(self, policy: TLSPolicy) -> tuple[TLSPolicy, list[Superseded]]:
+        present = self.policy.crls
+        if policy.crls is None or present is None or policy.crls == present:
+            return policy, []
+        crls, superseded = keep_newer(policy.crls, present, known_issuers(policy, self.key_pair))
+        return replace(policy, crls=crls), superseded
 
     def change_settings(self, change: Callable[[TLSPolicy], TLSPolicy], what: str) -> None:
         """Change what is fixed while the manager is in use.
@@ -276,6 +304,7 @@ class Publisher:
             self.channel.publish(contexts)
 
     def _build(self, generation: int, key_pair: KeyPair, policy: TLSPolicy) -> TLSContexts:
+        expect_usable(policy)
         return TLSContexts.build(generation, key_pair, policy, publisher=self)
 
     def _publish(self, contexts: TLSContexts) -> None:
@@ -457,6 +486,25 @@ class Publisher:
         with self._lock:
             wanted = tuple(names) or tuple(self._names)
             return examine(key_pair, self.policy, names=wanted, as_server=self._presented_to_clients)
+
+    def check_after(self, change: Callable[[TLSPolicy], TLSPolicy], key_pair: KeyPair) -> list[Finding]:
+        """The errors of a key pair under another policy that it has not under the present one.
+
+        Args:
+            change: gives the new policy for the present one.
+            key_pair: the key pair.
+        """
+        with self._lock:
+            policy, _ = self._without_going_back(change(self.policy))
+            before, after = (
+                [each for each in self._examine(key_pair, each_policy) if each.severity is Severity.ERROR]
+                for each_policy in (self.policy, policy)
+            )
+        codes = {finding.code for finding in before}
+        return [finding for finding in after if finding.code not in codes]
+
+    def _examine(self, key_pair: KeyPair, policy: TLSPolicy) -> tuple[Finding, ...]:
+        return examine(key_pair, policy, names=tuple(self._names), as_server=self._presented_to_clients)
 
     def _check_usable(self, key_pair: KeyPair, *, as_server: bool) -> None:
         policy = self.policy

@@ -61,6 +61,9 @@ class Anchors:
         self._verdicts: dict[tuple[object, ...], tuple[int, int]] = {}
         self._issuers: dict[bytes, tuple[Candidate, ...]] = {}
 
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self._by_content.values())
+
     def named(self, name: CanonicalName) -> Sequence[Candidate]:
         """Those with this subject."""
         return self._by_name.get(name, ())
@@ -86,8 +89,7 @@ class Anchors:
         return found
 
     def _verify(self, path: Sequence[Candidate], purpose: int) -> tuple[int, int]:
-        between = [each.native for each in path[1:-1]]
-        code, depth = verify(self._store(path[-1], purpose), path[0].native, between)
+        code, depth = verify(self._store(path[-1], purpose), [each.native for each in path])
         return (code, depth) if code != V_OK else next(_objections(path), (V_OK, 0))
 
     def _store(self, anchor: Candidate, purpose: int) -> crypto.X509Store:
@@ -103,7 +105,7 @@ class Anchors:
             found = self._issuers[anchor.digest] = tuple(
                 above
                 for above in self.named(anchor.outline.issuer)
-                if verify(self._store(above, PURPOSE_ANY), anchor.native, ())[0] == V_OK
+                if above is anchor or verify(self._store(above, PURPOSE_ANY), [anchor.native, above.native])[0] == V_OK
             )
         return found
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 V_OK: Final = 0
 #: OpenSSL sends `internal_error` for it: the alert for what no other alert has a word for.
 V_UNSPECIFIED: Final = 1
+#: UNABLE_TO_GET_ISSUER_CERT_LOCALLY.
+V_ISSUER_UNKNOWN: Final = 20
 #: EE_KEY_TOO_SMALL, CA_KEY_TOO_SMALL, CA_MD_TOO_WEAK.
 V_WEAK: Final = frozenset({66, 67, 68})
 
@@ -171,27 +173,43 @@ def store_with(anchor: crypto.X509, *, purpose: int) -> crypto.X509Store:
     return store
 
 
-def verify(store: crypto.X509Store, leaf: crypto.X509, intermediates: Sequence[crypto.X509]) -> tuple[int, int]:
+def verify(store: crypto.X509Store, path: Sequence[crypto.X509]) -> tuple[int, int]:
     """OpenSSL's verdict on a path: the code of what is wrong, or `V_OK`; and at which certificate, the leaf's being 0.
 
+    OpenSSL builds the path itself, and may come to another one: where an anchor has the name of an intermediate, for
+    one. Then nothing is known of this path, and it counts as one that is not there.
+
     Args:
-        store: what is trusted.
-        leaf: the certificate to verify.
-        intermediates: what may be between the two.
+        store: trusts the anchor.
+        path: from a leaf to the anchor; which may be the leaf itself.
     """
     stack = ffi.gc(lib.sk_X509_new_null(), lib.sk_X509_free)
-    for each in intermediates:
+    for each in path[1:-1]:
         lib.sk_X509_push(stack, each._x509)
     context = ffi.gc(lib.X509_STORE_CTX_new(), lib.X509_STORE_CTX_free)
-    if lib.X509_STORE_CTX_init(context, store._store, leaf._x509, stack) != 1:
+    if lib.X509_STORE_CTX_init(context, store._store, path[0]._x509, stack) != 1:
         lib.ERR_clear_error()
         return V_UNSPECIFIED, 0
     good = lib.X509_verify_cert(context) == 1
     code, depth = lib.X509_STORE_CTX_get_error(context), lib.X509_STORE_CTX_get_error_depth(context)
     lib.ERR_clear_error()
-    if good:
-        return V_OK, 0
-    return code or V_UNSPECIFIED, depth
+    length, same = _compare(context, path)
+    if same < length or (good and same < len(path)):
+        return V_ISSUER_UNKNOWN, max(same - 1, 0)
+    return (V_OK, 0) if good else (code or V_UNSPECIFIED, depth)
+
+
+def _compare(context: Pointer, path: Sequence[crypto.X509]) -> tuple[int, int]:
+    """How long the path is that OpenSSL has built, and how far it is the same as another one."""
+    built = lib.X509_STORE_CTX_get1_chain(context)
+    if built == ffi.NULL:
+        return 0, 0
+    built = ffi.gc(built, _free_chain)
+    length = lib.sk_X509_num(built)
+    for index, each in enumerate(path[:length]):
+        if lib.sk_X509_value(built, index) != each._x509:
+            return length, index
+    return length, min(length, len(path))
 
 
 def digest(certificate: crypto.X509) -> bytes:

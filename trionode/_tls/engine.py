@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, final
 from OpenSSL import SSL
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.certificate import subject_der
 from trionode._identity.describe import describe
 from trionode._identity.names import host_address
 
@@ -26,12 +27,19 @@ from .session import NoOverlap, TLSSession
 from .verification import Examination, openssl_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from cryptography import x509
+
+    from trionode._credentials.ca_pool import CAPool
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.policy import TLSPolicy
     from trionode._identity.names import NodeName
 
+
+#: A list of acceptable CAs that takes more bytes is not sent. It is optional, most clients do without, and with a chain
+#: of our own it is to fit into what TCP sends at once (14 KiB, RFC 6928). Beyond 64 KiB there is no field for it.
+MAX_CA_LIST: Final = 8 * 1024
 
 #: For sessions whose errors are looked at where it is known what they are about.
 _ANYWHERE: Final = HandshakeErrors()
@@ -80,6 +88,16 @@ def _present(context: SSL.Context, key_pair: KeyPair) -> None:
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
 
 
+def ca_list_size(pool: CAPool) -> int:
+    """What the list of acceptable CAs takes in a handshake (RFC 8446 section 4.2.4), in bytes."""
+    return sum(2 + len(subject_der(anchor)) for anchor in _by_name(pool))
+
+
+def _by_name(pool: CAPool) -> Iterable[x509.Certificate]:
+    """One anchor of each name."""
+    return {subject_der(anchor): anchor for anchor in pool}.values()
+
+
 @final
 class ServerSide:
     """What acceptors present and ask for, for one generation."""
@@ -99,8 +117,8 @@ class ServerSide:
         self._judge = Judge(policy, accepting=True) if auth.verifies else None
         self._context = context = _context(key_pair, mode)
         context.set_alpn_select_callback(_select_alpn)  # type: ignore[arg-type]  # typed without its sentinel
-        if auth.requests and client_cas is not None:
-            for anchor in client_cas:
+        if auth.requests and client_cas is not None and ca_list_size(client_cas) <= MAX_CA_LIST:
+            for anchor in _by_name(client_cas):
                 context.add_client_ca(anchor)
 
     def session(self, *, errors: HandshakeErrors = _ANYWHERE, alpn: Sequence[bytes] = ()) -> TLSSession:

@@ -26,7 +26,7 @@ from trionode._credentials.revocation import Doubt, Issuer, Unknown, revocation_
 from trionode._identity.certificate import not_after, not_before
 
 from .anchors import anchors_of
-from .binding import V_OK
+from .binding import V_ISSUER_UNKNOWN, V_OK
 from .candidates import Candidate, candidate
 from .paths import MAX_LENGTH, Paths
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from trionode._credentials.revocation_list import Revocation
 
 #: What stands for what is found without OpenSSL (x509_vfy.h): the alert is made of it.
-V_ISSUER_UNKNOWN: Final = 20
 V_NOT_YET_VALID: Final = 9
 V_EXPIRED: Final = 10
 V_CHAIN_TOO_LONG: Final = 22
