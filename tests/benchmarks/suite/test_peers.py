@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import socket
 import ssl
 import threading
 from contextlib import closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
+from benchmarks import suite
 from benchmarks.suite.arena import GRPC, NAIVE, NOWAIT, NOWAIT_BOTH, OURS, PEERS
 from benchmarks.suite.credentials import ADDRESS, HOST, Credentials
 from benchmarks.suite.peers import load
@@ -23,7 +26,6 @@ from trionode import PeerUnverifiedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +198,11 @@ def test_a_peer_does_what_it_is_asked(title: str, credentials: Credentials) -> N
                 await session.pour(b"y" * 100, 1000)
 
     peer.run(talk)
+
+
+def test_the_suite_uses_what_is_public() -> None:
+    """Else it could not measure another commit's checkout beside this one's (`--against`)."""
+    programs = sorted(Path(suite.__file__).parent.rglob("*.py"))
+    assert programs
+    private = re.compile(r"^\s*(?:from trionode\._|import trionode\._|from trionode import .*\b_\w)", re.MULTILINE)
+    assert [str(each) for each in programs if private.search(each.read_text())] == []
