@@ -22,7 +22,6 @@ grace connections are closed, which wakes those that are stuck in one.
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import trio
@@ -52,7 +51,7 @@ except ModuleNotFoundError as _exc:
     raise ModuleNotFoundError(_msg, name=_exc.name) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from hypercorn.typing import AppWrapper
 
@@ -188,17 +187,16 @@ class _Connection:
         self.transport_stream = _Transport(stream.transport_stream)
         self.aclose = stream.aclose
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """It has something to do for the length of the block: a call of the application, or a send."""
+    def begin(self) -> None:
+        """It has something to do: a call of the application, or a send. Each ends with `end`."""
         self._work += 1
         self._begun += 1
-        try:
-            yield
-        finally:
-            self._work -= 1
-            if not self._work:
-                self._through.unpark_all()
+
+    def end(self) -> None:
+        """It has done something."""
+        self._work -= 1
+        if not self._work:
+            self._through.unpark_all()
 
     async def end_when_quiet(self) -> None:
         """Tell it to end once it has had nothing to do for a moment: its last frames follow within a few ticks."""
@@ -212,8 +210,11 @@ class _Connection:
 
     async def send_all(self, data: bytes) -> None:
         """As the stream."""
-        with self.working():
+        self.begin()
+        try:
             await self._stream.send_all(data)
+        finally:
+            self.end()
 
     async def do_handshake(self) -> None:
         """It is done."""
@@ -346,11 +347,14 @@ class _Serving:
             if not made:
                 made.update(extensions_of(stream))
             scope["extensions"] |= {name: dict(content) for name, content in made.items()}
-            with connection.working():
+            connection.begin()
+            try:
                 if self._is_misdirected(stream, scope):
                     await _misdirect(scope, send)
                 else:
                     await self._app(scope, receive, send)
+            finally:
+                connection.end()
 
         return cast("AppWrapper", call)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import re
 import socket
@@ -12,7 +13,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
@@ -20,12 +21,16 @@ import trio
 from benchmarks import suite
 from benchmarks.suite.arena import GRPC, NAIVE, NOWAIT, NOWAIT_BOTH, OURS, PEERS
 from benchmarks.suite.credentials import ADDRESS, HOST, Credentials
+from benchmarks.suite.model import Job, Server
 from benchmarks.suite.peers import load
+from benchmarks.suite.scenarios import http
 from benchmarks.suite.worker import other_end
 from trionode import PeerUnverifiedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.suite.model import Sample
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +45,13 @@ UPGRADE = (
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 ).encode()
 
+ALL_PEERS: Final = {**PEERS, **http.SERVERS}
+
 #: Variants of ours have one and the same server.
-SERVERS = [title for title in PEERS if title not in {NOWAIT, NOWAIT_BOTH}]
+SERVERS = [title for title in ALL_PEERS if title not in {NOWAIT, NOWAIT_BOTH}]
+
+#: What each would answer.
+OPENING: Final = dict.fromkeys(("trio-websocket", "websockets"), UPGRADE) | dict.fromkeys(http.SERVERS, http.REQUEST)
 
 
 @contextmanager
@@ -92,7 +102,7 @@ def test_a_peer_is_as_strict_as_the_others(title: str, credentials: Credentials)
             # stream, or, from trio-websocket, which does not close it, silence. A client that is let in is answered.
             silent = title == "trio-websocket"
             with contextlib.suppress(OSError):
-                refused.sendall(UPGRADE if "websocket" in title else b"E")
+                refused.sendall(OPENING.get(title, b"E"))
             assert what_comes(refused, within=0.5 if silent else 20) in (["silence"] if silent else ["alert", "end"])
 
 
@@ -139,7 +149,7 @@ def test_a_grpc_client_offers_no_session(credentials: Credentials) -> None:
 
 def module_of(title: str) -> str:
     """A peer's module, where what it needs is installed."""
-    module, needs = PEERS[title]
+    module, needs = ALL_PEERS[title]
     if not all(map(find_spec, needs)):
         pytest.skip(f"{needs} not installed")
     return module
@@ -206,3 +216,16 @@ def test_the_suite_uses_what_is_public() -> None:
     assert programs
     private = re.compile(r"^\s*(?:from trionode\._|import trionode\._|from trionode import .*\b_\w)", re.MULTILINE)
     assert [str(each) for each in programs if private.search(each.read_text())] == []
+
+
+@pytest.mark.parametrize("measure", [http.requests, http.requests_2, http.connections], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("title", http.SERVERS)
+def test_an_http_server_does_what_it_is_asked(
+    title: str, measure: Callable[[Job], Sample], credentials: Credentials
+) -> None:
+    """Over each protocol that it is measured with."""
+    if title == http.UVICORN and measure is http.requests_2:
+        pytest.skip("it has no HTTP/2")
+    with served(title, credentials) as port:
+        server = Server(ports=[port], pid=os.getpid())
+        assert measure(Job(credentials=credentials, parameters={}, count=64, server=server)).value > 0
