@@ -6,6 +6,8 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
 from trionode import (
@@ -14,7 +16,7 @@ from trionode import (
     ClientAuth,
     KeyPair,
 )
-from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
+from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +29,7 @@ ADDRESS = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Credentials:
-    """A directory with `ca.pem`, `server.pem`, `server.key`, `client.pem`, `client.key`; ECDSA P-256."""
+    """A directory with `ca.pem`, `ca.key`, `server.pem`, `server.key`, `client.pem`, `client.key`; ECDSA P-256."""
 
     directory: Path
 
@@ -35,7 +37,7 @@ class Credentials:
     def create(cls, directory: Path) -> Self:
         """Make the certificates, in this directory."""
         ca = CertificateAuthority.create()
-        write_ca_pool(ca.pool, directory / "ca.pem")
+        ca.save(directory)
         for end in "server", "client":
             write_key_pair(ca.issue(HOST, ADDRESS), directory / f"{end}.pem", directory / f"{end}.key")
         return cls(directory)
@@ -44,6 +46,13 @@ class Credentials:
     def ca(self) -> Path:
         """The CA's certificate."""
         return self.directory / "ca.pem"
+
+    @property
+    def ca_key(self) -> ec.EllipticCurvePrivateKey:
+        """The CA's key."""
+        key = load_pem_private_key((self.directory / "ca.key").read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key
 
     def certificate(self, end: str) -> Path:
         """Of `server` or `client`."""

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca import DAY, HOUR, TestCA, lists
 from path_cases import SERVER_AUTH, pool
 from trionode import (
+    AcceptorOptions,
     CAPool,
     CertAuthManager,
     CertificateError,
     CertificateReason,
     CertManager,
     ClientAuth,
+    CRLSet,
     FindingCode,
     KeyPair,
+    NetworkOptions,
+    NodeOptions,
     PeerUnverifiedError,
+    Route,
     Severity,
     UnverifiedReason,
     check_key_pair,
+    open_node,
 )
 from trionode._credentials.policy import TLSPolicy
+from trionode._credentials.revocation_list import RevocationList
 from trionode._managers.manager import publisher_of
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.engine import MAX_CA_LIST, ca_list_size
@@ -287,3 +297,56 @@ def refused(key_pair: KeyPair, ours: CertAuthManager) -> bool:
     )
     assert failure is None or (isinstance(failure, PeerUnverifiedError) and failure.reason is UnverifiedReason.REVOKED)
     return failure is not None
+
+
+# Size ---------------------------------------------------------------------------------------------------------------
+
+
+class Guarded:
+    """A list as `cryptography` has it, of which nobody may ask what takes longer the longer it is."""
+
+    def __init__(self, crl: x509.CertificateRevocationList) -> None:
+        self._crl = crl
+
+    def __getattr__(self, name: str) -> object:
+        cheap = {"issuer", "last_update_utc", "next_update_utc", "extensions"}
+        cheap |= {"signature", "signature_hash_algorithm", "signature_algorithm_parameters"}
+        assert name in cheap, f"{name} takes time"
+        return getattr(self._crl, name)
+
+
+async def test_once_it_was_read_a_list_costs_nothing_by_its_length() -> None:
+    """It is not encoded, hashed, walked or searched again: not in handshakes, rotations, checks or events."""
+    root = TestCA()
+    bad, good = root.leaf(), root.leaf()
+
+    def guarded(*revoked: KeyPair) -> CRLSet:
+        crl = root.crl(*revoked)
+        return CRLSet._of([RevocationList(cast("x509.CertificateRevocationList", Guarded(crl)), der(crl))])
+
+    first, second = guarded(), guarded(bad)
+    ours = manager(good, root.pool, crls=first)
+    network = NetworkOptions(acceptors=[AcceptorOptions(host="127.0.0.1", port=0)], bind_names=False)
+    with trio.fail_after(20):
+        async with (
+            open_node("a@localhost", NodeOptions(cert_manager=ours, network=network)) as node,
+            open_node("b@localhost", NodeOptions(cert_manager=manager(bad, root.pool), network=network)) as other,
+        ):
+            host, port = node.acceptors[0].address[:2]
+            connection = await other.connect("a@localhost", Route(host=host, port=port))
+            assert not refused(bad, ours)
+            assert [peer.revoked for peer in ours.stranded_by(crls=second)] == [True]
+            ours.rotate_trust(crls=second)
+            await connection.wait_closed()
+            assert refused(bad, ours)
+            ours.update(root.leaf())
+            ours.check(good)
+            ours.statistics()
+            await trio.testing.wait_all_tasks_blocked()
+    assert first != second
+    assert len({first, second}) == 2
+
+
+def der(crl: x509.CertificateRevocationList) -> bytes:
+    """A list's encoding."""
+    return crl.public_bytes(Encoding.DER)

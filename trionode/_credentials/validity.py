@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 from cryptography import x509
 
-from trionode._identity.certificate import not_after, not_before
+from trionode._identity.certificate import fingerprint, not_after, not_before
 from trionode._identity.describe import describe_issuer, describe_subject
 
 from .revocation import counting
@@ -65,12 +65,14 @@ class Dated:
         what: the certificate or list.
         not_before: aware, UTC; of a list, its thisUpdate.
         not_after: aware, UTC; of a list, its nextUpdate.
+        digest: SHA-256 of its encoding, by which it is known again.
     """
 
     role: CredentialRole
     what: Ending
     not_before: datetime
     not_after: datetime
+    digest: bytes
 
 
 def dated(
@@ -88,9 +90,10 @@ def dated(
         (CredentialRole.ROOT_CA, root_cas or ()),
     ):
         for certificate in certificates:
-            yield Dated(role, certificate, not_before(certificate), not_after(certificate))
+            digest = bytes.fromhex(fingerprint(certificate))
+            yield Dated(role, certificate, not_before(certificate), not_after(certificate), digest)
     for each in () if crls is None else counting(crls):
-        yield Dated(CredentialRole.CRL, each.crl, each.this_update, each.next_update)
+        yield Dated(CredentialRole.CRL, each.crl, each.this_update, each.next_update, each.digest)
 
 
 def validities(key_pair: KeyPair, policy: TLSPolicy) -> Iterator[Validity]:

@@ -72,7 +72,7 @@ class CertAuthManager(CertManager):
             clock: source of "now" for all date checks, OpenSSL's included; by default the machine's clock.
 
         Raises:
-            CertificateError: OpenSSL does not accept the key pair, or a list.
+            CertificateError: OpenSSL does not accept the key pair, or every CA of a pool has too weak a key.
             ValueError: `server_name` is neither a DNS name nor an address.
         """
         policy = TLSPolicy(
@@ -102,8 +102,12 @@ class CertAuthManager(CertManager):
 
         Every handshake that takes its contexts after this returned is judged by the new trust. Live peers are judged
         as well: connections of revoked peers end in any case; what becomes of other peers whose chains no longer verify
-        is up to `stranded`. Synchronous: takes some 3 ms, and 0.1 ms for each live peer; a CRL of 30 000
-        entries takes 0.2 s.
+        is up to `stranded`. Synchronous: takes some 5 ms, and 0.1 ms for each live peer, however long the lists are:
+        what takes time about a list is done when it is read (`CRLSet.load`).
+
+        A list that is older than the one in use, of the same CA and scope (by its number, else by its date), does not
+        replace it: the newer one stays in use beside the rest, which is logged. To go back on purpose, give `crls=None`
+        first.
 
         Args:
             client_cas: anchors for client certificates.
@@ -117,8 +121,8 @@ class CertAuthManager(CertManager):
 
         Raises:
             TrustRotationError: it would strand live peers, and `stranded` is `REFUSE`; nothing was changed.
-            CertificateError: the client-auth mode verifies and `client_cas` is None, or OpenSSL does not accept a list;
-                nothing was changed.
+            CertificateError: the client-auth mode verifies and `client_cas` is None, or the keys of all CAs of a pool
+                are too weak; nothing was changed.
             RuntimeError: the manager is in use, and this is not its Trio thread; nothing was touched.
         """
         change = _trusting(client_cas=client_cas, root_cas=root_cas, crls=crls)

@@ -14,7 +14,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 import trio
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from trionode._credentials.validity import dated
 
@@ -56,10 +55,10 @@ def _starts(start: datetime, end: datetime) -> Iterator[tuple[datetime, _Stage]]
     yield end, _Stage.ENDED
 
 
-def _endings(manager: CertManager) -> dict[str, Dated]:
-    """What has an end, by fingerprint: a CA may be in both pools."""
+def _endings(manager: CertManager) -> dict[bytes, Dated]:
+    """What has an end, by its digest: a CA may be in both pools."""
     found = dated(manager.key_pair, client_cas=manager.client_cas, root_cas=manager.root_cas, crls=manager.crls)
-    return {each.what.fingerprint(SHA256()).hex(): each for each in found}
+    return {each.digest: each for each in found}
 
 
 async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta], None]) -> None:
@@ -69,13 +68,13 @@ async def watch_expiry(manager: CertManager, report: Callable[[Ending, timedelta
         manager: what it presents, and the pools and lists that it was given; not the system's CAs.
         report: called with a certificate or list and the time that it has left, negative once it has ended.
     """
-    reported: dict[str, _Stage] = {}
-    endings: dict[str, Dated] = {}
+    reported: dict[bytes, _Stage] = {}
+    endings: dict[bytes, Dated] = {}
     looked_at, at_least = 0, LOOK_AT_LEAST
     while True:
         now, generation = publisher_of(manager).now(), manager.generation
         left = 10 * at_least
-        present: dict[str, _Stage] = {}
+        present: dict[bytes, _Stage] = {}
         if generation != looked_at:
             looked_at, endings = generation, _endings(manager)
         for key, each in endings.items():

@@ -103,7 +103,7 @@ class CertManager:
         """Rotate: check a key pair, build contexts from it and publish them, as the next generation.
 
         Every handshake that takes its contexts after this returned gets the new ones; handshakes under way and
-        established connections keep theirs. Synchronous; takes some 3 ms, most of it to find out what to warn of.
+        established connections keep theirs. Synchronous; takes some 5 ms, most of it to find out what to warn of.
 
         Args:
             key_pair: the new key pair.
