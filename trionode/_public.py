@@ -107,9 +107,10 @@ from ._node.statistics import (
     NodeStatistics as NodeStatistics,
     TimeHistogram as TimeHistogram,
 )
-from ._node.status_socket import serve_status as serve_status
 from ._node.typed import TypedChannel as TypedChannel, call_typed as call_typed, typed_service as typed_service
+from ._status.unix_socket import serve_status as serve_status
 from ._streams.client import open_tls_stream as open_tls_stream, wrap_client_stream as wrap_client_stream
+from ._streams.monitor import ServerMonitor as ServerMonitor, ServerStatistics as ServerStatistics
 from ._streams.server import (
     serve_tls as serve_tls,
     serve_tls_listeners as serve_tls_listeners,

@@ -6,8 +6,8 @@ snapshot is taken *in* Trio's thread, in one step between two tasks, and what cr
 immutable value. There are no locks, and a node does nothing between two scrapes. A Trio run that is stuck, or over,
 does not answer: after `PATIENCE` seconds the scrape goes on without it, and `trionode_up` is 0.
 
-Labels are bounded: enumerations, the names of this program's own nodes, the subjects of its own certificates. Nothing
-that a peer sends becomes one.
+Labels are bounded: enumerations, the names of this program's own nodes and servers, the subjects of its own
+certificates. Nothing that a peer sends becomes one.
 
 The library is `prometheus_client`: it asks collectors at scrape time, so nodes need not know of it; it is one package
 without dependencies, threads or context of its own; and every monitoring system reads its format, OpenTelemetry's
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, final
 
 import trio
 
@@ -27,8 +27,7 @@ from trionode._connection.end import EndReason
 from trionode._connection.hand_over import RenewalCause
 
 from ._errors import ListenError
-from ._node.events import Side
-from ._node.statistics import HandshakeOutcome, TimeHistogram
+from ._node.statistics import HandshakeOutcome, NodeStatistics, TimeHistogram
 from ._util.fields import check_argument, integer
 
 try:
@@ -47,7 +46,10 @@ if TYPE_CHECKING:
 
     from ._credentials.validity import Validity
     from ._node.node import Node
-    from ._node.statistics import ManagerUse, NodeStatistics
+    from ._node.statistics import ManagerUse
+    from ._streams.monitor import ServerMonitor, ServerStatistics
+
+    _Statistics: TypeAlias = NodeStatistics | ServerStatistics
 
 __all__ = ["NodeCollector", "serve_metrics"]
 
@@ -59,15 +61,16 @@ PATIENCE: Final = 2.0
 class NodeCollector(Collector):
     """Collects the metrics of nodes, for a registry of `prometheus_client`: `REGISTRY.register(NodeCollector(node))`.
 
-    A registry takes one such collector; give it every node of the process. It may be asked from any thread. When a node
-    has been closed its last numbers stay, and its `trionode_up` is 0; when its Trio run has ended that is all there is.
+    A registry takes one such collector; give it every node of the process, and the monitors of its servers. It may be
+    asked from any thread. When a node has been closed its last numbers stay, and its `trionode_up` is 0; when its Trio
+    run has ended that is all there is.
     """
 
-    def __init__(self, *nodes: Node) -> None:
+    def __init__(self, *nodes: Node | ServerMonitor) -> None:
         """Make one, in the Trio run of its nodes.
 
         Args:
-            nodes: open nodes, each under a name of its own.
+            nodes: open nodes, and monitors of servers (`serve_tls` and its kin), each under a name of its own.
 
         Raises:
             ValueError: two have the same name.
@@ -91,11 +94,11 @@ class NodeCollector(Collector):
             page.add(name, snapshots.get(name))
         return iter(page)
 
-    def _snapshots(self) -> dict[str, NodeStatistics]:
+    def _snapshots(self) -> dict[str, _Statistics]:
         """Of all nodes at one moment; of none where their thread does not answer."""
         if self._at_home():
             return self._take()
-        answers: SimpleQueue[dict[str, NodeStatistics] | Exception] = SimpleQueue()
+        answers: SimpleQueue[dict[str, _Statistics] | Exception] = SimpleQueue()
 
         def answer() -> None:
             try:
@@ -112,7 +115,7 @@ class NodeCollector(Collector):
             raise taken
         return taken
 
-    def _take(self) -> dict[str, NodeStatistics]:
+    def _take(self) -> dict[str, _Statistics]:
         return {name: node.statistics() for name, node in self._nodes.items()}
 
     def _at_home(self) -> bool:
@@ -123,7 +126,7 @@ class NodeCollector(Collector):
 
 
 async def serve_metrics(
-    nodes: Iterable[Node],
+    nodes: Iterable[Node | ServerMonitor],
     port: int,
     *,
     host: str = "127.0.0.1",
@@ -136,7 +139,7 @@ async def serve_metrics(
     that reaches `host` reads the metrics. It stops within half a second when this is cancelled.
 
     Args:
-        nodes: of this Trio run.
+        nodes: of this Trio run; and monitors of servers.
         port: where to listen; 0 for any.
         host: on which address.
         registry: what is served: by default all that the process has registered, memory and CPU time included. The
@@ -255,11 +258,19 @@ class _Page:
     def __iter__(self) -> Iterator[Metric]:
         return iter(vars(self).values())
 
-    def add(self, node: str, statistics: NodeStatistics | None) -> None:
-        """Enter a node; of one that does not answer there is nothing but that."""
+    def add(self, node: str, statistics: _Statistics | None) -> None:
+        """Enter a node or a server; of one that does not answer there is nothing but that."""
         self._up.add_metric([node], statistics is not None and statistics.open)
         if statistics is None:
             return
+        if isinstance(statistics, NodeStatistics):
+            self._add_node(node, statistics)
+        self._add_handshakes(node, statistics)
+        for use in statistics.managers:
+            self._add_manager(node, use)
+
+    def _add_node(self, node: str, statistics: NodeStatistics) -> None:
+        """What a server has not."""
         self._channels.add_metric([node], statistics.channels)
         self._channels_opened.add_metric([node], statistics.channels_opened)
         self._services.add_metric([node], statistics.services)
@@ -270,25 +281,23 @@ class _Page:
         for cause in RenewalCause:
             self._hand_overs.add_metric([node, "settled", cause], statistics.hand_overs.get(cause, 0))
             self._hand_overs.add_metric([node, "failed", cause], statistics.hand_overs_failed.get(cause, 0))
-        self._add_handshakes(node, statistics)
-        for use in statistics.managers:
-            self._add_manager(node, use)
+        times = statistics.connect_times
+        self._connect_times.add_metric([node], _cumulated(times), times.seconds)
 
-    def _add_handshakes(self, node: str, statistics: NodeStatistics) -> None:
-        totals = {(side, outcome): 0 for side in Side for outcome in HandshakeOutcome}
+    def _add_handshakes(self, node: str, statistics: _Statistics) -> None:
+        pending = statistics.pending_handshakes
+        totals = {(side, outcome): 0 for side in pending for outcome in HandshakeOutcome}
         for each in statistics.handshakes:
             totals[each.side, each.outcome] += each.count
             if each.reason:
                 self._failures.add_metric([node, each.side, each.outcome, each.reason], each.count)
         for (side, outcome), count in totals.items():
             self._handshakes.add_metric([node, side, outcome], count)
-        for side, count in statistics.pending_handshakes.items():
+        for side, count in pending.items():
             self._pending.add_metric([node, side], count)
         for timed in statistics.handshake_times:
             labels = [node, timed.side, timed.outcome]
             self._handshake_times.add_metric(labels, _cumulated(timed.times), timed.times.seconds)
-        times = statistics.connect_times
-        self._connect_times.add_metric([node], _cumulated(times), times.seconds)
 
     def _add_manager(self, node: str, use: ManagerUse) -> None:
         labels = [node, use.label]

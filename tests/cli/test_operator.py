@@ -20,7 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from trionode import CRLSet, KeyPair, RemoteCode, RemoteError, ServiceChannel
-from trionode._node.status_socket import ManagerStatus, NodeStatus, SourceStatus, StatusError, read_status
+from trionode._status.document import ManagerStatus, NodeStatus, SourceStatus
+from trionode._status.unix_socket import StatusError, read_status
 from trionode._util.private_directory import NotPrivateError, private_directory
 from trionode.cli import descriptors, paths, status as status_command, terminal
 from trionode.pki import CertificateAuthority, write_crl_set, write_key_pair

@@ -36,18 +36,16 @@ from trionode import (
     SourceTrouble,
     serve_status,
 )
-from trionode._node import status_socket as status_module
-from trionode._node.status_socket import (
+from trionode._status import unix_socket as status_module
+from trionode._status.document import (
+    ConnectionStatus,
     HandshakeStatus,
     ManagerStatus,
     NodeStatus,
-    StatusError,
     ValidityStatus,
-    read_status,
-    status_directory,
-    status_of,
-    status_sockets,
+    node_status,
 )
+from trionode._status.unix_socket import StatusError, read_status, status_directory, status_sockets
 from trionode.cli import status as status_command
 from trionode.cli.serve import event_values
 from trionode.cli.shown import console
@@ -776,9 +774,10 @@ async def test_a_program_serves_its_status(node: NodeFactory, runtime: Path) -> 
             path = await nursery.start(serve_status, beta)
             assert path.parent == runtime
             found = await trio.to_thread.run_sync(read_status, path)
+            assert isinstance(found, NodeStatus)
             assert found.node == BETA
             assert msgspec.structs.replace(found, at=None, clock=None) == msgspec.structs.replace(
-                status_of(beta), at=None, clock=None
+                node_status(beta), at=None, clock=None
             )
             nursery.cancel_scope.cancel()
         assert not path.exists()
@@ -818,7 +817,7 @@ async def test_connections_and_the_generation_of_each(open_pair: PairFactory) ->
     """Both ends, with what each knows of the other."""
     async with open_pair() as pair:
         await pair.alpha.connect(pair.beta.name)
-        ours, theirs = status_of(pair.alpha).connections[0], status_of(pair.beta).connections[0]
+        ours, theirs = node_status(pair.alpha).connections[0], node_status(pair.beta).connections[0]
     assert (ours.peer, theirs.peer) == (str(pair.beta.name), str(pair.alpha.name))
     assert (ours.dialled, theirs.dialled) == (True, False)
     assert ours.verified
@@ -937,7 +936,7 @@ def test_what_is_no_status(answer: bytes | None, tmp_path: Path, monkeypatch: py
 def test_what_an_operator_has_to_see_stands_out(capsys: pytest.CaptureFixture[str]) -> None:
     """Old certificates, refused rotations and handshakes, unverified peers, what has expired."""
     now = datetime.now(UTC)
-    plain = status_module.ConnectionStatus(
+    plain = ConnectionStatus(
         peer=ALPHA,
         address=(HOST, 5),
         verified=True,

@@ -253,7 +253,7 @@ ALLOWED: dict[str, set[str]] = {
     "_credentials/revocation.py": {"issuer", "subject"},
     "_credentials/revocation_list.py": {"issuer"},
     "_managers/trust.py": {"issuer", "subject"},
-    "_node/status_socket.py": {"subject"},
+    "_status/document.py": {"subject"},
     "_tls/anchors.py": {"issuer", "subject"},
     "_tls/paths.py": {"issuer", "subject"},
     "cli/demo.py": {"issuer", "subject"},

@@ -80,7 +80,7 @@ MODULES: Final = (trionode.http, trionode.pki, trionode.discovery, trionode.test
 
 #: Parts of the API page: a title, and the folders or modules that its names come from; the first part that fits counts.
 PARTS: Final = {
-    "Nodes": ("_node.node", "_node.options", "_node.status_socket"),
+    "Nodes": ("_node.node", "_node.options", "_status"),
     "Channels, services and connections": ("_connection", "_node.typed"),
     "Routes and discovery": ("_node.routes", "_node.resolvers", "_node.connector", "discovery"),
     "Cert managers": ("_managers", "_tls.contexts"),

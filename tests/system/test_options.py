@@ -37,6 +37,8 @@ from trionode import (
     NodeOptions,
     Renew,
     Route,
+    ServerMonitor,
+    StrandedPeers,
     generate_cookie,
     open_node,
     open_tls_stream,
@@ -45,6 +47,7 @@ from trionode import (
     wrap_client_stream,
     wrap_server_stream,
 )
+from trionode.http import HTTPTransport, serve_asgi
 from trionode.metrics import serve_metrics
 from trionode.pki import CertificateAuthority
 from trionode.testing import Faults, MemoryNetwork, Script
@@ -448,7 +451,14 @@ CLIENT: Final = {
     "handshake_timeout": SECONDS,
 }
 SERVER: Final = {"cert_manager": MANAGERS, "alpn": ALPN, "handshake_timeout": SECONDS}
-LIMITS: Final = {"max_handshakes": COUNT, "max_handshakes_per_address": COUNT}
+STRANDED: Final = member(StrandedPeers)
+OF_SERVERS: Final = {
+    "max_handshakes": COUNT,
+    "max_handshakes_per_address": COUNT,
+    "stranded": dataclasses.replace(STRANDED, wrong_values=(StrandedPeers.REFUSE,)),
+    "monitor": instance(ServerMonitor("web")) | None,
+}
+TEXT: Final = Kind(("x",), (7, b"x", True, ["x"], *NEVER)) | None
 
 #: What each function takes, besides what it is to work with.
 ARGUMENTS: Final[dict[str, dict[str, Kind]]] = {
@@ -460,9 +470,27 @@ ARGUMENTS: Final[dict[str, dict[str, Kind]]] = {
         "connect_timeout": SECONDS,
     },
     "wrap_client_stream": {**CLIENT, "server_name": HOST},
-    "serve_tls": {**SERVER, **LIMITS, "host": HOST | None, "port": integer(0, 65535)},
-    "serve_tls_listeners": {**SERVER, **LIMITS},
+    "serve_tls": {**SERVER, **OF_SERVERS, "host": HOST | None, "port": integer(0, 65535)},
+    "serve_tls_listeners": {**SERVER, **OF_SERVERS},
     "wrap_server_stream": SERVER,
+    "serve_asgi": {
+        **OF_SERVERS,
+        "cert_manager": MANAGERS,
+        "handshake_timeout": SECONDS,
+        "host": HOST | None,
+        "port": integer(0, 65535),
+        "grace": DURATION,
+    },
+    "HTTPTransport": {
+        "cert_manager": instance(MANAGER),
+        "proxy_cert_manager": instance(MANAGER) | None,
+        "http1": BOOL,
+        "http2": BOOL,
+        "uds": TEXT,
+        "local_address": TEXT,
+        "retries": integer(0, 2**20),
+        "insecure_skip_verify": BOOL,
+    },
     "serve_metrics": {"port": integer(0, 65535)},
 }
 
@@ -482,16 +510,22 @@ async def call_with(function: str, arguments: dict[str, Any]) -> None:
             await serve_tls_listeners(service, await trio.open_tcp_listeners(0, host="127.0.0.1"), **given)
         case "wrap_server_stream":
             await wrap_server_stream(near, **given)
+        case "serve_asgi":
+            await serve_asgi(service, **{"port": 0, "host": "localhost", **given})  # type: ignore[arg-type]
+        case "HTTPTransport":
+            HTTPTransport(**given)
         case "serve_metrics":
             await serve_metrics([], **arguments)
 
 
 def test_the_table_names_every_argument() -> None:
-    """But those that are streams, listeners, functions and nurseries."""
+    """But those that are streams, listeners, functions and nurseries, and what is httpx's and hypercorn's to read."""
     functions: dict[str, Callable[..., object]] = {
         each.__name__: each
         for each in (
+            HTTPTransport,
             open_tls_stream,
+            serve_asgi,
             serve_metrics,
             serve_tls,
             serve_tls_listeners,
@@ -500,7 +534,8 @@ def test_the_table_names_every_argument() -> None:
         )
     }
     assert set(functions) == set(ARGUMENTS)
-    others = {"stranded", "handler", "handler_nursery", "listeners", "stream", "task_status", "nodes", "registry"}
+    others = {"handler", "handler_nursery", "listeners", "stream", "task_status", "nodes", "registry"}
+    others |= {"app", "config", "limits", "proxy", "socket_options"}
     for name, function in functions.items():
         skipped = others | ({"host"} if name == "serve_metrics" else set())
         assert set(inspect.signature(function).parameters) - skipped == set(ARGUMENTS[name])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextvars
 import secrets
-from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
@@ -56,7 +55,7 @@ from .events import (
 from .manager_watch import ManagerWatch
 from .options import NetworkMode, NodeOptions
 from .renewal import Renewal
-from .statistics import Counters, ManagerUse, NodeStatistics
+from .statistics import Counters, ManagerUse, NodeStatistics, use_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -457,10 +456,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         )
 
     def _use_of(self, manager: CertManager, label: str) -> ManagerUse:
-        statistics = manager.statistics()
-        generations = Counter(each.generation for each, its in self.running.items() if its is manager)
-        older = sum(count for generation, count in generations.items() if generation < statistics.generation)
-        return ManagerUse(label=label, manager=statistics, connections=dict(generations), superseded=older)
+        return use_of(manager, label, (each.generation for each, its in self.running.items() if its is manager))
 
     def warn_insecure(self, option: InsecureOption, text: str) -> None:
         """Log that an option makes the node less strict, once per node and option."""

@@ -40,12 +40,13 @@ from trionode._tls.contexts import ContextsSource, wrapped
 from .events import Side
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from trionode._connection.end import EndReason
     from trionode._connection.hand_over import RenewalCause
     from trionode._connection.owner import ConnectionStatistics
     from trionode._handshake.acceptor import AcceptorStatistics
+    from trionode._managers.manager import CertManager
     from trionode._managers.publisher import ManagerStatistics
     from trionode._tls.contexts import TLSContexts
 
@@ -139,12 +140,14 @@ class HandshakeTimes:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ManagerUse:
-    """A manager that a node uses, and the node's connections by it.
+    """A manager that a node or a server uses, and the connections or streams by it.
 
     Attributes:
-        label: `own` for the manager in `NodeOptions`; others have numbers, in the order in which they were first used.
+        label: of a node, `own` for the manager in `NodeOptions`; others have numbers, in the order in which they were
+            first used. Of a server, the server names that it is for.
         manager: its own snapshot.
-        connections: how many of the node's connections there are of each of its generations that has any.
+        connections: how many of the node's connections, or the server's streams, there are of each of its generations
+            that has any.
         superseded: of these, those of older generations than what it publishes.
     """
 
@@ -152,6 +155,19 @@ class ManagerUse:
     manager: ManagerStatistics
     connections: Mapping[int, int]
     superseded: int
+
+
+def use_of(manager: CertManager, label: str, generations: Iterable[int]) -> ManagerUse:
+    """A snapshot of a manager, and of the connections by it.
+
+    Args:
+        manager: which.
+        label: what it is called where it is used.
+        generations: one for each connection.
+    """
+    statistics, connections = manager.statistics(), Counter(generations)
+    older = sum(count for generation, count in connections.items() if generation < statistics.generation)
+    return ManagerUse(label=label, manager=statistics, connections=dict(connections), superseded=older)
 
 
 @final

@@ -8,6 +8,8 @@ from trionode._identity.names import canonical_host
 from trionode._managers.manager import CertManager
 from trionode._util.fields import SECONDS, Items, Parsed, Rule, check_argument, integer, rule_of, show
 
+from .monitor import ServerMonitor
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -32,6 +34,7 @@ _RULES: Final[dict[str, Rule]] = {
     "insecure_skip_verify": rule_of(bool),
     "max_handshakes": _COUNT,
     "max_handshakes_per_address": _COUNT,
+    "monitor": rule_of(ServerMonitor | None),
     "server_name": _HOST,
 }
 

@@ -22,12 +22,15 @@ from trionode._transport.tcp import open_listeners
 from trionode._util.log import Log
 
 from .arguments import check_arguments, check_port, protocols
+from .listeners import close_all
 from .stream import TLSStream
-from .tls_server import AnyListener, TLSServer, close_all
+from .tls_server import TLSServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from .listeners import AnyListener
+    from .monitor import ServerMonitor
 
 _log: Final = Log("trionode.acceptor")
 
@@ -43,6 +46,7 @@ async def serve_tls(
     max_handshakes: int = MAX_HANDSHAKES,
     max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
     stranded: StrandedPeers = StrandedPeers.KEEP,
+    monitor: ServerMonitor | None = None,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -70,12 +74,14 @@ async def serve_tls(
         stranded: what becomes of streams whose client's certificate new trust does not accept (`rotate_trust`): `KEEP`,
             or `CLOSE`. Those of revoked clients end in any case. The handler then meets a `BrokenResourceError` whose
             `__cause__` is a `PeerUnverifiedError`.
+        monitor: knows what this server does, see `ServerMonitor`.
         handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
         task_status: `started()` gets the list of listeners.
 
     Raises:
         CertificateError: the manager's key pair is unusable for a server.
         ListenError: the port cannot be had.
+        RuntimeError: the monitor is another server's, which has not ended.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
     check_arguments(handshake_timeout=handshake_timeout)
@@ -90,6 +96,7 @@ async def serve_tls(
         handshake_timeout=handshake_timeout,
         admission=admission(max_handshakes, max_handshakes_per_address),
         stranded=stranded,
+        monitor=monitor,
     )
     with server.in_use():
         listeners = await open_listeners(host, port)
@@ -106,6 +113,7 @@ async def serve_tls_listeners(
     max_handshakes: int = MAX_HANDSHAKES,
     max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
     stranded: StrandedPeers = StrandedPeers.KEEP,
+    monitor: ServerMonitor | None = None,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[Sequence[AnyListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -125,11 +133,13 @@ async def serve_tls_listeners(
         stranded: what becomes of streams whose client's certificate new trust does not accept (`rotate_trust`): `KEEP`,
             or `CLOSE`. Those of revoked clients end in any case. The handler then meets a `BrokenResourceError` whose
             `__cause__` is a `PeerUnverifiedError`.
+        monitor: knows what this server does, see `ServerMonitor`.
         handler_nursery: runs the handshakes and handlers, and may outlive this; None for a nursery of its own.
         task_status: `started()` gets the listeners.
 
     Raises:
         CertificateError: the manager's key pair is unusable for a server.
+        RuntimeError: the monitor is another server's, which has not ended.
         ValueError: there is no listener.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
@@ -145,6 +155,7 @@ async def serve_tls_listeners(
             handshake_timeout=handshake_timeout,
             admission=admission(max_handshakes, max_handshakes_per_address),
             stranded=stranded,
+            monitor=monitor,
         )
         with server.in_use():
             await server.run(listeners, handler_nursery, lambda: task_status.started(listeners))

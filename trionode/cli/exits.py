@@ -26,7 +26,7 @@ from trionode._errors import (
     TrionodeError,
 )
 from trionode._node.resolvers import ResolverError
-from trionode._node.status_socket import StatusError
+from trionode._status.unix_socket import StatusError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""`trionode status`: what running nodes are doing. They answer over a UNIX socket (`_node.status_socket`)."""
+"""`trionode status`: what running nodes and servers are doing. They answer over a UNIX socket (`_status`)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ import msgspec
 from rich.text import Text
 
 from trionode._identity.describe import describe_duration
-from trionode._node.status_socket import (
-    ConnectionStatus,
-    ManagerStatus,
-    NodeStatus,
-    StatusError,
-    read_status,
-    status_sockets,
-)
+from trionode._identity.names import NodeName
+from trionode._status.document import ConnectionStatus, ManagerStatus, NodeStatus, Status
+from trionode._status.unix_socket import StatusError, read_status, status_sockets
 
 from .exits import ExitStatus, Trouble
-from .given import FILE, json_option, node_name
+from .given import FILE, json_option
 from .shown import (
     FAILED,
     console,
@@ -37,27 +32,35 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from trionode import NodeName
-
 #: The time between two snapshots, from which rates are computed. Seconds.
 _SAMPLE: Final = 0.5
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-@click.command(short_help="What running nodes are doing.")
-@click.argument("node", metavar="[NODE]", required=False, callback=node_name)
+def _name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A node's name in the form that it shows, or a server's as it is."""
+    if value is None or "@" not in value:
+        return value
+    try:
+        return str(NodeName.parse(value))
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
+@click.command(short_help="What running nodes and servers are doing.")
+@click.argument("name", metavar="[NODE]", required=False, callback=_name)
 @click.option("--socket", type=FILE, help="The node's UNIX socket, if it is not in the default directory.")
 @click.option("-w", "--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Repeat until Ctrl-C.")
 @json_option
-def status(node: NodeName | None, socket: Path | None, watch: float | None, *, as_json: bool) -> int:
-    """What the running nodes of this user are doing, or one NODE.
+def status(name: str | None, socket: Path | None, watch: float | None, *, as_json: bool) -> int:
+    """What the running nodes and servers of this user are doing, or one NODE or server.
 
     First comes what is in a node's files and cannot be used: why, and since when. Then connections and the generation
     of each, how long certificates are still valid, rates, refused handshakes.
 
     Nodes answer over a UNIX socket that only their own user can open. Those of `trionode serve` do; a program's node
-    does with `await nursery.start(serve_status, node)`.
+    does with `await nursery.start(serve_status, node)`, its server with a `ServerMonitor` in the node's place.
 
     \b
     Examples:
@@ -65,19 +68,17 @@ def status(node: NodeName | None, socket: Path | None, watch: float | None, *, a
       trionode status beta@localhost --watch 2
       trionode status --json | jq '.[].connections'
 
-    Exit status: 0 if a node was found and all uses what is in its files; 1 if none was found, or what is in the files
-    of one cannot be used; 4 if one did not answer, 2 if the command line is not valid.
+    Exit status: 0 if a node or server was found and all use what is in their files; 1 if none was found, or what is in
+    the files of one cannot be used; 4 if one did not answer, 2 if the command line is not valid.
     """
     out = console()
-    before = _look(node, socket)
+    before = _look(name, socket)
     while True:
         time.sleep(watch or _SAMPLE)
-        now = _look(node, socket)
-        older = {each.incarnation: each for each in before}
+        now = _look(name, socket)
+        older = {_run_of(each): each for each in before}
         if as_json:
-            documents = [
-                {**msgspec.to_builtins(each), "rates": _rates(older.get(each.incarnation), each)} for each in now
-            ]
+            documents = [{**msgspec.to_builtins(each), "rates": _rates(older.get(_run_of(each)), each)} for each in now]
             if watch is None:
                 put_json(documents)
             else:
@@ -86,92 +87,107 @@ def status(node: NodeName | None, socket: Path | None, watch: float | None, *, a
             if watch is not None and out.is_terminal:
                 out.clear()
             for each in now:
-                _show(out, each, _rates(older.get(each.incarnation), each))
+                _show(out, each, _rates(older.get(_run_of(each)), each))
         if watch is None:
             return ExitStatus.FOUND if any(_troubles(each) for each in now) else ExitStatus.OK
         before = now
 
 
-def _look(node: NodeName | None, socket: Path | None) -> list[NodeStatus]:
-    """Snapshots of the selected nodes.
+def _look(name: str | None, socket: Path | None) -> list[Status]:
+    """Snapshots of the selected nodes and servers.
 
     Raises:
-        StatusError: the node whose socket was given does not answer.
-        Trouble: there is no such node.
+        StatusError: the one whose socket was given does not answer.
+        Trouble: there is none.
     """
     if socket is not None:
         return [read_status(socket)]
-    found: list[NodeStatus] = []
+    found: list[Status] = []
     for path in status_sockets():
         try:
             found.append(read_status(path))
         except StatusError:
             continue  # it has ended just now
-    found = [each for each in found if node is None or each.node == str(node)]
+    found = [each for each in found if name is None or each.name == name]
     if not found:
-        which = "no node" if node is None else f"no node {node}"
+        which = "no node" if name is None else f"no node {name}" if "@" in name else f"no server {name!r}"
         msg = (
             f"{which} of this user serves its status here; start one with `trionode serve`, or have it call "
             "serve_status; nodes of other users, and those with another XDG_RUNTIME_DIR, do not show"
         )
         raise Trouble(msg, ExitStatus.FOUND)
-    return sorted(found, key=lambda each: (each.node, each.process))
+    return sorted(found, key=lambda each: (each.name, each.process))
 
 
-def _rates(before: NodeStatus | None, now: NodeStatus) -> dict[str, float] | None:
+def _run_of(status: Status) -> tuple[str, int, int]:
+    """What stays the same as long as counts go up."""
+    return status.name, status.process, status.incarnation
+
+
+def _rates(before: Status | None, now: Status) -> dict[str, float] | None:
     """Per second, between two snapshots."""
     seconds = 0.0 if before is None else now.clock - before.clock
     if before is None or seconds <= 0:
         return None
-    return {
-        "bytes_sent": (now.bytes_sent - before.bytes_sent) / seconds,
-        "bytes_received": (now.bytes_received - before.bytes_received) / seconds,
-        "channels_opened": (now.channels_opened - before.channels_opened) / seconds,
-        "handshakes": (_total(now) - _total(before)) / seconds,
-    }
+    rates = {"handshakes": (_total(now) - _total(before)) / seconds}
+    if isinstance(now, NodeStatus) and isinstance(before, NodeStatus):
+        for name in ("bytes_sent", "bytes_received", "channels_opened"):
+            rates[name] = (getattr(now, name) - getattr(before, name)) / seconds
+    return rates
 
 
-def _total(status: NodeStatus) -> int:
+def _total(status: Status) -> int:
     return sum(each.count for each in status.handshakes)
 
 
 # Showing ------------------------------------------------------------------------------------------------------------
 
 
-def _show(out: Console, status: NodeStatus, rates: dict[str, float] | None) -> None:
+def _show(out: Console, status: Status, rates: dict[str, float] | None) -> None:
     state = Text("open", style="green") if status.open else Text("draining", style="yellow")
-    put(out, Text(f"\n{status.node}", style="bold") + Text(f"  process {status.process}, ") + state)
-    listens = ", ".join(f"{host} port {port}" for host, port in status.listens_on) or "nowhere"
-    rows: list[tuple[str, str | Text]] = [
-        *(row for manager in _troubles(status) for row in _trouble(manager, status)),
-        ("listens on", listens),
-        ("work", f"{status.channels} channels open, {status.services} services running"),
-        ("traffic", _traffic(status, rates)),
-        ("handshakes", _handshakes(status)),
-    ]
-    for manager in status.managers:
-        live = ", ".join(f"{count} of generation {number}" for number, count in sorted(manager.connections.items()))
-        refused = sum(manager.refused.values())
-        rows.append((f"manager {manager.label}", f"generation {manager.generation}; connections: {live or 'none'}"))
-        if manager.superseded:
-            rows.append(("", Text(f"{manager.superseded} on older certificates than the current", style="yellow")))
-        if refused:
-            rows.append(("", Text(f"{refused} rotations refused: {', '.join(manager.refused)}", style="bold red")))
-        for each in manager.validities:
-            left = time_left(each.not_before, each.not_after, status.at)
-            rows.append(("", Text(f"{each.role.replace('_', ' ')} {each.subject}: ") + left))
-        if manager.source is not None:
-            rows.append(("", f"follows {manager.source.name}"))
+    put(out, Text(f"\n{status.name}", style="bold") + Text(f"  process {status.process}, ") + state)
+    rows = [row for manager in _troubles(status) for row in _trouble(manager, status)]
+    if isinstance(status, NodeStatus):
+        rows += [
+            ("listens on", ", ".join(f"{host} port {port}" for host, port in status.listens_on) or "nowhere"),
+            ("work", f"{status.channels} channels open, {status.services} services running"),
+            ("traffic", _traffic(status, rates)),
+        ]
+    else:
+        rows += [
+            ("serves TLS on", ", ".join(status.listens_on) or "nothing"),
+            ("connections", f"{status.streams} open"),
+        ]
+    rows.append(("handshakes", _handshakes(status)))
+    rows += [row for manager in status.managers for row in _manager(manager, status)]
     put(out, grid(rows))
-    put(out, _connections(status))
+    if isinstance(status, NodeStatus):
+        put(out, _connections(status))
 
 
-def _troubles(status: NodeStatus) -> list[ManagerStatus]:
+def _manager(manager: ManagerStatus, status: Status) -> list[tuple[str, str | Text]]:
+    live = ", ".join(f"{count} of generation {number}" for number, count in sorted(manager.connections.items()))
+    refused = sum(manager.refused.values())
+    state = f"generation {manager.generation}; connections: {live or 'none'}"
+    rows: list[tuple[str, str | Text]] = [(f"manager {manager.label}", state)]
+    if manager.superseded:
+        rows.append(("", Text(f"{manager.superseded} on older certificates than the current", style="yellow")))
+    if refused:
+        rows.append(("", Text(f"{refused} rotations refused: {', '.join(manager.refused)}", style="bold red")))
+    for each in manager.validities:
+        left = time_left(each.not_before, each.not_after, status.at)
+        rows.append(("", Text(f"{each.role.replace('_', ' ')} {each.subject}: ") + left))
+    if manager.source is not None:
+        rows.append(("", f"follows {manager.source.name}"))
+    return rows
+
+
+def _troubles(status: Status) -> list[ManagerStatus]:
     """The managers whose source has what cannot be used."""
     return [each for each in status.managers if each.source is not None and each.source.error is not None]
 
 
-def _trouble(manager: ManagerStatus, status: NodeStatus) -> list[tuple[str, str | Text]]:
+def _trouble(manager: ManagerStatus, status: Status) -> list[tuple[str, str | Text]]:
     source = manager.source
     assert source is not None
     since = f"{source.since:%Y-%m-%d %H:%M:%S} UTC ({describe_duration(status.at - source.since)} ago)"
@@ -189,7 +205,7 @@ def _traffic(status: NodeStatus, rates: dict[str, float] | None) -> str:
     return f"{_size(rates['bytes_sent'])}/s out, {_size(rates['bytes_received'])}/s in; {total} so far"
 
 
-def _handshakes(status: NodeStatus) -> Text:
+def _handshakes(status: Status) -> Text:
     good = sum(each.count for each in status.handshakes if each.outcome in ("established", "duplicate"))
     shown = Text(f"{good} made, {sum(status.pending_handshakes.values())} under way")
     for words, outcome in (("refused by us", "refused"), ("we were refused", "rejected")):

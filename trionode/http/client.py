@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Final, Protocol, cast, final, overload
 import trio
 
 from trionode._errors import TrionodeError
+from trionode._managers.manager import CertManager
+from trionode._util.fields import check_argument, integer, rule_of
 from trionode._util.log import Log
 
 from .connections import Backend, Security, retiring_pool
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     import httpcore
     import httpx  # noqa: ASYNC127 -- programs use either, and so does this
     import httpx2
-
-    from trionode._managers.manager import CertManager
 
     from .connections import SocketOption
 
@@ -59,6 +59,18 @@ _CORES: Final = {"httpx": "httpcore", "httpx2": "httpcore2"}
 _MAX_CONNECTIONS: Final = 100
 _MAX_KEPT_ALIVE: Final = 20
 _KEEPALIVE_EXPIRY: Final = 5.0
+
+#: What belongs in arguments that are ours to read, by name.
+_RULES: Final = {
+    "cert_manager": rule_of(CertManager),
+    "http1": rule_of(bool),
+    "http2": rule_of(bool),
+    "proxy_cert_manager": rule_of(CertManager | None),
+    "uds": rule_of(str | None),
+    "local_address": rule_of(str | None),
+    "retries": integer(0, 2**20),
+    "insecure_skip_verify": rule_of(bool),
+}
 
 
 @final
@@ -112,7 +124,11 @@ class HTTPTransport(_Transport):
 
         Raises:
             ValueError: the proxy brings an `ssl_context`, or neither HTTP/1.1 nor HTTP/2 is wanted.
+            ValueError, TypeError: an argument is not what belongs there; the message names it.
         """
+        given = locals()
+        for name, rule in _RULES.items():
+            check_argument(name, given[name], rule)
         if not (http1 or http2):
             msg = "neither HTTP/1.1 nor HTTP/2 is wanted: give http1=True or http2=True"
             raise ValueError(msg)

@@ -29,8 +29,9 @@ import trio
 from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS
 from trionode._managers.trust import StrandedPeers
 from trionode._streams.arguments import check_arguments, check_port, protocols
+from trionode._streams.listeners import AnyListener, close_all
 from trionode._streams.server import admission
-from trionode._streams.tls_server import AnyListener, TLSServer, close_all
+from trionode._streams.tls_server import TLSServer
 from trionode._transport.tcp import open_listeners
 from trionode._util.fields import DURATION, Such, check_argument
 from trionode._util.log import Log
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper
 
     from trionode._managers.by_name import ManagersByName, ServerManagers
+    from trionode._streams.monitor import ServerMonitor
     from trionode._streams.stream import TLSStream
 
     from .lifespan import ASGIApplication, Receive, Scope, Send
@@ -87,6 +89,7 @@ async def serve_asgi(
     max_handshakes: int = MAX_HANDSHAKES,
     max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
     stranded: StrandedPeers = StrandedPeers.KEEP,
+    monitor: ServerMonitor | None = None,
     task_status: trio.TaskStatus[Sequence[AnyListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve an ASGI application over TLS: HTTP/1.1, HTTP/2 and WebSocket, with certificates that rotate.
@@ -116,12 +119,14 @@ async def serve_asgi(
         max_handshakes: see `serve_tls`.
         max_handshakes_per_address: see `serve_tls`.
         stranded: see `serve_tls`.
+        monitor: knows what this server does, see `ServerMonitor`.
         task_status: `started()` gets the listeners, once the application has started.
 
     Raises:
         CertificateError: a manager's key pair is unusable for a server.
         ListenError: the port cannot be had.
         LifespanError: the application failed to start.
+        RuntimeError: the monitor is another server's, which has not ended.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
     opened = () if listeners is None else tuple(listeners)
@@ -138,6 +143,7 @@ async def serve_asgi(
             handshake_timeout=handshake_timeout,
             admission=admission(max_handshakes, max_handshakes_per_address),
             stranded=stranded,
+            monitor=monitor,
         )
         with server.in_use():
             if not opened:

@@ -1,11 +1,11 @@
-"""The status of a running node, for its operator on the same machine: over a UNIX socket, if the program asks for it.
+"""The status of a running node or server, for its operator on the same machine: over a UNIX socket, if it is asked for.
 
 Theory. A client that connects is sent one JSON document, a snapshot taken in one step, and end of file. Nothing is read
-from it, so no client can change or hold up the node. Only the user that runs the node gets an answer: the socket lies
-in a directory that is private to that user, and each end asks the kernel for the user at the other end (SO_PEERCRED,
-where there is one). The document holds no secrets: names, counts, dates; no keys, messages or names of services.
+from it, so no client can change or hold up the process. Only the user that runs that gets an answer: the socket lies in
+a directory that is private to that user, and each end asks the kernel for the user at the other end (SO_PEERCRED, where
+there is one).
 
-One socket for each node that serves its status, named after node and process, so that any number run side by side. One
+One socket for each whose status is served, named after it and the process, so that any number run side by side. One
 that a process left behind when it was killed refuses connections, and is removed by the next that looks; but so does
 one that was made just now and does not listen yet, so a young one is left alone.
 """
@@ -21,7 +21,6 @@ import stat
 import struct
 import sys
 import time
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -29,21 +28,17 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 import trio
 
-from trionode._connection.connection import core_of
 from trionode._errors import ListenError, TrionodeError
-from trionode._identity.certificate import not_after
-from trionode._identity.describe import describe
+from trionode._node.node import Node
 from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 
+from .document import Status, node_status, server_status
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from trionode._connection.connection import Connection
-    from trionode._managers.publisher import ManagerStatistics
-
-    from .node import Node
-    from .statistics import ManagerUse
+    from trionode._streams.monitor import ServerMonitor
 
 __all__ = ["serve_status"]
 
@@ -54,93 +49,16 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 _SUFFIX: Final = ".sock"
 #: Of a socket's path (unix(7); some systems have room for 104), its final NUL included. Bytes.
 _MAX_PATH: Final = 104
+_DECODER: Final = msgspec.json.Decoder(Status)
 #: Of `struct ucred` (unix(7)): pid, uid, gid.
 _UCRED: Final = struct.Struct("3i")
 
 
-class ConnectionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One connection."""
-
-    peer: str
-    address: tuple[str, int] | None
-    verified: bool
-    dialled: bool
-    generation: int
-    peer_generation: int
-    superseded: bool
-    certificate_ends: datetime | None
-    channels: int
-    services: int
-    bytes_sent: int
-    bytes_received: int
-
-
-class ValidityStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Until when one certificate or list is good."""
-
-    role: str
-    subject: str
-    not_before: datetime
-    not_after: datetime
-
-
-class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a manager's credentials come from, and what keeps them from being used; `since` is when that began."""
-
-    name: str
-    error: str | None
-    pending: str | None
-    since: datetime
-
-
-class ManagerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One cert manager that the node uses."""
-
-    label: str
-    generation: int
-    connections: dict[str, int]
-    superseded: int
-    refused: dict[str, int]
-    validities: list[ValidityStatus]
-    source: SourceStatus | None = None
-
-
-class HandshakeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How many handshakes went one way."""
-
-    side: str
-    outcome: str
-    reason: str
-    count: int
-
-
-class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of a node; `clock` is in seconds, for differences between two snapshots."""
-
-    node: str
-    process: int
-    incarnation: int
-    at: datetime
-    clock: float
-    open: bool
-    listens_on: list[tuple[str, int]]
-    connections: list[ConnectionStatus]
-    managers: list[ManagerStatus]
-    handshakes: list[HandshakeStatus]
-    pending_handshakes: dict[str, int]
-    ends: dict[str, int]
-    channels: int
-    channels_opened: int
-    services: int
-    bytes_sent: int
-    bytes_received: int
-
-
-# The node's end -----------------------------------------------------------------------------------------------------
+# The serving end -----------------------------------------------------------------------------------------------------
 
 
 async def serve_status(
-    node: Node,
+    node: Node | ServerMonitor,
     path: str | os.PathLike[str] | None = None,
     *,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
@@ -150,7 +68,7 @@ async def serve_status(
     Only the user that runs this process gets an answer. Use it inside the node's block.
 
     Args:
-        node: the node, of this Trio run.
+        node: the node, of this Trio run; or the monitor of a server (`serve_tls` and its kin).
         path: of the UNIX socket, in a directory that is this user's alone. By default one of its own below
             `$XDG_RUNTIME_DIR/trionode`, or `/tmp/trionode-UID` where that is not set, where the command looks.
         task_status: `started()` gets the path.
@@ -169,88 +87,12 @@ async def serve_status(
     raise AssertionError("serve_listeners ends by cancellation only")  # pragma: no cover
 
 
-async def _tell(node: Node, stream: trio.SocketStream) -> None:
+async def _tell(node: Node | ServerMonitor, stream: trio.SocketStream) -> None:
     if not _same_user(stream.socket):
         return
+    status = node_status(node) if isinstance(node, Node) else server_status(node)
     with trio.move_on_after(PATIENCE), contextlib.suppress(trio.BrokenResourceError):
-        await stream.send_all(msgspec.json.encode(status_of(node)))
-
-
-def status_of(node: Node) -> NodeStatus:
-    """A snapshot, in the node's own thread."""
-    statistics = node.statistics()
-    return NodeStatus(
-        node=str(node.name),
-        process=os.getpid(),
-        incarnation=node.incarnation,
-        at=datetime.now(UTC),
-        clock=time.monotonic(),
-        open=statistics.open,
-        listens_on=[address for acceptor in node.acceptors for address in acceptor.addresses],
-        connections=[*_connections(node.connections.values()), *_connections(node.unverified_connections)],
-        managers=[_manager(use) for use in statistics.managers],
-        handshakes=[
-            HandshakeStatus(side=each.side, outcome=each.outcome, reason=each.reason, count=each.count)
-            for each in statistics.handshakes
-        ],
-        pending_handshakes={side.value: count for side, count in statistics.pending_handshakes.items()},
-        ends={reason.value: count for reason, count in statistics.ends.items()},
-        channels=statistics.channels,
-        channels_opened=statistics.channels_opened,
-        services=statistics.services,
-        bytes_sent=statistics.bytes_sent,
-        bytes_received=statistics.bytes_received,
-    )
-
-
-def _connections(connections: Iterable[Connection]) -> list[ConnectionStatus]:
-    return [_connection(connection) for connection in connections]
-
-
-def _connection(connection: Connection) -> ConnectionStatus:
-    peer, statistics = connection.peer, connection.statistics()
-    return ConnectionStatus(
-        peer=str(peer.name),
-        address=peer.address,
-        verified=peer.verified,
-        dialled=core_of(connection).link.dialled,
-        generation=connection.generation,
-        peer_generation=connection.peer_generation,
-        superseded=connection.superseded,
-        certificate_ends=None if peer.certificate is None else not_after(peer.certificate),
-        channels=statistics.channels,
-        services=statistics.services,
-        bytes_sent=statistics.bytes_sent,
-        bytes_received=statistics.bytes_received,
-    )
-
-
-def _manager(use: ManagerUse) -> ManagerStatus:
-    return ManagerStatus(
-        label=use.label,
-        generation=use.manager.generation,
-        connections={str(generation): count for generation, count in use.connections.items()},
-        superseded=use.superseded,
-        refused={str(reason): count for reason, count in use.manager.refused.items() if count},
-        validities=[
-            ValidityStatus(role=each.role, subject=each.subject, not_before=each.not_before, not_after=each.not_after)
-            for each in use.manager.validities
-        ],
-        source=_source(use.manager),
-    )
-
-
-def _source(manager: ManagerStatistics) -> SourceStatus | None:
-    if manager.source is None or manager.source_since is None:
-        return None
-    trouble, pending = manager.source_trouble, manager.source_pending
-    errors = trouble.exceptions if isinstance(trouble, ExceptionGroup) else (trouble,)
-    return SourceStatus(
-        name=manager.source,
-        error=None if trouble is None else "; ".join(map(str, errors)),
-        pending=None if pending is None else describe(pending.certificate),
-        since=manager.source_since,
-    )
+        await stream.send_all(msgspec.json.encode(status))
 
 
 # The socket ---------------------------------------------------------------------------------------------------------
@@ -262,7 +104,7 @@ def status_directory() -> Path:
     return parent / "status"
 
 
-def _default_path(node: Node) -> Path:
+def _default_path(node: Node | ServerMonitor) -> Path:
     directory = status_directory()
     # In /tmp any user may have made the parent, so both are checked; below one that is ours no other user can.
     with _private(directory.parent):
@@ -367,7 +209,7 @@ class StatusError(TrionodeError):
 
 
 def status_sockets() -> list[Path]:
-    """The sockets of this user's nodes; those that were left behind are removed.
+    """The sockets of this user's nodes and servers; those that were left behind are removed.
 
     Raises:
         StatusError: the directory is there, and not private.
@@ -385,8 +227,8 @@ def status_sockets() -> list[Path]:
         raise StatusError(msg) from exc
 
 
-def read_status(path: Path) -> NodeStatus:
-    """A snapshot of the node behind a socket. Blocks, for `PATIENCE` seconds at most between two pieces of it.
+def read_status(path: Path) -> Status:
+    """A snapshot of what is behind a socket. Blocks, for `PATIENCE` seconds at most between two pieces of it.
 
     Raises:
         StatusError: no node of this user serves there, or what came is no status.
@@ -409,10 +251,11 @@ def read_status(path: Path) -> NodeStatus:
                 size += len(piece)
                 if size > MAX_BYTES:
                     break
-        return decode_untrusted(msgspec.json.Decoder(NodeStatus), b"".join(pieces))
+        status: Status = decode_untrusted(_DECODER, b"".join(pieces))
     except OSError as exc:
         msg = f"no node answers at {path}: {exc.strerror or exc}. Does it run, and serve its status (serve_status)?"
         raise StatusError(msg) from exc
     except UndecodableError as exc:
         msg = f"what {path} says is no status of a node of this release: {exc}"
         raise StatusError(msg) from None
+    return status

@@ -1,0 +1,39 @@
+"""Where a server's streams come in, of whatever kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from trionode._transport.interfaces import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Trio's own listeners, or those of a `Transport`.
+AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream] | Listener
+
+
+def shown(listener: AnyListener) -> str:
+    """Where a listener listens, for people."""
+    if isinstance(listener, trio.SocketListener):
+        try:
+            name: object = listener.socket.getsockname()
+        except OSError:
+            return "a closed socket"
+        if isinstance(name, tuple):
+            return f"{name[0]} port {name[1]}"
+        return repr(name)
+    address = getattr(listener, "address", None)
+    return type(listener).__name__ if address is None else f"{address[0]} port {address[1]}"
+
+
+async def close_all(listeners: Sequence[AnyListener]) -> None:
+    """Close listeners of any kind, cancelled or not."""
+    with trio.CancelScope(shield=True):  # a cancellation from outside would come out after the first
+        for listener in listeners:
+            if isinstance(listener, trio.abc.Listener):
+                await trio.aclose_forcefully(listener)
+            else:
+                listener.close()
