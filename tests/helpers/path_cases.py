@@ -131,7 +131,10 @@ def _keys() -> Iterator[tuple[str, Case]]:
         root = TestCA(key=make())
         yield kind, Case(root.pool, root.leaf(key=make()).chain)
     weak = rsa.generate_private_key(65537, 1024)  # noqa: S505
-    root, stricter = TestCA(), "Keys of less than 112 bits of security: RSA below 2048, EC below 224"
+    root, stricter = (
+        TestCA(),
+        "a key of less than 112 bits of security (RSA below 2048, EC below 224), in a leaf or a CA",
+    )
     yield "RSA-1024", Case(root.pool, (_leaf(root, key=weak),), WEAK_LEAF, differs=stricter)
     root = TestCA(key=weak)
     yield "RSA-1024 of the root", Case(root.pool, root.leaf().chain, WEAK_CA, differs=stricter)
@@ -212,9 +215,7 @@ def _cas_that_sign_each_other() -> Iterator[tuple[str, Case]]:
 
 @case
 def _a_root_that_signed_its_successor() -> Iterator[tuple[str, Case]]:
-    missing = (
-        "A CA's new key signed by its old one (RFC 4210 section 4.4), where not every certificate has key identifiers"
-    )
+    missing = "a CA's new key that its old one has signed (RFC 4210), without key identifiers in every certificate"
     for ids in (True, False):
         old, new = TestCA(key_ids=ids), TestCA(key_ids=ids)
         link = TestCA(below=old, key=new.key, key_ids=ids)
@@ -232,7 +233,7 @@ def _names_and_key_identifiers() -> Iterator[tuple[str, Case]]:
         Case(
             root.pool,
             leaf,
-            differs="More lenient: names are compared without regard to case, spacing and string type",
+            differs="names of CAs that differ in case, spacing or string type alone (RFC 5280 section 7.1)",
         ),
     )
     other = TestCA(key=root.key, key_ids=False, extensions=[x509.SubjectKeyIdentifier(b"another")])
@@ -242,7 +243,7 @@ def _names_and_key_identifiers() -> Iterator[tuple[str, Case]]:
             other.pool,
             TestCA(key=root.key).leaf().chain,
             UNKNOWN_CA,
-            differs="An authority key identifier that is not the issuer's subject key identifier",
+            differs="an authority key identifier that is not the issuer's subject key identifier",
         ),
     )
 
@@ -267,7 +268,7 @@ def _dates() -> Iterator[tuple[str, Case]]:
 
 @case
 def _extended_key_usage() -> Iterator[tuple[str, Case]]:
-    any_leaf = "anyExtendedKeyUsage without serverAuth or clientAuth, in a leaf or a CA"
+    any_leaf = "`anyExtendedKeyUsage` without the purpose itself, in a leaf or a CA, of clients and servers"
     for shown, purposes, server, client, differs in (
         ("none", None, OK, OK, ""),
         ("server", [SERVER_AUTH], OK, PURPOSE, ""),
@@ -289,7 +290,7 @@ def _extended_key_usage() -> Iterator[tuple[str, Case]]:
 def _key_usage() -> Iterator[tuple[str, Case]]:
     root = TestCA()
     no_signature = (
-        "A client's key usage without digitalSignature and keyAgreement; a server's that lacks keyEncipherment as well"
+        "a key usage of a leaf without `digitalSignature` and `keyAgreement`; a server's may have `keyEncipherment`"
     )
     for shown, allowed, server, client, differs in (
         ("digitalSignature", ["digital_signature"], OK, OK, ""),
@@ -345,7 +346,7 @@ def _path_length() -> Iterator[tuple[str, Case]]:
         ca = TestCA(f"ca {number}", below=ca)
         if number == 9:
             yield "ten intermediates", Case(root.pool, ca.leaf().chain)
-    yield "eleven intermediates", Case(root.pool, ca.leaf().chain, TOO_LONG, differs="More than ten intermediates")
+    yield "eleven intermediates", Case(root.pool, ca.leaf().chain, TOO_LONG, differs="more than ten intermediates")
 
 
 @case
@@ -391,7 +392,7 @@ def _name_constraints() -> Iterator[tuple[str, Case]]:
     ):
         trusted, leaf = below(constraints, *hosts)
         yield shown, Case(trusted, leaf.chain, code)
-    reach = "A wildcard that reaches into an excluded subtree (Go since 1.25.5, CVE-2025-61727)"
+    reach = "a wildcard name that reaches into an excluded subtree (Go refuses it since 1.25.5)"
     trusted, leaf = below(dns(excluded=("secret.example.com",)), "*.example.com")
     yield "excluded, and a wildcard that reaches it", Case(trusted, leaf.chain, EXCLUDED, differs=reach)
     trusted, leaf = below(dns(excluded=("a.secret.example.com",)), "*.example.com")

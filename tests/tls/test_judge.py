@@ -21,11 +21,17 @@ from OpenSSL import crypto
 from ca import DAY, HOUR, TestCA, lists, new_key
 from path_cases import EXCLUDED, NOT_PERMITTED, UNKNOWN_CA, pool
 from specimens import key_pem, pem
-from trionode import CAPool, CRLPolicy, CRLSet, KeyPair, Revocation
+from trionode import (
+    CAPool,
+    CRLPolicy,
+    CRLSet,
+    KeyPair,
+    Revocation,
+)
 from trionode._credentials.policy import TLSPolicy
 from trionode._credentials.revocation import Unknown
 from trionode._identity.outline import Outline, outline
-from trionode._tls import binding, candidates
+from trionode._tls import candidates
 from trionode._tls.anchors import anchors_of
 from trionode._tls.candidates import Candidate
 from trionode._tls.judge import Fault, Judge
@@ -315,6 +321,13 @@ def test_an_anchor_is_revoked_by_a_key_that_is_trusted() -> None:
     for trusted in (pool(middle), pool(middle, root), pool(middle, root, namesake)):
         assert code(judge(trusted, lists(good, root.crl(), forged)), chain) == 0
     assert code(judge(pool(middle), lists(good, bad)), chain) == 0
+    # A CA that is trusted in the other direction is trusted.
+    for accepting in (True, False):
+        ours, other = pool(middle), pool(root)
+        policy = TLSPolicy(
+            client_cas=ours if accepting else other, root_cas=other if accepting else ours, crls=lists(good, bad)
+        )
+        assert code(Judge(policy, accepting=accepting), chain) == REVOKED
 
 
 def test_a_path_that_openssl_sees_another_in_is_none() -> None:
@@ -401,35 +414,6 @@ def test_the_right_one_of_many() -> None:
     middles = [TestCA("middle", below=crowd[0], key_ids=False) for _ in range(30)]
     chain = [middles[-1].leaf().certificate, *(each.certificate for each in middles)]
     assert code(judge(crowd[0].pool), chain) == 0
-
-
-# The binding --------------------------------------------------------------------------------------------------------
-
-
-def test_the_structure_is_what_we_think_it_is() -> None:
-    """With the OpenSSL at hand what a peer presented can be seen; where it could not, that is noticed."""
-    assert binding.untrusted_is_visible()
-
-
-def test_another_structure_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pointers that are elsewhere are not followed."""
-    first_members = binding.first_members
-
-    def elsewhere(context: object) -> tuple[object, object, object]:
-        words = first_members(context)
-        return words[0], words[2], words[1]
-
-    monkeypatch.setattr(binding, "first_members", elsewhere)
-    assert not binding.untrusted_is_visible.__wrapped__()
-
-
-def test_keys_that_openssl_does_not_know() -> None:
-    """A key that cannot be read has no size."""
-    der = bytearray(TestCA().certificate.public_bytes(Encoding.DER))
-    at = der.index(bytes.fromhex("06082a8648ce3d030107"))
-    der[at + 9] = 0x7F  # no such curve
-    odd = crypto.load_certificate(crypto.FILETYPE_ASN1, bytes(der))
-    assert binding.key_size(odd) == ("other", 0)
 
 
 # What is kept -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+
 import pytest
 
 from path_cases import SIDES, cases, record
@@ -32,3 +35,15 @@ def test_where_we_differ_from_go(name: str) -> None:
     went = record().errors[name]
     differs = {side for side in SIDES if bool(went[side]) != bool(cases()[name].verdict(side))}
     assert bool(differs) == bool(cases()[name].differs), went
+
+
+def test_the_manual_lists_where_we_differ_from_go() -> None:
+    """Every difference, and whether we are stricter or not; no other."""
+    page = (files("trionode") / "manual" / "trust.md").read_text(encoding="utf-8")
+    table = page.partition("| what a chain has |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| (.+) \| (refused|believed) \|$", table, re.MULTILINE))
+    differences: dict[str, str] = {}
+    for case in cases().values():
+        if case.differs:
+            differences[case.differs] = "refused" if any(case.verdict(side) for side in SIDES) else "believed"
+    assert told == differences

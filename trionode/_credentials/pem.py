@@ -37,7 +37,7 @@ FilePath: TypeAlias = str | os.PathLike[str]
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 
 #: A CRL file larger than this is refused: room for some 400 000 revoked certificates. In memory a list takes its
-#: encoding and a third more, once, however many managers and generations use it.
+#: encoding and half as much again, once, however many managers and generations use it.
 MAX_CRL_BYTES: Final = 16 * 1024 * 1024
 
 _PEM_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"

@@ -17,7 +17,7 @@ else by thisUpdate (section 5.2.3). So a certificate that its CA takes off the l
 list beside a new one neither clears nor revokes.
 
 Trust anchors have no issuer that could revoke them (section 6.1), and need no list. One that is on a list is refused
-all the same, where the pool also has the certificate whose key issued it: by that key's list.
+all the same, where a pool also has the certificate whose key issued it: by that key's list.
 """
 
 from __future__ import annotations

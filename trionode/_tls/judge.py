@@ -116,6 +116,9 @@ class Judge:
         self.policy = policy
         self.accepting = accepting
         self._anchors = anchors_of(self.pool)
+        # An anchor may have been issued by one of the other direction, whose key is trusted as well.
+        other = policy.root_cas if accepting else policy.client_cas
+        self._trusted = [self._anchors] if other is None else [self._anchors, anchors_of(other)]
 
     @property
     def pool(self) -> CAPool | None:
@@ -175,7 +178,7 @@ class Judge:
         for depth, each in enumerate(checked):
             found: Revocation | Unknown | None
             if each.anchor:
-                issuers = map(_issuer, self._anchors.issuers_of(each))
+                issuers = [_issuer(above) for anchors in self._trusted for above in anchors.issuers_of(each)]
                 found = revocation_of_anchor(crls, each.certificate, issuers, now=now)
             else:
                 found = status(crls, each.certificate, _issuer(path[depth + 1]), now=now, policy=policy)
