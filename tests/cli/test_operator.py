@@ -362,10 +362,26 @@ def test_a_key_from_a_pipe_is_read_once(pki: Command, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     done = shell(f"cat pki/{BETA}-key.pem | $T check --cert pki/{BETA}.pem --key /dev/stdin {BETA}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    line = f"timeout -s TERM 8 $T serve {BETA} {options} --listen 127.0.0.1:0 --no-status"
-    done = shell(line, tmp_path)
-    assert "listens on" in done.stdout
-    assert "WARNING" not in done.stderr
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {sys.executable} -m trionode serve {BETA} {options} --listen 127.0.0.1:0 --no-status"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        timer = threading.Timer(PATIENCE, server.kill)
+        timer.start()
+        try:
+            assert server.stdout is not None
+            assert "listens on" in server.stdout.readline()
+            server.terminate()
+            _, told = server.communicate()
+        finally:
+            server.kill()
+            timer.cancel()
+    assert server.returncode == 0
+    assert "WARNING" not in told
 
 
 def test_a_pipe_is_named_as_it_was_given(pki: Command, tmp_path: Path) -> None:
