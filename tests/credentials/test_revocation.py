@@ -15,9 +15,11 @@ from trionode._credentials.crl import STRICT, read_lists
 from trionode._credentials.revocation import (
     Doubt,
     Issuer,
+    Superseded,
     Unknown,
     counting,
     keep_newer,
+    listed_without_effect,
     revocation_of_anchor,
     status,
     unsigned,
@@ -227,19 +229,24 @@ def test_anchors() -> None:
 # Two sets -----------------------------------------------------------------------------------------------------------
 
 
+def replaced(new: CRLSet, present: CRLSet, known: list[Issuer]) -> tuple[CRLSet, list[Superseded]]:
+    """What comes of one set that is given in place of another."""
+    return keep_newer(new, present, known, now=datetime.now(UTC))
+
+
 def test_a_set_does_not_go_back() -> None:
     """Where the new set has an older list than the one in use, the latter stays, beside everything else that is new."""
     other = TestCA("another")
     present = lists(ROOT.crl(LEAF, number=5), other.crl(number=1))
     new = lists(ROOT.crl(number=4), other.crl(number=2))
-    kept, superseded = keep_newer(new, present, [issuer(ROOT), issuer(other)])
+    kept, superseded = replaced(new, present, [issuer(ROOT), issuer(other)])
     assert verdict(kept, LEAF, ROOT) == REVOKED
     assert {(each.issuer_shown, each.number) for each in counting(kept)} == {("CN=root", 5), ("CN=another", 2)}
     [told] = superseded
     assert "is older than the one in use (number 4, the other has 5)" in str(told)
     assert "crls=None" in str(told)
     # Once more changes nothing.
-    again, told_again = keep_newer(new, kept, [issuer(ROOT)])
+    again, told_again = replaced(new, kept, [issuer(ROOT)])
     assert again == kept
     assert [str(each) for each in told_again] == [str(told)]
 
@@ -248,9 +255,9 @@ def test_a_set_does_not_go_back() -> None:
 def test_what_is_newer_or_the_same_replaces(older: dict[str, object], newer: dict[str, object]) -> None:
     """By number, or by date; the very same set comes back."""
     past, future = lists(ROOT.crl(**older)), lists(ROOT.crl(**newer))  # type: ignore[arg-type]
-    assert keep_newer(future, past, []) == (future, [])
-    assert keep_newer(past, past, []) == (past, [])
-    kept, superseded = keep_newer(past, future, [])
+    assert replaced(future, past, []) == (future, [])
+    assert replaced(past, past, []) == (past, [])
+    kept, superseded = replaced(past, future, [])
     assert len(superseded) == 1
     assert [*kept] == [*past, *future]
 
@@ -260,18 +267,30 @@ def test_lists_of_other_scopes_and_other_keys_are_not_older() -> None:
     old, new = TestCA(key_ids=False), TestCA(key_ids=False)
     known = [issuer(old), issuer(new)]
     present = lists(old.crl(number=9), new.crl(number=3))
-    assert keep_newer(lists(new.crl(number=4)), present, known)[1] == []
-    assert len(keep_newer(lists(old.crl(number=9), new.crl(number=2)), present, known)[1]) == 1
+    assert replaced(lists(new.crl(number=4)), present, known)[1] == []
+    assert len(replaced(lists(old.crl(number=9), new.crl(number=2)), present, known)[1]) == 1
     # Unknown keys, told apart by nothing: what is not sure is kept, and harms nobody, as only the signer's list counts.
-    assert len(keep_newer(lists(new.crl(number=4)), present, [])[1]) == 1
+    assert len(replaced(lists(new.crl(number=4)), present, [])[1]) == 1
     scoped = lists(ROOT.crl(number=9, point=point(ca_only=True)))
-    assert keep_newer(lists(ROOT.crl(number=1)), scoped, [])[1] == []
+    assert replaced(lists(ROOT.crl(number=1)), scoped, [])[1] == []
+
+
+def test_a_list_that_has_not_begun_hides_no_old_one() -> None:
+    """Beside a list of tomorrow, however high its number, an old one that is given with it would count."""
+    present = lists(ROOT.crl(LEAF, number=5))
+    tomorrow = ROOT.crl(LEAF, number=6, start=DAY, end=2 * DAY)
+    kept, superseded = replaced(lists(tomorrow, ROOT.crl(number=4)), present, [issuer(ROOT)])
+    assert verdict(kept, LEAF, ROOT) == REVOKED
+    assert [each.kept.number for each in superseded] == [5]
+    assert replaced(lists(ROOT.crl(number=4)), lists(tomorrow), [issuer(ROOT)])[1] == []
+    alone, superseded = replaced(lists(tomorrow), present, [issuer(ROOT)])
+    assert (verdict(alone, OTHER, ROOT), superseded) == (FUTURE, [])
 
 
 def test_of_several_kept_the_newest() -> None:
     """Older ones that the present set has beside it are not carried along."""
     present = lists(ROOT.crl(number=3), ROOT.crl(number=5, start=-2 * HOUR), ROOT.crl(number=4))
-    kept, [told] = keep_newer(lists(ROOT.crl(number=1)), present, [])
+    kept, [told] = replaced(lists(ROOT.crl(number=1)), present, [])
     assert sorted(each.number or 0 for each in read_lists(kept)) == [1, 5]
     assert told.kept.number == 5
 
@@ -282,3 +301,14 @@ def test_lists_that_nobody_signed_whom_we_know() -> None:
     crls = lists(ROOT.crl(), rogue.crl(start=-2 * HOUR), stranger.crl())
     assert [each.crl for each in unsigned(crls, [issuer(ROOT)])] == [crls.lists[1]]
     assert unsigned(crls, []) == []
+
+
+def test_an_anchor_on_a_list_whose_signer_is_not_known() -> None:
+    """The list has no effect on it, which deserves a word; one that counts, or has it not, does not."""
+    middle = TestCA("middle", below=ROOT)
+    crls = lists(ROOT.crl(middle.certificate), middle.crl())
+    assert [(str(each), crl.crl) for each, crl in listed_without_effect(crls, [issuer(middle)])] == [
+        ("CN=middle", crls.lists[0])
+    ]
+    assert [*listed_without_effect(crls, [issuer(middle), issuer(ROOT)])] == []
+    assert [*listed_without_effect(lists(ROOT.crl()), [issuer(middle)])] == []

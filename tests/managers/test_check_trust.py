@@ -226,6 +226,24 @@ def test_a_list_that_no_trusted_key_signed(caplog: pytest.LogCaptureFixture) -> 
     assert "has no effect at all" in caplog.text
 
 
+def test_an_anchor_that_a_ca_revoked_which_is_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing shows whose list it is, so that it has no effect; the operator may know, and is told. By name, once."""
+    root = TestCA()
+    middle = TestCA("middle", below=root)
+    leaf = middle.leaf()
+    crls = lists(root.crl(middle.certificate), middle.crl())
+    with caplog.at_level(logging.WARNING, "trionode.certificates"):
+        ours = manager(leaf, middle.pool, crls=crls)
+    [record] = caplog.records
+    assert record.getMessage().startswith("CN=middle is on the CRL of CN=root")
+    assert "If it was revoked, take it out of the pools" in record.getMessage()
+    assert codes(ours.check(leaf)) == [(FindingCode.UNUSED_CRL, Severity.WARNING)]
+    assert not refused(leaf, ours)
+    both = manager(leaf, pool(middle, root), crls=crls)
+    assert refused(leaf, both)
+    assert [code for code, _ in codes(both.check(leaf))] == [FindingCode.REVOKED]
+
+
 def test_a_certificate_that_another_ca_of_the_name_revoked() -> None:
     """`check` goes by keys: good is good, revoked is revoked, whatever the namesake's newer list says."""
     old, new = TestCA(), TestCA()

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
 
+from ca import TestCA
 from trionode import (
     UNCHANGED,
     CAPool,
@@ -620,10 +621,27 @@ async def wait_for_ever(channel: ServiceChannel) -> None:
     await trio.sleep_forever()
 
 
-async def test_retiring_a_ca(
-    node: NodeFactory, route_to: Callable[..., Route], old: CertificateAuthority, new: CertificateAuthority
-) -> None:
+class Remade:
+    """A CA that was made anew under its name, and without key identifiers: only the key tells it from its former self.
+
+    Attributes:
+        pool: its own certificate, to trust.
+    """
+
+    def __init__(self) -> None:
+        self._ca = TestCA("the CA", key_ids=False)
+        self.pool = self._ca.pool
+
+    def issue(self, name: str) -> KeyPair:
+        """A key pair for a node."""
+        return self._ca.leaf(NodeName.parse(name).host)
+
+
+@pytest.mark.parametrize("same_name", [False, True])
+async def test_retiring_a_ca(node: NodeFactory, route_to: Callable[..., Route], same_name: bool) -> None:
     """From one CA to another while two nodes stay connected: overlap, rotate, wait until drained, retire."""
+    make = Remade if same_name else CertificateAuthority.create
+    old, new = make(), make()
     alpha_certs, beta_certs = mutual(old.issue(str(ALPHA)), old.pool), mutual(old.issue(str(BETA)), old.pool)
     both = old.pool | new.pool
     with trio.fail_after(10):

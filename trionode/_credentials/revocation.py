@@ -229,13 +229,16 @@ class Superseded:
         )
 
 
-def keep_newer(new: CRLSet, present: CRLSet, issuers: Iterable[Issuer]) -> tuple[CRLSet, list[Superseded]]:
+def keep_newer(
+    new: CRLSet, present: CRLSet, issuers: Iterable[Issuer], *, now: datetime
+) -> tuple[CRLSet, list[Superseded]]:
     """A set in place of another one, without going back: whatever list of it is older than the one in use.
 
     Args:
         new: the set that is to be used.
         present: the set in use.
         issuers: certificates that are known, by whose keys lists of CAs of one name are told apart.
+        now: the time to judge by, aware: a list that has not begun replaces none, and hides no old one beside it.
 
     Returns:
         The new set, with those lists of the present one that are newer than what it has of the same CA and scope;
@@ -250,13 +253,13 @@ def keep_newer(new: CRLSet, present: CRLSet, issuers: Iterable[Issuer]) -> tuple
     latest: dict[tuple[object, ...], RevocationList] = {}
     for each in read_lists(new):
         key = family(each)
-        if key not in latest or is_older(latest[key], each):
+        if each.this_update <= now and (key not in latest or is_older(latest[key], each)):
             latest[key] = each
     kept: dict[tuple[object, ...], Superseded] = {}
     for each in read_lists(present):
         key = family(each)
         best = kept[key].kept if key in kept else latest.get(key)
-        if best is not None and is_older(best, each):
+        if best is not None and each.this_update <= now and is_older(best, each):
             kept[key] = Superseded(latest[key], each)
     if not kept:
         return new, []
@@ -287,6 +290,22 @@ def unsigned(crls: CRLSet, issuers: Iterable[Issuer]) -> list[RevocationList]:
         if named and not any(_signs(issuer, each) for issuer in named):
             found.append(each)
     return found
+
+
+def listed_without_effect(crls: CRLSet, issuers: Iterable[Issuer]) -> Iterator[tuple[Issuer, RevocationList]]:
+    """The known certificates that are on a list in their issuer's name, where no known key signed the list.
+
+    Args:
+        crls: the lists.
+        issuers: certificates that are known.
+    """
+    known = tuple(issuers)
+    for issuer in known:
+        for each in lists_of(crls, issuer.outline.issuer):
+            if each.revocation(serial_number(issuer.certificate)) is not None and not any(
+                other.outline.subject == each.issuer and _signs(other, each) for other in known
+            ):
+                yield issuer, each
 
 
 def _signs(issuer: Issuer, each: RevocationList) -> bool:

@@ -1,7 +1,7 @@
 """What is wrong with what a manager trusts, and what its trust makes of its own key pair.
 
 Theory. The judge of trust says of our own chain what peers with our own pools and lists would say of it. What it cannot
-say of any chain is looked at here: a CA whose key vouches for nobody, a revocation list that nobody whom we trust has
+say of any chain is looked at here: a CA whose key is too weak for any peer, a revocation list that no trusted key has
 signed, more CAs than fit into a handshake. Such things are found when a manager is built, and not by its first peer.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from trionode._credentials.revocation import Issuer, unsigned
+from trionode._credentials.revocation import Issuer, listed_without_effect, unsigned
 from trionode._errors import CertificateError, CertificateReason, UnverifiedReason
 from trionode._identity.certificate import allows, is_self_issued, issuer_der, subject_der
 from trionode._identity.describe import describe, describe_subject, describe_subjects
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from trionode._credentials.ca_pool import CAPool
+    from trionode._credentials.crl import CRLSet
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.policy import TLSPolicy
 
@@ -62,7 +63,7 @@ def known_issuers(policy: TLSPolicy, key_pair: KeyPair) -> list[Issuer]:
 
 
 def expect_usable(policy: TLSPolicy) -> None:
-    """Check that each pool could vouch for somebody.
+    """Check that each pool has a CA that some peer could pass by.
 
     Raises:
         CertificateError: reason `weak_ca`: every CA of a pool has a key that is too weak.
@@ -102,13 +103,27 @@ def check_trust(policy: TLSPolicy, key_pair: KeyPair) -> Iterator[Finding]:
                 "Nothing needs to be done; a shorter pool (roots alone, with intermediates sent by the clients) is "
                 "sent in every handshake again",
             )
-    for crl in () if policy.crls is None else unsigned(policy.crls, known_issuers(policy, key_pair)):
+    if policy.crls is not None:
+        yield from _without_effect(policy.crls, known_issuers(policy, key_pair))
+
+
+def _without_effect(crls: CRLSet, known: list[Issuer]) -> Iterator[Finding]:
+    forged = unsigned(crls, known)
+    for crl in forged:
         yield warning(
             FindingCode.UNUSED_CRL,
             f"{crl} is not signed by the CA of that name which we trust, so it has no effect at all",
             "Fetch it anew from the CA; if the CA was made anew, give its new certificate to the pools, too. See where "
             "the list came from",
         )
+    for issuer, crl in listed_without_effect(crls, known):
+        if crl not in forged:
+            yield warning(
+                FindingCode.UNUSED_CRL,
+                f"{issuer} is on {crl}, which has no effect on it: the CA that issued it is in no pool, so nothing "
+                "shows who signed the list",
+                "If it was revoked, take it out of the pools and files; or give the CA that issued it to a pool",
+            )
 
 
 # Our own chain ------------------------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ class Publisher:
         present = self.policy.crls
         if policy.crls is None or present is None or policy.crls == present:
             return policy, []
-        crls, superseded = keep_newer(policy.crls, present, known_issuers(policy, self.key_pair))
+        crls, superseded = keep_newer(policy.crls, present, known_issuers(policy, self.key_pair), now=policy.now())
         return replace(policy, crls=crls), superseded
 
     def change_settings(self, change: Callable[[TLSPolicy], TLSPolicy], what: str) -> None:

@@ -179,7 +179,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
 
 def break_off(stream: TLSStream, error: PeerUnverifiedError) -> bool:
-    """End a stream that somebody uses: what waits on it, and what comes, meets a `BrokenResourceError` from the error.
+    """End a stream that is in use: what waits on it, and what comes, meets a `BrokenResourceError` from the error.
 
     Synchronous where that can be.
 

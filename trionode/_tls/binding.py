@@ -160,7 +160,7 @@ def store_with(anchor: crypto.X509, *, purpose: int) -> crypto.X509Store:
     Dates are not checked, and what a subject's Common Name looks like counts for nothing.
 
     Args:
-        anchor: trusted, whoever issued it.
+        anchor: trusted in its own right, issued by a trusted CA or not.
         purpose: for what a path has to be good.
     """
     store = crypto.X509Store()

@@ -48,7 +48,7 @@ V_CHAIN_TOO_LONG: Final = 22
 V_REVOKED: Final = 23
 V_DOUBT: Final = {Doubt.MISSING: 3, Doubt.EXPIRED: 12, Doubt.NOT_YET_VALID: 11, Doubt.UNUSABLE: 36}
 
-#: Codes of OpenSSL's for a path whose certificates did not sign each other: whoever signed, it is not here.
+#: Codes of OpenSSL's for a path whose certificates did not sign each other: the one that did sign is not here.
 _NOT_SIGNED: Final = frozenset({2, 4, 6, 7, 18, 19, 20, 21, 29, 30, 31})
 
 
@@ -122,7 +122,7 @@ class Judge:
 
     @property
     def pool(self) -> CAPool | None:
-        """The anchors; None trusts nobody."""
+        """The anchors; with None every chain is refused."""
         return self.policy.client_cas if self.accepting else self.policy.roots
 
     def judge(self, chain: Sequence[x509.Certificate | crypto.X509], *, dated: bool = True) -> Verdict:

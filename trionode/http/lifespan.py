@@ -69,7 +69,7 @@ class Lifespan:
         self._message = ""
 
     async def run(self) -> None:
-        """Call the application; returns when it does. What it raises is kept, or logged where nobody waits for it."""
+        """Call the application; returns when it does. What it raises is kept, or logged where no task waits for it."""
         scope: Scope = {
             "type": "lifespan",
             "asgi": {"version": "3.0", "spec_version": "2.0"},
