@@ -177,11 +177,11 @@ class NoRouteError(TrionodeError, LookupError):
     """There is no route to a node name, or two or more routes were tried and all failed.
 
     Attributes:
-        name: the node name that was to be reached.
+        name: the node name that was to be reached; None where a pattern was given.
         causes: an `ExceptionGroup` of every attempt's error (also `__cause__`), or None where nothing was tried.
     """
 
-    def __init__(self, message: str, *, name: NodeName, causes: ExceptionGroup[Exception] | None = None) -> None:
+    def __init__(self, message: str, *, name: NodeName | None, causes: ExceptionGroup[Exception] | None = None) -> None:
         super().__init__(message)
         self.name = name
         self.causes = causes

@@ -72,12 +72,15 @@ from ._node.events import (
     HandshakeRefused as HandshakeRefused,
     NameInUse as NameInUse,
     NodeEvent as NodeEvent,
+    PeerFound as PeerFound,
+    PeerLost as PeerLost,
     ResolverTrouble as ResolverTrouble,
     RevocationListExpiring as RevocationListExpiring,
     RotationRefused as RotationRefused,
     Side as Side,
     SourceTrouble as SourceTrouble,
 )
+from ._node.mesh import Mesh as Mesh
 from ._node.node import (
     Node as Node,
     open_node as open_node,
@@ -94,9 +97,11 @@ from ._node.options import (
 )
 from ._node.resolvers import (
     Endpoint as Endpoint,
+    NamingResolver as NamingResolver,
     Registrar as Registrar,
     Resolver as Resolver,
     ResolverError as ResolverError,
+    WatchingResolver as WatchingResolver,
 )
 from ._node.routes import RouteHandle as RouteHandle
 from ._node.statistics import (

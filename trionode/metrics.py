@@ -233,6 +233,12 @@ class _Page:
         self._hand_overs = _counter(
             "hand_overs", "Hand-overs of live connections, by outcome and cause.", "outcome", "cause"
         )
+        self._registered = _gauge("registered", "Whether other nodes can find the node by its registrar.")
+        self._members = _gauge("members", "Nodes that the resolver names.")
+        self._members_age = _gauge(
+            "members_age_seconds", "How long ago the resolver last told of changes; 0 while it does."
+        )
+        self._resolver_troubles = _counter("resolver_troubles", "What the resolver or registrar did wrong.")
         self._generation = _gauge("generation", "The generation that is published.", "manager")
         self._published = _counter("rotations_published", "Generations published after the first.", "manager")
         self._refused = _counter(
@@ -281,6 +287,12 @@ class _Page:
         for cause in RenewalCause:
             self._hand_overs.add_metric([node, "settled", cause], statistics.hand_overs.get(cause, 0))
             self._hand_overs.add_metric([node, "failed", cause], statistics.hand_overs_failed.get(cause, 0))
+        if statistics.registered is not None:
+            self._registered.add_metric([node], statistics.registered)
+        if statistics.members_age is not None:
+            self._members.add_metric([node], statistics.members)
+            self._members_age.add_metric([node], statistics.members_age)
+        self._resolver_troubles.add_metric([node], statistics.resolver_troubles)
         times = statistics.connect_times
         self._connect_times.add_metric([node], _cumulated(times), times.seconds)
 

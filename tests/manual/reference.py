@@ -82,7 +82,7 @@ MODULES: Final = (trionode.http, trionode.pki, trionode.discovery, trionode.test
 PARTS: Final = {
     "Nodes": ("_node.node", "_node.options", "_status"),
     "Channels, services and connections": ("_connection", "_node.typed"),
-    "Routes and discovery": ("_node.routes", "_node.resolvers", "_node.connector", "discovery"),
+    "Routes and discovery": ("_node.routes", "_node.resolvers", "_node.connector", "_node.mesh", "discovery"),
     "Cert managers": ("_managers", "_tls.contexts"),
     "Credentials": ("_credentials",),
     "Names and peers": ("_identity",),

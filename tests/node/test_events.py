@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 import trionode
+from address_book import AddressBook
 from trionode import (
     AcceptorUp,
     CertificateError,
@@ -33,6 +34,7 @@ from trionode import (
     NodeEvent,
     NodeName,
     NoRouteError,
+    PeerLost,
     PeerRejectedError,
     PeerUnverifiedError,
     RemoteError,
@@ -85,8 +87,8 @@ def numbered(number: int) -> AcceptorUp:
 # Every kind -----------------------------------------------------------------------------------------------------------
 
 
-class Failing:
-    """A resolver that fails."""
+class Failing(AddressBook):
+    """A resolver that names nodes, and fails when it is asked where one is."""
 
     async def resolve(self, name: NodeName, /) -> Sequence[Endpoint]:
         """Fail."""
@@ -110,8 +112,14 @@ async def test_every_kind_of_event(
             node(str(BETA)) as namesake,
             node("rogue@localhost", manager("rogue@localhost", ca=rogue_ca)) as rogue,
         ):
-            async with node(str(ALPHA), certs, resolver=Failing()) as alpha:
+            book = Failing()
+            async with node(str(ALPHA), certs, resolver=book) as alpha:
                 events = await stack.enter_async_context(alpha.events())
+                book.enter("gamma@localhost")
+                await alpha.wait_members("gamma@localhost")
+                async with alpha.events() as more:
+                    book.drop("gamma@localhost")
+                    await event_of(more, PeerLost)
                 certs.update(ca.issue(str(ALPHA), not_after=datetime.now(UTC) + timedelta(hours=12)))  # of a month
                 certs.rotate_trust(crls=ca.revocation_list(lifetime=timedelta(days=31)))
                 with pytest.raises(CertificateError):

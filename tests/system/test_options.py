@@ -114,7 +114,13 @@ COOKIE: Final = Kind(
     (generate_cookie(), b"x" * 16), (7, True, ["x" * 16], *NEVER), ("", "short", b"x" * 15, bytearray(3))
 )
 NODE_NAMES: Final = Kind(
-    ((), ["beta@localhost"], ("beta@localhost", NodeName.parse("gamma@localhost")), {"beta@localhost"}),
+    (
+        (),
+        ["beta@localhost"],
+        ("beta@localhost", NodeName.parse("gamma@localhost")),
+        {"beta@localhost"},
+        ["beta@*", "?@localhost", "*"],
+    ),
     (
         "beta@localhost",
         NodeName.parse("beta@localhost"),
@@ -125,7 +131,7 @@ NODE_NAMES: Final = Kind(
         [7],
         *NEVER,
     ),
-    (["beta"], ["beta@localhost", ""]),
+    (["beta"], ["beta@localhost", ""], ["beta*"]),
 )
 ACCEPTORS: Final = Kind(
     ((), [AcceptorOptions()], (AcceptorOptions(), AcceptorOptions())),
@@ -203,6 +209,7 @@ FIELDS: Final[dict[type[Any], dict[str, Kind]]] = {
         "transport": instance(MemoryNetwork(1).host("h.example")) | None,
         "cookie": COOKIE | None,
         "keep_connected": NODE_NAMES,
+        "members": NODE_NAMES,
         "insecure_skip_verify": BOOL,
         "bind_names": BOOL,
         "max_message_size": SIZE,

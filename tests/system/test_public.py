@@ -120,10 +120,11 @@ def test_a_function_says_what_it_is_for_and_takes(name: str) -> None:
 #: The classes that have an inside which nodes, followers or networks use; and what an application sees of them.
 SHOWN: dict[str, str] = {
     "trionode.Node": (
-        "acceptors add_route add_service call connect connectors drain events keep_connected open_channel statistics "
-        "unverified_connections wait_connected"
+        "acceptors add_route add_service call connect connectors drain events keep_connected members open_channel "
+        "statistics unverified_connections wait_connected wait_members"
     ),
     "trionode.Connector": "state stop stopped wait_up",
+    "trionode.Mesh": "connectors state stop stopped wait_up",
     "trionode.EventStream": "aclose close receive",
     "trionode.RouteHandle": "remove",
     "trionode.TypedChannel": "aclose peer receive send send_eof",

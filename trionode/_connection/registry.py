@@ -27,12 +27,16 @@ if TYPE_CHECKING:
 
 @final
 class Registry:
-    """A node's live connections."""
+    """A node's live connections.
+
+    Attributes:
+        changed: where those wait that look for a connection; unparked when one is added.
+    """
 
     def __init__(self) -> None:
         self._dialable: dict[NodeName, list[ConnectionCore]] = {}
         self._unverified: list[ConnectionCore] = []
-        self._changed = trio.lowlevel.ParkingLot()
+        self.changed = trio.lowlevel.ParkingLot()
         self._cancelling: dict[NodeName, dict[trio.CancelScope, Callable[[ConnectionCore], bool]]] = {}
 
     @property
@@ -51,7 +55,7 @@ class Registry:
         # Newest first, but one that only this side verified never before one that both did.
         first = 0 if connection.link.mutual or connection.link.dialled else sum(old.link.mutual for old in others)
         siblings[:] = [*others[:first], connection, *others[first:]]
-        self._changed.unpark_all()
+        self.changed.unpark_all()
         for scope, fits in self._cancelling.get(connection.peer.name, {}).items():
             if fits(connection):
                 scope.cancel()
@@ -83,7 +87,7 @@ class Registry:
     async def wait(self, name: NodeName, fits: Callable[[ConnectionCore], bool]) -> ConnectionCore:
         """Wait until there is a dialable connection to a name that fits."""
         while (connection := self.find(name, fits)) is None:
-            await self._changed.park()
+            await self.changed.park()
         return connection
 
     @contextmanager

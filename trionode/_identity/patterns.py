@@ -21,13 +21,13 @@ class NamePattern:
             ValueError: it is neither a node name nor a glob over one.
         """
         text = str(pattern)
-        self._glob = _is_glob(text)
+        self._glob = is_glob(text)
         if not self._glob:
             text = str(NodeName.parse(text))
         elif "@" in text:
             name, _, host = text.rpartition("@")
             # Names are canonical, so a host in another form would never match, without a word of why.
-            text = f"{name}@{host.lower() if _is_glob(host) else canonical_host(host)}"
+            text = f"{name}@{host.lower() if is_glob(host) else canonical_host(host)}"
         elif text != "*":
             msg = f"a pattern is matched against the whole name@host; {text!r} has no '@'"
             raise ValueError(msg)
@@ -37,6 +37,8 @@ class NamePattern:
         """Whether a node name fits; compared in canonical form, case-sensitive."""
         if not self._glob:
             return str(name) == self.text
+        if self.text == "*":
+            return True
         # Brackets are those of an IPv6 address here, not a character class.
         return fnmatchcase(str(name), self.text.replace("[", "[[]"))
 
@@ -44,5 +46,6 @@ class NamePattern:
         return self.text
 
 
-def _is_glob(text: str) -> bool:
-    return "*" in text or "?" in text
+def is_glob(text: object) -> bool:
+    """Whether a text is meant as a glob: no node name has a star or a question mark."""
+    return isinstance(text, str) and ("*" in text or "?" in text)

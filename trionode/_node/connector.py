@@ -2,13 +2,15 @@
 
 Theory. Dial, wait until the connection ends, dial again. After a failure, and after a connection that ended soon, the
 task waits: exponential back-off with full jitter (so that a cluster does not reconnect in step), capped, reset once a
-connection has lasted. Every attempt takes the current contexts and asks routes and resolver anew.
+connection has lasted. Every attempt takes the current contexts and asks routes and resolver anew. News of the peer's
+endpoints end the wait early, after a moment drawn at random and not more often than every second.
 
 `Connector` is what the application holds: it shows the state and can be stopped. `ConnectorTask` does the work.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +32,10 @@ __all__ = ["Connector", "ConnectorPhase", "ConnectorState"]
 
 #: Between dials.
 BACKOFF: Final = Backoff(first=0.2, longest=30)
+#: After news of the peer it is dialled within so many seconds, drawn at random: many nodes have the same news.
+SPREAD: Final = 0.2
+#: Waits are ended early by news not more often than this, whatever a registry says. Seconds.
+NEWS_GAP: Final = 1.0
 #: A connection that lasted this long was a success: the next wait is a first one again. Seconds.
 LASTED: Final = 5.0
 
@@ -132,6 +138,7 @@ class ConnectorTask:
         connect: Callable[[], Awaitable[Connection]],
         changed: Callable[[Connector], None],
         draw: Callable[[], float] = random.random,
+        wait_news: Callable[[], Awaitable[None]] = trio.sleep_forever,
     ) -> None:
         """Make one; `run()` does the work.
 
@@ -140,7 +147,10 @@ class ConnectorTask:
             connect: dials it.
             changed: called after each change of state.
             draw: a number from 0 to 1, for the jitter.
+            wait_news: returns when the peer may have become reachable.
         """
+        self._wait_news = wait_news
+        self._early_from = -math.inf
         self._connect = connect
         self._changed = changed
         self._draw = draw
@@ -174,7 +184,17 @@ class ConnectorTask:
                     attempts = 0
             due = trio.current_time() + BACKOFF.wait(attempts, self._draw)
             self._set(ConnectorState(phase=ConnectorPhase.WAITING, error=error, next_attempt=due, attempts=attempts))
-            await trio.sleep_until(due)
+            await self._wait_until(due)
+
+    async def _wait_until(self, due: float) -> None:
+        """Wait until then, or until there is news of the peer."""
+        with trio.move_on_at(due):
+            await self._wait_news()
+            await trio.sleep(self._draw() * SPREAD)
+            await trio.sleep_until(self._early_from)
+            self._early_from = trio.current_time() + NEWS_GAP
+            return
+        await trio.lowlevel.checkpoint()
 
     def _set(self, state: ConnectorState) -> None:
         self._state.value = state

@@ -1,4 +1,7 @@
-"""The connectors of a node: one for each peer to which a connection is to be kept up."""
+"""The connectors of a node: one for each peer to which a connection is to be kept up, for whatever reason.
+
+Theory. A peer is kept because the program named it, or because a mesh wants it; it is left when neither holds any more.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ from typing import TYPE_CHECKING, final
 
 from .connector import ConnectorTask
 from .events import ConnectorChanged
+from .mesh import Mesh
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trionode._identity.names import NodeName
+    from trionode._identity.patterns import NamePattern
 
     from .connector import Connector
     from .dialer import Dialer
+    from .membership import Membership
     from .runtime import Runtime
 
 
@@ -22,10 +28,14 @@ if TYPE_CHECKING:
 class Connectors:
     """Connectors by peer, from the moment that each is asked for until its task has ended."""
 
-    def __init__(self, runtime: Runtime, dialer: Dialer) -> None:
+    def __init__(self, runtime: Runtime, dialer: Dialer, membership: Membership) -> None:
         self._runtime = runtime
         self._dialer = dialer
+        self._membership = membership
         self._by_peer: dict[NodeName, Connector] = {}
+        self._named: set[NodeName] = set()
+        self._meshes: dict[str, Mesh] = {}
+        membership.followers.append(self._follow)
 
     @property
     def by_peer(self) -> Mapping[NodeName, Connector]:
@@ -36,23 +46,82 @@ class Connectors:
         """The peer's connector, if there is one."""
         return self._by_peer.get(peer)
 
+    def mesh(self, pattern: NamePattern) -> Mesh | None:
+        """The mesh of a pattern, if there is one."""
+        return self._meshes.get(pattern.text)
+
     def keep(self, peer: NodeName) -> Connector:
-        """The peer's connector; a new one, if there is none or it was stopped.
+        """The peer's connector, because the program wants it; a new one, if there is none or it was stopped.
 
         Raises:
             trio.ClosedResourceError: the node is closed.
         """
-        connector = self._by_peer.get(peer)
-        if connector is None or connector.stopped:
-            task = ConnectorTask(peer, lambda: self._dialer.connect(peer, None), self._report)
-            connector = self._by_peer[peer] = task.connector
-            self._runtime.spawn(partial(self._run, task), f"connector to {peer}")
+        connector = self._keep(peer)
+        self._named.add(peer)
         return connector
+
+    def keep_all(self, pattern: NamePattern) -> Mesh:
+        """The mesh of a pattern; a new one, if there is none.
+
+        Raises:
+            trio.ClosedResourceError: the node is closed.
+        """
+        mesh = self._meshes.get(pattern.text)
+        if mesh is None:
+            mesh = self._meshes[pattern.text] = Mesh(pattern, self._leave)
+            for name in sorted(self._membership.named):
+                self._join(mesh, name)
+        return mesh
 
     def stop(self) -> None:
         """Stop reconnecting to any peer; connections that are up stay."""
+        for mesh in list(self._meshes.values()):
+            mesh.stop()
         for connector in list(self._by_peer.values()):
             connector.stop()
+
+    # Members come and go
+
+    def _follow(self, name: NodeName, found: bool) -> None:  # noqa: FBT001 -- as followers are called
+        for mesh in self._meshes.values():
+            if found:
+                self._join(mesh, name)
+            elif mesh._connectors.pop(name, None) is not None:  # noqa: SLF001 -- the mesh's other half
+                self._release(name)
+                mesh._look()  # noqa: SLF001 -- likewise
+
+    def _join(self, mesh: Mesh, name: NodeName) -> None:
+        if mesh._wants(name) and name != self._runtime.name:  # noqa: SLF001 -- likewise
+            mesh._connectors[name] = self._keep(name)  # noqa: SLF001 -- likewise
+            mesh._look()  # noqa: SLF001 -- likewise
+
+    def _leave(self, mesh: Mesh) -> None:
+        """A mesh has stopped."""
+        del self._meshes[mesh.name]
+        for name in mesh.connectors:
+            self._release(name)
+
+    def _release(self, name: NodeName) -> None:
+        """Stop a peer's connector unless something else wants it."""
+        wanted = name in self._named or any(name in mesh.connectors for mesh in self._meshes.values())
+        connector = self._by_peer.get(name)
+        if connector is not None and not wanted:
+            connector.stop()
+
+    # Their tasks
+
+    def _keep(self, peer: NodeName) -> Connector:
+        connector = self._by_peer.get(peer)
+        if connector is None or connector.stopped:
+            task = ConnectorTask(
+                peer,
+                lambda: self._dialer.connect(peer, None),
+                self._report,
+                wait_news=lambda: self._dialer.wait_news(peer),
+            )
+            self._runtime.spawn(partial(self._run, task), f"connector to {peer}")
+            connector = self._by_peer[peer] = task.connector
+        return connector
 
     async def _run(self, task: ConnectorTask) -> None:
         connector = task.connector
@@ -61,8 +130,12 @@ class Connectors:
         finally:
             if self._by_peer.get(connector.name) is connector:
                 del self._by_peer[connector.name]
+                self._named.discard(connector.name)
 
     def _report(self, connector: Connector) -> None:
         self._runtime.events.publish(
             ConnectorChanged(node=self._runtime.name, name=connector.name, state=connector.state)
         )
+        for mesh in list(self._meshes.values()):
+            if mesh._connectors.get(connector.name) is connector:  # noqa: SLF001 -- likewise
+                mesh._look()  # noqa: SLF001 -- likewise

@@ -1,8 +1,8 @@
 """From a node name to a connection: the one that there is, or a new one.
 
 Theory. Routes come first: an explicit one, else all that match in the table, best first; where none matches the
-resolver is asked, and without a resolver the name's own host is dialled on the default port. A resolver's endpoints
-become routes that carry nothing but host and port. Attempts go one after the other until one succeeds.
+resolver is asked (`directory`), and without a resolver the name's own host is dialled on the default port. A resolver's
+endpoints become routes that carry nothing but host and port. Attempts go one after the other until one succeeds.
 
 The two may reach for each other at once, and one direction be slow or blocked: while ours has not come further than
 connecting, a connection that comes in and will do ends it. Where our dial turns out a duplicate (the two nodes dialled
@@ -26,13 +26,12 @@ from trionode._errors import (
 )
 from trionode._handshake.cookie import as_cookie
 from trionode._handshake.dial import Dial, dial
-from trionode._identity.names import NodeName, SubjectNames
-from trionode._util.text import printable
+from trionode._identity.names import SubjectNames
 
-from .events import ResolverTrouble, Side
+from .directory import Directory
+from .events import Side
 from .insecure_options import InsecureOption
 from .options import Route
-from .resolvers import ResolverError, checked_endpoints
 from .routes import RouteTable
 from .shared_dials import SharedDials
 
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from trionode._connection.core import ConnectionCore
     from trionode._connection.link import Link
     from trionode._handshake.dial import Connecting
+    from trionode._identity.names import NodeName
     from trionode._managers.manager import CertManager
 
     from .runtime import Runtime
@@ -71,6 +71,7 @@ class Dialer:
         self.routes = RouteTable()
         for pattern, route in self._network.routes.items():
             self.routes.add(pattern, route)
+        self._directory = Directory(runtime)
         self._dials: SharedDials[Connection] = SharedDials(runtime.spawn_for_peer)
 
     def cancel(self) -> None:
@@ -170,12 +171,14 @@ class Dialer:
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
 
     async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool) -> ConnectionCore:
-        routes = [route] if route is not None else await self._routes_to(name)
+        routes, caution = ([route], None) if route is not None else await self._routes_to(name)
         failures: list[Exception] = []
         for each in routes:
             try:
                 return await self._try_route(name, each, route, replace=replace)
             except Exception as exc:
+                if caution is not None:
+                    exc.add_note(caution)
                 duplicate = isinstance(exc, HandshakeError) and exc.reason == UnverifiedReason.DUPLICATE
                 if len(routes) == 1 or duplicate or isinstance(exc, (trio.ClosedResourceError, _OvertakenError)):
                     raise
@@ -186,7 +189,7 @@ class Dialer:
             f"{each.host or name.host} port {each.port}: {failure}"
             for each, failure in zip(routes, failures, strict=True)
         )
-        msg = f"all {len(routes)} routes to {name} failed: {tried}"
+        msg = f"all {len(routes)} routes to {name} failed{'' if caution is None else f' ({caution})'}: {tried}"
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
     async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> ConnectionCore:
@@ -250,26 +253,20 @@ class Dialer:
             handshake_timeout=network.handshake_timeout,
         )
 
-    async def _routes_to(self, name: NodeName) -> list[Route]:
-        """What to try, in order.
+    async def _routes_to(self, name: NodeName) -> tuple[list[Route], str | None]:
+        """What to try, in order; and what is to be said of it where it fails.
 
         Raises:
             NoRouteError: the resolver knows no endpoint, or failed.
         """
         routes = self.routes.lookup(name)
-        resolver = self._network.resolver
-        if routes or resolver is None:
-            return routes or [Route()]
-        try:
-            with trio.fail_after(self._network.connect_timeout):
-                endpoints = checked_endpoints(name, await resolver.resolve(name))
-        except Exception as exc:  # noqa: BLE001 -- whatever a resolver does wrong, it costs this dial only
-            trouble = ResolverError(f"the resolver failed for {name}: {type(exc).__name__}: {printable(str(exc))}")
-            trouble.__cause__ = exc
-            self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=name, error=trouble))
-            msg = f"no route to {name}: {trouble}. Add a route, or check the resolver"
-            raise NoRouteError(msg, name=name) from trouble
-        if not endpoints:
-            msg = f"no route to {name}: no route matches, and {resolver!r} does not know it; is that node running?"
-            raise NoRouteError(msg, name=name)
-        return [Route(host=endpoint.host, port=endpoint.port) for endpoint in endpoints]
+        answer = None if routes else await self._directory.look_up(name)
+        if answer is None:
+            return routes or [Route()], None
+        return [Route(host=endpoint.host, port=endpoint.port) for endpoint in answer.endpoints], answer.caution()
+
+    async def wait_news(self, name: NodeName) -> None:
+        """Wait until dialling has become worthwhile, by what the resolver says; for ever where it is not asked."""
+        if self.routes.lookup(name):
+            await trio.sleep_forever()
+        await self._directory.wait_news(name)

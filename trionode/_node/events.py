@@ -4,7 +4,8 @@ Theory. Publishing is synchronous and never waits. Each reader has a bounded buf
 loses its oldest events and sees how many, so no reader can hold up the node or another reader.
 
 They are published where things happen: of connections and refused handshakes in `runtime` (`Runtime.refused`, for both
-sides), of cert managers in `manager_watch`, of resolvers in `dialer` and `registration`.
+sides), of cert managers in `manager_watch`, of resolvers in `directory`, `membership` and
+`registration`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ __all__ = [
     "HandshakeRefused",
     "NameInUse",
     "NodeEvent",
+    "PeerFound",
+    "PeerLost",
     "ResolverTrouble",
     "RevocationListExpiring",
     "RotationRefused",
@@ -257,12 +260,36 @@ class ResolverTrouble(NodeEvent):
     """A resolver failed, did not answer in time, or gave an answer that is not valid.
 
     Attributes:
-        name: what it was asked for; None where it was to register this node.
+        name: what it was asked for; None where it was to register this node, or to name the members.
         error: what happened.
     """
 
     name: NodeName | None
     error: Exception
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerFound(NodeEvent):
+    """The resolver names a node that it did not name before; see `Node.members`.
+
+    Attributes:
+        name: of the node.
+    """
+
+    name: NodeName
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerLost(NodeEvent):
+    """The resolver no longer names a node. A connection to it stays as it is.
+
+    Attributes:
+        name: of the node.
+    """
+
+    name: NodeName
 
 
 @final

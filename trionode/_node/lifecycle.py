@@ -25,6 +25,7 @@ import trio
 from trionode._connection.closing import close, drain, quiesce
 from trionode._connection.end import EndReason
 from trionode._identity.names import NodeName
+from trionode._identity.patterns import NamePattern, is_glob
 
 from .insecure_options import insecure_options
 from .options import NetworkMode
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .acceptors import Acceptors
     from .connectors import Connectors
     from .dialer import Dialer
+    from .membership import Membership
     from .runtime import Runtime
 
 T = TypeVar("T")
@@ -45,12 +47,25 @@ T = TypeVar("T")
 class Lifecycle:
     """Starts and stops the parts of one node."""
 
-    def __init__(self, runtime: Runtime, acceptors: Acceptors, dialer: Dialer, connectors: Connectors) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        acceptors: Acceptors,
+        dialer: Dialer,
+        connectors: Connectors,
+        membership: Membership,
+    ) -> None:
         self._runtime = runtime
         self._acceptors = acceptors
         self._dialer = dialer
         self._connectors = connectors
+        self._membership = membership
         self._registration = Registration(runtime)
+
+    @property
+    def registered(self) -> bool | None:
+        """Whether other nodes can find it by its registrar; None if it has none."""
+        return self._registration.registered
 
     @asynccontextmanager
     async def opened(self, node: T) -> AsyncIterator[T]:
@@ -88,6 +103,7 @@ class Lifecycle:
                     raise BaseExceptionGroup(msg, [own, crash]) from None
             finally:
                 self._runtime.close()
+                self._runtime.registry.changed.unpark_all()  # those that wait for members learn that it is closed
                 self._runtime.events.end()
         if body is not None:
             raise body
@@ -112,7 +128,8 @@ class Lifecycle:
         """Everything that can fail at start-up; undone by the runtime's `uses`."""
         runtime, options, plans = self._runtime, self._runtime.options, self._acceptors.plans
         for peer in options.network.keep_connected:
-            runtime.check_other(NodeName.parse(peer))
+            if not is_glob(peer):
+                runtime.check_other(NodeName.parse(peer))
         for plan in plans:
             for server_name, manager in plan.managers.items():
                 with plan.managers.about(server_name):
@@ -130,11 +147,16 @@ class Lifecycle:
         self._runtime.start(nursery)
         self._acceptors.start(nursery)
         for peer in self._runtime.options.network.keep_connected:
-            self._connectors.keep(NodeName.parse(peer))
+            if is_glob(peer):
+                self._connectors.keep_all(NamePattern(peer))
+            else:
+                self._connectors.keep(NodeName.parse(peer))
+        self._membership.start()
 
     def _stop(self) -> None:
         self._connectors.stop()
         self._runtime.close()
+        self._runtime.registry.changed.unpark_all()  # those that wait for members learn of it
         self._acceptors.stop()
         self._dialer.cancel()
 

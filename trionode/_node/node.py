@@ -6,6 +6,7 @@ outlives the block. `Node` has the public verbs and hands each to the part that 
 - `lifecycle`: in which order the parts start and stop;
 - `runtime`: what the parts share (registry of connections, services, events, counters);
 - `acceptors` and `dialer`: the inward and the outward side;
+- `membership`: which nodes there are, and `choice`: which of them gets a request;
 - `connectors`: keep connections up;
 - `manager_watch` and `renewal`: what follows from a rotation.
 """
@@ -18,15 +19,18 @@ from typing import TYPE_CHECKING, NoReturn, final
 import trio
 
 from trionode._connection.registry import ConnectionsView
-from trionode._errors import NoRouteError
+from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteError
 from trionode._identity.names import NodeName
-from trionode._util.fields import check_argument
+from trionode._identity.patterns import NamePattern, is_glob
+from trionode._util.fields import check_argument, integer
 
 from .acceptors import Acceptors
+from .choice import Choice, exhausted, may_go_elsewhere
 from .connectors import Connectors
 from .dialer import Dialer
 from .insecure_options import InsecureOption
 from .lifecycle import Lifecycle
+from .membership import Membership
 from .options import NodeOptions, Route
 from .runtime import Runtime
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
     from .connector import Connector
     from .events import EventStream
+    from .mesh import Mesh
     from .routes import RouteHandle
     from .statistics import NodeStatistics
 
@@ -106,8 +111,10 @@ class Node:
         self._runtime = Runtime(name, options)
         self._acceptors = Acceptors(self._runtime)
         self._dialer = Dialer(self._runtime)
-        self._connectors = Connectors(self._runtime, self._dialer)
-        self._lifecycle = Lifecycle(self._runtime, self._acceptors, self._dialer, self._connectors)
+        self._membership = Membership(self._runtime, lambda peer: self._dialer.find(peer, None) is not None)
+        self._choice = Choice(lambda peer: self._dialer.reuse(peer, None))
+        self._connectors = Connectors(self._runtime, self._dialer, self._membership)
+        self._lifecycle = Lifecycle(self._runtime, self._acceptors, self._dialer, self._connectors, self._membership)
         self.name: NodeName = name
         self.options: NodeOptions = options
         self.incarnation: int = self._runtime.incarnation
@@ -136,7 +143,12 @@ class Node:
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of what it did and does, taken in one step; in the node's own thread."""
-        return self._runtime.statistics(self._acceptors.statistics())
+        return self._runtime.statistics(
+            self._acceptors.statistics(),
+            registered=self._lifecycle.registered,
+            members=len(self._membership.named),
+            members_age=self._membership.age,
+        )
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[EventStream]:
@@ -176,19 +188,33 @@ class Node:
         At most once: after a `trio.BrokenResourceError` the service may have run; nothing is retried silently.
         Cancelling cancels the service at the peer, too; a connection that was made stays.
 
+        With a pattern, one of the `members` that match is called: one with the fewest channels open here; of several
+        such, one that is connected, and then by chance. The next one is called only where the first could not be
+        reached, or certainly did not run the service because it drains or is at a limit.
+
         Args:
-            name: the node.
+            name: the node; or a glob over node names (`worker@*`), for one of these.
             service: the name of the service at that node.
             request: the message, at most the peer's `max_message_size` bytes.
-            route: as for `connect`.
+            route: as for `connect`; not with a pattern.
 
         Raises:
             RemoteError: the service failed or was refused; code `no_reply` if it ended without a message.
             trio.BrokenResourceError: the connection was lost before the reply.
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
-        connection = await self._reach(name, route)
-        return await connection.call(service, request)
+        if not is_glob(name):
+            connection = await self._reach(name, route)
+            return await connection.call(service, request)
+        pattern, failures = self._pattern(name, route), dict[NodeName, Exception]()
+        while True:
+            connection = await self._reach_one(pattern, failures)
+            try:
+                return await connection.call(service, request)
+            except RemoteError as exc:
+                if not may_go_elsewhere(exc):
+                    raise
+                self._failed(connection.peer.name, exc, failures)
 
     @asynccontextmanager
     async def open_channel(
@@ -200,15 +226,22 @@ class Node:
         exception or a cancellation resets it, and the service at the peer is cancelled. The caller's effective
         deadline is sampled here and bounds the service.
 
+        With a pattern, it is opened to one of the `members` that match, chosen as for `call`, and to the next one only
+        where the first could not be reached. What the peer says of a channel that is open is the application's.
+
         Args:
-            name: of the node, `name@host`.
+            name: of the node, `name@host`; or a glob over node names, for one of these.
             service: the name of the service at that node; 1 to 255 characters.
-            route: how to reach the node if it is not connected; by default what the routes and the resolver say.
+            route: how to reach the node if it is not connected; by default what the routes and the resolver say. Not
+                with a pattern.
 
         Raises:
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
-        connection = await self._reach(name, route)
+        if is_glob(name):
+            connection = await self._reach_one(self._pattern(name, route), {})
+        else:
+            connection = await self._reach(name, route)
         async with connection.open_channel(service) as channel:
             yield channel
 
@@ -217,6 +250,36 @@ class Node:
         peer = self._other(name, route)
         self._runtime.check_open()
         return self._dialer.reuse(peer, route) or await self._dialer.dial(peer, route)
+
+    async def _reach_one(self, pattern: NamePattern, failures: dict[NodeName, Exception]) -> Connection:
+        """A connection to one of the members that match, and have not failed yet.
+
+        Args:
+            pattern: which members.
+            failures: of those that were tried; those that fail here are added.
+
+        Raises:
+            NoRouteError, HandshakeError, RemoteError: there is none, or none is left.
+        """
+        while members := self._membership.members(pattern) - failures.keys():
+            name = self._choice.best(members)
+            try:
+                return await self._reach(name, None)
+            except (HandshakeError, NoRouteError) as exc:
+                self._failed(name, exc, failures)
+        await trio.lowlevel.checkpoint()
+        self._runtime.check_open()
+        raise exhausted(pattern, failures)
+
+    def _failed(self, name: NodeName, error: Exception, failures: dict[NodeName, Exception]) -> None:
+        failures[name] = error
+        self._choice.avoid(name)
+
+    def _pattern(self, given: str | NodeName, route: Route | None = None) -> NamePattern:
+        if route is not None:
+            msg = f"a route leads to one node, and {given} may be several; give one of the two"
+            raise LocalProtocolError(msg)
+        return NamePattern(given)
 
     def _other(self, name: str | NodeName, route: Route | None = None) -> NodeName:
         peer = NodeName.parse(name)
@@ -249,18 +312,27 @@ class Node:
             )
         return self._dialer.routes.add(pattern, route, weight=weight)
 
-    def keep_connected(self, name: str | NodeName) -> Connector:
+    def keep_connected(self, name: str | NodeName) -> Connector | Mesh:
         """Keep a connection to a node up from now on: dial, and dial again when it ends, with back-off.
 
+        Where the resolver tells of changes, a wait ends early when the node becomes reachable.
+
+        With a pattern: to every node that matches and that the resolver names, for as long as it does.
+
         Args:
-            name: of the node, `name@host`.
+            name: of the node, `name@host`; or a glob over node names.
 
         Returns:
-            The connector, which shows its state and can be stopped; the one that there is, if there is one.
+            The connector, which shows its state and can be stopped; the one that there is, if there is one. For a
+            pattern, the same of all of them.
 
         Raises:
             LocalProtocolError, NetworkDisabledError, trio.ClosedResourceError: as `connect`.
         """
+        if is_glob(name):
+            pattern = self._pattern(name)
+            self._runtime.check_open()
+            return self._connectors.keep_all(pattern)
         peer = self._other(name)
         self._runtime.check_open()
         return self._connectors.keep(peer)
@@ -269,19 +341,50 @@ class Node:
         """Wait until there is a connection to a node that a connector keeps up. Cancelling is harmless.
 
         Args:
-            name: of the node, `name@host`.
+            name: of the node, `name@host`; or a pattern that was given to `keep_connected`, for one of its nodes.
 
         Raises:
             NoRouteError: no connector is kept for it; see `keep_connected`.
             trio.ClosedResourceError: the connector was stopped, or the node closed.
         """
-        peer = self._other(name)
+        peer = None if is_glob(name) else self._other(name)
         self._runtime.check_open()
-        connector = self._connectors.get(peer)
+        connector = self._connectors.mesh(self._pattern(name)) if peer is None else self._connectors.get(peer)
         if connector is None:
-            msg = f"no connector keeps a connection to {peer} up; call node.keep_connected() first"
+            msg = f"no connector keeps a connection to {name} up; call node.keep_connected() first"
             raise NoRouteError(msg, name=peer)
         return await connector.wait_up()
+
+    # Members
+
+    def members(self, pattern: str | NodeName = "*") -> frozenset[NodeName]:
+        """The other nodes that match: those that the resolver names, and those that this node is connected to.
+
+        What the resolver names is followed while the node is open, if it can name nodes (see `NetworkOptions.members`);
+        each change is a `PeerFound` or `PeerLost`. An outage of the resolver changes nothing. That a node is named
+        does not mean that it can be reached, nor that it is who it says: dialling shows that.
+
+        Args:
+            pattern: a node name, or a glob over the whole `name@host`.
+
+        Raises:
+            ValueError: the pattern is neither a node name nor a glob.
+        """
+        return self._membership.members(NamePattern(pattern))
+
+    async def wait_members(self, pattern: str | NodeName, count: int = 1) -> frozenset[NodeName]:
+        """Wait until there are so many members that match, and return all that do. Cancelling is harmless.
+
+        Args:
+            pattern: as for `members`.
+            count: how many at least.
+
+        Raises:
+            ValueError: the pattern is neither a node name nor a glob, or the count is negative.
+            trio.ClosedResourceError: the node is closed.
+        """
+        check_argument("count", count, integer(0, 2**31))
+        return await self._membership.wait(NamePattern(pattern), count)
 
     # Serving
 

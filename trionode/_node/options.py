@@ -13,7 +13,7 @@ from trionode._connection.services import Service, check_service, check_service_
 from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS
 from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import NodeName, canonical_host
-from trionode._identity.patterns import NamePattern
+from trionode._identity.patterns import NamePattern, is_glob
 from trionode._identity.peer import Peer
 from trionode._managers.by_name import ManagersByName, ServerManagers
 from trionode._managers.manager import CertManager
@@ -40,9 +40,13 @@ PORT: Final = integer(1, 65535)
 _COUNT: Final = integer(1, 2**20)
 _MESSAGE_SIZE: Final = integer(1, 2**32 - 1, "bytes")
 _COOKIE: Final = Parsed(as_cookie, "a string or bytes", kinds=(object,), keep=True)
-_NODE_NAME: Final = Parsed(NodeName.parse, "a node name", kinds=(str, NodeName))
 _SERVER_MANAGERS: Final = Parsed(
     _server_managers, "a CertManager or a mapping of server names to such", kinds=(CertManager, Mapping)
+)
+_NAME_OR_GLOB: Final = Parsed(
+    lambda given: NamePattern(given).text if is_glob(given) else NodeName.parse(given),
+    "a node name or a glob over one",
+    kinds=(str, NodeName),
 )
 _PATTERN: Final = Parsed(NamePattern, "a node name or a glob over one", kinds=(str, NodeName), keep=True)
 
@@ -144,7 +148,10 @@ class NetworkOptions(Checked):
         transport: what carries the bytes, for tests and for transports other than TCP; None: TCP.
         cookie: a shared secret on top of certificates, at least 16 bytes, that both sides of every connection must
             prove that they know; `generate_cookie()` makes one. A route's or an acceptor's own takes its place.
-        keep_connected: node names to which a connection is kept up; see `Node.keep_connected`.
+        keep_connected: node names, and globs over these, to which connections are kept up; see
+            `Node.keep_connected`.
+        members: which of the names that a resolver knows are followed, as node names and globs; see `Node.members`.
+            Empty for none.
         insecure_skip_verify: for every dial whose route does not say: accept any certificate under any name.
         bind_names: whether acceptors insist that a verified client's certificate covers the node name it claims.
             False is for clusters that share one certificate.
@@ -176,7 +183,8 @@ class NetworkOptions(Checked):
     registration_required: bool = False
     transport: Transport | None = None
     cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
-    keep_connected: Sequence[str | NodeName] = field(default=(), metadata=rule(Items(_NODE_NAME)))
+    keep_connected: Sequence[str | NodeName] = field(default=(), metadata=rule(Items(_NAME_OR_GLOB)))
+    members: Sequence[str | NodeName] = field(default=("*",), metadata=rule(Items(_PATTERN)))
     insecure_skip_verify: bool = False
     bind_names: bool = True
     max_message_size: int = field(default=16 * _MIB, metadata=rule(_MESSAGE_SIZE))

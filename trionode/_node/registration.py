@@ -4,7 +4,8 @@ Theory. `Registrar.register` runs as a task of the node for as long as the node 
 once that is so, and withdraws when it is cancelled. Opening a node waits for that, `registration_timeout` seconds at
 most. What comes of it:
 
-- it raises before it has started: the node does not open (the registrar cannot be used at all);
+- it raises before it has started: the node does not open (the registrar cannot be used at all), unless the error says
+  that it is temporary;
 - it has not started in time: it goes on trying, and is told as trouble; with `registration_required` the node does
   not open;
 - it ends or raises later: trouble, told as an event and a warning, and it is run again, with back-off. A node that
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _log = Log("trionode.node")
 
 #: Waits before a registration that ended is made again. Seconds.
-BACKOFF: Final = Backoff(first=1, longest=60, least=0.5)
+BACKOFF: Final = Backoff(first=1, longest=15, least=0.5)
 
 #: How long a node that stops waits for its registrar to withdraw it. Seconds.
 WITHDRAW_GRACE: Final = 2.0
@@ -41,12 +42,17 @@ WITHDRAW_GRACE: Final = 2.0
 
 @final
 class Registration:
-    """Keeps one node registered. Also the `task_status` that its registrar is given."""
+    """Keeps one node registered. Also the `task_status` that its registrar is given.
+
+    Attributes:
+        registered: whether the node can be found now; None if it has no registrar.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
+        self.registered: bool | None = None
         self._runtime = runtime
         self._scope = trio.CancelScope()
-        self._registered = False
+        self._started = False
         self._opening = True
         self._failure: ResolverError | None = None
         self._decided = trio.Event()
@@ -56,7 +62,7 @@ class Registration:
 
     def started(self, value: None = None) -> None:  # noqa: ARG002 -- as `trio.TaskStatus` has it
         """The registrar says that the node can be found."""
-        self._registered = True
+        self.registered = self._started = True
         self._failures = 0
         self._decided.set()
 
@@ -74,6 +80,7 @@ class Registration:
         registrar: object = network.resolver
         if not isinstance(registrar, Registrar) or not addresses:
             return
+        self.registered = False
         self._ended = trio.Event()
         nursery.start_soon(self._run, registrar, addresses, name=f"registration of {self._runtime.name}")
         try:
@@ -110,17 +117,21 @@ class Registration:
                         error = exc
                     else:
                         error = ResolverError(f"{registrar!r} no longer registers {name}: register() returned")
+                    self.registered = False
                     self._trouble(error)
-                    if self._opening and not self._registered:
+                    temporary = isinstance(error, ResolverError) and error.temporary
+                    if self._opening and not self._started and not temporary:
                         self._failure = _as_resolver_error(error, f"{name} cannot be registered with {registrar!r}")
                         self._decided.set()
                         return
                     self._failures += 1
                     await trio.sleep(BACKOFF.wait(self._failures))
         finally:
+            self.registered = False
             self._ended.set()
 
     def _trouble(self, error: Exception) -> None:
+        self._runtime.counters.resolver_troubles += 1
         self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=None, error=error))
         if not self._opening:
             _log.warning("%s: registration failed, trying again: %s", self._runtime.name, error)

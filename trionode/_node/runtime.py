@@ -428,11 +428,21 @@ class Runtime(ConnectionOwner[ConnectionCore]):
 
     # Statistics and warnings
 
-    def statistics(self, acceptors: tuple[AcceptorStatistics, ...]) -> NodeStatistics:
+    def statistics(
+        self,
+        acceptors: tuple[AcceptorStatistics, ...],
+        *,
+        registered: bool | None,
+        members: int,
+        members_age: float | None,
+    ) -> NodeStatistics:
         """A snapshot of the node, taken in one step.
 
         Args:
             acceptors: theirs.
+            registered: see `NodeStatistics`.
+            members: ditto.
+            members_age: ditto.
         """
         counters = self.counters
         connections = [connection.statistics() for connection in self.running]
@@ -453,6 +463,10 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             hand_overs=dict(counters.hand_overs),
             hand_overs_failed=dict(counters.hand_overs_failed),
             ends=dict(counters.ends),
+            registered=registered,
+            members=members,
+            members_age=members_age,
+            resolver_troubles=counters.resolver_troubles,
         )
 
     def _use_of(self, manager: CertManager, label: str) -> ManagerUse:

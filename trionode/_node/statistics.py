@@ -192,6 +192,10 @@ class NodeStatistics:
         hand_overs: connections that moved to a new link so far, by cause: `asked` where it was the peer that wanted it.
         hand_overs_failed: hand-overs that failed before their commit, by cause.
         ends: connections that have ended so far, by reason.
+        registered: whether other nodes can find it by its resolver; None where that is no registrar.
+        members: nodes that its resolver names.
+        members_age: how long ago the resolver last told of changes, seconds; 0 while it does, None where it cannot.
+        resolver_troubles: what the resolver did wrong so far: see `ResolverTrouble`.
     """
 
     open: bool
@@ -210,6 +214,10 @@ class NodeStatistics:
     hand_overs: Mapping[RenewalCause, int]
     hand_overs_failed: Mapping[RenewalCause, int]
     ends: Mapping[EndReason, int]
+    registered: bool | None
+    members: int
+    members_age: float | None
+    resolver_troubles: int
 
 
 @final
@@ -266,6 +274,7 @@ class Counters:
         channels_opened: on connections that are gone, by either side.
         bytes_sent: on connections that are gone.
         bytes_received: ditto.
+        resolver_troubles: so far.
     """
 
     def __init__(self) -> None:
@@ -276,6 +285,7 @@ class Counters:
         self.channels_opened = 0
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.resolver_troubles = 0
         self._handshakes: Counter[tuple[Side, HandshakeOutcome, str]] = Counter()
         self._times: dict[tuple[Side, HandshakeOutcome], _Histogram] = {}
         self._connecting = _Histogram()
