@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import ssl
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.utils import CryptographyDeprecationWarning
 
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.certificate import fingerprint
+from trionode._identity.certificate import UnreadableError, decode, fingerprint
 from trionode._identity.describe import describe_subjects
 from trionode._util.immutable import Immutable
+from trionode._util.quiet import quietly
 
 from .pem import Secret, parse_certificates, read_file
 
@@ -91,15 +90,12 @@ class CAPool(Immutable):
             CertificateError: none was found.
         """
         found: dict[str, x509.Certificate] = {}
-        with warnings.catch_warnings():
-            # Some platforms ship roots with a serial number of zero, which the user of this program cannot change.
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            for der in _system_certificates():
-                try:
-                    certificate = x509.load_der_x509_certificate(der)
-                except (ValueError, x509.InvalidVersion):
-                    continue
-                found.setdefault(fingerprint(certificate), certificate)
+        for der in _system_certificates():
+            try:
+                certificate = decode(der)
+            except UnreadableError:
+                continue
+            found.setdefault(fingerprint(certificate), certificate)
         if not found:
             msg = "no system CA certificates were found; install ca-certificates, or give the CA pool explicitly"
             raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
@@ -141,7 +137,8 @@ def _system_certificates() -> Iterator[bytes]:
     for directory in filter(None, os.environ.get(paths.openssl_capath_env, paths.openssl_capath).split(os.pathsep)):
         for file in sorted(Path(directory).glob("*.[0-9]")):
             try:
-                certificates = x509.load_pem_x509_certificates(file.read_bytes())
+                with quietly():
+                    certificates = x509.load_pem_x509_certificates(file.read_bytes())
             except (OSError, ValueError, x509.InvalidVersion):
                 continue
             yield from (certificate.public_bytes(serialization.Encoding.DER) for certificate in certificates)

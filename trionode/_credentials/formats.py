@@ -8,7 +8,6 @@ what its owner needs to know.
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Final
 
 from cryptography import x509
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
 
 from trionode._util.der import INTEGER, SEQUENCE, element, elements
+from trionode._util.quiet import quietly
 
 _BEGIN: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
 _OCTET_STRING: Final = 0x04
@@ -38,7 +38,7 @@ def found_in(data: bytes) -> str:
         return "it is text in UTF-16; write it as UTF-8 (PowerShell: Out-File -Encoding ascii)"
     for what, load in _KINDS:
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with quietly():
                 load(data)
         except Exception:  # noqa: BLE001, S112 -- it is something else
             continue
@@ -67,7 +67,7 @@ def certificates_in_other_formats(data: bytes, password: bytes | None) -> tuple[
     Returns:
         None if it is a PKCS#12 bundle that the password does not open. (An exception would carry the bytes along.)
     """
-    with warnings.catch_warnings(action="ignore"):
+    with quietly():
         if b"-----BEGIN PKCS7-----" in data:
             return _or_none(lambda: tuple(pkcs7.load_pem_pkcs7_certificates(data)))
         if is_pem(data):
@@ -92,7 +92,7 @@ def key_in_other_formats(data: bytes, password: bytes | None) -> tuple[object | 
     """
     if is_pem(data):
         return None, False
-    with warnings.catch_warnings(action="ignore"):
+    with quietly():
         if _version_of_pkcs12(data):
             try:
                 return pkcs12.load_key_and_certificates(data, password)[0], False

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._util.quiet import quietly
 
 from .formats import certificates_in_other_formats, found_in, is_multi_prime, is_pem, key_in_other_formats
 
@@ -108,7 +108,7 @@ def parse_certificates(pem: Secret, where: str, password: Secret | None = None) 
         )
         raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
     try:
-        with warnings.catch_warnings(action="ignore"):  # an odd serial number, say: no business of stderr
+        with quietly():
             certificates = tuple(x509.load_pem_x509_certificates(pem.data))
     except (ValueError, x509.InvalidVersion):
         certificates = ()
@@ -159,7 +159,8 @@ def parse_private_key(pem: Secret, password: Secret | None, where: str) -> objec
         msg = f"a password was given, but the private key in {where} is not encrypted; leave it out, or encrypt the key"
         raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
     try:
-        key = serialization.load_pem_private_key(block.data, None if password is None else password.data)
+        with quietly():
+            key = serialization.load_pem_private_key(block.data, None if password is None else password.data)
     except UnsupportedAlgorithm:
         msg = (
             f"the private key in {where} is encrypted with a cipher that is not supported. Encrypt it anew: openssl "
@@ -230,7 +231,7 @@ def _decoded(block: bytes) -> bytes:
 
 def _parse_crl(der: bytes, where: str) -> tuple[x509.CertificateRevocationList, bytes]:
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with quietly():
             return x509.load_der_x509_crl(der), der
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         msg = f"a CRL in {where} is damaged or cut off; fetch it anew"

@@ -18,7 +18,6 @@ Nothing else in the package touches the attributes of a certificate from outside
 from __future__ import annotations
 
 import ipaddress
-import warnings
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -27,9 +26,9 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.utils import CryptographyDeprecationWarning
 
 from trionode._util.der import CONTEXT_0, CONTEXT_3, OID, SEQUENCE, element, elements, encoded
+from trionode._util.quiet import quietly
 from trionode._util.text import printable
 
 if TYPE_CHECKING:
@@ -115,6 +114,22 @@ class SubjectAltName(NamedTuple):
 # The certificate itself -----------------------------------------------------------------------------------------------
 
 
+def decode(der: bytes) -> x509.Certificate:
+    """A certificate.
+
+    Args:
+        der: its encoding.
+
+    Raises:
+        UnreadableError: it is none, or `cryptography` cannot decode it; the text says why.
+    """
+    try:
+        with quietly():
+            return x509.load_der_x509_certificate(der)
+    except (ValueError, TypeError, x509.InvalidVersion) as exc:
+        raise UnreadableError(str(exc)) from None
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate's DER encoding, as lower-case hex."""
     return certificate.fingerprint(SHA256()).hex()
@@ -143,14 +158,14 @@ def has_dates(certificate: x509.Certificate) -> bool:
 
 def serial_number(certificate: x509.Certificate) -> int:
     """Its serial number; a positive integer, if the CA keeps to RFC 5280 section 4.1.2.2."""
-    with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
+    with quietly():
         return certificate.serial_number
 
 
 def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
     """Its public key; None where that is of a kind, or has parameters, that `cryptography` does not know."""
     try:
-        with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
+        with quietly():
             return certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return None
@@ -379,8 +394,7 @@ def _with_one_extension(der: bytes, one: bytes) -> x509.Certificate:
     kept = b"".join(der[begin:after] for tag, begin, _, after in elements(der, tbs, tbs_end) if tag != CONTEXT_3)
     lists = encoded(CONTEXT_3, encoded(SEQUENCE, one))
     copy = encoded(SEQUENCE, encoded(SEQUENCE, kept + lists) + der[tbs_end:outer_end])
-    with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
-        return x509.load_der_x509_certificate(copy)
+    return decode(copy)
 
 
 def _dotted(content: bytes) -> str:

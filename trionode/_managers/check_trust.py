@@ -54,7 +54,7 @@ def pools_of(policy: TLSPolicy) -> dict[str, CAPool]:
 
 def known_issuers(policy: TLSPolicy, key_pair: KeyPair) -> list[Issuer]:
     """The certificates that may have signed a list: the anchors of the pools, and our own chain above its leaf."""
-    found = [candidate(each) for each in key_pair.chain[1:]]
+    found = [each for each in map(candidate, key_pair.chain[1:]) if each.is_readable]
     found += [each for pool in pools_of(policy).values() for each in anchors_of(pool)]
     return [Issuer(each.certificate, each.outline) for each in {each.digest: each for each in found}.values()]
 
@@ -66,11 +66,19 @@ def expect_usable(policy: TLSPolicy) -> None:
     """Check that each pool has a CA that some peer could pass by.
 
     Raises:
-        CertificateError: reason `weak_ca`: every CA of a pool has a key that is too weak.
+        CertificateError: reason `weak_ca`: every CA of a pool has a key that is too weak; `unreadable`: no certificate
+            of a pool can be read by OpenSSL.
     """
     for label, pool in pools_of(policy).items():
-        weak = anchors_of(pool).weak()
-        if len(weak) == len(pool):
+        anchors = anchors_of(pool)
+        weak = anchors.weak()
+        if len(anchors.unreadable) == len(pool):
+            msg = (
+                f"OpenSSL can read no certificate of {label}, so that no peer could pass: "
+                f"{describe_subjects(anchors.unreadable)}. Have it made anew"
+            )
+            raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
+        if len(weak) + len(anchors.unreadable) == len(pool):
             msg = (
                 f"every CA of {label} has a key of less than 112 bits of security (RSA below 2048 bits, for one), so "
                 f"that no peer could pass: {describe_subjects([each.certificate for each in weak])}. Have it made anew"
@@ -86,6 +94,13 @@ def check_trust(policy: TLSPolicy, key_pair: KeyPair) -> Iterator[Finding]:
         key_pair: whose chain may show who signed a list.
     """
     for label, pool in pools_of(policy).items():
+        for unreadable in anchors_of(pool).unreadable:
+            yield warning(
+                FindingCode.UNREADABLE_CA,
+                f"OpenSSL cannot read a CA of {label}, so every peer whose certificate it signed is refused: "
+                f"{describe(unreadable)}",
+                "Have the CA's certificate made anew, or take it out of the pool",
+            )
         for each in anchors_of(pool).weak():
             yield warning(
                 FindingCode.WEAK,

@@ -34,6 +34,7 @@ class FindingCode(StrEnum):
     WRONG_EKU = "wrong_eku"
     KEY_USAGE = "key_usage"
     WEAK = "weak"
+    UNREADABLE_CA = "unreadable_ca"
     NO_NAMES = "no_names"
     UNUSABLE_NAME = "unusable_name"
     NAME_MISMATCH = "name_mismatch"

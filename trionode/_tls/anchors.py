@@ -49,10 +49,16 @@ _KEPT: Final = 1024
 
 @final
 class Anchors:
-    """The certificates of a pool."""
+    """The certificates of a pool.
+
+    Attributes:
+        unreadable: those that OpenSSL or we cannot read, so that no peer passes by them; not among the others.
+    """
 
     def __init__(self, pool: CAPool | None) -> None:
-        found = [Candidate(certificate, anchor=True) for certificate in pool or ()]
+        every = [Candidate(certificate, anchor=True) for certificate in pool or ()]
+        found = [each for each in every if each.is_readable]
+        self.unreadable = tuple(each.certificate for each in every if not each.is_readable)
         self._by_content = {each.digest: each for each in found}
         self._by_name: dict[CanonicalName, list[Candidate]] = {}
         for each in found:

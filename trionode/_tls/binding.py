@@ -237,6 +237,12 @@ def key_size(certificate: crypto.X509) -> tuple[str, int]:
     return ("EC" if kind == lib.EVP_PKEY_EC else "other"), bits
 
 
+def openssl_reason(exc: SSL.Error | crypto.Error) -> str:
+    """The reason string of an OpenSSL error; its queue is `[(library, function, reason), …]`, oldest first."""
+    queue = exc.args[0] if exc.args else []
+    return str(queue[0][-1]) if isinstance(queue, list) and queue else "unknown"
+
+
 def verify_message(code: int) -> str:
     """OpenSSL's words for a verify code."""
     return str(ffi.string(lib.X509_verify_cert_error_string(code)), "utf-8", "replace")

@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import crypto
 
+from trionode._identity.certificate import decode
 from trionode._identity.outline import extension_oids, outline
 
-from .binding import digest
+from .binding import digest, openssl_reason
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -32,8 +33,16 @@ class Candidate:
 
     @cached_property
     def native(self) -> crypto.X509:
-        """The certificate as OpenSSL has it."""
-        return crypto.X509.from_cryptography(self.certificate)
+        """The certificate as OpenSSL has it.
+
+        Raises:
+            ValueError: it cannot parse it.
+        """
+        try:
+            return crypto.X509.from_cryptography(self.certificate)
+        except crypto.Error as exc:
+            msg = f"OpenSSL cannot parse it: {openssl_reason(exc)}"
+            raise ValueError(msg) from None
 
     @cached_property
     def certificate(self) -> x509.Certificate:
@@ -42,7 +51,7 @@ class Candidate:
         Raises:
             ValueError: it cannot parse it.
         """
-        return self.native.to_cryptography()
+        return decode(self.der)
 
     @cached_property
     def der(self) -> bytes:
@@ -60,8 +69,21 @@ class Candidate:
 
     @cached_property
     def outline(self) -> Outline:
-        """Whose it is."""
+        """Whose it is. What has none is part of no path.
+
+        Raises:
+            ValueError: OpenSSL or `cryptography` cannot parse the certificate.
+        """
+        _ = self.native, self.certificate
         return outline(self.der)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it can be part of a path."""
+        try:
+            return self.outline is not None
+        except ValueError:
+            return False
 
     @cached_property
     def may_issue(self) -> bool:

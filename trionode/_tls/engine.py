@@ -13,18 +13,19 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, final
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import subject_der
 from trionode._identity.describe import describe
 from trionode._identity.names import host_address
 
-from .binding import MODE_NO_AUTO_CHAIN, install_verify_callback
+from .anchors import anchors_of
+from .binding import MODE_NO_AUTO_CHAIN, install_verify_callback, openssl_reason
 from .failures import HandshakeErrors
 from .judge import Judge
 from .session import NoOverlap, TLSSession
-from .verification import Examination, openssl_reason
+from .verification import Examination
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -83,7 +84,7 @@ def _present(context: SSL.Context, key_pair: KeyPair) -> None:
             context.add_extra_chain_cert(certificate)
         context.use_privatekey(key_pair.private_key)
         context.check_privatekey()
-    except SSL.Error as exc:
+    except (SSL.Error, crypto.Error) as exc:
         msg = f"OpenSSL does not accept our key pair: {openssl_reason(exc)}: {describe(key_pair.certificate)}"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
 
@@ -95,7 +96,7 @@ def ca_list_size(pool: CAPool) -> int:
 
 def _by_name(pool: CAPool) -> Iterable[x509.Certificate]:
     """One anchor of each name."""
-    return {subject_der(anchor): anchor for anchor in pool}.values()
+    return {subject_der(each.certificate): each.certificate for each in anchors_of(pool)}.values()
 
 
 @final

@@ -26,12 +26,16 @@ from trio.lowlevel import enable_ki_protection
 
 from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._identity.certificate import has_dates
+from trionode._util.quiet import quietly
 from trionode._util.text import Buffer, printable
 
+from .binding import openssl_reason
+from .candidates import Candidate
 from .client_hello import server_name_text
-from .verification import openssl_reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cryptography import x509
 
     from .failures import HandshakeErrors
@@ -210,7 +214,8 @@ class TLSSession:
             self._fail(examination.refusal)
         certificate: x509.Certificate | None = None
         try:
-            certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
+            with quietly():
+                certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
             readable = certificate is None or has_dates(certificate)  # year 0 is valid DER, for one
         except Exception:  # noqa: BLE001 -- an unverified peer may send anything, and it may fail in any way
             readable = False
@@ -231,12 +236,15 @@ class TLSSession:
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
-        """The certificates that the peer presented, its leaf first; parsed anew each time, nothing more is kept."""
+        """The certificates that the peer presented, its leaf first; parsed anew each time, nothing more is kept.
+
+        Those that cannot be parsed are left out: no path leads through them.
+        """
         if self.peer_certificate is None:
             return ()
-        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        chain = self._connection.get_peer_cert_chain() or []
         # A server's OpenSSL keeps the leaf apart.
-        return (self.peer_certificate, *(chain if self._examination.accepting else chain[1:]))
+        return (self.peer_certificate, *_parsed(chain if self._examination.accepting else chain[1:]))
 
     @property
     def presented(self) -> bool:
@@ -251,11 +259,10 @@ class TLSSession:
 
     @property
     def shown_chain(self) -> tuple[x509.Certificate, ...]:
-        """What a server has presented so far, also where the handshake failed; empty where it cannot be parsed."""
-        try:
-            return tuple(self._connection.get_peer_cert_chain(as_cryptography=True) or ())
-        except Exception:  # noqa: BLE001 -- an unverified peer may send anything, and it may fail in any way
-            return ()
+        """What a server has presented so far, also where the handshake failed; empty if its leaf cannot be parsed."""
+        chain = self._connection.get_peer_cert_chain() or []
+        leaf = _parsed(chain[:1])
+        return (*leaf, *_parsed(chain[1:])) if leaf else ()
 
     @property
     def certificate_requested(self) -> bool:
@@ -409,6 +416,11 @@ class TLSSession:
         if " alert " in f" {reason}" or reason in _UNMARKED_ALERTS:
             return self.errors.rejected_by_alert(reason.rpartition("alert ")[2].removeprefix("tlsv1 "))
         return self.errors.misbehaved(reason)
+
+
+def _parsed(natives: Iterable[crypto.X509]) -> tuple[x509.Certificate, ...]:
+    """Those that can be."""
+    return tuple(each.certificate for each in map(Candidate, natives) if each.is_readable)
 
 
 def _name_shown(name: crypto.X509Name) -> str:

@@ -38,7 +38,7 @@ from .verify_codes import KEY_USAGE, meaning
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from OpenSSL import SSL, crypto
+    from OpenSSL import crypto
 
     from .judge import Judge
 
@@ -229,9 +229,3 @@ def _pool_shown(judge: Judge) -> str:
     if pool is not None:
         return f"our pool ({describe_subjects(pool)})"
     return "our pool (which is empty)" if judge.accepting else "the system's CAs"
-
-
-def openssl_reason(exc: SSL.Error | crypto.Error) -> str:
-    """The reason string of an OpenSSL error; its queue is `[(library, function, reason), …]`, oldest first."""
-    queue = exc.args[0] if exc.args else []
-    return str(queue[0][-1]) if isinstance(queue, list) and queue else "unknown"

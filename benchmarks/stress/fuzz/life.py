@@ -50,13 +50,14 @@ if TYPE_CHECKING:
         NodeEvent,
         ServiceChannel,
     )
+    from trionode._tls.contexts import TLSContexts
     from trionode._tls.stream import SessionStream
 
 T = TypeVar("T")
 
 ALPHA, BETA, MALLORY = "alpha@localhost", "beta@localhost", "mallory@localhost"
-#: Where beta asks for a client's certificate, where it asks for none, and where mallory answers.
-PORT, OPEN_PORT, HOSTILE_PORT = 15000, 15001, 16000
+#: Where beta verifies a client's certificate, where it asks for none, where any will do, and where mallory answers.
+PORT, OPEN_PORT, ANY_PORT, HOSTILE_PORT = 15000, 15001, 15002, 16000
 HEARTBEAT: Final = 15.0
 #: After this long nothing of the hostile peer may be left. Seconds, on a clock that jumps.
 QUIET: Final = 90.0
@@ -73,12 +74,15 @@ class World:
     Attributes:
         managers: of all nodes, by name; mutual TLS.
         open_manager: of beta, where it asks for no client certificate.
+        any_manager: of beta, where it wants one, and any will do.
+        ca: issued all of them.
     """
 
     def __init__(self) -> None:
-        ca = CertificateAuthority.create()
+        self.ca = ca = CertificateAuthority.create()
         self.managers = {name: manager_of(ca, name) for name in (ALPHA, BETA, MALLORY)}
         self.open_manager = manager_of(ca, BETA, client_auth=ClientAuth.NO_CLIENT_CERT)
+        self.any_manager = manager_of(ca, BETA, client_auth=ClientAuth.REQUIRE_ANY_CLIENT_CERT)
 
 
 class Session:
@@ -152,6 +156,7 @@ class Life:
         acceptors = [
             AcceptorOptions(host="localhost", port=PORT),
             AcceptorOptions(host="localhost", port=OPEN_PORT, cert_manager=self.world.open_manager),
+            AcceptorOptions(host="localhost", port=ANY_PORT, cert_manager=self.world.any_manager),
         ]
         network = NetworkOptions(
             acceptors=acceptors,
@@ -242,17 +247,18 @@ class Life:
         await session.say(wire.encode_hello(wire.Confirmation()))
         return answer
 
-    async def accept(self, attack: Callable[[Session], object]) -> None:
-        """Beta dials the hostile peer, which does TLS honestly and then something else."""
+    async def accept(self, attack: Callable[[Session], object], contexts: TLSContexts | None = None) -> None:
+        """Beta dials the hostile peer, which does TLS (honestly, without contexts) and then something else."""
         async with trio.open_nursery() as nursery:
             [listener] = await self.network.listen("localhost", HOSTILE_PORT)
             nursery.start_soon(self._dial_out)
             transport = await listener.accept()
-            contexts = await self.world.managers[MALLORY].contexts.receive()
-            stream = await server_handshake(transport, contexts, alpn=(wire.ALPN,))
-            session = Session(stream, nursery)
-            await attack(session)  # type: ignore[misc]  # an async function
-            await session.leave()
+            contexts = contexts or await self.world.managers[MALLORY].contexts.receive()
+            with suppress(HandshakeError):
+                stream = await server_handshake(transport, contexts, alpn=(wire.ALPN,))
+                session = Session(stream, nursery)
+                await attack(session)  # type: ignore[misc]  # an async function
+                await session.leave()
             listener.close()
 
     async def _dial_out(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.stress.program import Program, Progress, Result
 
-from . import decoders, dispatch, live
+from . import chain_life, chains, decoders, dispatch, live
 from .campaign import Campaign, check_memory
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ Takes valid messages, frames and whole lives of connections, changes them, and h
 
   decoders     the frame decoder, the hello reader, control messages, the scanner of TLS records, typed messages, files
                of the local registry, certificates
+  chains       certificates and revocation lists, almost valid: presented, trusted, loaded, followed, shown
   connections  one by itself, from either side: channels open, fragments or a hand-over under way
   nodes        inside real TLS sessions, at every stage, beside honest peers (live-…)
 
@@ -37,12 +38,12 @@ edges between lines that were reached, findings, and what came of the inputs.
 """
 
 #: Inputs that --quick tries, by what one costs.
-QUICK: Final = {"live": 5, "connection": 40, "registry": 40, "": 300}
+QUICK: Final = {"live": 5, "connection": 40, "registry": 40, "chains": 20, "": 300}
 
 
 def targets() -> list[Target]:
     """All of them."""
-    return [*decoders.targets(), *dispatch.targets(), *live.targets()]
+    return [*decoders.targets(), *chains.targets(), *dispatch.targets(), *live.targets(), *chain_life.targets()]
 
 
 def quick_inputs(target: Target) -> int:

@@ -48,6 +48,7 @@ SEED: Final = datetime.now(UTC).toordinal()
 
 NAMES: Final = (
     *("frames", "hello", "answer", "confirmation", "open", "end", "records", "registry", "certificates"),
+    *("chains", "live-chain"),
     *("typed-points", "typed-tagged", "typed-anything", "typed-sets"),
     *("connection-dialled", "connection-accepted"),
     *("live-raw", "live-flight", "live-unverified", "live-hello", "live-confirmation", "live-frames", "live-join"),
