@@ -454,15 +454,19 @@ class RemoteCode(_PeersCode):
     BAD_MESSAGE = "bad_message"
     """A message could not be decoded as the agreed type."""
     OTHER = "other"
-    """A code that this release does not know."""
+    """A code of the application's own, see `RemoteError.raw_code`; or one that this release does not know."""
 
 
 @final
 class RemoteError(TrionodeError):
     """The peer's service did not do what was asked of it.
 
+    A service raises it to refuse a call: `raise RemoteError("no such order", code="not_found")`. Code and message reach
+    the caller, and no traceback is logged.
+
     Attributes:
         code: why, see `RemoteCode`.
+        raw_code: the code as the peer sent it, control characters escaped: where `code` is `OTHER`, the service's own.
         message: the peer's own words, control characters escaped, at most a few hundred characters.
     """
 
@@ -475,10 +479,20 @@ class RemoteError(TrionodeError):
         RemoteCode.SHUTTING_DOWN: "the peer is shutting down; retry elsewhere or later",
         RemoteCode.NOT_ALLOWED: "the peer does not let us use this service; its allow= decides",
         RemoteCode.BAD_MESSAGE: "a message could not be decoded as the agreed type",
-        RemoteCode.OTHER: "the peer gave a code that this release does not know",
     }
 
     def __init__(self, message: str = "", *, code: RemoteCode | str) -> None:
+        """An error of a service.
+
+        Args:
+            message: for people.
+            code: a `RemoteCode`, or one of the application's own, of 1 to 64 characters.
+        """
         self.code: RemoteCode = RemoteCode.of(code)
+        self.raw_code: str = printable(str(code))
         self.message: str = printable(message)
-        super().__init__(f"{self.code}: {self._explained[self.code]}" + (f" ({self.message})" if message else ""))
+        if self.code is RemoteCode.OTHER or (self.code is RemoteCode.FAILED and message):
+            explained = "the service gave this reason"
+        else:
+            explained = self._explained[self.code]
+        super().__init__(f"{self.raw_code}: {explained}" + (f" ({self.message})" if message else ""))

@@ -29,6 +29,7 @@ from trionode._connection.hand_over import RenewalCause
 from ._errors import ListenError
 from ._node.statistics import HandshakeOutcome, NodeStatistics, TimeHistogram
 from ._util.fields import check_argument, integer
+from ._util.public_names import show_as as _show_as
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Metric, start_http_server
@@ -345,3 +346,6 @@ def _cumulated(times: TimeHistogram) -> list[tuple[str, float]]:
         so_far += count
         buckets.append(("+Inf" if bound == float("inf") else str(bound), so_far))
     return buckets
+
+
+_show_as(__name__, {name: globals()[name] for name in __all__})

@@ -19,13 +19,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from trionode import CRLSet, KeyPair, RemoteCode, RemoteError, ServiceChannel
+from trionode import CRLSet, KeyPair
 from trionode._status.document import ManagerStatus, NodeStatus, SourceStatus
 from trionode._status.unix_socket import StatusError, read_status
 from trionode._util.private_directory import NotPrivateError, private_directory
 from trionode.cli import descriptors, paths, status as status_command, terminal
 from trionode.pki import CertificateAuthority, write_crl_set, write_key_pair
-from trionode.testing import node_factory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -501,22 +500,3 @@ def test_systems_without_unix_sockets_are_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delattr(socket, "AF_UNIX")
     with pytest.raises(StatusError, match=f"UNIX sockets, which {sys.platform} does not have"):
         read_status(tmp_path / "x")
-
-
-async def test_a_service_refuses_on_purpose(caplog: pytest.LogCaptureFixture) -> None:
-    """Its code and words reach the caller; nothing is logged as a failure."""
-
-    async def refuse(_: ServiceChannel) -> None:
-        raise RemoteError("not today", code=RemoteCode.NOT_ALLOWED)
-
-    async def odd(_: ServiceChannel) -> None:
-        raise RemoteError("odd", code="a code of mine")
-
-    async with node_factory().cluster("a", "b", services={"refuse": refuse, "odd": odd}) as (a, b):
-        with pytest.raises(RemoteError, match="not today") as caught:
-            await a.call(b.name, "refuse", b"")
-        assert caught.value.code is RemoteCode.NOT_ALLOWED
-        with pytest.raises(RemoteError, match="odd") as caught:
-            await a.call(b.name, "odd", b"")
-        assert caught.value.code is RemoteCode.FAILED
-    assert not [each for each in caplog.records if each.levelname in ("WARNING", "ERROR")]

@@ -826,9 +826,10 @@ async def test_what_is_not_bytes_is_refused_before_a_byte_is_sent(open_pair: Pai
     async with open_pair(beta={"services": {"echo": echo}}) as pair:
         connection = await pair.alpha.connect(BETA)
         async with connection.open_channel("echo") as channel:
-            with pytest.raises(TypeError):
+            with pytest.raises(TypeError, match=r"a message is bytes, not an? ") as caught:
                 await channel.send(value)
-            with pytest.raises(TypeError):
+            assert ("encode it" in str(caught.value)) == isinstance(value, str)
+            with pytest.raises(TypeError, match="a message is bytes"):
                 channel.send_nowait(value)
             await channel.send(b"fine")
             assert await channel.receive() == b"fine"
@@ -1837,6 +1838,89 @@ async def test_a_call_that_gets_no_reply(open_pair: PairFactory) -> None:
         with pytest.raises(RemoteError, match="mute") as info:
             await pair.alpha.call(BETA, "mute", b"")
         assert info.value.code is RemoteCode.NO_REPLY
+
+
+async def refuse_as_denied(_: ServiceChannel) -> None:
+    """Refuse by raising one of our codes."""
+    raise RemoteError("not today", code=RemoteCode.NOT_ALLOWED)
+
+
+async def refuse_in_own_words(_: ServiceChannel) -> None:
+    """Refuse by raising a code of the application's."""
+    raise RemoteError("no such order", code="not_found")
+
+
+async def reset_in_own_words(channel: ServiceChannel) -> None:
+    """Give the channel up with a code of the application's."""
+    await channel.receive()
+    channel.reset("not_found", "no such order")
+
+
+@pytest.mark.parametrize(
+    ("service", "code", "raw_code"),
+    [
+        (refuse_as_denied, RemoteCode.NOT_ALLOWED, "not_allowed"),
+        (refuse_in_own_words, RemoteCode.OTHER, "not_found"),
+        (reset_in_own_words, RemoteCode.OTHER, "not_found"),
+    ],
+)
+async def test_a_service_refuses_on_purpose(
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, service: Service, code: RemoteCode, raw_code: str
+) -> None:
+    """Its code and words reach the caller, who hears of no exception and no log; nothing is logged as a failure."""
+    async with open_pair(beta={"services": {"orders": service}}) as pair:
+        with pytest.raises(RemoteError) as caught:
+            await pair.alpha.call(BETA, "orders", b"17")
+        async with pair.alpha.open_channel(BETA, "orders") as channel:
+            with suppress(trio.BrokenResourceError):
+                await channel.send(b"17")
+            with pytest.raises(RemoteError) as again:
+                await channel.receive()
+    for error in caught.value, again.value:
+        assert (error.code, error.raw_code) == (code, raw_code)
+        assert error.message in ("not today", "no such order")
+        assert not {"traceback", "exception", "release"} & set(str(error).split())
+    assert not [each for each in caplog.records if each.levelname in ("WARNING", "ERROR")]
+
+
+@pytest.mark.parametrize("code", [7, None, "", "x" * 65])
+async def test_a_code_that_cannot_be_sent(open_pair: PairFactory, code: Any) -> None:
+    """It is refused here, and the channel is as it was."""
+    async with open_pair(beta={"services": {"echo": echo}}) as pair, pair.alpha.open_channel(BETA, "echo") as channel:
+        with pytest.raises((TypeError, ValueError), match="a code"):
+            channel.reset(code)
+        await channel.send(b"fine")
+        assert await channel.receive() == b"fine"
+
+
+@pytest.mark.parametrize("size", [0, 10, 200_000, 1_000_000])
+async def test_a_second_reply_is_an_error_of_the_service(
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    """However long the replies are, and from whatever task; a channel takes any number."""
+    errors: list[Exception] = []
+
+    async def twice(channel: ServiceChannel) -> None:
+        async def reply() -> None:
+            try:
+                await channel.send(bytes(size))
+            except LocalProtocolError as exc:
+                errors.append(exc)
+                with pytest.raises(LocalProtocolError):
+                    channel.send_nowait(b"")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reply)
+            nursery.start_soon(reply)
+
+    async with open_pair(beta={"services": {"twice": twice}}) as pair:
+        assert await pair.alpha.call(BETA, "twice", b"") == bytes(size)
+        await settled()
+        assert len(errors) == 1
+        assert str(errors[0]).startswith("service 'twice' was called, and has sent its reply: a call takes one. ")
+        async with pair.alpha.open_channel(BETA, "twice") as channel:
+            assert [await channel.receive(), await channel.receive()] == [bytes(size)] * 2
+    assert len(errors) == 1
 
 
 async def test_a_call_sends_one_message_and_takes_one(open_pair: PairFactory) -> None:

@@ -718,8 +718,17 @@ def test_remote_error_explains_every_code(code: RemoteCode) -> None:
     assert len(str(RemoteError(code=code))) > len(code) + 15
     error = RemoteError("disk\nfull", code=str(code))
     assert error.code is code
+    assert error.raw_code == code
     assert error.message == r"disk\nfull"
     assert str(error).endswith(r" (disk\nfull)")
+
+
+def test_a_code_of_the_applications_own_is_kept() -> None:
+    """As the peer sent it, escaped; the enumeration's member says that it is none of ours."""
+    error = RemoteError("no such order", code="not\nfound")
+    assert (error.code, error.raw_code) == (RemoteCode.OTHER, r"not\nfound")
+    assert str(error) == r"not\nfound: the service gave this reason (no such order)"
+    assert str(RemoteError(code="gone")) == "gone: the service gave this reason"
 
 
 def test_reasons_and_codes_of_the_design_exist() -> None:

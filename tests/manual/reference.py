@@ -216,9 +216,9 @@ def signature(name: str, function: Any, *, method: bool = False) -> str:
     plain = inspect.unwrap(function)
     prefix = "await " if inspect.iscoroutinefunction(plain) else ""
     if inspect.isasyncgenfunction(plain):  # an async context manager, by decorator
-        prefix, returns = "async with ", re.sub(r" -> AsyncIterator\[(.*)\]$", r" as \1", returns)
+        prefix, returns = "async with ", re.sub(r" -> AbstractAsyncContextManager\[(.*)\]$", r" as \1", returns)
     elif inspect.isgeneratorfunction(plain) and plain is not function:
-        prefix, returns = "with ", re.sub(r" -> Iterator\[(.*)\]$", r" as \1", returns)
+        prefix, returns = "with ", re.sub(r" -> AbstractContextManager\[(.*)\]$", r" as \1", returns)
     return f"{prefix}{name}({', '.join(shown)}){returns}"
 
 

@@ -197,7 +197,8 @@ def test_frames_byte_by_byte(frame: bytes, as_bytes: str) -> None:
 @pytest.mark.parametrize(
     ("frame", "kind", "channel", "payload"),
     [
-        (wire.control(wire.OPEN, 1, wire.Open(service="feed")), 0x01, 1, {"service": "feed", "timeout": None}),
+        (wire.control(wire.OPEN, 1, wire.Open(service="feed")), 0x01, 1, {"service": "feed"}),
+        (wire.control(wire.OPEN, 1, wire.Open(service="a", call=True)), 0x01, 1, {"service": "a", "call": True}),
         (wire.control(wire.OPEN, 3, wire.Open(service="é", timeout=1.5)), 0x01, 3, {"service": "é", "timeout": 1.5}),
         (wire.control(wire.RESET, 4, wire.End(code="failed")), 0x08, 4, {"code": "failed", "message": ""}),
         (wire.control(wire.GOODBYE, 0, wire.End(code="c", message="m")), 0x0A, 0, {"code": "c", "message": "m"}),

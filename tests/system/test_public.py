@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
+import pydoc
 import re
+import sys
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import pytest
 
@@ -192,3 +196,52 @@ def test_attributes_of_instances_are_described(name: str) -> None:
     names = {each.attr for each in targets if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self"}
     said = {word for base in kind.__mro__ for word in described(base, "Attributes")} | set(dir(kind))
     assert {each for each in names if not each.startswith("_")} <= said
+
+
+# Types --------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def imported_for_type_checkers(module: str) -> dict[str, object]:
+    """What a module imports below `if TYPE_CHECKING`, by name."""
+    found: dict[str, object] = {}
+    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[module]))):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for each in ast.walk(node):
+                if isinstance(each, ast.ImportFrom):
+                    package = module if hasattr(sys.modules[module], "__path__") else module.rpartition(".")[0]
+                    source = importlib.import_module("." * each.level + (each.module or ""), package)
+                    found |= {name.asname or name.name: getattr(source, name.name, None) for name in each.names}
+    return found
+
+
+def hinted(value: Any) -> dict[str, object]:
+    """The type hints of a class or function, which have to be of the types that type checkers see."""
+    function = inspect.unwrap(value)
+    scope: dict[str, Any] = getattr(function, "__globals__", {})
+    for text in value.__annotations__.values() if scope else ():
+        for word in re.findall(r"\w+", text) if isinstance(text, str) else ():
+            meant = imported_for_type_checkers(scope["__name__"]).get(word)
+            assert meant is None or scope[word] is meant, word
+    return get_type_hints(value)
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *CALLABLES])
+def test_type_hints_can_be_had(name: str) -> None:
+    """By libraries that check arguments, wire dependencies, or make pages of documentation."""
+    value: Any = CLASSES.get(name) or CALLABLES[name]
+    assert all(not isinstance(each, str) for each in hinted(value).values())
+    if inspect.isclass(value):
+        assert hinted(value.__init__) is not None
+
+
+def test_what_is_used_by_async_with_says_so() -> None:
+    """It is written as a generator, and is none."""
+    for name in ("trionode.open_node", "trionode.Node.open_channel", "trionode.Node.events"):
+        value = CALLABLES.get(name) or PUBLIC[name]
+        if inspect.isclass(value):
+            assert hasattr(value, "__aenter__")
+            continue
+        assert "AbstractAsyncContextManager[" in str(inspect.signature(value))
+        assert "AbstractAsyncContextManager[" in pydoc.plain(pydoc.render_doc(value)).splitlines()[2]
+        assert get_origin(get_type_hints(value)["return"]) is AbstractAsyncContextManager

@@ -24,6 +24,7 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._errors import RemoteCode, RemoteError
+from trionode._util.fields import with_article
 
 from .receive_half import ReceiveHalf, ReceiveState
 from .send_half import CLOSED_HERE, SendHalf, SendState, closed_here
@@ -151,7 +152,7 @@ class ChannelEnd:
         if isinstance(end, trio.EndOfChannel):
             return trio.EndOfChannel()
         if isinstance(end, RemoteError) and self.scope is None:
-            return RemoteError(end.message, code=end.code)
+            return RemoteError(end.message, code=end.raw_code)
         error = trio.BrokenResourceError(str(end))
         error.__cause__ = end
         return error
@@ -180,7 +181,7 @@ class ChannelEnd:
                 self._outbox.append(wire.header(wire.CLOSE, self.number, 0))
             self._end_here(SendState.CLOSED)
 
-    def reset(self, code: RemoteCode = RemoteCode.CANCELLED, message: str = "") -> None:
+    def reset(self, code: RemoteCode | str = RemoteCode.CANCELLED, message: str = "") -> None:
         """Give the channel up; see `ServiceChannel.reset`.
 
         Args:
@@ -189,7 +190,7 @@ class ChannelEnd:
         """
         if not self.closed:
             if not self._over:
-                payload = wire.End(code=code, message=wire.text(message))
+                payload = wire.End(code=wire.code(code), message=wire.text(message))
                 self._outbox.append(wire.control(wire.RESET, self.number, payload))
             self._end_here(SendState.RESET_SENT)
 
@@ -363,13 +364,18 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         self._end.close()
         await trio.lowlevel.checkpoint()
 
-    def reset(self, code: RemoteCode = RemoteCode.CANCELLED, message: str = "") -> None:
+    def reset(self, code: RemoteCode | str = RemoteCode.CANCELLED, message: str = "") -> None:
         """Give the channel up: what is under way may be lost, the service over there is cancelled. Synchronous.
 
         Args:
-            code: what the peer is told.
+            code: what the peer is told: a `RemoteCode`, or one of the application's own, of 1 to 64 characters, which
+                a caller finds as `RemoteError.raw_code`.
             message: for people over there, at most 1000 characters.
+
+        Raises:
+            TypeError, ValueError: the code is no text, or too long; nothing was done.
         """
+        check_code(code)
         self._end.reset(code, message)
 
     async def __aenter__(self) -> Self:
@@ -385,10 +391,32 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             self.reset()
 
 
-def as_bytes(value: bytes) -> bytes:
+def as_bytes(value: object) -> bytes:
     """A message as bytes, checked before a header is queued: what is none after it would garble the whole connection.
 
     Raises:
         TypeError: it is not bytes.
     """
-    return value if type(value) is bytes else bytes(memoryview(value))
+    if type(value) is bytes:
+        return value
+    try:
+        return bytes(memoryview(value))  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        hint = "; encode it, with .encode() for instance" if isinstance(value, str) else ""
+        kind = with_article(type(value).__name__)
+        msg = f"a message is bytes, not {kind}{hint}. Values of other types are sent by call_typed and TypedChannel"
+        raise TypeError(msg) from None
+
+
+def check_code(code: object) -> None:
+    """Check what is to be sent as the code of an end.
+
+    Raises:
+        TypeError, ValueError: it is no text, or not of 1 to 64 characters.
+    """
+    if not isinstance(code, str):
+        msg = f"a code is a RemoteCode or a string, not {with_article(type(code).__name__)}"
+        raise TypeError(msg)
+    if not 1 <= len(code) <= wire.MAX_CODE:
+        msg = f"a code has 1 to {wire.MAX_CODE} characters, not {len(code)}"
+        raise ValueError(msg)

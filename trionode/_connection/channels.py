@@ -112,11 +112,12 @@ class Channels:
 
     # Opened by us
 
-    def begin(self, service: str) -> ChannelEnd:
+    def begin(self, service: str, *, call: bool = False) -> ChannelEnd:
         """Open a channel to a service of the peer, for as long as the caller's effective deadline lets it run.
 
         Args:
             service: its name over there.
+            call: whether the caller takes one message, and no more.
 
         Raises:
             RemoteError: code `limit`: the peer does not allow more channels at once.
@@ -129,7 +130,7 @@ class Channels:
         timeout = None if deadline == math.inf else max(0.0, deadline - trio.current_time())
         number = self._next
         self._next += 2
-        self._outbox.append(wire.control(wire.OPEN, number, wire.Open(service=service, timeout=timeout)))
+        self._outbox.append(wire.control(wire.OPEN, number, wire.Open(service=service, timeout=timeout, call=call)))
         return self._add(number, service)
 
     @property
@@ -218,6 +219,7 @@ class Channels:
             return
         deadline = math.inf if request.timeout is None else trio.current_time() + request.timeout
         channel = self._add(number, request.service, trio.CancelScope(deadline=deadline))
+        channel.sending.only_one = request.call
         self.waiting[number] = service, channel
         self._start_services()
 

@@ -101,7 +101,8 @@ class Connection:
         """Open a channel, send one message, half-close, receive exactly one message, close.
 
         At most once: after a `BrokenResourceError` the service may have run; nothing is retried. Cancelling resets the
-        channel, and the service over there is cancelled.
+        channel, and the service over there is cancelled. A service that sends a second message gets a
+        `LocalProtocolError`.
 
         Args:
             service: its name over there; 1 to 255 characters.
@@ -114,7 +115,7 @@ class Connection:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         core = self._core
-        channel = core.open_channel(service)
+        channel = core.open_channel(service, call=True)
         try:
             # Where the service has ended already, receiving knows how: by a reply, an error, or without either.
             with suppress(trio.BrokenResourceError):

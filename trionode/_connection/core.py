@@ -184,8 +184,8 @@ class ConnectionCore:
 
     # Channels
 
-    def open_channel(self, service: str) -> ChannelEnd:
-        """Open a channel to a service of the peer; see `Connection.open_channel`."""
+    def open_channel(self, service: str, *, call: bool = False) -> ChannelEnd:
+        """Open a channel to a service of the peer; see `Connection.open_channel`, and `call`."""
         try:
             check_service_name(service)
         except (TypeError, ValueError) as exc:
@@ -195,7 +195,7 @@ class ConnectionCore:
             self.end(EndReason.LOST, trio.BrokenResourceError(msg))
             self.cancel()
         self._check_live()
-        channel = self.channels.begin(service)
+        channel = self.channels.begin(service, call=call)
         if self.channels.exhausted:
             self.stop_opening(State.DRAINING)  # the next verb dials anew
         return channel

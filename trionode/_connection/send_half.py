@@ -75,6 +75,9 @@ _NEXT: Final[Mapping[SendState, tuple[SendState, ...]]] = {
     SendState.ABANDONED: (),
 }
 
+#: A limit that no message fits into, not even an empty one.
+_NOTHING: Final = -1
+
 # Looked up for every message.
 _SEND: Final = SendState.SEND
 
@@ -90,6 +93,7 @@ class SendHalf:
         state: how far it has come.
         limit: of a message. Bytes.
         credit: what may be sent now, as message costs.
+        only_one: whether the peer takes one message and no more; once it is on its way, no limit lets another pass.
         cause: why the peer takes no more, in `STOPPED`; made where it is first raised if the peer closed its end.
     """
 
@@ -105,6 +109,7 @@ class SendHalf:
         "cause",
         "credit",
         "limit",
+        "only_one",
         "state",
     )
 
@@ -119,6 +124,7 @@ class SendHalf:
         self.state: SendState = _SEND
         self.limit: int = terms.send_limit
         self.credit: int = terms.credit
+        self.only_one: bool = False
         self.cause: Exception | None = None
         self._channel = channel
         self._service = service
@@ -152,6 +158,8 @@ class SendHalf:
                 sent = 0
                 while sent < size:
                     sent += self._send_fragment(view, sent)
+        if self.only_one:
+            self.limit = _NOTHING
         return True
 
     async def send_in_turn(self, value: bytes) -> None:
@@ -163,6 +171,8 @@ class SendHalf:
             value: the message.
         """
         async with self._turn():
+            if len(value) > self.limit:  # another task has sent the only reply meanwhile
+                self.refuse(len(value))
             sent, begun = 0, False
             try:
                 with memoryview(value) as view:
@@ -178,6 +188,8 @@ class SendHalf:
             finally:
                 self._under_way = False
                 self._return_excess()
+            if self.only_one:
+                self.limit = _NOTHING
 
     async def _wait_sendable(self, cost: int) -> None:
         enough = min(cost, _SMALLEST_FRAGMENT)
@@ -306,6 +318,12 @@ class SendHalf:
             raise trio.ClosedResourceError(msg)
         if self.state is not _SEND:
             raise closed_here(self._service)
+        if self.limit == _NOTHING:
+            msg = (
+                f"service {self._service!r} was called, and has sent its reply: a call takes one. Callers that take "
+                "more open a channel (open_channel)"
+            )
+            raise LocalProtocolError(msg)
         msg = (
             f"a message of {size} bytes is larger than the {self.limit} that {self._outbox.link.peer.name} accepts (we "
             f"accept {self._terms.receive_limit}); split it, or raise max_message_size in the peer's NetworkOptions"

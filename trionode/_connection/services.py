@@ -269,9 +269,8 @@ class Services:
         """Tell the caller and the log. Returns False where the service failed only because its channel had ended."""
         gone = channel.is_end(error)
         if not gone and isinstance(error, RemoteError) and _raised_on_purpose(error):
-            code = RemoteCode.FAILED if error.code is RemoteCode.OTHER else error.code
-            channel.reset(code, error.message)
-            _log.info("service %r refused %s: %s: %s", channel.service, channel.peer.name, code, error.message)
+            channel.reset(error.raw_code, error.message)
+            _log.info("service %r refused %s: %s", channel.service, channel.peer.name, error)
             return False
         channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")
         if gone:

@@ -32,8 +32,9 @@ Frames
     acceptor even ones, each side in increasing order; no number is used twice.
 
     ==== ======== ============================ ======================================================================
-    0x01 OPEN     msgpack `service`, `timeout` open a channel to a service; `timeout` is the caller's remaining time
-                                               in seconds, null for none
+    0x01 OPEN     msgpack `service`,           open a channel to a service; `timeout` is the caller's remaining time in
+                  `timeout`, `call`            seconds, null or absent for none; with `call` true the caller takes one
+                                               message, and the service SHOULD send no more
     0x02 MESSAGE  the message                  a whole message, at most 65 536 bytes
     0x03 FIRST    u32 total, then bytes        the first fragment of a message of `total` bytes
     0x04 MORE     bytes                        the next fragment; the message ends when `total` bytes have come
@@ -86,7 +87,9 @@ Compatibility
 """
 
 from .codec import (
+    MAX_CODE as MAX_CODE,
     MAX_TEXT as MAX_TEXT,
+    code as code,
     decode as decode,
     text as text,
 )

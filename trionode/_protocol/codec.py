@@ -10,8 +10,11 @@ from msgspec import Meta
 from trionode._errors import RemoteProtocolError
 from trionode._util.decoding import UndecodableError, decode_untrusted
 
+#: The longest code, characters.
+MAX_CODE: Final = 64
+
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
-Code: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Code: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CODE)]
 Text: TypeAlias = Annotated[str, Meta(max_length=1000)]
 Proof: TypeAlias = Annotated[bytes, Meta(max_length=64)]
 U32: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]
@@ -41,6 +44,11 @@ def decode(kind: type[T], data: bytes) -> T:
     except UndecodableError as exc:
         msg = f"the peer sent a malformed {kind.__name__} message: {exc}"
         raise RemoteProtocolError(msg) from None
+
+
+def code(word: str) -> str:
+    """A code as it is sent: encodable as UTF-8, and of 1 to 64 characters."""
+    return word.encode("utf-8", "backslashreplace").decode()[:MAX_CODE] or "other"
 
 
 def text(words: str) -> str:

@@ -47,11 +47,12 @@ _HEADER: Final = struct.Struct(">II")
 _U32: Final = struct.Struct(">I")
 
 
-class Open(msgspec.Struct, frozen=True, kw_only=True):
+class Open(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Payload of OPEN."""
 
     service: Name
     timeout: Annotated[float, Meta(ge=0)] | None = None
+    call: bool = False
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):

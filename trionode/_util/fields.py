@@ -92,7 +92,7 @@ class Field:
 
     def must_be(self, rule: Rule, value: object) -> str:
         """What to say of a value that is not what belongs there."""
-        given = show(value) if self._shown else _with_article(type(value).__name__)
+        given = show(value) if self._shown else with_article(type(value).__name__)
         hint = ""
         if isinstance(rule, Items) and rule.item.admits(value):
             hint = f"; put it in a list{f', [{given}]' if isinstance(value, str) and self._shown else ''}"
@@ -112,7 +112,7 @@ def show(value: object) -> str:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, str | int | float | None):
         return printable(repr(value))
-    return "an async function" if inspect.iscoroutinefunction(value) else _with_article(type(value).__name__)
+    return "an async function" if inspect.iscoroutinefunction(value) else with_article(type(value).__name__)
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def rule_of(annotation: object) -> Rule:
     raise NotImplementedError(msg)
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
@@ -395,7 +395,7 @@ def _in_words(kind: type) -> str:
     plain = {bool: "True or False", str: "a string", bytes: "bytes"}
     if kind in plain:
         return plain[kind]
-    words = _with_article(kind.__name__)
+    words = with_article(kind.__name__)
     if issubclass(kind, Enum):
         words += f" ({_alternatives([member.name for member in kind])})"
     return words

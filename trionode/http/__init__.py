@@ -7,6 +7,8 @@ The client's half needs httpx or httpx2, the server's half hypercorn; each is im
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from trionode._util.public_names import show_as as _show_as
+
 if TYPE_CHECKING:
     from .caller import Caller as Caller, caller_of as caller_of
     from .client import HTTPTransport as HTTPTransport
@@ -30,6 +32,7 @@ def __getattr__(name: str) -> object:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    _show_as(__name__, {name: value})
     return value
 
 

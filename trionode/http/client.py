@@ -47,6 +47,7 @@ else:
     if not _found:
         _msg = "trionode.http.HTTPTransport needs httpx or httpx2; install one with: pip install 'trionode[http]'"
         raise ModuleNotFoundError(_msg, name="httpx")
+    Proxy = object  # of the library that is there, for those who ask for type hints
     _Transport = type("_Transport", tuple(import_module(name).AsyncBaseTransport for name in _found), {})
 
 __all__ = ["HTTPTransport"]

@@ -22,7 +22,7 @@ import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import trio
 
@@ -34,13 +34,14 @@ from trionode._streams.stream import TLSStream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import ModuleType
-    from typing import TypeAlias
 
     import httpcore
 
     from trionode._managers.manager import CertManager
 
-    SocketOption: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+
+#: As httpcore has it.
+SocketOption: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 #: How long a reason is looked for where sending has failed: the alert that says it is mostly here already. Seconds.
 _REASON: Final = 1.0

@@ -11,23 +11,20 @@ The state that the application fills while it starts is copied into each request
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, TypeAlias, final
 
 import trio
 
 from trionode._errors import TrionodeError
 from trionode._util.log import Log
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
-    from typing import Any, TypeAlias
-
-    #: As ASGI has them: what is in a message depends on its type.
-    Message: TypeAlias = MutableMapping[str, Any]
-    Scope: TypeAlias = MutableMapping[str, Any]
-    Receive: TypeAlias = Callable[[], Awaitable[Message]]
-    Send: TypeAlias = Callable[[Message], Awaitable[None]]
-    ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[object]]
+#: As ASGI has them: what is in a message depends on its type.
+Message: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApplication: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[object]]
 
 _log: Final = Log("trionode.http")
 
