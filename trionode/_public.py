@@ -123,6 +123,7 @@ from ._streams.server import (
 )
 from ._streams.stream import TLSStream as TLSStream
 from ._tls.contexts import TLSContexts as TLSContexts
+from ._transport.given import adopt_listener as adopt_listener, inherited_listeners as inherited_listeners
 from ._transport.interfaces import Listener as Listener, Transport as Transport
 from ._util.public_names import show_as as _show_as
 from .discovery.local import LocalRegistry as LocalRegistry

@@ -149,12 +149,32 @@ class Served:
         return self.process.returncode, log
 
 
+#: Starts a program as a service manager does: names, descriptors, the program.
+HAND_OVER = """
+import os, sys
+names, descriptors, *command = sys.argv[1:]
+for number, descriptor in enumerate(descriptors.split(","), 3):
+    os.dup2(int(descriptor), number)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(number - 2), LISTEN_FDNAMES=names)
+os.execv(command[0], command)
+"""
+
+
+def handing_over(handed: dict[str, int]) -> list[str]:
+    """What goes before a command that is handed descriptors, by name."""
+    if not handed:
+        return []
+    return [sys.executable, "-c", HAND_OVER, ":".join(handed), ",".join(map(str, handed.values()))]
+
+
 @contextmanager
-def serve(folder: Path, *arguments: str) -> Iterator[Served]:
-    """Run a node for the length of the block."""
+def serve(folder: Path, *arguments: str, **handed: int) -> Iterator[Served]:
+    """Run a node for the length of the block; it may be handed descriptors, by name."""
+    node = [sys.executable, "-W", "error", "-m", "trionode", "serve", *arguments, "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "trionode", "serve", *arguments, "--json"],
+        [*handing_over(handed), *node],
         cwd=folder,
+        pass_fds=handed.values(),
         env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -1056,3 +1076,56 @@ def test_bash_completes(tmp_path: Path) -> None:
     script = program(tmp_path, "completion", "bash").stdout
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, timeout=PATIENCE, check=False)
     assert (checked.returncode, checked.stderr) == (0, b"")
+
+
+# Sockets that a service manager hands over -------------------------------------------------------------------------
+
+
+def test_sockets_that_are_handed_over(tmp_path: Path) -> None:
+    """They take the place of ports; all of them, or by name."""
+    make_pki(tmp_path, ALPHA, BETA)
+    (tmp_path / "beta.toml").write_text(
+        f'name = "{BETA}"\n[[acceptors]]\nsocket = "two"\n[[acceptors]]\nsocket = "one"\n'
+        f'[[acceptors]]\nhost = "{HOST}"\nport = 0\nreuse_port = true\n[services]\necho = "echo"\n'
+    )
+    with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as two:
+        places = [list(each.getsockname()) for each in (one, two)]
+        with (
+            serve(tmp_path, BETA, "--service", "echo", "--no-status", one=one.fileno(), two=two.fileno()) as served,
+            serve(tmp_path, "-c", "beta.toml", "--no-status", one=one.fileno(), two=two.fileno()) as by_name,
+        ):
+            assert served.first["addresses"] == places
+            assert by_name.first["addresses"][:2] == places[::-1]
+            done = program(tmp_path, "call", "--as", ALPHA, f"{BETA}:{places[1][1]}", "echo", "hello")
+            assert (done.returncode, done.stdout) == (0, b"hello\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((BETA, "--listen", f"{HOST}:0"), "has handed over sockets that nothing uses: one. Name them in the file"),
+        (("-c", "two.toml"), "no socket of the name 'two' comes from a service manager (FileDescriptorName=)"),
+        ((BETA,), "descriptor 3 (one) is not a socket that listens: it is a socket of another kind (SOCK_DGRAM"),
+    ],
+)
+def test_sockets_that_do_not_fit(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    """Are one line, and exit status 2."""
+    make_pki(tmp_path, BETA)
+    (tmp_path / "two.toml").write_text(f'name = "{BETA}"\n[[acceptors]]\nsocket = "two"\n')
+    kind = socket.SOCK_DGRAM if "SOCK_DGRAM" in words else socket.SOCK_STREAM
+    with socket.socket(type=kind) as sock:
+        sock.bind((HOST, 0))
+        if kind is socket.SOCK_STREAM:
+            sock.listen()
+        done = subprocess.run(
+            [*handing_over({"one": sock.fileno()}), sys.executable, "-m", "trionode", "serve", *arguments],
+            cwd=tmp_path,
+            pass_fds=[sock.fileno()],
+            env=environment(tmp_path),
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    lines = done.stderr.decode().splitlines()
+    assert (done.returncode, done.stdout, len(lines)) == (2, b"", 1)
+    assert words in lines[0]

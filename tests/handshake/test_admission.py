@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, strategies as st
 
 from trionode import HandshakeError, HandshakeRefused, open_tls_stream, serve_tls
@@ -181,3 +182,31 @@ async def test_streams_without_nodes_have_places_too(manager: ManagerFactory) ->
                 assert await stream.receive_some() == b"hello"
             assert await silent[0].receive_some() == b""
             nursery.cancel_scope.cancel()
+
+
+# A node that stops ----------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_in_progress_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    """To its end, where it has sent anything; for a moment, where it is silent."""
+    admission = Admission()
+    start = trio.current_time()
+    with admission.admitted(None):
+        await admission.wait_settled(0.25)
+        assert trio.current_time() - start == 0.25
+    await admission.wait_settled(0.25)
+    assert trio.current_time() - start == 0.25
+
+    async def shake_hands(seconds: float, *, task_status: trio.TaskStatus[None]) -> None:
+        with admission.admitted(None) as ticket:
+            task_status.started()
+            await trio.sleep(0.1)
+            ticket.progress = Progress.TLS
+            await trio.sleep(seconds)
+
+    async with trio.open_nursery() as nursery:
+        for seconds in (1, 2, 3):
+            await nursery.start(shake_hands, seconds)
+        begun = trio.current_time()
+        await admission.wait_settled(0.25)
+        assert trio.current_time() - begun == pytest.approx(3.1)

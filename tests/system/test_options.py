@@ -133,6 +133,25 @@ NODE_NAMES: Final = Kind(
     ),
     (["beta"], ["beta@localhost", ""], ["beta*"]),
 )
+
+
+class Place:
+    """A listener as a `Transport` has them."""
+
+    address = ("h.example", 1)
+
+    async def accept(self) -> trio.abc.Stream:
+        """Fail."""
+        raise trio.ClosedResourceError
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+PLACE: Final = Place()
+LISTENERS: Final = Kind(
+    ((), [PLACE], (PLACE, PLACE)), (PLACE, "127.0.0.1", None, 7, {"port": 1}, ["127.0.0.1"], [3], [Place], *NEVER)
+)
 ACCEPTORS: Final = Kind(
     ((), [AcceptorOptions()], (AcceptorOptions(), AcceptorOptions())),
     (AcceptorOptions(), "127.0.0.1", None, 7, {"port": 15000}, ["127.0.0.1:15000"], [Route()], [None], *NEVER),
@@ -229,6 +248,8 @@ FIELDS: Final[dict[type[Any], dict[str, Kind]]] = {
         "host": dataclasses.replace(HOST, right=(*HOST.right, "*")) | None,
         "port": integer(0, 65535),
         "port_range": PORT,
+        "reuse_port": BOOL,
+        "listeners": LISTENERS,
         "cert_manager": MANAGERS | None,
         "cookie": COOKIE | None,
         "bind_names": BOOL | None,
@@ -477,7 +498,7 @@ ARGUMENTS: Final[dict[str, dict[str, Kind]]] = {
         "connect_timeout": SECONDS,
     },
     "wrap_client_stream": {**CLIENT, "server_name": HOST},
-    "serve_tls": {**SERVER, **OF_SERVERS, "host": HOST | None, "port": integer(0, 65535)},
+    "serve_tls": {**SERVER, **OF_SERVERS, "host": HOST | None, "port": integer(0, 65535), "reuse_port": BOOL},
     "serve_tls_listeners": {**SERVER, **OF_SERVERS},
     "wrap_server_stream": SERVER,
     "serve_asgi": {
@@ -486,6 +507,7 @@ ARGUMENTS: Final[dict[str, dict[str, Kind]]] = {
         "handshake_timeout": SECONDS,
         "host": HOST | None,
         "port": integer(0, 65535),
+        "reuse_port": BOOL,
         "grace": DURATION,
     },
     "HTTPTransport": {

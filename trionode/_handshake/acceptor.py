@@ -102,7 +102,7 @@ class Acceptor:
 
     @property
     def addresses(self) -> Sequence[Address]:
-        """Every (host, port) that it listens on; all have the same port."""
+        """Every (host, port) that it listens on; all have the same port, unless it was given its `listeners`."""
         return self._addresses
 
     @property

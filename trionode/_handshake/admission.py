@@ -19,10 +19,10 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, final
 
+import trio
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    import trio
 
     from trionode._util.text import Address
 
@@ -80,6 +80,7 @@ class Admission:
         # By source, each in order of arrival.
         self._in_progress: dict[str, dict[Ticket, None]] = {}
         self._count = 0
+        self._ended = trio.Event()
         #: How many were shed so far.
         self.shed: int = 0
 
@@ -105,6 +106,14 @@ class Admission:
         finally:
             self._remove(ticket)
 
+    async def wait_settled(self, patience: float) -> None:
+        """Wait until those in progress have ended; for those without a ClientHello, `patience` seconds at most."""
+        with trio.move_on_after(patience):
+            while self._count:
+                await self._ended.wait()
+        while any(ticket.progress > Progress.SILENT for each in self._in_progress.values() for ticket in each):
+            await self._ended.wait()
+
     def _shed(self, ticket: Ticket) -> None:
         self._remove(ticket)
         self.shed += 1
@@ -117,6 +126,8 @@ class Admission:
         if ticket in tickets:
             del tickets[ticket]
             self._count -= 1
+            self._ended.set()
+            self._ended = trio.Event()
         if not tickets:
             self._in_progress.pop(ticket.source, None)
 

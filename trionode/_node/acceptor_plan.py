@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trionode._identity.names import NodeName
+    from trionode._transport.given import GivenListener
 
     from .options import NodeOptions
 
@@ -34,6 +35,8 @@ class AcceptorPlan:
     only_local: bool
     port: int
     port_range: int
+    reuse_port: bool
+    listeners: Sequence[GivenListener]
     managers: ManagersByName
     cookie: bytes | None
     bind_names: bool
@@ -51,6 +54,8 @@ def acceptor_plans(name: NodeName, options: NodeOptions) -> Sequence[AcceptorPla
             only_local=each.host is None,
             port=each.port,
             port_range=each.port_range,
+            reuse_port=each.reuse_port,
+            listeners=each.listeners,
             managers=ManagersByName(each.cert_manager or options.cert_manager),
             cookie=as_cookie(network.cookie if each.cookie is None else each.cookie),
             bind_names=network.bind_names if each.bind_names is None else each.bind_names,

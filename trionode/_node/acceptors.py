@@ -2,7 +2,9 @@
 
 Theory. Acceptors are opened before the node's nursery, so that a port which cannot be had is an error of `open_node`
 itself. Each then runs in a task of its own, and every handshake in one of the node's. Stopping closes the listeners; it
-does not cancel the handshakes in progress: a link that comes through once the node is leaving is closed.
+does not cancel the handshakes in progress, which the node lets become connections before it says goodbye (`lifecycle`).
+What waits in the queue of a listening socket is reset when the last copy of the socket is closed; where a successor or
+a service manager has another, it is theirs to accept.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import trio
 
 from trionode._errors import HandshakeError
 from trionode._handshake.acceptor import AcceptLoop
+from trionode._transport.given import close_given, opened
 from trionode._transport.tcp import TCP
 
 from .acceptor_plan import acceptor_plans
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from trionode._connection.link import Link
     from trionode._handshake.accept import Joined
     from trionode._handshake.acceptor import Acceptor, AcceptorStatistics
+    from trionode._transport.interfaces import Listener
     from trionode._util.text import Address
 
     from .acceptor_plan import AcceptorPlan
@@ -56,6 +60,12 @@ class Acceptors:
     def statistics(self) -> tuple[AcceptorStatistics, ...]:
         """A snapshot of each."""
         return tuple(acceptor.statistics() for acceptor in self.opened)
+
+    def own(self) -> None:
+        """Own the listeners that the program has given, from here on: the runtime's `uses` closes them."""
+        for plan in self.plans:
+            for given in plan.listeners:
+                self._runtime.uses.callback(close_given, given)
 
     async def open(self) -> None:
         """Listen; the runtime's `uses` closes what was opened.
@@ -90,8 +100,8 @@ class Acceptors:
             assert manager is not None  # its contexts were taken
             if joined is not None and runtime.running.get(joined.connection) is manager:
                 await _join(joined, link)
-            elif joined is not None or not runtime.is_open:
-                # It asked for another server name than its connection did; or came through while the node was leaving.
+            elif joined is not None or runtime.nursery is None:
+                # It asked for another server name than its connection did; or came through too late.
                 await link.stream.aclose()
             else:
                 try:
@@ -101,10 +111,8 @@ class Acceptors:
                 del link  # as in the accept loop
                 await connection.run()
 
-        transport = TCP if runtime.options.network.transport is None else runtime.options.network.transport
-        listeners = await transport.listen(plan.host, plan.port, port_range=plan.port_range, only_local=plan.only_local)
         return AcceptLoop(
-            listeners,
+            await self._listen(plan),
             managers.source,
             runtime.party(limits, plan.cookie),
             bind_names=plan.bind_names,
@@ -114,6 +122,20 @@ class Acceptors:
             refused=partial(runtime.refused, Side.ACCEPT),
             timed=partial(runtime.counters.handshake, Side.ACCEPT),
         )
+
+    async def _listen(self, plan: AcceptorPlan) -> Sequence[Listener]:
+        if plan.listeners:
+            return [opened(given) for given in plan.listeners]
+        transport = self._runtime.options.network.transport
+        if transport is None:
+            return await TCP.listen(
+                plan.host,
+                plan.port,
+                port_range=plan.port_range,
+                only_local=plan.only_local,
+                reuse_port=plan.reuse_port,
+            )
+        return await transport.listen(plan.host, plan.port, port_range=plan.port_range, only_local=plan.only_local)
 
     async def _run(self, loop: AcceptLoop, nursery: trio.Nursery) -> None:
         events, name, address = self._runtime.events, self._runtime.name, loop.acceptor.address

@@ -8,7 +8,9 @@ accepts, and is withdrawn first. There are three ends:
 - the block is left cleanly: stop, let open channels and services end for most of `shutdown_grace`, say goodbye, cancel;
 - `drain()`: stop, and let open channels and services end for as long as the caller's deadline allows.
 
-To stop is one synchronous step: from then on no verb starts anything, nothing is accepted and no dial goes on.
+To stop is one synchronous step: from then on no verb starts anything, nothing is accepted and no dial goes on. What was
+accepted before is not refused: handshakes in progress are waited for (silent ones, a moment), and become connections,
+which are then ended as the others are. So a peer that dials a node which is restarted meets no refusal.
 
 What the block raises is kept out of the nursery, which would wrap it, and is raised again as the same object behind
 it. Only a crash of one of the node's own tasks, or several errors, come as a group.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 T = TypeVar("T")
+
+#: How long a node that stops waits for the first bytes of what it has accepted: they are under way. Seconds.
+_SILENCE: Final = 0.25
 
 
 @final
@@ -117,16 +122,20 @@ class Lifecycle:
         services = self._runtime.services
         try:
             await trio.lowlevel.checkpoint()
+            await self._runtime.admission.wait_settled(_SILENCE)
+            self._runtime.close()
             async with trio.open_nursery() as nursery:
                 for connection in list(self._runtime.running):
                     nursery.start_soon(drain, connection)
             await services.wait_idle()  # one whose caller is done may outlive its connection
         finally:
+            self._runtime.close()
             services.cancel()
 
     async def _set_up(self) -> None:
         """Everything that can fail at start-up; undone by the runtime's `uses`."""
         runtime, options, plans = self._runtime, self._runtime.options, self._acceptors.plans
+        self._acceptors.own()
         for peer in options.network.keep_connected:
             if not is_glob(peer):
                 runtime.check_other(NodeName.parse(peer))
@@ -155,7 +164,7 @@ class Lifecycle:
 
     def _stop(self) -> None:
         self._connectors.stop()
-        self._runtime.close()
+        self._runtime.stop()
         self._runtime.registry.changed.unpark_all()  # those that wait for members learn of it
         self._acceptors.stop()
         self._dialer.cancel()
@@ -167,6 +176,9 @@ class Lifecycle:
         with trio.move_on_at(deadline - grace / 2):
             await self._registration.withdraw()
         self._stop()
+        with trio.move_on_at(deadline - grace / 3):
+            await self._runtime.admission.wait_settled(min(_SILENCE, grace / 4))
+        self._runtime.close()
         connections = list(self._runtime.running)
         with trio.move_on_at(deadline - grace / 4):
             async with trio.open_nursery() as nursery:

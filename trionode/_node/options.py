@@ -17,6 +17,7 @@ from trionode._identity.patterns import NamePattern, is_glob
 from trionode._identity.peer import Peer
 from trionode._managers.by_name import ManagersByName, ServerManagers
 from trionode._managers.manager import CertManager
+from trionode._transport.given import GivenListener  # noqa: TC001 -- likewise
 from trionode._transport.interfaces import Transport  # noqa: TC001 -- likewise
 from trionode._util.fields import DURATION, SECONDS, Checked, Entries, Items, Parsed, Such, integer, rule, rule_of
 
@@ -91,6 +92,12 @@ class AcceptorOptions(Checked):
             `::` for one of the two). None: those addresses of the node name's host that are local.
         port: 0 draws a free one. All listeners of an acceptor share it.
         port_range: how many consecutive ports to try, from `port` on.
+        reuse_port: share the port with other sockets that were opened so (`SO_REUSEPORT`), for several processes on one
+            port. Every process of the same user may then join in, and gets a share of the connections; and what waits
+            in the queue of one that stops is reset. To restart without a gap, hand over a socket (`listeners`).
+        listeners: what to listen on in place of host and port: TCP listeners that are open already, of
+            `inherited_listeners` and `adopt_listener`, or those of a `Transport`. The node owns them, and closes them,
+            also where it does not open; so these options are good for one node.
         cert_manager: serves this acceptor in place of the node's; or a mapping of server names to managers, see
             `serve_tls`.
         cookie: the shared secret that dialers of this acceptor must prove that they know, in place of the node's.
@@ -102,11 +109,29 @@ class AcceptorOptions(Checked):
     host: str | None = field(default=None, metadata=rule(_LISTEN_HOST))
     port: int = field(default=DEFAULT_PORT, metadata=rule(integer(0, 65535)))
     port_range: int = field(default=1, metadata=rule(PORT))
+    reuse_port: bool = False
+    listeners: Sequence[GivenListener] = ()
     cert_manager: ServerManagers | None = field(default=None, metadata=rule(_SERVER_MANAGERS))
     cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
     bind_names: bool | None = None
     max_message_size: int | None = field(default=None, metadata=rule(_MESSAGE_SIZE))
     handshake_timeout: float | None = field(default=None, metadata=rule(SECONDS))
+
+    def __post_init__(self) -> None:
+        """Check and freeze.
+
+        Raises:
+            ValueError, TypeError: an option makes no sense; the message names it.
+        """
+        super().__post_init__()
+        if self.listeners and (self.host, self.port, self.port_range, self.reuse_port) != (
+            None,
+            DEFAULT_PORT,
+            1,
+            False,
+        ):
+            msg = "listeners were given, which are bound already: drop them, or host, port, port_range and reuse_port"
+            raise ValueError(msg)
 
 
 @final
@@ -209,6 +234,9 @@ class NetworkOptions(Checked):
         super().__post_init__()
         if self.mode is not NetworkMode.ENABLED and self.acceptors:
             msg = f"acceptors were given, but the network mode {self.mode.name} opens none; drop one of the two"
+            raise ValueError(msg)
+        if self.transport is not None and any(each.reuse_port for each in self.acceptors):
+            msg = "reuse_port is an option of TCP sockets, and a transport was given; drop one of the two"
             raise ValueError(msg)
         if self.mode is NetworkMode.DISABLED and self.keep_connected:
             msg = "keep_connected was given, but the network mode DISABLED makes no connection; drop one of the two"

@@ -92,7 +92,8 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         admission: the handshakes that its acceptors have under way.
         uses: what is undone when the node has closed.
         managers: the managers that it uses.
-        nursery: the node's nursery while the node is open, else None.
+        nursery: the node's nursery while tasks may be started in it, else None.
+        is_open: whether verbs may start anything; not before its block, nor once it drains or is left.
     """
 
     def __init__(self, name: NodeName, options: NodeOptions) -> None:
@@ -121,6 +122,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             name, options.cert_manager, uses=self.uses, events=self.events, rotated=self.renewal.rotated
         )
         self.nursery: trio.Nursery | None = None
+        self.is_open = False
         self._arbiter = Arbiter(name, self.registry)
         self._public: dict[ConnectionCore, Connection] = {}
         self._retiring: dict[NodeName, list[ConnectionCore]] = {}
@@ -136,17 +138,18 @@ class Runtime(ConnectionOwner[ConnectionCore]):
     def start(self, nursery: trio.Nursery) -> None:
         """From now on verbs start tasks, in this nursery."""
         self.nursery = nursery
+        self.is_open = True
         self.services.open(nursery)
         self.spawn(self.renewal.run, "renewal")
         self.managers.start(self.spawn)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether verbs may start anything; not before its block, nor once it drains or is left."""
-        return self.nursery is not None
+    def stop(self) -> None:
+        """From now on no verb starts anything. Handshakes in progress still become connections. Idempotent."""
+        self.is_open = False
 
     def close(self) -> None:
-        """From now on no verb starts anything; idempotent."""
+        """From now on nothing is started, and every handshake is refused; idempotent."""
+        self.is_open = False
         self.nursery = None
 
     def check_open(self, *, network: bool = True) -> None:
@@ -220,7 +223,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         )
 
     def _refuse_all(self) -> Refusal | None:
-        if self.is_open:
+        if self.nursery is not None:
             return None
         return Refusal(code=UnverifiedReason.SHUTTING_DOWN, message=f"{self.name} is shutting down")
 

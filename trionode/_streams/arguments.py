@@ -35,6 +35,7 @@ _RULES: Final[dict[str, Rule]] = {
     "max_handshakes": _COUNT,
     "max_handshakes_per_address": _COUNT,
     "monitor": rule_of(ServerMonitor | None),
+    "reuse_port": rule_of(bool),
     "server_name": _HOST,
 }
 

@@ -42,6 +42,7 @@ async def serve_tls(
     cert_manager: ServerManagers,
     host: str | None = None,
     alpn: Sequence[str] = (),
+    reuse_port: bool = False,
     handshake_timeout: float = 10,
     max_handshakes: int = MAX_HANDSHAKES,
     max_handshakes_per_address: int = MAX_HANDSHAKES_PER_ADDRESS,
@@ -68,6 +69,8 @@ async def serve_tls(
             without a name, too. A name that none is for is refused with the alert `unrecognized_name`.
         host: name or address to listen on; None for all interfaces.
         alpn: protocols in order of preference; a client that offers only others is refused.
+        reuse_port: share the port with other sockets that were opened so, see `AcceptorOptions`. For sockets that are
+            open already there is `serve_tls_listeners`.
         handshake_timeout: from the accept to the end of the handshake, seconds.
         max_handshakes: handshakes in progress at once. At the limit, the oldest in the earliest stage is shed.
         max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
@@ -84,7 +87,7 @@ async def serve_tls(
         RuntimeError: the monitor is another server's, which has not ended.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
-    check_arguments(handshake_timeout=handshake_timeout)
+    check_arguments(handshake_timeout=handshake_timeout, reuse_port=reuse_port)
     if host is not None:
         check_arguments(host=host)
         host = canonical_host(host)
@@ -99,7 +102,7 @@ async def serve_tls(
         monitor=monitor,
     )
     with server.in_use():
-        listeners = await open_listeners(host, port)
+        listeners = await open_listeners(host, port, reuse_port=reuse_port)
         await server.run(listeners, handler_nursery, lambda: task_status.started(listeners))
 
 
@@ -123,7 +126,8 @@ async def serve_tls_listeners(
 
     Args:
         handler: called with each stream whose handshake is done.
-        listeners: `trio.abc.Listener`s (sockets that were given, UNIX sockets), or those of a `Transport` (the memory
+        listeners: `trio.abc.Listener`s (sockets that were handed over, see `inherited_listeners` and `adopt_listener`;
+            UNIX sockets), or those of a `Transport` (the memory
             network's).
         cert_manager: in use until this has returned, and the last handler has; or several by name, see `serve_tls`.
         alpn: protocols in order of preference; a client that offers only others is refused.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "Transport"]
 
 
+@runtime_checkable
 class Listener(Protocol):
     """A place where connections are accepted.
 

@@ -7,6 +7,7 @@ that are not local, and its `serve_listeners` ends with the first accept error t
 from __future__ import annotations
 
 import errno
+import socket
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, TypeVar, final
@@ -37,7 +38,7 @@ _BACKLOG: Final = 1024
 
 
 async def open_listeners(
-    host: str | None, port: int, *, port_range: int = 1, only_local: bool = False
+    host: str | None, port: int, *, port_range: int = 1, only_local: bool = False, reuse_port: bool = False
 ) -> list[trio.SocketListener]:
     """Listen on every address of a host, all on one port.
 
@@ -46,11 +47,15 @@ async def open_listeners(
         port: the first port to try; 0 draws a free one.
         port_range: how many consecutive ports to try, from `port` on.
         only_local: skip addresses of the host that are not this machine's.
+        reuse_port: share the port with other sockets that were opened so (`SO_REUSEPORT`).
 
     Raises:
-        ListenError: no port of the range can be had, or the host has no (local) address.
+        ListenError: no port of the range can be had, the host has no (local) address, or the system cannot share ports.
     """
     shown = host or "*"
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        msg = f"cannot listen on {shown}: this system has no SO_REUSEPORT, which reuse_port needs"
+        raise ListenError(msg, address=(shown, port))
     try:
         found = await trio.socket.getaddrinfo(
             None if host is None else unbracketed(host),
@@ -68,7 +73,7 @@ async def open_listeners(
     for candidate in [port] * draws if port == 0 else range(port, min(port + port_range, 65536)):
         tried.append((shown, candidate))
         try:
-            listeners = await _listen_on_all(hosts, candidate, only_local=only_local)
+            listeners = await _listen_on_all(hosts, candidate, only_local=only_local, reuse_port=reuse_port)
         except OSError as exc:
             failure = exc
             if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
@@ -94,7 +99,9 @@ async def open_listeners(
     raise ListenError(msg, address=(shown, port), tried=tried) from failure
 
 
-async def _listen_on_all(hosts: Sequence[tuple[int, str]], port: int, *, only_local: bool) -> list[trio.SocketListener]:
+async def _listen_on_all(
+    hosts: Sequence[tuple[int, str]], port: int, *, only_local: bool, reuse_port: bool
+) -> list[trio.SocketListener]:
     with ExitStack() as undo:
         listeners: list[trio.SocketListener] = []
         for family, host in hosts:
@@ -107,6 +114,8 @@ async def _listen_on_all(hosts: Sequence[tuple[int, str]], port: int, *, only_lo
             undo.callback(sock.close)
             if sys.platform != "win32":  # there it would mean that any process may share the port
                 sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(trio.socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == trio.socket.AF_INET6:
                 sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
             try:
@@ -180,8 +189,12 @@ class TCPListener:
 class _TCP:
     """The default transport."""
 
-    async def listen(self, host: str | None, port: int, *, port_range: int, only_local: bool) -> Sequence[Listener]:
-        listeners = await open_listeners(host, port, port_range=port_range, only_local=only_local)
+    async def listen(
+        self, host: str | None, port: int, *, port_range: int, only_local: bool, reuse_port: bool = False
+    ) -> Sequence[Listener]:
+        listeners = await open_listeners(
+            host, port, port_range=port_range, only_local=only_local, reuse_port=reuse_port
+        )
         return [TCPListener(listener) for listener in listeners]
 
     async def connect(self, host: str, port: int) -> trio.SocketStream:

@@ -16,6 +16,7 @@ import click
 
 from trionode import (
     AcceptorOptions,
+    ListenError,
     LiveConnections,
     NetworkMode,
     NetworkOptions,
@@ -23,6 +24,7 @@ from trionode import (
     NodeOptions,
     Renew,
     Route,
+    inherited_listeners,
 )
 from trionode._connection.services import check_service, check_service_name
 from trionode._identity.patterns import NamePattern
@@ -33,11 +35,13 @@ from .given import CLIENT_AUTH, Given, host_and_port, read_cookie
 from .paths import rereadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    import trio
 
     from trionode import FileSource, Service, ServiceChannel
 
-    from .config import Config, LiveConnectionsTable, NetworkTable, Table
+    from .config import AcceptorTable, Config, LiveConnectionsTable, NetworkTable, Table
 
 T = TypeVar("T", NetworkOptions, LiveConnections)
 
@@ -175,13 +179,42 @@ def _paths(base: Path, texts: list[str]) -> tuple[Path, ...]:
 
 
 def _acceptors(listen: tuple[str, ...], config: Config) -> list[AcceptorOptions]:
-    if listen:
-        places = [host_and_port(text) for text in listen]
-        return [AcceptorOptions(host=host, port=port) for host, port in places]
+    """Where to listen: on what the service manager has handed over, all of which has to be used, or on ports."""
+    try:
+        handed = dict(inherited_listeners())
+    except ListenError as exc:
+        raise Trouble(str(exc), ExitStatus.USAGE) from None
+    if handed and not listen and not config.acceptors:
+        return [AcceptorOptions(listeners=[each for same in handed.values() for each in same])]
     with _about("[[acceptors]]"):
-        return [
-            AcceptorOptions(host=each.host, port=each.port, port_range=each.port_range) for each in config.acceptors
-        ]
+        acceptors = [_acceptor(each, handed) for each in config.acceptors if not listen]
+    places = [host_and_port(text) for text in listen]
+    acceptors += [AcceptorOptions(host=host, port=port) for host, port in places]
+    if handed:
+        msg = (
+            f"the service manager has handed over sockets that nothing uses: {', '.join(handed)}. Name them in the "
+            "file (socket = in [[acceptors]]), or give neither --listen nor [[acceptors]]"
+        )
+        raise Trouble(msg, ExitStatus.USAGE)
+    return acceptors
+
+
+def _acceptor(table: AcceptorTable, handed: dict[str, Sequence[trio.SocketListener]]) -> AcceptorOptions:
+    """One acceptor of the file; the sockets that it names are taken out of `handed`."""
+    listeners: Sequence[trio.SocketListener] = ()
+    if table.socket is not None:
+        if table.socket not in handed:
+            found = f"it did hand over: {', '.join(handed)}" if handed else "it has handed over none"
+            msg = f"no socket of the name {table.socket!r} comes from a service manager (FileDescriptorName=); {found}"
+            raise ValueError(msg)
+        listeners = handed.pop(table.socket)
+    return AcceptorOptions(
+        host=table.host,
+        port=table.port,
+        port_range=table.port_range,
+        reuse_port=table.reuse_port,
+        listeners=listeners,
+    )
 
 
 def _routes(given: tuple[str, ...], config: Config) -> dict[str, Route]:

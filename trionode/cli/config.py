@@ -63,11 +63,16 @@ class AcceptorTable(Table, frozen=True, kw_only=True):
         host: as `AcceptorOptions.host`.
         port: 0 draws a free one.
         port_range: how many consecutive ports to try, from `port` on.
+        reuse_port: as `AcceptorOptions.reuse_port`.
+        socket: the name of the sockets that a service manager hands over (systemd's `FileDescriptorName=`), in place
+            of host and port.
     """
 
     host: str | None = None
     port: int = 15000
     port_range: int = 1
+    reuse_port: bool = False
+    socket: str | None = None
 
 
 class RouteTable(Table, frozen=True, kw_only=True):

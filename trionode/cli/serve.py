@@ -98,7 +98,7 @@ def serve(
     """Run a NODE until Ctrl-C or SIGTERM, which end it gracefully.
 
     Its certificate, key, CA and revocation list files are followed: new content is in use within two seconds, and at
-    once after SIGHUP. What is wrong with it is logged, and what is in use stays. Closing the terminal ends the node,
+    once after SIGHUP. Listening sockets that systemd hands over (a .socket unit) take the place of ports. What is wrong
     unless it was started with nohup. The log goes to stderr; with --json, events go to stdout, one JSON object a line.
 
     \b
@@ -115,7 +115,8 @@ def serve(
       [credentials]            cert, key, password_file; ca, client_ca, root_ca
                                and crl, which are lists; client_auth,
                                server_name, poll_interval
-      [[acceptors]]            host, port, port_range
+      [[acceptors]]            host, port, port_range, reuse_port; or socket,
+                               by name, where systemd hands it over
       [routes."gamma@*"]       host, port, server_name
       [services]               greet = "my_services:greet"
       [network]                mode, cookie_file, keep_connected, bind_names,

@@ -83,6 +83,7 @@ async def serve_asgi(
     cert_manager: ServerManagers,
     host: str | None = None,
     listeners: Sequence[AnyListener] | None = None,
+    reuse_port: bool = False,
     config: Config | None = None,
     grace: float = 5.0,
     handshake_timeout: float = 10,
@@ -111,6 +112,7 @@ async def serve_asgi(
         host: name or address to listen on; None for all interfaces.
         listeners: what to serve on in place of a port: sockets that were given, UNIX sockets, the memory network's.
             Owned: closed when this ends, however it ends.
+        reuse_port: see `serve_tls`.
         config: hypercorn's settings, for the access log, limits and timeouts of the protocols. What it says of sockets,
             TLS, workers, the application and graceful shutdown plays no part.
         grace: how long requests may take to finish when this is to stop, and the lifespan's shutdown after them.
@@ -132,7 +134,7 @@ async def serve_asgi(
     opened = () if listeners is None else tuple(listeners)
     try:
         check_argument("grace", grace, DURATION)
-        check_arguments(handshake_timeout=handshake_timeout)
+        check_arguments(handshake_timeout=handshake_timeout, reuse_port=reuse_port)
         settings = _default_config() if config is None else _checked(config)
         check_argument("app", app, _APPLICATION)
         serving = _Serving(app, settings, grace)
@@ -149,7 +151,7 @@ async def serve_asgi(
             if not opened:
                 if host is not None:
                     check_arguments(host=host)
-                opened = tuple(await open_listeners(host, _port(port, listeners)))
+                opened = tuple(await open_listeners(host, _port(port, listeners), reuse_port=reuse_port))
             error = await serving.run(server, opened, lambda: task_status.started(opened))
         if error is not None:
             raise error
