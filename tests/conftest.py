@@ -6,6 +6,7 @@ Nothing here is automatic; a test file that needs something else of the same nam
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -72,6 +73,11 @@ if TYPE_CHECKING:
 # How long an example takes depends on what else the machine does: a test fails for what is wrong, not for being slow.
 settings.register_profile("trionode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("trionode")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes a core for `-n auto`: the tests wait for handshakes, clocks and processes nearly half of their time."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(wrapper=True)

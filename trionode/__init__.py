@@ -21,7 +21,11 @@ else:
         raise AttributeError(msg)
 
     def __dir__() -> list[str]:
-        from . import _public
+        try:
+            from . import _public
+        except AttributeError as error:  # which would read as if a name were no name of ours
+            msg = f"trionode cannot be used here: {error}"
+            raise ImportError(msg) from error
 
         # Pytest, where it rewrites assertions, adds names that are no identifiers.
         public = {name: value for name, value in vars(_public).items() if name[0].isalpha()}

@@ -161,7 +161,7 @@ def test_a_page_is_rendered_to_the_width_of_the_terminal(columns: int) -> None:
 
 def test_what_does_not_fit_goes_through_the_pager() -> None:
     """And what does fit does not."""
-    assert "paged" in terminal("rotation", pager="sed s/Rotation/paged/")
+    assert "paged" in terminal("rotation", pager="sed s,Rotation,paged,")
     assert "paged" not in terminal("Unchanged", pager="sed s/Unchanged/paged/")
 
 

@@ -500,3 +500,34 @@ def test_systems_without_unix_sockets_are_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delattr(socket, "AF_UNIX")
     with pytest.raises(StatusError, match=f"UNIX sockets, which {sys.platform} does not have"):
         read_status(tmp_path / "x")
+
+
+# What Linux has and other systems lack, but for AF_UNIX, which Trio needs on this one.
+LACKING = """
+import os, signal, socket, sys, trio
+for module, names in {
+    os: "geteuid getuid O_NOFOLLOW O_DIRECTORY O_CLOEXEC memfd_create register_at_fork fchmod sched_getaffinity",
+    signal: "SIGHUP SIGQUIT",
+    socket: "SO_PEERCRED SO_REUSEPORT",
+}.items():
+    for name in names.split():
+        delattr(module, name)
+from trionode.cli import main
+sys.exit(main())
+"""
+
+
+def test_serve_where_a_system_lacks_what_linux_has(pki: Command, tmp_path: Path) -> None:
+    """It serves, says what it cannot do and why, and ends as it should."""
+    command = [sys.executable, "-P", "-c", LACKING, "serve", ALPHA, "--listen", "127.0.0.1:0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "listens on" in process.stdout.readline()
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait(20) == 0
+    assert "is not answered: the directory" in said
+    assert f"{sys.platform} has no" in said
+    assert "Traceback" not in said

@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
+from OpenSSL import SSL
 
 from ca import BOTH, DAY, TestCA, key_usage, named, new_key, sign
 from trionode import CAPool, KeyPair
@@ -158,7 +159,9 @@ def _leaf(ca: TestCA, **given: object) -> x509.Certificate:
 
 @case
 def _a_ca_that_was_remade_with_another_key() -> Iterator[tuple[str, Case]]:
-    for ids in (True, False):
+    # OpenSSL 4.0.1 finds no path where identifiers tell the old key from the new, and refuses; 4.0.3 finds it.
+    follows_identifiers = SSL.OPENSSL_VERSION_NUMBER >= 0x40000030
+    for ids in (True, False) if follows_identifiers else (False,):
         old, new = TestCA(key_ids=ids), TestCA(key_ids=ids)
         shown = "with key identifiers" if ids else "without key identifiers"
         for age, ca in (("old", old), ("new", new)):
@@ -219,7 +222,9 @@ def _cas_that_sign_each_other() -> Iterator[tuple[str, Case]]:
 @case
 def _a_root_that_signed_its_successor() -> Iterator[tuple[str, Case]]:
     missing = "a CA's new key that its old one has signed (RFC 4210), without key identifiers in every certificate"
-    for ids in (True, False):
+    # OpenSSL 4.0.1 finds no path where identifiers tell the old key from the new, and refuses; 4.0.3 finds it.
+    follows_identifiers = SSL.OPENSSL_VERSION_NUMBER >= 0x40000030
+    for ids in (True, False) if follows_identifiers else (False,):
         old, new = TestCA(key_ids=ids), TestCA(key_ids=ids)
         link = TestCA(below=old, key=new.key, key_ids=ids)
         shown = "with key identifiers" if ids else "without key identifiers"
