@@ -76,7 +76,7 @@ settings.load_profile("trionode")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes a core for `-n auto`: the tests wait for handshakes, clocks and processes nearly half of their time."""
+    """Two processes a core for `-n auto`: nearly half of the time, tests wait for clocks, peers and processes."""
     return 2 * (os.cpu_count() or 1)
 
 
