@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import msgspec
 import pytest
 import trio
 
+from command_line import PATIENCE, Served, environment, handing_over, make_pki, program, serve, write
 from trionode import (
     AcceptorDown,
     CertificateExpiring,
@@ -28,7 +29,6 @@ from trionode import (
     EndReason,
     GenerationPublished,
     HandedOver,
-    KeyPair,
     ListenError,
     LocalRegistry,
     NodeName,
@@ -62,9 +62,6 @@ if TYPE_CHECKING:
 
     Registered: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
 
-PATIENCE = 30
-#: What a node that serves one test, or all of them, lives at most. Seconds.
-LIFETIME = 600
 ALPHA, BETA = "alpha@localhost", "beta@localhost"
 HOST = "127.0.0.1"
 
@@ -86,110 +83,6 @@ async def whole(channel):
     await channel.send(b"%d bytes" % len(await channel.receive()))
 number = 1
 """
-
-
-def make_pki(folder: Path, *names: str) -> None:
-    """What `trionode pki` makes, quickly."""
-    ca = CertificateAuthority.create()
-    ca.save(folder / "pki")
-    for name in names:
-        write(folder, ca.issue(name), name)
-
-
-def write(folder: Path, pair: KeyPair, name: str) -> KeyPair:
-    """Put a pair where the command looks for it."""
-    write_key_pair(pair, folder / "pki" / f"{name}.pem", folder / "pki" / f"{name}-key.pem")
-    return pair
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """Of a process of the command line, with a runtime directory of its own."""
-    (folder / "run").mkdir(mode=0o700, exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("COV", "PATH", "LANG", "LC_"))}
-    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_RUNTIME_DIR": str(folder / "run"), **more}
-
-
-def program(
-    folder: Path, *arguments: str, stdin: bytes = b"", stdout: int = subprocess.PIPE
-) -> subprocess.CompletedProcess[bytes]:
-    """The command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "trionode", *arguments],
-        cwd=folder,
-        env=environment(folder),
-        input=stdin,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
-class Served:
-    """A `trionode serve --json` that runs."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.first = self.wait("Listening")
-        self.port: int = self.first["addresses"][0][1] if self.first["addresses"] else 0
-
-    def wait(self, event: str) -> dict[str, Any]:
-        """Read what happens up to an event of one kind."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            found: dict[str, Any] = json.loads(line)
-            if found["event"] == event:
-                return found
-        raise AssertionError(event)
-
-    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Tell it to end; its status, and its log."""
-        self.process.send_signal(how)
-        _, log = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, log
-
-
-#: Starts a program as a service manager does: names, descriptors, the program.
-HAND_OVER = """
-import os, sys
-names, descriptors, *command = sys.argv[1:]
-for number, descriptor in enumerate(descriptors.split(","), 3):
-    os.dup2(int(descriptor), number)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(number - 2), LISTEN_FDNAMES=names)
-os.execv(command[0], command)
-"""
-
-
-def handing_over(handed: dict[str, int]) -> list[str]:
-    """What goes before a command that is handed descriptors, by name."""
-    if not handed:
-        return []
-    return [sys.executable, "-c", HAND_OVER, ":".join(handed), ",".join(map(str, handed.values()))]
-
-
-@contextmanager
-def serve(folder: Path, *arguments: str, **handed: int) -> Iterator[Served]:
-    """Run a node for the length of the block; it may be handed descriptors, by name."""
-    node = [sys.executable, "-W", "error", "-m", "trionode", "serve", *arguments, "--json"]
-    process = subprocess.Popen(
-        [*handing_over(handed), *node],
-        cwd=folder,
-        pass_fds=handed.values(),
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    timer = threading.Timer(LIFETIME, process.kill)
-    timer.start()
-    try:
-        with process:
-            yield Served(process)
-            if process.poll() is None:
-                process.kill()
-    finally:
-        process.kill()
-        timer.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -537,7 +430,7 @@ def test_told_twice_it_waits_for_nothing(tmp_path: Path) -> None:
             caller.communicate(timeout=PATIENCE)
     assert status == 130
     assert caller.returncode in (4, 6)  # as far as the word that the service was cancelled still got through
-    assert "second signal: open channels and services are cancelled" in log
+    assert "second signal: open channels, services and requests are cancelled" in log
     assert "Traceback" not in log
 
 
@@ -555,7 +448,7 @@ GOOD = f'name = "{BETA}"\n'
         (GOOD + "[credentials]\nca = 'ca.pem'", "credentials.ca has to be a list, not 'ca.pem'"),
         (GOOD + "[acceptors]\nport = 1", "acceptors has to be tables, each headed [[acceptors]], not {'port': 1}"),
         ("nam = 'x'", "unknown key 'nam' at the top; did you mean 'name'?"),
-        ("zzz = 1", "unknown key 'zzz' at the top; known there: acceptors, credentials"),
+        ("zzz = 1", "unknown key 'zzz' at the top; known there: acceptors, asgi, credentials"),
         (GOOD + "[network]\nhandshake_timout = 1", "unknown key 'handshake_timout' in [network]; did you mean"),
         (GOOD + "[[acceptors]]\nports = 1", "unknown key 'ports' in [acceptors[0]]; did you mean 'port'?"),
         (GOOD + "[[acceptors]]\nport = 'x'", "acceptors[0].port has to be a whole number, not 'x'"),
@@ -1072,6 +965,7 @@ def test_bash_completes(tmp_path: Path) -> None:
 
     assert complete("trionode", "p") == ["ping", "pki"]
     assert complete("trionode", "ping", "--cou") == ["--count"]
+    assert complete("trionode", "serve", "--as") == ["--asgi", "--asgi-listen"]
     assert complete("trionode", "call", "al") == [ALPHA]
     script = program(tmp_path, "completion", "bash").stdout
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, timeout=PATIENCE, check=False)

@@ -444,8 +444,10 @@ async def test_errors_before_it_serves(ca: CertificateAuthority, mutual: CertAut
     for error, words, options in attempts:
         with pytest.raises(error, match=words):
             await serve_asgi(app, **{"cert_manager": mutual, **options})
-    with pytest.raises(TypeError, match="app must be an ASGI application"):
-        await serve_asgi("my:app", 0, cert_manager=mutual)  # type: ignore[arg-type]
+    not_asgi_3: list[Any] = ["my:app", lambda environ, start_response: [], lambda scope: None]
+    for other_app in not_asgi_3:
+        with pytest.raises(TypeError, match="app must be an ASGI 3 application"):
+            await serve_asgi(other_app, 0, cert_manager=mutual)
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     with pytest.raises(ValueError, match="grace"):
         await serve_asgi(app, cert_manager=mutual, listeners=[listener], grace=-1)

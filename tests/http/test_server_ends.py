@@ -270,6 +270,38 @@ async def test_a_request_that_does_not_finish_in_time(certs: CertAuthManager) ->
     assert app.lifespan == ["lifespan.startup", "lifespan.shutdown"]
 
 
+async def shutdown_forever(receive: Any, send: Any) -> None:
+    """Starts, and does not stop."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("what", ["request", "flood", "lifespan"])
+async def test_cancelled_while_it_stops(certs: CertAuthManager, what: str) -> None:
+    """To close the listeners and to cancel then is to have waited enough: what is left is cancelled at once."""
+    app: Any = lifespan(shutdown_forever) if what == "lifespan" else Recorder()
+    ended = trio.Event()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as servers:
+            [listener] = await servers.start(
+                lambda task_status: serve_to_the_end(app, certs, ended, grace=3600, task_status=task_status)
+            )
+            address = listener.socket.getsockname()
+            async with await open_tls_stream(*address, cert_manager=certs, server_name="localhost") as stream:
+                if what != "lifespan":
+                    path = b"/held" if what == "request" else b"/large"
+                    await stream.send_all(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
+                    await app.held.wait()
+                await listener.aclose()
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert not ended.is_set()
+                servers.cancel_scope.cancel()
+    assert what != "request" or app.cancelled == 1
+    certs.set_server_name(None)  # it is in use by nothing
+
+
 async def test_a_client_that_does_not_read(certs: CertAuthManager) -> None:
     """A send that is stuck ends with the grace, although hypercorn shields it."""
     app, ended = Recorder(), trio.Event()

@@ -73,6 +73,7 @@ TABLES: Final[list[tuple[str, type[config.Table]]]] = [
     ('`[routes."NAME or glob"]`', config.RouteTable),
     ("`[network]`", config.NetworkTable),
     ("`[live_connections]`", config.LiveConnectionsTable),
+    ("`[asgi]`", config.ASGITable),
 ]
 
 #: The public modules beside the package itself.

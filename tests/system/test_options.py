@@ -63,6 +63,10 @@ async def service(channel: object) -> None:
     """One that does nothing."""
 
 
+async def application(scope: object, receive: object, send: object) -> None:
+    """One that does nothing."""
+
+
 def authorize(peer: object) -> None:
     """Admit every peer."""
 
@@ -540,7 +544,7 @@ async def call_with(function: str, arguments: dict[str, Any]) -> None:
         case "wrap_server_stream":
             await wrap_server_stream(near, **given)
         case "serve_asgi":
-            await serve_asgi(service, **{"port": 0, "host": "localhost", **given})  # type: ignore[arg-type]
+            await serve_asgi(application, **{"port": 0, "host": "localhost", **given})
         case "HTTPTransport":
             HTTPTransport(**given)
         case "serve_metrics":

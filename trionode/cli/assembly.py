@@ -1,16 +1,15 @@
-"""From what was given to `trionode serve`, on the command line and in its file, to a node's options.
+"""From what was given to `trionode serve`, on the command line and in its file, to what is to run.
 
+That is a node, or an ASGI application, or both; they have one manager, so one certificate and one client-auth mode.
 Options on the command line take precedence over the file. What is wrong in either is one error that says where.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast, final
 
 import click
 
@@ -27,11 +26,15 @@ from trionode import (
     inherited_listeners,
 )
 from trionode._connection.services import check_service, check_service_name
+from trionode._identity.names import canonical_host
 from trionode._identity.patterns import NamePattern
 from trionode._node.options import DEFAULT_PORT
 
+from .application import Application, find_application
+from .config import ASGITable, Config, LiveConnectionsTable, NetworkTable
 from .exits import ExitStatus, Trouble
-from .given import CLIENT_AUTH, Given, host_and_port, read_cookie
+from .given import CLIENT_AUTH, Given, host_and_port, place_to_listen, read_cookie
+from .imports import imported
 from .paths import rereadable
 
 if TYPE_CHECKING:
@@ -39,9 +42,9 @@ if TYPE_CHECKING:
 
     import trio
 
-    from trionode import FileSource, Service, ServiceChannel
+    from trionode import CertAuthManager, FileSource, Service, ServiceChannel
 
-    from .config import AcceptorTable, Config, LiveConnectionsTable, NetworkTable, Table
+    from .config import AcceptorTable, Table
 
 T = TypeVar("T", NetworkOptions, LiveConnections)
 
@@ -54,6 +57,25 @@ async def echo(channel: ServiceChannel) -> None:
         await channel.send(message)
 
 
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is to run.
+
+    Attributes:
+        manager: of the node and the application.
+        source: the files that it follows.
+        node: the node's name and options, or None if there is none.
+        application: the ASGI application, or None if there is none.
+    """
+
+    manager: CertAuthManager
+    source: FileSource
+    node: tuple[NodeName, NodeOptions] | None
+    application: Application | None
+
+
+# Over 60 lines long: a third of them are what the command line may say.
 def assemble(
     config: Config,
     config_file: Path | None,
@@ -65,19 +87,23 @@ def assemble(
     routes: tuple[str, ...],
     services: tuple[str, ...],
     cookie_file: Path | None,
-) -> tuple[NodeName, NodeOptions, FileSource]:
-    """A node's name and options, and the files that its manager follows.
+    asgi: str | None,
+    asgi_listen: tuple[str, ...],
+) -> Plan:
+    """What is to run.
 
     Args:
         config: the configuration file, or defaults.
         config_file: where it is; paths in it are relative to its directory.
-        node: the command line's NODE. This and the rest take precedence over the file.
+        node: the command line's NODE, or a host. This and the rest take precedence over the file.
         given: where the credentials are.
         client_auth: a key of `CLIENT_AUTH`.
         listen: HOST:PORT of each acceptor.
         routes: NODE=HOST:PORT of each route.
         services: NAME[=MODULE:FUNCTION] of each service.
         cookie_file: its first line is the cookie.
+        asgi: MODULE:APP of an ASGI application.
+        asgi_listen: HOST:PORT of each place where that is served.
 
     Raises:
         click.UsageError: something is missing.
@@ -85,11 +111,16 @@ def assemble(
         Trouble: an option is not valid.
     """
     base = Path() if config_file is None else config_file.parent
-    name = _name_of(node, config, config_file)
+    where = "" if config_file is None else f"{config_file}: "
+    has_application = asgi is not None or bool(asgi_listen) or config.asgi != ASGITable()
+    name = _name_of(node, config, config_file, may_be_absent=has_application)
+    if not isinstance(name, NodeName):
+        of_node = {"--listen": listen, "--route": routes, "--service": services, "--cookie-file": cookie_file}
+        _refuse_what_is_for_nodes([option for option, value in of_node.items() if value], config)
     try:
         merged = _merged(given, config, base)
     except ValueError as exc:
-        raise Trouble(f"{config_file}: {exc}", ExitStatus.USAGE) from None
+        raise Trouble(f"{where}{exc}", ExitStatus.USAGE) from None
     files = merged.files(name)
     mode = CLIENT_AUTH[client_auth or config.credentials.client_auth]
     if mode.verifies and not files.client_cas:
@@ -102,22 +133,55 @@ def assemble(
         with _about("[credentials]"):
             manager = files.manager(server_name=config.credentials.server_name, client_auth=mode)
             source = files.source(poll_interval=config.credentials.poll_interval)
-        acceptors, all_routes = _acceptors(listen, config), _routes(routes, config)
-        with _about("[network]"):
-            network = _network(config.network, acceptors, all_routes, cookie_file, base)
-        with _about("[live_connections]"):
-            live_connections = _live_connections(config.live_connections)
-        options = NodeOptions(
-            cert_manager=manager,
-            network=network,
-            services=_services(services, config, base),
-            live_connections=live_connections,
-            shutdown_grace=config.shutdown_grace,
-        )
+        handed = _handed_over()
+        with _about("--asgi" if asgi is not None else "[asgi]"):
+            application = find_application(config.asgi, base, where=asgi, listen=asgi_listen)
+            if application is not None:
+                listeners = _for_application(config.asgi, asgi_listen, handed, alone=not isinstance(name, NodeName))
+                application = replace(application, listeners=tuple(listeners))
+        options = None
+        if isinstance(name, NodeName):
+            acceptors, all_routes = _acceptors(listen, config, handed), _routes(routes, config)
+            with _about("[network]"):
+                network = _network(config.network, acceptors, all_routes, cookie_file, base)
+            with _about("[live_connections]"):
+                live_connections = _live_connections(config.live_connections)
+            options = NodeOptions(
+                cert_manager=manager,
+                network=network,
+                services=_services(services, config, base),
+                live_connections=live_connections,
+                shutdown_grace=config.shutdown_grace,
+            )
     except (ValueError, TypeError) as exc:
-        where = "" if config_file is None else f"{config_file}: "
         raise Trouble(f"{where}{exc}", ExitStatus.USAGE) from None
-    return name, options, source
+    if handed:
+        msg = (
+            f"the service manager has handed over sockets that nothing uses: {', '.join(handed)}. Name them in the "
+            "file (socket = in [[acceptors]] or [asgi]), or give neither --listen nor [[acceptors]]"
+        )
+        raise Trouble(msg, ExitStatus.USAGE)
+    node_plan = (name, options) if isinstance(name, NodeName) and options is not None else None
+    return Plan(manager=manager, source=source, node=node_plan, application=application)
+
+
+def _refuse_what_is_for_nodes(options: list[str], config: Config) -> None:
+    """Insist that nothing was given that has no effect without a node.
+
+    Raises:
+        click.UsageError: something was.
+    """
+    tables = {
+        "[network]": config.network != NetworkTable(),
+        "[live_connections]": config.live_connections != LiveConnectionsTable(),
+        "[[acceptors]]": bool(config.acceptors),
+        "[routes]": bool(config.routes),
+        "[services]": bool(config.services),
+    }
+    found = options + [table for table, given in tables.items() if given]
+    if found:
+        msg = f"{', '.join(found)}: for a node alone, and none was named; give its name, name@host, too"
+        raise click.UsageError(msg)
 
 
 @contextmanager
@@ -130,13 +194,16 @@ def _about(what: str) -> Iterator[None]:
         raise ValueError(msg) from None
 
 
-def _name_of(node: str | None, config: Config, file: Path | None) -> NodeName:
+def _name_of(node: str | None, config: Config, file: Path | None, *, may_be_absent: bool) -> NodeName | str | None:
+    """The node's name; or, where there may be no node, a host's name or none."""
     name = node or config.name
     if name is None:
+        if may_be_absent:
+            return None
         msg = "which node? Give its name, name@host" + ("" if file is None else f", or name = … in {file}")
         raise click.UsageError(msg)
     try:
-        return NodeName.parse(name)
+        return canonical_host(name) if may_be_absent and "@" not in name else NodeName.parse(name)
     except ValueError as exc:
         where = "" if node is not None else f"{file}: name: "
         raise Trouble(f"{where}{exc}", ExitStatus.USAGE) from None
@@ -178,42 +245,59 @@ def _paths(base: Path, texts: list[str]) -> tuple[Path, ...]:
     return tuple(rereadable(base / text) for text in texts)
 
 
-def _acceptors(listen: tuple[str, ...], config: Config) -> list[AcceptorOptions]:
-    """Where to listen: on what the service manager has handed over, all of which has to be used, or on ports."""
+def _handed_over() -> dict[str, Sequence[trio.SocketListener]]:
     try:
-        handed = dict(inherited_listeners())
+        return dict(inherited_listeners())
     except ListenError as exc:
         raise Trouble(str(exc), ExitStatus.USAGE) from None
+
+
+def _take(handed: dict[str, Sequence[trio.SocketListener]], name: str) -> Sequence[trio.SocketListener]:
+    """The sockets of a name, taken out of those that a service manager has handed over."""
+    if name not in handed:
+        found = f"it did hand over: {', '.join(handed)}" if handed else "it has handed over none"
+        msg = f"no socket of the name {name!r} comes from a service manager (FileDescriptorName=); {found}"
+        raise ValueError(msg)
+    return handed.pop(name)
+
+
+def _take_all(handed: dict[str, Sequence[trio.SocketListener]]) -> list[trio.SocketListener]:
+    taken = [each for same in handed.values() for each in same]
+    handed.clear()
+    return taken
+
+
+def _for_application(
+    table: ASGITable, listen: tuple[str, ...], handed: dict[str, Sequence[trio.SocketListener]], *, alone: bool
+) -> Sequence[trio.SocketListener]:
+    """The sockets that were handed over for the application: those that it names, or all where it is alone."""
+    if listen:
+        return ()
+    if table.socket is not None:
+        return _take(handed, table.socket)
+    return _take_all(handed) if alone and not table.listen else ()
+
+
+def _acceptors(
+    listen: tuple[str, ...], config: Config, handed: dict[str, Sequence[trio.SocketListener]]
+) -> list[AcceptorOptions]:
+    """Where to listen: on what the service manager has handed over, or on ports."""
     if handed and not listen and not config.acceptors:
-        return [AcceptorOptions(listeners=[each for same in handed.values() for each in same])]
+        return [AcceptorOptions(listeners=_take_all(handed))]
     with _about("[[acceptors]]"):
         acceptors = [_acceptor(each, handed) for each in config.acceptors if not listen]
-    places = [host_and_port(text) for text in listen]
-    acceptors += [AcceptorOptions(host=host, port=port) for host, port in places]
-    if handed:
-        msg = (
-            f"the service manager has handed over sockets that nothing uses: {', '.join(handed)}. Name them in the "
-            "file (socket = in [[acceptors]]), or give neither --listen nor [[acceptors]]"
-        )
-        raise Trouble(msg, ExitStatus.USAGE)
-    return acceptors
+    places = [place_to_listen(text) for text in listen]
+    return acceptors + [AcceptorOptions(host=host, port=port) for host, port in places]
 
 
 def _acceptor(table: AcceptorTable, handed: dict[str, Sequence[trio.SocketListener]]) -> AcceptorOptions:
     """One acceptor of the file; the sockets that it names are taken out of `handed`."""
-    listeners: Sequence[trio.SocketListener] = ()
-    if table.socket is not None:
-        if table.socket not in handed:
-            found = f"it did hand over: {', '.join(handed)}" if handed else "it has handed over none"
-            msg = f"no socket of the name {table.socket!r} comes from a service manager (FileDescriptorName=); {found}"
-            raise ValueError(msg)
-        listeners = handed.pop(table.socket)
     return AcceptorOptions(
         host=table.host,
         port=table.port,
         port_range=table.port_range,
         reuse_port=table.reuse_port,
-        listeners=listeners,
+        listeners=() if table.socket is None else _take(handed, table.socket),
     )
 
 
@@ -272,28 +356,18 @@ def _services(given: tuple[str, ...], config: Config, base: Path) -> dict[str, S
     for text in given:
         name, _, where = text.partition("=")
         wanted[name] = where or name
-    # As `python program.py` does: modules beside the configuration file, or in this directory.
-    sys.path[:0] = [str(base.resolve())] if wanted else []
     found: dict[str, Service] = {}
     for name, where in wanted.items():
         with _about(f"service {name!r}"):
             check_service_name(name)
-            found[name] = _service(where)
+            found[name] = _service(where, base)
     return found
 
 
-def _service(where: str) -> Service:
+def _service(where: str, base: Path) -> Service:
     if where == _BUILT_IN:
         return echo
-    module, colon, attribute = where.partition(":")
-    if not colon:
-        msg = f"{where!r} is not MODULE:FUNCTION, nor the built-in {_BUILT_IN!r}"
-        raise ValueError(msg)
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as exc:  # noqa: BLE001 -- importing a module may raise anything
-        msg = f"cannot import {where}: {type(exc).__name__}: {exc}. Is its module importable from here?"
-        raise ValueError(msg) from None
+    function = imported(where, base, otherwise=f", nor the built-in {_BUILT_IN!r}")
     try:
         check_service(function)
     except TypeError:

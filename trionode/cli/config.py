@@ -135,11 +135,32 @@ class LiveConnectionsTable(Table, frozen=True, kw_only=True):
     grace: float | None = None
 
 
+class ASGITable(Table, frozen=True, kw_only=True):
+    """`[asgi]`: an ASGI application that is served over HTTPS, with the certificate of `[credentials]`.
+
+    Attributes:
+        app: where it is, as `module:app`; looked for beside the file first.
+        listen: where to listen, as `HOST:PORT`; `*` is all interfaces, and 0 draws a free port. By default
+            `localhost:8443`.
+        socket: the name of the sockets that a service manager hands over (systemd's `FileDescriptorName=`), in place
+            of `listen`. An application without a node takes all that it hands over.
+        grace: how long requests may take to finish at the end, and the application's lifespan after them, seconds.
+        access_log: whether each request is logged, on the logger `trionode.http.access`.
+    """
+
+    app: str | None = None
+    listen: list[str] = []
+    socket: str | None = None
+    grace: float = 5.0
+    access_log: bool = False
+
+
 class Config(Table, frozen=True, kw_only=True):
     """The file.
 
     Attributes:
-        name: the node's name, unless it is given on the command line.
+        name: the node's name, unless it is given on the command line. Without one, or with the name of a host, no node
+            is opened: there is only the application of `[asgi]`.
         pki: a directory of `trionode pki`, in place of `[credentials]`.
         shutdown_grace: how long a graceful end may take, seconds.
         status: whether `trionode status` of the same user is answered.
@@ -154,6 +175,7 @@ class Config(Table, frozen=True, kw_only=True):
     credentials: CredentialsTable = msgspec.field(default_factory=CredentialsTable)
     network: NetworkTable = msgspec.field(default_factory=NetworkTable)
     live_connections: LiveConnectionsTable = msgspec.field(default_factory=LiveConnectionsTable)
+    asgi: ASGITable = msgspec.field(default_factory=ASGITable)
     acceptors: list[AcceptorTable] = []
     routes: dict[str, RouteTable] = {}
     services: dict[str, str] = {}

@@ -27,6 +27,7 @@ from trionode._errors import (
 )
 from trionode._node.resolvers import ResolverError
 from trionode._status.unix_socket import StatusError
+from trionode.http.lifespan import LifespanError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,7 +58,7 @@ MEANINGS: Final = {
     ExitStatus.FILES: "a file is missing, in the way or not usable, or its password is wrong",
     ExitStatus.NETWORK: "no peer was reached, the connection was lost, or a port is in use",
     ExitStatus.REFUSED: "one side refused the other: certificate, name, cookie",
-    ExitStatus.REMOTE: "the service at the peer did not do it",
+    ExitStatus.REMOTE: "the service at the peer, or the application that is served, did not do it",
     ExitStatus.INTERRUPTED: "Ctrl-C",
     ExitStatus.BROKEN_PIPE: "the reader of our output has gone, as in `| head`",
 }
@@ -74,6 +75,8 @@ class Trouble(click.ClickException):
 def judge(error: BaseException) -> ExitStatus | None:
     """The exit status for an error; None for an unexpected one."""
     match error:
+        case Trouble():
+            return error.status
         case CertificateError():
             return ExitStatus.FILES
         case PeerUnverifiedError() | PeerRejectedError():
@@ -86,7 +89,7 @@ def judge(error: BaseException) -> ExitStatus | None:
             return ExitStatus.REFUSED if ExitStatus.REFUSED in kinds else ExitStatus.NETWORK
         case NoRouteError():
             return ExitStatus.NETWORK
-        case RemoteError():
+        case RemoteError() | LifespanError():
             return ExitStatus.REMOTE
         case TrionodeError():
             return ExitStatus.USAGE

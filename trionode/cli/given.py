@@ -140,6 +140,18 @@ def host_and_port(text: str, default: int | None = None) -> tuple[str, int]:
         raise click.BadParameter(str(exc)) from None
 
 
+def place_to_listen(text: str, default: int | None = None) -> tuple[str, int]:
+    """As `host_and_port`; the host may be `*`, for all interfaces.
+
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    host, colon, port = text.partition(":")
+    if host != "*":
+        return host_and_port(text, default)
+    return host, host_and_port(f"localhost{colon}{port}", default)[1]
+
+
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
@@ -349,7 +361,7 @@ class Given:
                 crls=self.crls,
             )
         if name is None:
-            msg = "no certificate was given: use --cert and --key, or a node's name to take them from --pki"
+            msg = "no certificate was given: use --cert and --key, or a name whose files are in --pki"
             raise click.UsageError(msg)
         cert, key, ca, crl = (
             cert_file(self.directory, name),

@@ -1,6 +1,7 @@
-"""`trionode serve`: a node, from a TOML file or from options, whose certificates follow its files.
+"""`trionode serve`: a node, or an ASGI application, or both, whose certificates follow their files.
 
-`assembly` makes options of what was given; this runs the node until a signal, and reports what happens.
+`assembly` makes a plan of what was given, `application` serves the application; this runs both until a signal, and
+reports what happens.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -32,7 +34,9 @@ from trionode import (
     serve_status,
 )
 from trionode._identity.certificate import fingerprint
+from trionode._streams.listeners import shown
 
+from .application import serving_application
 from .assembly import assemble
 from .config import Config, load_config
 from .exits import ExitStatus, run
@@ -48,23 +52,27 @@ from .given import (
 from .terminal import Terminal, reload_signals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from trionode import (
+        CertManager,
         EventStream,
-        FileSource,
         Follower,
         Node,
         NodeEvent,
+        ServerMonitor,
     )
+
+    from .application import Application
+    from .assembly import Plan
 
 _log = logging.getLogger("trionode.cli")
 
 
 # Over 60 lines long: half of them are what --help shows.
-@click.command(short_help="Run a node, from a TOML file or from options.")
-@click.argument("node", metavar="[NODE]", required=False, shell_complete=complete_node)
+@click.command(short_help="Run a node, or an ASGI application, from a TOML file or from options.")
+@click.argument("node", metavar="[NODE|HOST]", required=False, shell_complete=complete_node)
 @click.option("-c", "--config", "config_file", type=FILE, help="TOML file; options take precedence over it.")
 @credential_options
 @click.option("--client-auth", type=click.Choice(list(CLIENT_AUTH)), help="Default: require-and-verify.")
@@ -80,6 +88,10 @@ _log = logging.getLogger("trionode.cli")
     help="An async function of a channel; `echo` is built in. Repeatable.",
 )
 @cookie_option
+@click.option("--asgi", metavar="MODULE:APP", help="An ASGI application, to be served over HTTPS.")
+@click.option(
+    "--asgi-listen", multiple=True, metavar="HOST:PORT", help="Where; * is all interfaces. Default: localhost:8443."
+)
 @click.option("--status/--no-status", default=None, help="Answer `trionode status` of this user. Default: yes.")
 @json_option
 def serve(
@@ -91,15 +103,23 @@ def serve(
     given_routes: tuple[str, ...],
     services: tuple[str, ...],
     cookie_file: Path | None,
+    asgi: str | None,
+    asgi_listen: tuple[str, ...],
     *,
     status: bool | None,
     as_json: bool,
 ) -> int:
     """Run a NODE until Ctrl-C or SIGTERM, which end it gracefully.
 
-    Its certificate, key, CA and revocation list files are followed: new content is in use within two seconds, and at
+    With --asgi, an ASGI application is served beside it, over HTTP/1.1, HTTP/2 and WebSocket, with the same certificate
+    and CAs; without a NODE, alone: with the files of a HOST in the --pki directory, or those that are named. It needs
+    the extra `http`.
+
+    The certificate, key, CA and revocation list files are followed: new content is in use within two seconds, and at
     once after SIGHUP. Listening sockets that systemd hands over (a .socket unit) take the place of ports. What is wrong
-    unless it was started with nohup. The log goes to stderr; with --json, events go to stdout, one JSON object a line.
+    with a file is logged, and what is in use stays. Closing the terminal ends the program, unless it was started with
+    nohup. The log goes to stderr; with --json, where it listens and a node's events go to stdout, one JSON object a
+    line.
 
     \b
     Examples:
@@ -107,6 +127,8 @@ def serve(
       trionode serve beta@localhost --listen 0.0.0.0:15001
       trionode serve beta@localhost --service greet=my_services:greet
       trionode serve --config beta.toml
+      trionode serve localhost --asgi my_app:app --client-auth no
+      trionode serve beta@localhost --asgi my_app:app --asgi-listen *:8443
 
     \b
     The file, with all keys; paths are relative to it:
@@ -125,13 +147,15 @@ def serve(
                                handshake_timeout, connect_timeout
       [live_connections]       on_rotation = "hand_over", on_expiry,
                                expiry_lead, within, grace
+      [asgi]                   app = "my_app:app", listen = ["*:8443"],
+                               grace, access_log
     `trionode manual configuration` says what each is for.
 
     Exit status: 0 after SIGTERM or when the terminal is closed, 130 after Ctrl-C, 3 if a file cannot be used, 4 if a
-    port is in use, 2 if the command line or the TOML file is not valid.
+    port is in use, 6 if the application cannot start, 2 if the command line or the TOML file is not valid.
     """
     config = Config() if config_file is None else load_config(config_file)
-    name, options, source = assemble(
+    plan = assemble(
         config,
         config_file,
         node=node,
@@ -141,34 +165,62 @@ def serve(
         routes=given_routes,
         services=services,
         cookie_file=cookie_file,
+        asgi=asgi,
+        asgi_listen=asgi_listen,
     )
     _log_to_stderr(config.log_level)
     with_status = config.status if status is None else status
-    return run(partial(_serve, name, options, source, with_status=with_status, as_json=as_json))
+    return run(partial(_serve, plan, with_status=with_status, as_json=as_json))
 
 
-async def _serve(
-    name: NodeName, options: NodeOptions, source: FileSource, *, with_status: bool, as_json: bool
-) -> ExitStatus:
-    manager = options.cert_manager
+async def _serve(plan: Plan, *, with_status: bool, as_json: bool) -> ExitStatus:
     terminal = Terminal()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *reload_signals()) as signals:
         async with trio.open_nursery() as nursery:
-            follower = await nursery.start(follow_source, manager, source)
-            async with open_node(name, options) as node, node.events() as events, trio.open_nursery() as watchers:
-                if with_status:
-                    try:
-                        await watchers.start(serve_status, node)
-                    except ListenError as exc:  # the node runs without it
-                        _log.warning("`trionode status` is not answered: %s", exc)
-                if as_json:
-                    watchers.start_soon(_report, events)
-                _announce(node, as_json=as_json)
-                number = await _told_to_end(signals, terminal, partial(watchers.start_soon, _reload, follower))
-                watchers.cancel_scope.cancel()
+            follower = await nursery.start(follow_source, plan.manager, plan.source)
+            async with AsyncExitStack() as running:  # the application ends first
+                if plan.node is not None:
+                    node = _node(*plan.node, with_status=with_status, as_json=as_json)
+                    await running.enter_async_context(node)
+                if plan.application is not None:
+                    application = _application(plan.application, plan.manager, with_status=with_status, as_json=as_json)
+                    await running.enter_async_context(application)
+                number = await _told_to_end(signals, terminal, partial(nursery.start_soon, _reload, follower))
                 nursery.start_soon(_hasten, signals, nursery.cancel_scope)
             nursery.cancel_scope.cancel()
     return ExitStatus.INTERRUPTED if number == signal.SIGINT else ExitStatus.OK
+
+
+@asynccontextmanager
+async def _node(name: NodeName, options: NodeOptions, *, with_status: bool, as_json: bool) -> AsyncIterator[None]:
+    async with open_node(name, options) as node, node.events() as events, trio.open_nursery() as watchers:
+        if with_status:
+            await _answer_status(watchers, node)
+        if as_json:
+            watchers.start_soon(_report, events)
+        _announce(node, as_json=as_json)
+        yield
+        watchers.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _application(
+    application: Application, manager: CertManager, *, with_status: bool, as_json: bool
+) -> AsyncIterator[None]:
+    async with trio.open_nursery() as watchers:
+        async with serving_application(application, manager) as listeners:
+            if with_status:
+                await _answer_status(watchers, application.monitor)
+            _announce_application(application, listeners, as_json=as_json)
+            yield
+        watchers.cancel_scope.cancel()
+
+
+async def _answer_status(nursery: trio.Nursery, what: Node | ServerMonitor) -> None:
+    try:
+        await nursery.start(serve_status, what)
+    except ListenError as exc:  # it runs without it
+        _log.warning("`trionode status` is not answered: %s", exc)
 
 
 async def _told_to_end(signals: AsyncIterator[int], terminal: Terminal, reload: Callable[[], None]) -> int:
@@ -196,7 +248,7 @@ async def _hasten(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     async for number in signals:  # pragma: no branch -- they never end
         if number not in reload_signals():
             break
-    _log.warning("second signal: open channels and services are cancelled")
+    _log.warning("second signal: open channels, services and requests are cancelled")
     scope.cancel()
 
 
@@ -216,6 +268,15 @@ def _announce(node: Node, *, as_json: bool) -> None:
     shown = ", ".join(f"{host} port {port}" for host, port in addresses)
     services = ", ".join(sorted(node.options.services)) or "none"
     click.echo(f"{node.name} listens on {shown or 'nothing'}; services: {services}; process {os.getpid()}")
+
+
+def _announce_application(application: Application, listeners: Sequence[trio.SocketListener], *, as_json: bool) -> None:
+    if as_json:
+        names = [each.socket.getsockname() for each in listeners]
+        addresses = [name[:2] if isinstance(name, tuple) else name for name in names]  # or the path of a UNIX socket
+        _tell({"event": "Serving", "asgi": application.where, "process": os.getpid(), "addresses": addresses})
+        return
+    click.echo(f"{application.where} is served over HTTPS on {', '.join(map(shown, listeners))}; process {os.getpid()}")
 
 
 async def _report(events: EventStream) -> None:

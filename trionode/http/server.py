@@ -10,7 +10,8 @@ not: `tests/http/test_hypercorn.py` says what is relied on, and `pyproject.toml`
 What ends when. The application's lifespan begins before the first connection is accepted, and ends after the last is
 gone. To stop (the listeners were closed, or `serve_asgi` was cancelled) nothing more is accepted, idle connections are
 closed, requests under way have `grace` seconds to finish and are cancelled then, and the lifespan is told to shut down,
-with as long again. All this is shielded from the caller's cancellation, which shows when it is done.
+with as long again. All this is shielded from the caller's cancellation, which shows when it is done; but where the
+listeners were closed first, a cancellation that follows means that the caller has waited long enough, and ends it all.
 
 Three things in hypercorn 0.18 are worked around here, by a `WorkerContext` for each connection, whose `terminated` says
 when that one is to end. A connection that its client has ended lingers until an idle timeout; here its end is its end.
@@ -21,6 +22,7 @@ grace connections are closed, which wakes those that are stuck in one.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
@@ -64,10 +66,25 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_asgi"]
 
-_LOGGER: Final = "trionode.http"
-_log: Final = Log(_LOGGER)
+#: Where hypercorn's messages go, too.
+LOGGER: Final = "trionode.http"
+_log: Final = Log(LOGGER)
 
-_APPLICATION: Final = Such(callable, "an ASGI application, called with scope, receive and send")
+
+def is_application(value: object) -> bool:
+    """Whether it can be called as ASGI 3 has it; a WSGI or ASGI 2 application cannot."""
+    if not callable(value):
+        return False
+    try:
+        inspect.signature(value).bind({}, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell
+        return True
+    return True
+
+
+_APPLICATION: Final = Such(is_application, "an ASGI 3 application, called with scope, receive and send")
 
 #: How long a connection that is to end must have had nothing to do. Seconds.
 _MOMENT: Final = 0.02
@@ -100,7 +117,8 @@ async def serve_asgi(
 
     Ends when its listeners are closed, normally, or when it is cancelled; gracefully either way: it accepts no more,
     closes idle connections, and gives requests under way `grace` seconds before they are cancelled; then the
-    application's lifespan is shut down, which may take as long again. A cancellation shows after that.
+    application's lifespan is shut down, which may take as long again. A cancellation shows after that. So close the
+    listeners, wait as long as you like, and cancel: once it is stopping, a cancellation cancels what is left at once.
 
     Where there are several managers, a request for a host (`Host`, `:authority`) of another manager than its
     connection's is answered with 421 (Misdirected Request): it was not made under that one's client authentication.
@@ -174,7 +192,7 @@ def _checked(config: Config) -> Config:
 
 def _default_config() -> Config:
     config = Config()
-    config.errorlog = logging.getLogger(_LOGGER)
+    config.errorlog = logging.getLogger(LOGGER)
     return config
 
 
@@ -279,6 +297,8 @@ class _Serving:
         self._connections: set[_Connection] = set()
         self._managers: ManagersByName | None = None
         self._accepting = trio.CancelScope()
+        self._shutting_down = trio.CancelScope()
+        self._waited_enough = trio.Event()
         self._flood = RateLimitedLog(_log, "connections failed in an unexpected way")
 
     async def run(
@@ -294,7 +314,8 @@ class _Serving:
                 if error is None:
                     inside.cancel_scope.shield = True
                     await self._accept(server, listeners, started, inside)
-                    await self._lifespan.stop(self._grace)
+                    with self._shutting_down:
+                        await self._lifespan.stop(self._grace)
                 inside.cancel_scope.cancel()
             outside.cancel_scope.cancel()
         self._flood.summarise()
@@ -304,6 +325,9 @@ class _Serving:
         try:
             await trio.sleep_forever()
         finally:
+            if self._stopping:
+                self._waited_enough.set()
+                self._shutting_down.cancel()
             self._accepting.cancel()
 
     async def _accept(
@@ -318,11 +342,12 @@ class _Serving:
                     inside.start_soon(connection.end_when_quiet)
                 else:
                     await connection.context.terminated.set()
-            handlers.cancel_scope.deadline = trio.current_time() + self._grace
-            inside.start_soon(self._close_all_at, handlers.cancel_scope.deadline)
+            inside.start_soon(self._end_all, handlers.cancel_scope, trio.current_time() + self._grace)
 
-    async def _close_all_at(self, deadline: float) -> None:
-        await trio.sleep_until(deadline)
+    async def _end_all(self, handlers: trio.CancelScope, deadline: float) -> None:
+        with trio.move_on_at(deadline):
+            await self._waited_enough.wait()
+        handlers.cancel()
         for connection in tuple(self._connections):
             with trio.move_on_after(0):
                 await connection.aclose()
