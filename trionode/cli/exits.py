@@ -58,7 +58,7 @@ MEANINGS: Final = {
     ExitStatus.FILES: "a file is missing, in the way or not usable, or its password is wrong",
     ExitStatus.NETWORK: "no peer was reached, the connection was lost, or a port is in use",
     ExitStatus.REFUSED: "one side refused the other: certificate, name, cookie",
-    ExitStatus.REMOTE: "the service at the peer, or the application that is served, did not do it",
+    ExitStatus.REMOTE: "the service at the peer, or the served application, did not do it",
     ExitStatus.INTERRUPTED: "Ctrl-C",
     ExitStatus.BROKEN_PIPE: "the reader of our output has gone, as in `| head`",
 }
