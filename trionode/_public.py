@@ -8,7 +8,7 @@ from trionode._managers.auth_manager import (
     CertAuthManager as CertAuthManager,
     Unchanged as Unchanged,
 )
-from trionode._managers.publisher import ManagerStatistics as ManagerStatistics
+from trionode._managers.statistics import ManagerStatistics as ManagerStatistics
 from trionode._managers.trust import LiveLink as LiveLink
 
 from ._connection.channel import ServiceChannel as ServiceChannel

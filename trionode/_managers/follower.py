@@ -32,8 +32,8 @@ from trionode._util.log import Log
 from .auth_manager import CertAuthManager
 from .findings import FindingCode, Severity
 from .manager import publisher_of
-from .publisher import Publisher, SourceState
 from .sources import Credentials
+from .statistics import SourceState
 from .trust import StrandedPeers, TrustRotationError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from trionode._credentials.key_pair import KeyPair
 
     from .manager import CertManager
+    from .publisher import Publisher
     from .sources import Source
 
 __all__ = ["Follower", "FollowerStatus", "follow_source"]

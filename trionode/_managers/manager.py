@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trionode._tls.contexts import TLSContexts
 
     from .findings import Finding
-    from .publisher import ManagerStatistics
+    from .statistics import ManagerStatistics
 
 __all__ = ["CertManager"]
 

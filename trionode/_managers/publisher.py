@@ -10,9 +10,7 @@ end their connections. An *overlap* is a pool with the old and the new CA; *reti
 is the call that gives the new one alone.
 
 A *use* is an open node, a running `serve_tls`, an `open_tls_stream` handshake. While there is one, CA pools,
-client-auth mode and server name are fixed, and the manager belongs to the Trio run that uses it; a task waiting for a
-condition *claims* it for its run likewise. Unused and unclaimed, a manager may be updated from any thread; the lock is
-for that case and is never held across a checkpoint.
+client-auth mode and server name are fixed, and the manager belongs to the Trio run that uses it, see `ownership`.
 
 Applications hold a `CertManager` or `CertAuthManager`, the public sides of a publisher; nodes, streams, followers and
 the test kit get at it by `manager.publisher_of`.
@@ -22,8 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from threading import RLock
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import trio
@@ -31,7 +28,7 @@ from trio_util import AsyncValue
 
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.revocation import keep_newer
-from trionode._credentials.validity import Validity, validities
+from trionode._credentials.validity import validities
 from trionode._errors import CertificateError, CertificateReason, FixedAtStartupError, PeerUnverifiedError
 from trionode._tls.contexts import ContextsChannel, TLSContexts
 from trionode._util.fields import check_argument
@@ -40,6 +37,8 @@ from trionode._util.log import Log
 from .check import check_usable, examine
 from .check_trust import check_trust, expect_usable, known_issuers
 from .findings import Severity
+from .ownership import Ownership
+from .statistics import ManagerStatistics
 from .trust import (
     Bench,
     LiveEntry,
@@ -59,11 +58,11 @@ if TYPE_CHECKING:
     from trionode._credentials.crl import CRLSet
     from trionode._credentials.policy import TLSPolicy
     from trionode._credentials.revocation import Superseded
+    from trionode._credentials.validity import Validity
     from trionode._identity.names import NodeName
 
     from .findings import Finding
-
-__all__ = ["ManagerStatistics"]
+    from .statistics import SourceState
 
 #: Why an update or a rotation of trust was refused.
 RotationError: TypeAlias = CertificateError | TrustRotationError
@@ -75,51 +74,6 @@ _security_log = Log("trionode.security")
 STRANDED: Final = "stranded"
 #: Peers that a refused rotation names in its text; its `peers` has them all.
 _NAMED: Final = 10
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ManagerStatistics:
-    """A snapshot of a cert manager.
-
-    Attributes:
-        generation: what is published now; one more than the number of publications since construction.
-        live_generations: as `CertManager.live_generations`, of all nodes that use it.
-        refused: updates and rotations of trust that were refused so far, by `CertificateReason`, or `stranded` where
-            they would have stranded live peers; every reason is there.
-        source_trouble: what keeps `follow_source` from publishing what its source has; None if nothing does.
-        validities: the validity periods of what it presents and trusts.
-        source: which source `follow_source` keeps it at; None if it follows none.
-        source_pending: the key pair that the source has and that is not published, or None.
-        source_since: when `source_trouble` began; without trouble, since when there is none. UTC.
-    """
-
-    generation: int
-    live_generations: Mapping[int, int]
-    refused: Mapping[str, int]
-    source_trouble: Exception | None
-    validities: tuple[Validity, ...]
-    source: str | None = None
-    source_pending: KeyPair | None = None
-    source_since: datetime | None = None
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceState:
-    """How the source of a manager is.
-
-    Attributes:
-        name: which source.
-        error: what keeps its credentials from being published, or None.
-        pending: the key pair that was read and not published, or None.
-        since: when the trouble began, or, without one, when the source was last found well; UTC.
-    """
-
-    name: str
-    error: Exception | None
-    pending: KeyPair | None
-    since: datetime
 
 
 @final
@@ -152,9 +106,7 @@ class Publisher:
         self._told: tuple[Finding, ...] = tuple(check_trust(policy, key_pair))
         for finding in self._told:
             _log.warning("%s", finding)
-        self._lock = RLock()
-        self._owner: trio.lowlevel.TrioToken | None = None
-        self._claims = 0
+        self._ownership = Ownership()
         self._uses = 0
         self._server_uses = 0
 
@@ -193,8 +145,7 @@ class Publisher:
     def update(self, key_pair: KeyPair) -> int:
         """Publish another key pair, see `CertManager.update`."""
         check_argument("key_pair", key_pair, KeyPair)
-        with self._lock:
-            self._check_thread()
+        with self._ownership.changing():
             try:
                 self._check_usable(key_pair, as_server=self._server_uses > 0)
                 contexts = self._build(self.generation + 1, key_pair, self.policy)
@@ -223,8 +174,7 @@ class Publisher:
             stranded: what becomes of live peers that the new trust does not vouch for.
         """
         check_argument("stranded", stranded, StrandedPeers)
-        with self._lock:
-            self._check_thread()
+        with self._ownership.changing():
             before = self.policy
             policy, superseded = self._without_going_back(change(before))
             try:
@@ -258,8 +208,7 @@ class Publisher:
         Args:
             change: gives the new policy for the present one.
         """
-        with self._lock:
-            self._check_thread()
+        with self._ownership.changing():
             policy, _ = self._without_going_back(change(self.policy))
             return tuple(peer for peer, _ in self._links.stranded(policy, self.policy))
 
@@ -290,7 +239,7 @@ class Publisher:
         Raises:
             FixedAtStartupError: the manager is in use.
         """
-        with self._lock:
+        with self._ownership.locked():
             policy = change(self.policy)
             if self._uses:
                 msg = (
@@ -323,7 +272,7 @@ class Publisher:
         Raises:
             RuntimeError: the manager is in use by another Trio run.
         """
-        with self._claimed():
+        with self._ownership.claimed():
             await trio.lowlevel.checkpoint()
             if self.generation < generation:
                 await self._generation.wait_value(lambda current: current >= generation)
@@ -340,7 +289,7 @@ class Publisher:
         Raises:
             RuntimeError: the manager is in use by another Trio run.
         """
-        with self._claimed():
+        with self._ownership.claimed():
             await trio.lowlevel.checkpoint()
             _, error = await self._refusal.wait_value(lambda refusal: refusal[0] >= count)
         assert isinstance(error, RotationError)
@@ -362,7 +311,7 @@ class Publisher:
         Raises:
             RuntimeError: the manager is in use by another Trio run.
         """
-        with self._claimed():
+        with self._ownership.claimed():
             await trio.lowlevel.checkpoint()
             trouble: Exception | None = await self._source_trouble.wait_value(lambda trouble: trouble is not seen)
         return trouble
@@ -405,7 +354,7 @@ class Publisher:
 
     async def drained(self, generation: int) -> None:
         """Wait until no link of this generation or an older one is live, see `CertManager.drained`."""
-        with self._claimed():
+        with self._ownership.claimed():
             await trio.lowlevel.checkpoint()
             await self._links.drained(generation)
 
@@ -431,8 +380,8 @@ class Publisher:
                 verifies and there are no client CAs.
             RuntimeError: the manager is in use by another Trio run, or there is no Trio run here.
         """
-        with self._claimed():
-            with self._lock:
+        with self._ownership.claimed():
+            with self._ownership.locked():
                 _check_client_cas(self.policy)
                 self._check_usable(self.key_pair, as_server=as_server)
                 self._uses += 1
@@ -442,48 +391,17 @@ class Publisher:
             try:
                 yield
             finally:
-                with self._lock:
+                with self._ownership.locked():
                     self._uses -= 1
                     self._server_uses -= as_server
                     self._names -= Counter(() if name is None else (name,))
-
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        token = trio.lowlevel.current_trio_token()
-        with self._lock:
-            if self._owner not in (None, token):
-                msg = "this cert manager is in use by another Trio run; give each concurrent run a manager of its own"
-                raise RuntimeError(msg)
-            self._owner = token
-            self._claims += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._claims -= 1
-                if not self._claims:
-                    self._owner = None
-
-    def _check_thread(self) -> None:
-        if self._owner is None:
-            return
-        try:
-            here = trio.lowlevel.current_trio_token()
-        except RuntimeError:
-            here = None
-        if here is not self._owner:
-            msg = (
-                "this cert manager is in use by a Trio run in another thread; update it from there, or with "
-                "trio.from_thread.run_sync(manager.update, key_pair, trio_token=token)"
-            )
-            raise RuntimeError(msg)
 
     # Examining
 
     def check(self, key_pair: KeyPair, *, names: Iterable[str | NodeName] = ()) -> tuple[Finding, ...]:
         """What is wrong with a key pair, or soon will be, see `CertManager.check`."""
         check_argument("key_pair", key_pair, KeyPair)
-        with self._lock:
+        with self._ownership.locked():
             wanted = tuple(names) or tuple(self._names)
             return examine(key_pair, self.policy, names=wanted, as_server=self._presented_to_clients)
 
@@ -494,7 +412,7 @@ class Publisher:
             change: gives the new policy for the present one.
             key_pair: the key pair.
         """
-        with self._lock:
+        with self._ownership.locked():
             policy, _ = self._without_going_back(change(self.policy))
             before, after = (
                 [each for each in self._examine(key_pair, each_policy) if each.severity is Severity.ERROR]

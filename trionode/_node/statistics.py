@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from trionode._connection.owner import ConnectionStatistics
     from trionode._handshake.acceptor import AcceptorStatistics
     from trionode._managers.manager import CertManager
-    from trionode._managers.publisher import ManagerStatistics
+    from trionode._managers.statistics import ManagerStatistics
     from trionode._tls.contexts import TLSContexts
 
 S = TypeVar("S", bound=ContextsSource)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trionode._connection.connection import Connection
-    from trionode._managers.publisher import ManagerStatistics
+    from trionode._managers.statistics import ManagerStatistics
     from trionode._node.node import Node
     from trionode._node.statistics import HandshakeCount, ManagerUse
     from trionode._streams.monitor import ServerMonitor
