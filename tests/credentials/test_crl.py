@@ -601,7 +601,7 @@ async def test_a_revoked_dialer_hears_why(world: World) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             server = mutual(world.good, pool, CRLSet([*world.listed, *world.below]))
-            port = await serve(nursery, server, lambda stream: chains.append(stream._session_stream.peer_chain))
+            port = await serve(nursery, server, lambda stream: chains.append(stream._session_stream.session.peer_chain))
             dial = partial(open_tls_stream, "127.0.0.1", port, server_name=REFERENCE)
             async with await dial(cert_manager=mutual(world.bad, pool)) as stream:
                 with pytest.raises(trio.BrokenResourceError) as caught:
@@ -613,7 +613,7 @@ async def test_a_revoked_dialer_hears_why(world: World) -> None:
             assert not chains
             async with await dial(cert_manager=mutual(world.good_below, pool)) as stream:
                 assert await stream.receive_some() == b"welcome"
-                assert stream._session_stream.peer_chain[0] == stream.peer_certificate == world.good.certificate
+                assert stream._session_stream.session.peer_chain[0] == stream.peer_certificate == world.good.certificate
             assert chains[0][:2] == world.good_below.chain
             with pytest.raises(PeerUnverifiedError) as refused:
                 await dial(cert_manager=mutual(world.good, pool, world.forged))
@@ -654,7 +654,7 @@ async def test_no_chain_from_whoever_sent_none(world: World) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             server = CertAuthManager(world.good)
-            port = await serve(nursery, server, lambda stream: chains.append(stream._session_stream.peer_chain))
+            port = await serve(nursery, server, lambda stream: chains.append(stream._session_stream.session.peer_chain))
             client = mutual(world.good, world.root.pool)
             async with await open_tls_stream("127.0.0.1", port, cert_manager=client, server_name=REFERENCE) as stream:
                 assert await stream.receive_some() == b"welcome"

@@ -100,13 +100,37 @@ async def test_a_unix_socket(certs: CertAuthManager, tmp_path: Path, caplog: pyt
             raw = await trio.open_unix_socket(path)
             async with await wrap_client_stream(raw, "localhost", cert_manager=certs) as stream:
                 await check_echo(stream)
-                assert served[0]._session_stream.peer_address is None
+                assert served[0].peer_address is None
             async with await trio.open_unix_socket(path) as raw:
                 await raw.send_all(b"GET / HTTP/1.1\r\n\r\n")
                 await raw.send_eof()
                 await raw.receive_some()
             await sock_closed(listener)
     assert any(str(path) in text and "plain HTTP" in text for text in caplog.messages)
+
+
+async def test_a_handler_knows_where_its_client_is(certs: CertAuthManager) -> None:
+    """`peer_address` is the (host, port) that the client connected from, also once its connection is gone."""
+    served: list[TLSStream] = []
+    host = "127.0.0.1"
+
+    async def handler(stream: TLSStream) -> None:
+        served.append(stream)
+        await echo(stream)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            [listener] = await nursery.start(partial(serve_tls, handler, 0, host=host, cert_manager=certs))
+            port = listener.socket.getsockname()[1]
+            async with await open_tls_stream(host, port, server_name="localhost", cert_manager=certs) as stream:
+                await check_echo(stream)
+                transport = stream.transport_stream
+                assert isinstance(transport, trio.SocketStream)
+                ours = transport.socket.getsockname()[:2]
+                assert stream.peer_address == (host, port)
+                assert served[0].peer_address == ours
+            await listener.aclose()
+        assert served[0].peer_address == ours
 
 
 async def sock_closed(listener: trio.abc.AsyncResource) -> None:

@@ -302,7 +302,7 @@ async def test_contexts_of_no_manager_are_never_superseded(certs: CertAuthManage
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept_plain, far, certs.contexts)
             send.send_nowait(contexts)
-            stream = await dial_plain(near, receive)
+            stream = TLSStream(await dial_plain(near, receive))
         assert not stream.superseded
         with trio.move_on_after(0.01) as scope:
             await stream.wait_superseded()

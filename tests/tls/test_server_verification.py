@@ -840,13 +840,13 @@ async def test_a_server_selects_by_its_own_order(
         result = await server.result()
         assert isinstance(result, SessionStream)
         assert told.welcome == WELCOME
-        assert told.alpn == result.alpn == agreed
+        assert told.alpn == result.session.alpn == agreed
 
         async with await open_tls_stream("localhost", server.port, cert_manager=world.manager(), alpn=theirs) as stream:
             assert await stream.receive_some() == WELCOME
             result = await server.result()
             assert isinstance(result, SessionStream)
-            assert stream.alpn == result.alpn == agreed
+            assert stream.alpn == result.session.alpn == agreed
 
 
 async def test_a_client_that_offers_only_other_protocols_is_refused(world: World) -> None:

@@ -222,10 +222,10 @@ async def test_both_ends_know_whom_they_talk_to_and_how(
         assert client.verified
         assert server.verified
         assert (client.generation, server.generation) == (CLIENT_GENERATION, SERVER_GENERATION)
-        assert client.tls_version == server.tls_version == "TLSv1.3"
-        assert client.cipher == server.cipher
-        assert (client.cipher or "").startswith("TLS_")
-        assert client.alpn == server.alpn == "a", "the server's order decides"
+        assert client.session.tls_version == server.session.tls_version == "TLSv1.3"
+        assert client.session.cipher == server.session.cipher
+        assert (client.session.cipher or "").startswith("TLS_")
+        assert client.session.alpn == server.session.alpn == "a", "the server's order decides"
         assert client.peer_address is server.peer_address is None, "no address where there is none"
         assert (client.transport_stream, server.transport_stream) == transports
         assert "generation 7" in repr(client)
@@ -237,7 +237,7 @@ async def test_without_alpn_none_is_agreed_on(party: Party) -> None:
     for client_alpn, server_alpn in (((), ()), ((), ("a",)), (("a",), ())):
         client, server = await tls_pair(party, memory(), client_alpn=client_alpn, server_alpn=server_alpn)
         async with client, server:
-            assert client.alpn is server.alpn is None
+            assert client.session.alpn is server.session.alpn is None
 
 
 async def test_both_ends_export_the_same_secret(party: Party) -> None:

@@ -237,7 +237,7 @@ class Bench:
         if not link.peer.verified:
             return None
         try:
-            chain = link.stream.peer_chain
+            chain = link.stream.session.peer_chain
             key = link.dialled, tuple(map(fingerprint, chain))
             if key not in self._verdicts:
                 self._verdicts[key] = refusal_of(self._judge(link.dialled), chain, dated=False)

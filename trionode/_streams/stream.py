@@ -44,7 +44,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
         What comes behind the leaf is its word only: an unverified peer may send anything.
         """
-        return self._session_stream.peer_chain
+        return self._session_stream.session.peer_chain
 
     @property
     def certificate(self) -> x509.Certificate | None:
@@ -72,7 +72,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
     @property
     def superseded(self) -> bool:
         """Whether its manager has published a later generation."""
-        return self._session_stream.superseded
+        publisher = self._session_stream.publisher
+        return publisher is not None and publisher.generation > self.generation
 
     async def wait_superseded(self) -> None:
         """Wait until its manager has published a later generation. Cancelling is harmless.
@@ -80,7 +81,11 @@ class TLSStream(trio.abc.HalfCloseableStream):
         Raises:
             RuntimeError: the manager is in use by another Trio run.
         """
-        await self._session_stream.wait_superseded()
+        publisher = self._session_stream.publisher
+        if publisher is None:
+            await trio.sleep_forever()
+        else:
+            await publisher.wait_generation(self.generation + 1)
 
     @property
     def peer_address(self) -> Address | None:
@@ -95,17 +100,17 @@ class TLSStream(trio.abc.HalfCloseableStream):
     @property
     def tls_version(self) -> str:
         """`TLSv1.3`."""
-        return self._session_stream.tls_version
+        return self._session_stream.session.tls_version
 
     @property
     def cipher(self) -> str | None:
         """The cipher suite's name."""
-        return self._session_stream.cipher
+        return self._session_stream.session.cipher
 
     @property
     def alpn(self) -> str | None:
         """The application protocol that was agreed on (RFC 7301), or None."""
-        return self._session_stream.alpn
+        return self._session_stream.session.alpn
 
     async def send_all(self, data: Buffer) -> None:
         """Encrypt and send all of `data`.

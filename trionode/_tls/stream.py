@@ -1,8 +1,7 @@
 """TLS as a Trio stream, once the handshake is done.
 
 Theory. `handshake` makes a `SessionStream` only when the handshake has succeeded. So no half-made stream exists, and
-facts
-such as `peer_certificate` are plain attributes.
+facts such as `peer_certificate` are plain attributes.
 
 Which side reports what, and when. In TLS 1.3 a client's handshake ends before the server has judged its certificate, so
 a refusal arrives with the first read. Hence:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from trionode._util.text import Address, Buffer
 
-    from .contexts import TLSContexts
+    from .contexts import Publishes, TLSContexts
 
 #: How long a close_notify may take that the transport does not accept at once. Seconds.
 FAREWELL: Final = 0.01
@@ -62,6 +61,8 @@ class SessionStream(trio.abc.HalfCloseableStream):
         server_name: the server name that the client asked for (SNI), in lower case, or None; as sent, so a server has
             no reason to believe it.
         peer_address: the peer's (host, port), or None where the transport does not know it.
+        session: the TLS session, which knows what was negotiated.
+        publisher: what published the contexts; None where they were published nowhere.
         bytes_taken: ciphertext that the transport has taken so far.
     """
 
@@ -78,13 +79,13 @@ class SessionStream(trio.abc.HalfCloseableStream):
         self.generation: int = contexts.generation
         self.server_name: str | None = session.server_name
         self.peer_address: Address | None = session.errors.address
+        self.publisher: Publishes | None = contexts.publisher
         self.bytes_taken: int = 0
-        self._publisher = contexts.publisher
         self._socket = socket_of(transport)
         self._unsent = b""
         # Whether the last read was all that there was: then it is waited first.
         self._read_all = True
-        self._session = session
+        self.session = session
         self._closed = False
         self._sending = False
         self._receiving = False
@@ -98,53 +99,14 @@ class SessionStream(trio.abc.HalfCloseableStream):
         return f"<TLS stream {self.peer_address or 'in memory'}, generation {self.generation}, peer {peer}>"
 
     @property
-    def superseded(self) -> bool:
-        """Whether its manager has published a later generation than that of this stream."""
-        return self._publisher is not None and self._publisher.generation > self.generation
-
-    async def wait_superseded(self) -> None:
-        """Wait until its manager has published a later generation. Cancelling is harmless.
-
-        Raises:
-            RuntimeError: the manager is in use by another Trio run.
-        """
-        if self._publisher is None:
-            await trio.sleep_forever()
-        else:
-            await self._publisher.wait_generation(self.generation + 1)
-
-    @property
-    def tls_version(self) -> str:
-        """`TLSv1.3`."""
-        return self._session.tls_version
-
-    @property
-    def cipher(self) -> str | None:
-        """The cipher suite's name."""
-        return self._session.cipher
-
-    @property
-    def alpn(self) -> str | None:
-        """The application protocol that was agreed on (RFC 7301), or None."""
-        return self._session.alpn
-
-    @property
     def records_sent(self) -> int:
         """TLS records of data that were encrypted so far, all under one key (RFC 8446 section 5.5)."""
-        return self._session.records_sent
+        return self.session.records_sent
 
     @property
     def records_received(self) -> int:
         """TLS records of data that were decrypted so far; larger by some where small pieces were asked for."""
-        return self._session.records_received
-
-    @property
-    def peer_chain(self) -> tuple[x509.Certificate, ...]:
-        """The certificates that the peer presented, its leaf first; empty if it sent none.
-
-        What comes behind the leaf is its word only: an unverified peer may send anything. Parsed anew each time.
-        """
-        return self._session.peer_chain
+        return self.session.records_received
 
     def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
         """A secret that only the two ends of this TLS session know (RFC 8446 section 7.5).
@@ -154,24 +116,12 @@ class SessionStream(trio.abc.HalfCloseableStream):
             length: bytes wanted.
             context: bound into it, if given.
         """
-        return self._session.export_keying_material(label, length, context)
+        return self.session.export_keying_material(label, length, context)
 
     # Sending
 
     async def send_all(self, data: Buffer) -> None:
-        """Encrypt and send all of `data`.
-
-        Cancelled before its first byte it has sent nothing; cancelled later an unknown prefix has gone and this
-        direction is broken. A failure here leaves receiving intact: read on for the reason.
-
-        Args:
-            data: as much as one likes; it must not change meanwhile.
-
-        Raises:
-            trio.BusyResourceError: another task is sending.
-            trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
-            trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
-        """
+        """Encrypt and send all of `data`; cancels and raises as the public `TLSStream` says."""
         self._begin_send()
         try:
             if self._send_ended and (len(data) or not self._unsent):
@@ -223,13 +173,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
         return bool(self._unsent)
 
     async def send_eof(self) -> None:
-        """Send a close_notify: nothing more will be sent, receiving goes on (RFC 8446 section 6.1).
-
-        Raises:
-            trio.BusyResourceError: another task is sending.
-            trio.ClosedResourceError: this stream was closed.
-            trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
-        """
+        """Send a close_notify (RFC 8446 section 6.1); raises as the public `TLSStream` says."""
         self._begin_send()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -246,7 +190,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
     def _finish(self) -> None:
         if not self._send_ended:  # a second SSL_shutdown would read, and choke on data that is still to be received
             self._send_ended = True
-            self._session.finish()
+            self.session.finish()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` might not block, as far as the transport can tell."""
@@ -270,7 +214,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
 
     def _encrypt(self, data: Buffer) -> None:
         try:
-            self._session.encrypt(data)
+            self.session.encrypt(data)
         except HandshakeError as exc:
             self._send_broken = True
             raise trio.BrokenResourceError(str(exc)) from exc
@@ -278,7 +222,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
     def _ciphertext(self) -> bytes:
         """What the transport is to get next, in order."""
         unsent, self._unsent = self._unsent, b""
-        return unsent + self._session.outgoing()
+        return unsent + self.session.outgoing()
 
     async def _send_ciphertext(self) -> None:
         ciphertext = self._ciphertext()
@@ -325,19 +269,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
     # Receiving
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive at least one byte, or `b""` once the peer has sent its close_notify.
-
-        Cancelling loses nothing.
-
-        Args:
-            max_bytes: at most this many bytes; by default up to 64 KiB.
-
-        Raises:
-            trio.BusyResourceError: another task is receiving.
-            trio.ClosedResourceError: this stream was closed.
-            trio.BrokenResourceError: the connection is broken, was truncated, or the peer refused us; in the last
-                case `__cause__` is a `PeerRejectedError`.
-        """
+        """Receive at least one byte, or `b""` at the end; cancels and raises as the public `TLSStream` says."""
         limit = _RECEIVE_SIZE if max_bytes is None else max_bytes
         if limit < 1:
             msg = "max_bytes must be >= 1"
@@ -358,7 +290,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
             msg = "this TLS stream was closed"
             raise trio.ClosedResourceError(msg)
         self._receiving = True
-        session = self._session
+        session = self.session
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             pieces = session.decrypt(limit) if session.readable else None
@@ -384,9 +316,9 @@ class SessionStream(trio.abc.HalfCloseableStream):
             ciphertext = await self.transport_stream.receive_some(READ_SIZE)
         self._read_all = len(ciphertext) < READ_SIZE
         if ciphertext:
-            self._session.feed(ciphertext)
+            self.session.feed(ciphertext)
         else:
-            self._session.feed_eof()
+            self.session.feed_eof()
 
     async def _flush_alert(self) -> None:
         if self._sending or self._send_broken or self._closed:
