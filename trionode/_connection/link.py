@@ -32,6 +32,7 @@ class Link:
         mutual: whether both sides verified each other.
         replace: whether the dialer wants it in place of another that it knows of.
         insecure: whether it was dialled with `insecure_skip_verify`.
+        cookie: the shared secret that both sides have proved to know; None for none.
         generation: of the contexts that this side took.
         peer_generation: of those that the peer took.
         key_pair_fingerprint: of the key pair in this side's contexts.
@@ -48,6 +49,7 @@ class Link:
     mutual: bool
     replace: bool = False
     insecure: bool = False
+    cookie: bytes | None = field(default=None, repr=False)
     generation: int
     peer_generation: int
     key_pair_fingerprint: str

@@ -289,6 +289,7 @@ class _AcceptorsHello:
             dialled=False,
             mutual=verdict.mutual,
             replace=hello.replace,
+            cookie=self._party.cookie,
             generation=self._contexts.generation,
             peer_generation=hello.generation,
             key_pair_fingerprint=self._contexts.key_pair.fingerprint,

@@ -266,6 +266,7 @@ class _DialersHello:
             mutual=mutual,
             replace=dial.replace,
             insecure=dial.insecure_skip_verify,
+            cookie=dial.cookie,
             generation=self._contexts.generation,
             peer_generation=answer.generation,
             key_pair_fingerprint=self._contexts.key_pair.fingerprint,

@@ -24,10 +24,9 @@ from trionode._errors import (
     NoRouteError,
     UnverifiedReason,
 )
-from trionode._handshake.cookie import as_cookie
 from trionode._handshake.dial import Dial, dial
-from trionode._identity.names import SubjectNames
 
+from .demands import Demands
 from .directory import Directory
 from .events import Side
 from .insecure_options import InsecureOption
@@ -85,25 +84,15 @@ class Dialer:
         return self._runtime.registry.find(name, lambda connection: self._fits(connection, name, route))
 
     def _fits(self, connection: ConnectionCore, name: NodeName, route: Route | None) -> bool:
-        if not connection.peer.verified:
-            routes = [route] if route is not None else self.routes.lookup(name) or [Route()]
-            if not all(self._is_insecure(each) for each in routes):
-                return False
-        if route is None:
+        if route is not None:
+            return self._demands(route).met_by(connection.link, self._runtime.running.get(connection))
+        if connection.peer.verified:
             return True
-        if self._runtime.running.get(connection) is not self._manager(route):
-            return False
-        if route.server_name is None or self._is_insecure(route):
-            return True
-        certificate = connection.peer.certificate
-        return certificate is not None and SubjectNames.of(certificate).cover_host(route.server_name)
+        routes = self.routes.lookup(name) or [Route()]
+        return all(self._demands(each).insecure_skip_verify for each in routes)
 
-    def _is_insecure(self, route: Route) -> bool:
-        own = route.insecure_skip_verify
-        return self._network.insecure_skip_verify if own is None else own
-
-    def _manager(self, route: Route) -> CertManager:
-        return route.cert_manager or self._runtime.options.cert_manager
+    def _demands(self, route: Route) -> Demands:
+        return Demands.of(route, self._runtime.options)
 
     def reuse(self, name: NodeName, route: Route | None) -> Connection | None:
         """As `find`, as applications see it."""
@@ -193,10 +182,11 @@ class Dialer:
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
     async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> ConnectionCore:
-        runtime, manager = self._runtime, self._manager(route)
+        runtime, demands = self._runtime, self._demands(route)
+        manager = demands.cert_manager
         runtime.managers.use(manager, as_server=False)
         limits = runtime.limits()
-        plan = self._plan(name, route, replace=replace)
+        plan = self._plan(name, route, demands, replace=replace)
         link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
         if not runtime.is_open:
             await link.stream.aclose()
@@ -233,9 +223,8 @@ class Dialer:
             return await connecting()
         raise _OvertakenError
 
-    def _plan(self, name: NodeName, route: Route, *, replace: bool) -> Dial:
-        insecure = self._is_insecure(route)
-        if insecure:
+    def _plan(self, name: NodeName, route: Route, demands: Demands, *, replace: bool) -> Dial:
+        if demands.insecure_skip_verify:
             self._runtime.warn_insecure(
                 InsecureOption.INSECURE_SKIP_VERIFY, f"the server that answers for {name} is not verified"
             )
@@ -245,10 +234,10 @@ class Dialer:
             host=route.host or name.host,
             port=route.port,
             transport=network.transport,
-            server_name=route.server_name,
-            cookie=as_cookie(route.cookie or network.cookie),
+            server_name=demands.server_name,
+            cookie=demands.cookie,
             replace=replace,
-            insecure_skip_verify=insecure,
+            insecure_skip_verify=demands.insecure_skip_verify,
             connect_timeout=network.connect_timeout,
             handshake_timeout=network.handshake_timeout,
         )

@@ -170,7 +170,7 @@ class Node:
         Args:
             name: the node to reach, `name@host`.
             route: how to reach it, in place of route table and resolver; a live connection is reused only if it
-                satisfies the route's manager and verification.
+                meets what the route demands: manager, server name, cookie, verification.
 
         Raises:
             HandshakeError: the one route failed; see its subclasses.
