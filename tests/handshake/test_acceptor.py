@@ -310,7 +310,7 @@ async def test_accept_errors_are_logged_once_per_streak_and_end_nothing(
     number: int,
 ) -> None:
     """Whatever `accept` fails with, the loop goes on; a streak of errors is logged once, and its end."""
-    monkeypatch.setattr("trionode._transport.tcp.ACCEPT_PAUSE", 0.001)
+    monkeypatch.setattr("trionode._transport.interfaces.ACCEPT_PAUSE", 0.001)
     caplog.set_level(logging.INFO, "trionode.acceptor")
     accepting = Accepting()
     made = generations(5)
@@ -384,7 +384,7 @@ async def test_accept_loop_ends_with_its_listener(generations: Callable[[int], l
     taken: list[trio.abc.Stream] = []
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(accept_forever, TCPListener(listener), taken.append)
+            nursery.start_soon(accept_forever, TCPListener(listener), taken.append, "here")
             await trio.testing.wait_all_tasks_blocked()
             listener.socket.close()
     assert not taken

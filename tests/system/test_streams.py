@@ -50,9 +50,8 @@ from trionode._handshake.accept import accept_tls
 from trionode._handshake.dial import dial_tls
 from trionode._identity.certificate import fingerprint
 from trionode._managers.manager import publisher_of
-from trionode._transport.interfaces import accept_forever
+from trionode._transport.interfaces import ACCEPT_PAUSE, accept_forever
 from trionode._transport.tcp import (
-    ACCEPT_PAUSE,
     TCPListener,
     open_listeners,
 )
@@ -1070,7 +1069,7 @@ async def test_an_accept_error_ends_nothing(
         listener.accept = accept  # type: ignore[method-assign]
         async with listener, trio.open_nursery() as nursery:
             with caplog.at_level(logging.WARNING, "trionode.acceptor"):
-                nursery.start_soon(accept_forever, TCPListener(listener), accepted.append)
+                nursery.start_soon(accept_forever, TCPListener(listener), accepted.append, "here")
                 await trio.sleep(1)
             nursery.cancel_scope.cancel()
     assert accepted == [stream, stream]

@@ -188,7 +188,7 @@ class AcceptLoop:
         try:
             async with trio.open_nursery() as nursery:
                 for listener in self._listeners:
-                    nursery.start_soon(accept_forever, listener, take)
+                    nursery.start_soon(accept_forever, listener, take, self._where)
         finally:
             self._flood.summarise()
             self.close()

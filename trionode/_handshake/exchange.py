@@ -45,7 +45,7 @@ from trionode._identity.names import NodeName
 from trionode._tls.handshake import drain_and_close
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
-from trionode._util.text import printable
+from trionode._util.text import printable, said
 
 from .collisions import Conflict
 
@@ -202,7 +202,7 @@ def check_authorized(peer: Peer, party: Party, handshake: Handshake) -> None:
     except Exception as exc:
         if not isinstance(exc, Refused):
             party.flood.warning("authorize failed for %s, which refuses it", peer.name, exc_info=exc)
-        words = str(exc) if isinstance(exc, Refused) else f"authorize raised {type(exc).__name__}"
+        words = said(exc) if isinstance(exc, Refused) else f"authorize raised {type(exc).__name__}"
         raise handshake.errors.unverified(
             UnverifiedReason.NOT_AUTHORIZED,
             f"the node {str(peer.name)!r} was refused by authorize: {words}",
@@ -297,7 +297,7 @@ class Conversation:
         else:
             error = verdict
         if error.reason is UnverifiedReason.NOT_AUTHORIZED:
-            words = str(cause) if isinstance(cause, Refused) else "authorize refused"
+            words = said(cause) if isinstance(cause, Refused) else "authorize refused"
         else:
             words = str(error).removeprefix(errors.prefix)  # its own address is no news to it
         await self.send(kind(refusal=wire.Refusal(code=error.reason, message=wire.text(words))))

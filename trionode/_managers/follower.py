@@ -28,6 +28,7 @@ from trio_util import AsyncValue
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import not_after, not_before
 from trionode._util.log import Log
+from trionode._util.text import said, shown
 
 from .auth_manager import CertAuthManager
 from .findings import FindingCode, Severity
@@ -96,7 +97,7 @@ class Follower:
         self._lock = trio.Lock()
 
     def __repr__(self) -> str:
-        return f"<Follower of {self.source!r}>"
+        return f"<Follower of {shown(self.source)}>"
 
     @property
     def status(self) -> FollowerStatus:
@@ -183,10 +184,10 @@ class Follower:
     async def _heed(self, signals: AsyncIterator[int]) -> None:
         """Reload at each signal."""
         async for number in signals:  # pragma: no branch -- they never end
-            _log.info("signal %d: reading %r", number, self.source)
+            _log.info("signal %d: reading %s", number, shown(self.source))
             with suppress(Exception):
                 generation = await self.reload()
-                _log.info("signal %d: what %r has is generation %d", number, self.source, generation)
+                _log.info("signal %d: what %s has is generation %d", number, shown(self.source), generation)
 
     async def _refresh(self, *, asked: bool = False) -> None:
         """Read, and publish what differs; what is pending only if the caller asked for it, by `reload` or a signal."""
@@ -226,7 +227,9 @@ class Follower:
                 # A revocation does not wait until a CA can be retired.
                 self._rotate_trust(manager, {"crls": change["crls"]}, found.key_pair)
             raise
-        _log.info("%r: published other CA pools or revocation lists, generation %d", self.source, manager.generation)
+        _log.info(
+            "%s: published other CA pools or revocation lists, generation %d", shown(self.source), manager.generation
+        )
 
     def _rotate_trust(self, manager: CertAuthManager, change: dict[str, Any], key_pair: KeyPair) -> None:
         errors = self._trust_findings(change, key_pair)
@@ -244,7 +247,7 @@ class Follower:
             msg = f"the key pair has errors that peers would find, so it was held back: {' '.join(errors)}"
             raise CertificateError(msg, reason=CertificateReason.FINDINGS)
         generation = self.manager.update(key_pair)
-        _log.info("%r: published another key pair, generation %d: %r", self.source, generation, key_pair)
+        _log.info("%s: published another key pair, generation %d: %r", shown(self.source), generation, key_pair)
 
     def _findings(self, key_pair: KeyPair) -> list[str]:
         found = self.manager.check(key_pair) if self._check else ()
@@ -293,11 +296,11 @@ class Follower:
             return
         generation, changed = self.manager.generation, _condition(old) != _condition(new)
         if error is None and changed:
-            _log.info("%r: works again, what it has is generation %d", self.source, generation)
+            _log.info("%s: works again, what it has is generation %d", shown(self.source), generation)
         elif error is not None and (changed or asked):
-            shown = "; ".join(map(str, _each(error)))
+            why = "; ".join(map(said, _each(error)))
             what = "it cannot be read" if new.pending is None else f"{new.pending.key_pair!r} was not published"
-            _log.warning("%r: %s, generation %d stays: %s", self.source, what, generation, shown)
+            _log.warning("%s: %s, generation %d stays: %s", shown(self.source), what, generation, why)
         if changed:
             self._status.value = new
         publisher = publisher_of(self.manager)
@@ -308,7 +311,7 @@ class Follower:
         before, status = publisher.source, self.status
         lasting = before is not None and (before.error is None) == (status.error is None)
         publisher.source = SourceState(
-            name=repr(self.source),
+            name=shown(self.source),
             error=status.error,
             pending=None if status.pending is None else status.pending.key_pair,
             since=before.since if before is not None and lasting else datetime.now(UTC),
@@ -377,7 +380,7 @@ def _condition(status: FollowerStatus) -> tuple[object, ...]:
     """What makes two conditions the same: not the time in a refusal's text, nor the words of other libraries."""
     kinds = tuple((type(error), getattr(error, "reason", None)) for error in _each(status.error))
     unreadable = isinstance(status.error, CertificateError) and status.pending is None
-    return kinds, str(status.error) if unreadable else None, status.pending
+    return kinds, said(status.error) if status.error is not None and unreadable else None, status.pending
 
 
 def _expect_credentials(found: object, manager: CertManager) -> None:

@@ -119,7 +119,7 @@ class Connectors:
                 self._report,
                 wait_news=lambda: self._dialer.wait_news(peer),
             )
-            self._runtime.spawn(partial(self._run, task), f"connector to {peer}")
+            self._runtime.spawn_for_peer(partial(self._run, task), f"connector to {peer}")
             connector = self._by_peer[peer] = task.connector
         return connector
 

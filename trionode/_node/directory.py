@@ -19,7 +19,7 @@ import trio
 from trionode._errors import NoRouteError
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
-from trionode._util.text import printable
+from trionode._util.text import said, shown
 
 from .events import ResolverTrouble
 from .resolvers import ResolverError, WatchingResolver, checked_endpoints
@@ -96,7 +96,7 @@ class Directory:
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
         if not endpoints:
-            msg = f"no route to {name}: no route matches, and {resolver!r} does not know it; is that node running?"
+            msg = f"no route to {name}: no route matches, and {shown(resolver)} does not know it; is that node running?"
             raise NoRouteError(msg, name=name)
         return Answer(endpoints)
 
@@ -118,7 +118,7 @@ class Directory:
 
     def _trouble(self, name: NodeName, error: Exception) -> ResolverError:
         """Report what a resolver did wrong."""
-        trouble = ResolverError(f"the resolver failed for {name}: {type(error).__name__}: {printable(str(error))}")
+        trouble = ResolverError(f"the resolver failed for {name}: {type(error).__name__}: {said(error)}")
         trouble.__cause__ = error
         self._runtime.counters.resolver_troubles += 1
         self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=name, error=trouble))

@@ -19,7 +19,7 @@ from trionode._identity.patterns import NamePattern
 from trionode._util.backoff import Backoff
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
-from trionode._util.text import printable
+from trionode._util.text import said
 
 from .events import PeerFound, PeerLost, ResolverTrouble
 from .options import NetworkMode
@@ -107,7 +107,7 @@ class Membership:
             await self._runtime.registry.changed.park()
 
     def _spawn(self, resolver: NamingResolver, pattern: str) -> None:
-        self._runtime.spawn(lambda: self._follow(resolver, pattern), f"members {pattern}")
+        self._runtime.spawn_lasting(lambda: self._follow(resolver, pattern), f"members {pattern}")
 
     async def _follow(self, resolver: NamingResolver, pattern: str) -> None:
         failures = 0
@@ -122,7 +122,7 @@ class Membership:
                         await trio.sleep(PACE)
                 what, cause = "it ended", None
             except Exception as exc:  # noqa: BLE001 -- whatever a resolver does wrong, the node goes on
-                what, cause = f"{type(exc).__name__}: {printable(str(exc))}", exc
+                what, cause = f"{type(exc).__name__}: {said(exc)}", exc
             self._lost_touch.setdefault(pattern, trio.current_time())
             self._report(what, cause)
             failures += 1

@@ -20,6 +20,7 @@ import trio
 
 from trionode._util.backoff import Backoff
 from trionode._util.log import Log
+from trionode._util.text import said, shown
 
 from .events import ResolverTrouble
 from .resolvers import Registrar, ResolverError
@@ -92,7 +93,7 @@ class Registration:
         finally:
             self._opening = False
         msg = (
-            f"{self._runtime.name} is not registered with {registrar!r} after {network.registration_timeout:g} s "
+            f"{self._runtime.name} is not registered with {shown(registrar)} after {network.registration_timeout:g} s "
             "(registration_timeout); other nodes cannot find it there yet"
         )
         late = ResolverError(msg)
@@ -116,12 +117,14 @@ class Registration:
                     except Exception as exc:  # noqa: BLE001 -- a registrar is the application's
                         error = exc
                     else:
-                        error = ResolverError(f"{registrar!r} no longer registers {name}: register() returned")
+                        error = ResolverError(f"{shown(registrar)} no longer registers {name}: register() returned")
                     self.registered = False
                     self._trouble(error)
                     temporary = isinstance(error, ResolverError) and error.temporary
                     if self._opening and not self._started and not temporary:
-                        self._failure = _as_resolver_error(error, f"{name} cannot be registered with {registrar!r}")
+                        self._failure = _as_resolver_error(
+                            error, f"{name} cannot be registered with {shown(registrar)}"
+                        )
                         self._decided.set()
                         return
                     self._failures += 1
@@ -140,6 +143,6 @@ class Registration:
 def _as_resolver_error(error: Exception, what: str) -> ResolverError:
     if isinstance(error, ResolverError):
         return error
-    wrapped = ResolverError(f"{what}: {error}")
+    wrapped = ResolverError(f"{what}: {said(error)}")
     wrapped.__cause__ = error
     return wrapped

@@ -38,7 +38,7 @@ from trionode._handshake.collisions import Arbiter
 from trionode._handshake.exchange import Party
 from trionode._managers.manager import publisher_of
 from trionode._protocol import Limits, Refusal
-from trionode._util.contained import contained, containing
+from trionode._util.contained import contained, containing, keep_running
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
@@ -140,8 +140,8 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         self.nursery = nursery
         self.is_open = True
         self.services.open(nursery)
-        self.spawn(self.renewal.run, "renewal")
-        self.managers.start(self.spawn)
+        self.spawn_lasting(self.renewal.run, "renewal")
+        self.managers.start(self.spawn_lasting)
 
     def stop(self) -> None:
         """From now on no verb starts anything. Handshakes in progress still become connections. Idempotent."""
@@ -198,6 +198,14 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             trio.ClosedResourceError: the node is closed.
         """
         self.spawn(partial(contained, function, _log, name), name)
+
+    def spawn_lasting(self, function: Callable[[], Awaitable[object]], name: str) -> None:
+        """Start a task of the node that runs as long as the node does, whatever it raises on the way.
+
+        Raises:
+            trio.ClosedResourceError: the node is closed.
+        """
+        self.spawn(partial(keep_running, function, _log, name), name)
 
     # Handshakes
 

@@ -13,8 +13,8 @@ from trionode._managers.by_name import ManagersByName, ServerManagers
 from trionode._managers.manager import publisher_of
 from trionode._managers.trust import StrandedPeers
 from trionode._node.events import Side
+from trionode._transport.interfaces import accept_patiently
 from trionode._transport.sockets import address_of
-from trionode._transport.tcp import accept_patiently
 from trionode._util.fields import check_argument
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
@@ -132,10 +132,7 @@ class TLSServer:
         try:
             while True:
                 try:
-                    if isinstance(listener, trio.abc.Listener):
-                        transport = await accept_patiently(listener, where)
-                    else:
-                        transport = await listener.accept()
+                    transport: trio.abc.Stream = await accept_patiently(listener, where)
                 except trio.ClosedResourceError:
                     return
                 self._hold()  # here: the task begins later
@@ -167,9 +164,13 @@ class TLSServer:
         manager = self.managers.manager(stream.server_name)
         assert manager is not None  # its contexts were taken
         publisher, live = publisher_of(manager), LiveStream.of(stream)
-        publisher.attach(live, end, stranded=self._stranded)
         self._record.live[live] = manager
         try:
+            try:
+                publisher.attach(live, end, stranded=self._stranded)
+            except Exception:  # noqa: BLE001 -- logged in full; not a peer's fault, and it costs one connection
+                _log.exception("a client's certificate could not be judged anew")
+                return
             if not is_broken_off(stream):
                 await self._handler(stream)
         finally:

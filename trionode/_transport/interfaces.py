@@ -9,9 +9,11 @@ This seam is for tests (`trionode.testing.MemoryNetwork`) and for transports oth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
 
 import trio
+
+from trionode._util.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
     from trionode._util.text import Address
 
 __all__ = ["Listener", "Transport"]
+
+_log = Log("trionode.acceptor")
+
+S_co = TypeVar("S_co", bound=trio.abc.Stream, covariant=True)
+S = TypeVar("S", bound=trio.abc.Stream)
+
+#: How long an accept loop pauses after an error (descriptors or memory exhausted, mostly). Seconds.
+ACCEPT_PAUSE: Final = 0.1
 
 
 @runtime_checkable
@@ -99,11 +109,51 @@ class Watched(Protocol):
         """Whether both ends answer heartbeats and bytes pass in both directions, so that an answer is certain."""
 
 
-async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None]) -> None:
-    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed."""
+class _Accepts(Protocol[S_co]):
+    async def accept(self) -> S_co: ...
+
+
+async def accept_patiently(listener: _Accepts[S], where: str) -> S:
+    """The next connection, whatever goes wrong meanwhile.
+
+    An accept error (EMFILE, ECONNABORTED, anything that a listener of the application raises) is logged, once for a
+    streak of them, and paused after.
+
+    Args:
+        listener: a socket's, or any other.
+        where: it listens, for the log.
+
+    Raises:
+        trio.ClosedResourceError: the listener was closed.
+    """
+    failing = False
     while True:
         try:
             stream = await listener.accept()
+        except trio.ClosedResourceError:
+            raise
+        except Exception as exc:  # noqa: BLE001 -- whatever it is, later connections may come through
+            if not failing:
+                _log.error("accept on %s failed, trying again: %s", where, exc)
+            failing = True
+            await trio.sleep(ACCEPT_PAUSE)
+        else:
+            if failing:
+                _log.warning("accept on %s works again", where)
+            return stream
+
+
+async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None], where: str) -> None:
+    """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed.
+
+    Args:
+        listener: whatever its `accept` raises, it is called again.
+        take: called with each connection.
+        where: it listens, for the log.
+    """
+    while True:
+        try:
+            stream = await accept_patiently(listener, where)
         except trio.ClosedResourceError:
             return
         take(stream)

@@ -40,8 +40,7 @@ _buffer: Final = trio.lowlevel.RunVar[memoryview]("trionode.read_buffer")
 def address_of(transport: trio.abc.Stream) -> Address | None:
     """The peer's (host, port): the transport's `peer_address`, or of a TCP socket what it still knows."""
     if not isinstance(transport, trio.SocketStream):
-        address: Address | None = getattr(transport, "peer_address", None)
-        return address
+        return _given_address(transport)
     if transport.socket.family not in (trio.socket.AF_INET, trio.socket.AF_INET6):
         return None
     try:
@@ -49,6 +48,19 @@ def address_of(transport: trio.abc.Stream) -> Address | None:
     except OSError:
         return None
     return host, port
+
+
+def _given_address(transport: trio.abc.Stream) -> Address | None:
+    """What a stream of another transport says of itself, if it is an address."""
+    try:
+        given: object = getattr(transport, "peer_address", None)
+    except Exception:  # noqa: BLE001 -- the application's; it costs the address
+        return None
+    match given:
+        case (str() as host, int() as port):
+            return host, port
+        case _:
+            return None
 
 
 def socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:

@@ -10,28 +10,22 @@ import errno
 import socket
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from trionode._errors import ListenError
 from trionode._identity.names import unbracketed
-from trionode._util.log import Log
 from trionode._util.text import Address, place
 
 from .connecting import connect_tcp
+from .interfaces import accept_patiently
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .interfaces import Listener
 
-_log = Log("trionode.acceptor")
-
-S = TypeVar("S", bound=trio.abc.Stream)
-
-#: How long an accept loop pauses after an error (descriptors or memory exhausted, mostly). Seconds.
-ACCEPT_PAUSE: Final = 0.1
 #: How often another free port is drawn because the first is taken in another address family; for port 0 only.
 _PORT_DRAWS: Final = 10
 _BACKLOG: Final = 1024
@@ -130,33 +124,6 @@ async def _listen_on_all(
             port = port or sock.getsockname()[1]
         undo.pop_all()
     return listeners
-
-
-async def accept_patiently(listener: trio.abc.Listener[S], where: str) -> S:
-    """The next connection, whatever goes wrong meanwhile.
-
-    An accept error (EMFILE, ECONNABORTED, anything) is logged, once for a streak of them, and paused after.
-
-    Args:
-        listener: a socket's, or another of Trio's kind.
-        where: it listens, for the log.
-
-    Raises:
-        trio.ClosedResourceError: the listener was closed.
-    """
-    failing = False
-    while True:
-        try:
-            stream = await listener.accept()
-        except OSError as exc:
-            if not failing:
-                _log.error("accept on %s failed, trying again: %s", where, exc)
-            failing = True
-            await trio.sleep(ACCEPT_PAUSE)
-        else:
-            if failing:
-                _log.warning("accept on %s works again", where)
-            return stream
 
 
 @final

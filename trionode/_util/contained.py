@@ -1,12 +1,17 @@
-"""What a peer causes costs that peer's connection: it is logged, and reaches neither the accept loop nor the node.
+"""What a peer causes costs that peer's connection, and what is lasting lasts: neither ends an accept loop or a node.
 
-Theory. Tasks that a peer causes run in the node's nursery, where anything that is raised ends the node. What such a
-task can foresee it handles; this is for the rest, which is a fault of ours, and must still not be a peer's to trigger.
+Theory. Tasks of a node run in its nursery, where anything that is raised ends the node. What a task can foresee it
+handles; this is for the rest: a fault of ours, which must still not be a peer's to trigger, or one in what the
+application has supplied (a clock, a listener, a registrar, anything that is called). An `Exception` is logged with its
+traceback. What is no `Exception` passes: `KeyboardInterrupt` and `SystemExit` mean the program, `trio.Cancelled` the
+scope.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Final, ParamSpec
+
+import trio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -14,6 +19,9 @@ if TYPE_CHECKING:
     from .log import Log
 
 P = ParamSpec("P")
+
+#: How long a task that keeps running pauses after a failure. Seconds.
+PAUSE: Final = 60.0
 
 
 async def contained(function: Callable[[], Awaitable[object]], log: Log, what: str) -> None:
@@ -28,6 +36,24 @@ async def contained(function: Callable[[], Awaitable[object]], log: Log, what: s
         await function()
     except* Exception:
         log.exception("%s failed in an unexpected way", what)
+
+
+async def keep_running(function: Callable[[], Awaitable[object]], log: Log, what: str) -> None:
+    """Await a function until it returns; after an exception, which is logged, again, a minute later.
+
+    Args:
+        function: async, without arguments.
+        log: where.
+        what: the beginning of the line.
+    """
+    while True:
+        try:
+            await function()
+        except* Exception:
+            log.exception("%s failed in an unexpected way; it goes on in %g s", what, PAUSE)
+        else:
+            break
+        await trio.sleep(PAUSE)
 
 
 def containing(function: Callable[P, object], log: Log, what: str) -> Callable[P, None]:

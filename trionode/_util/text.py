@@ -21,6 +21,22 @@ def at(address: Address | None) -> str:
     return "" if address is None else f" at {place(address)}"
 
 
+def shown(given: object) -> str:
+    """What the application has supplied, by its `repr`, for people. Never raises, whatever that does."""
+    try:
+        return printable(repr(given))
+    except Exception:  # noqa: BLE001 -- it may do anything
+        return f"a {type(given).__name__} that cannot be shown"
+
+
+def said(error: BaseException) -> str:
+    """What an exception of the application's says. Never raises."""
+    try:
+        return printable(str(error))
+    except Exception:  # noqa: BLE001 -- it may do anything
+        return f"a {type(error).__name__} that cannot be shown"
+
+
 #: Text from a peer is cut to this length in our own messages: enough for a sentence, too little to flood a log.
 PEER_TEXT_LIMIT: Final = 300
 
