@@ -531,6 +531,32 @@ def test_openssl_s_server(world: World, ask: Callable[..., Asked], tmp_path: Pat
     assert node_wanted.codes == ["no_node"]
 
 
+@pytest.mark.parametrize(
+    ("key", "digest", "said"), [("rsa:1024", "-sha256", "too weak a key: RSA 1024"), ("rsa:2048", "-sha1", "SHA-1")]
+)
+def test_a_certificate_that_a_dial_refuses_as_weak(
+    key: str, digest: str, said: str, world: World, ask: Callable[..., Asked], tmp_path: Path
+) -> None:
+    """Without a certificate of our own as well: the handshake that looks goes through, and a dial would not."""
+    assert (world.folder / "pki" / "ca.key").exists()
+    for line in (
+        f"req -newkey {key} -nodes -keyout s.key -subj /CN=s -addext subjectAltName=DNS:localhost -out s.csr",
+        f"x509 -req -in s.csr -CA pki/ca.pem -CAkey pki/ca.key {digest} -copy_extensions copy -days 2 -out s.pem",
+    ):
+        subprocess.run(["openssl", *line.split()], cwd=tmp_path, capture_output=True, check=True)
+    command = "openssl s_server -accept 127.0.0.1:0 -cert s.pem -key s.key -cipher ALL:@SECLEVEL=0"
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command.split(), cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=nowhere) as server:
+        assert server.stdout is not None
+        try:
+            port = next(int(line.rpartition(b":")[2]) for line in server.stdout if line.startswith(b"ACCEPT "))
+            asked = ask(f"localhost:{port}", "--root-ca", "pki/ca.pem")
+        finally:
+            server.kill()
+    assert asked.codes == ["bad_chain"]
+    assert said in str(asked.document["found"])
+
+
 def test_a_server_that_knows_older_tls_only(world: World, ask: Callable[..., Asked], tmp_path: Path) -> None:
     """TLS 1.2 is understood, and named as what is wrong."""
 

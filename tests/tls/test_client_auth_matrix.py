@@ -68,6 +68,7 @@ class Outcome(enum.Enum):
     VERIFIED = "accepted, and the server has verified the certificate"
     NO_CERTIFICATE = "refused: it sent none"
     UNKNOWN_CA = "refused: not signed by a CA of the pool"
+    SELF_SIGNED = "refused: signed by itself, and not in the pool"
     EXPIRED = "refused: expired"
     NOT_YET_VALID = "refused: not yet valid"
     WRONG_EKU = "refused: not meant for clients"
@@ -77,6 +78,7 @@ class Outcome(enum.Enum):
 UNSEEN, TAKEN, VERIFIED = Outcome.UNSEEN, Outcome.TAKEN, Outcome.VERIFIED
 NO_CERTIFICATE, UNKNOWN_CA, EXPIRED = Outcome.NO_CERTIFICATE, Outcome.UNKNOWN_CA, Outcome.EXPIRED
 NOT_YET_VALID, WRONG_EKU, NO_SIGNATURES = Outcome.NOT_YET_VALID, Outcome.WRONG_EKU, Outcome.NO_SIGNATURES
+SELF_SIGNED = Outcome.SELF_SIGNED
 
 MODES: Final = (
     ClientAuth.NO_CLIENT_CERT,
@@ -92,7 +94,7 @@ TABLE: Final = {
     "no certificate":             (UNSEEN, UNSEEN,  NO_CERTIFICATE, UNSEEN,          NO_CERTIFICATE),
     "good":                       (UNSEEN, TAKEN,   TAKEN,          VERIFIED,        VERIFIED),
     "of an unknown CA":           (UNSEEN, TAKEN,   TAKEN,          UNKNOWN_CA,      UNKNOWN_CA),
-    "self-signed":                (UNSEEN, TAKEN,   TAKEN,          UNKNOWN_CA,      UNKNOWN_CA),
+    "self-signed":                (UNSEEN, TAKEN,   TAKEN,          SELF_SIGNED,     SELF_SIGNED),
     "expired":                    (UNSEEN, TAKEN,   TAKEN,          EXPIRED,         EXPIRED),
     "not yet valid":              (UNSEEN, TAKEN,   TAKEN,          NOT_YET_VALID,   NOT_YET_VALID),
     "for servers only":           (UNSEEN, TAKEN,   TAKEN,          WRONG_EKU,       WRONG_EKU),
@@ -130,6 +132,12 @@ REFUSALS: Final = {
         reason=UnverifiedReason.UNKNOWN_CA,
         alert=RejectionCode.UNKNOWN_CA,
         remedy="Add its CA to client_cas (with rotate_trust() while in use)",
+        wanted="CN=cluster CA",
+    ),
+    SELF_SIGNED: Refusal(
+        reason=UnverifiedReason.UNKNOWN_CA,
+        alert=RejectionCode.UNKNOWN_CA,
+        remedy="trust this very certificate, by adding it to client_cas (with rotate_trust() while in use)",
         wanted="CN=cluster CA",
     ),
     EXPIRED: Refusal(

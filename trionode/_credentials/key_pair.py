@@ -15,13 +15,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Self, final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.certificate import fingerprint, public_key
+from trionode._identity.certificate import fingerprint, is_signed_by, public_key
 from trionode._identity.describe import describe
 from trionode._identity.names import canonical_host
 from trionode._identity.outline import outline
@@ -241,18 +240,10 @@ def _oddity(key: bytes) -> str | None:
     return None
 
 
-def _signs(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
-
-
 def _check_order(chain: tuple[x509.Certificate, ...], where: str) -> None:
     """Each has signed one before it: usually the one just before; where a CA is cross-signed, both its certificates."""
     for position, (certificate, issuer) in enumerate(pairwise(chain), start=1):
-        if not any(_signs(issuer, each) for each in reversed(chain[:position])):
+        if not any(is_signed_by(each, issuer) for each in reversed(chain[:position])):
             msg = (
                 f"the chain in {where} is not in order: certificate {position} ({describe(certificate)}) is not signed "
                 f"by certificate {position + 1} ({describe(issuer)}). The leaf comes first, then each one's issuer"

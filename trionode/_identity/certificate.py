@@ -23,11 +23,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from trionode._util.der import CONTEXT_0, CONTEXT_3, OID, SEQUENCE, element, elements, encoded
+from trionode._util.der import BOOLEAN, CONTEXT_0, CONTEXT_3, OID, SEQUENCE, element, elements, encoded
 from trionode._util.quiet import quietly
 from trionode._util.text import printable
 
@@ -179,6 +180,37 @@ def signature_hash(signed: x509.Certificate | x509.CertificateRevocationList) ->
         return None
 
 
+def key_kind(certificate: x509.Certificate) -> str:
+    """What kind of key it is for, and of what size: `RSA 2048`, `EC secp256r1`, `Ed25519`."""
+    return key_name(public_key(certificate))
+
+
+def key_name(key: object) -> str:
+    """The kind and size of a public or private key of `cryptography`'s; None is an unreadable one."""
+    match key:
+        case ec.EllipticCurvePublicKey() | ec.EllipticCurvePrivateKey():
+            return f"EC {key.curve.name}"
+        case rsa.RSAPublicKey() | rsa.RSAPrivateKey():
+            return f"RSA {key.key_size}"
+        case dsa.DSAPublicKey() | dsa.DSAPrivateKey():
+            return f"DSA {key.key_size}"
+        case None:
+            return "unreadable key"
+        case _:
+            name = type(key).__name__
+            return name.removesuffix("PublicKey").removesuffix("PrivateKey") or name
+
+
+def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether a certificate has another's subject as its issuer, and a signature by its key."""
+    try:
+        with quietly():
+            certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
 def is_self_issued(certificate: x509.Certificate) -> bool:
     """Whether it names itself as its issuer, as a root does."""
     issuer, subject = _names(certificate)
@@ -251,6 +283,14 @@ def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
         msg = f"the {name} extension cannot be read"
         raise UnreadableError(msg)
     return only.value
+
+
+def critical_extensions(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The types of its extensions that are critical, in dotted form; none where that cannot be read."""
+    try:
+        return tuple(oid for oid, one in _extensions(_der(certificate)) if _is_critical(one))
+    except ValueError:
+        return ()
 
 
 def list_extensions(crl: x509.CertificateRevocationList) -> x509.Extensions:
@@ -385,6 +425,12 @@ def _value(one: bytes) -> bytes:
     _, start, end = element(one, 0)
     *_, (_, _, content, after) = elements(one, start, end)
     return one[content:after]
+
+
+def _is_critical(one: bytes) -> bool:
+    """Whether an extension's encoding says so (RFC 5280 section 4.1)."""
+    _, start, end = element(one, 0)
+    return any(tag == BOOLEAN and one[content:after] != b"\0" for tag, _, content, after in elements(one, start, end))
 
 
 def _with_one_extension(der: bytes, one: bytes) -> x509.Certificate:

@@ -18,22 +18,22 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode._errors import PeerUnverifiedError, UnverifiedReason
-from trionode._identity.certificate import allows, fingerprint, not_after, not_before
+from trionode._identity.certificate import allows, is_self_issued, not_after, not_before
 from trionode._identity.describe import (
     describe,
     describe_dates,
     describe_issuer,
     describe_names,
-    describe_subject,
     describe_subjects,
     describe_time,
 )
 from trionode._identity.names import NodeName, SubjectNames
 
 from .binding import V_OK, V_UNSPECIFIED, V_WEAK
+from .evidence import evidence, why_not_signed
 from .failures import HandshakeErrors
 from .judge import Fault
-from .verify_codes import KEY_USAGE, meaning
+from .verify_codes import KEY_USAGE, SELF_SIGNED, meaning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,19 +158,36 @@ def refusal_of(
     return None if fault is None else refusal(fault, judge, errors or HandshakeErrors())
 
 
-def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors) -> PeerUnverifiedError:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A fault in words.
+
+    Attributes:
+        reason: for programs.
+        what: what is wrong, as a sentence without a subject; it is about the peer's certificate.
+        remedy: what to do.
+        wanted: what we needed to see, or None.
+    """
+
+    reason: UnverifiedReason
+    what: str
+    remedy: str
+    wanted: str | None
+
+
+def explain(fault: Fault, judge: Judge) -> Explanation:
     """A fault in words.
 
     Args:
         fault: why a chain is not believed.
         judge: whose verdict it is.
-        errors: builds the refusal.
     """
-    leaf, found, accepting = fault.path[0], fault.found, judge.accepting
+    found, accepting = fault.found, judge.accepting
     means = meaning(fault.code)
     if means.reason is UnverifiedReason.WRONG_EKU and allows(found, _purpose(accepting=accepting)):
         means = KEY_USAGE
     facts = {
+        "evidence": evidence(fault),
         "detail": _shown(fault),
         "end": describe_time(not_after(found)),
         "issuer": describe_issuer(found),
@@ -180,31 +197,46 @@ def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors) -> PeerUnverifi
         "purpose": "clientAuth" if accepting else "serverAuth",
         "start": describe_time(not_before(found)),
     }
-    place = f" (certificate {fault.depth + 1} of its chain: {describe(found)})" if fault.depth else ""
-    subject = f"{_peer(accepting=accepting)} certificate refused: {describe(leaf)}{place}"
-    return errors.unverified(
-        means.reason,
-        f"{subject} {means.what.format(**facts)}{_hint(fault)}. {means.remedy.format(**facts)} (OpenSSL verify code "
-        f"{fault.code})",
-        certificate=leaf,
-        failed_at=found,
+    place, hint, remedy = "", "", means.remedy
+    if fault.depth:
+        place = f" (certificate {fault.depth + 1} of its chain: {describe(found)})"
+        if found in (judge.pool or ()):
+            place, remedy = f" (its CA in our {facts['option']}: {describe(found)})", means.ours
+    if isinstance(fault.detail, x509.Certificate):
+        hint, remedy = why_not_signed(found, fault.detail)
+    elif means.reason is UnverifiedReason.UNKNOWN_CA and len(fault.path) == 1 and is_self_issued(found):
+        means = SELF_SIGNED
+        remedy = means.remedy
+    return Explanation(
+        reason=means.reason,
+        what=f"{place} {means.what.format(**facts)}{hint}",
+        remedy=remedy.format(**facts),
         wanted=None if means.wanted is None else means.wanted.format(**facts),
-        offered=_offered(fault, means.reason),
+    )
+
+
+def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors) -> PeerUnverifiedError:
+    """A fault as the error of a handshake.
+
+    Args:
+        fault: why a chain is not believed.
+        judge: whose verdict it is.
+        errors: builds the refusal.
+    """
+    leaf, told = fault.path[0], explain(fault, judge)
+    return errors.unverified(
+        told.reason,
+        f"{_peer(accepting=judge.accepting)} certificate refused: {describe(leaf)}{told.what}. {told.remedy} (OpenSSL "
+        f"verify code {fault.code})",
+        certificate=leaf,
+        failed_at=fault.found,
+        wanted=told.wanted,
+        offered=_offered(fault, told.reason),
     )
 
 
 def _shown(fault: Fault) -> str:
     return "" if fault.detail is None or isinstance(fault.detail, x509.Certificate) else str(fault.detail)
-
-
-def _hint(fault: Fault) -> str:
-    """As Go does: a stale CA of the right name is what a CA that was made anew leaves behind."""
-    if not isinstance(fault.detail, x509.Certificate):
-        return ""
-    return (
-        f" (perhaps because {describe_subject(fault.detail)}, SHA-256 {fingerprint(fault.detail)[:16]}…, has its "
-        "issuer's name, but did not sign it: it has another key or key identifier)"
-    )
 
 
 def _offered(fault: Fault, reason: UnverifiedReason) -> str:

@@ -22,15 +22,18 @@ class Meaning:
     Attributes:
         reason: for programs.
         what: goes on after the certificate. May refer to {pool} (the CAs that we trust), {now} (our clock), {start} and
-            {end} (the certificate's dates), {purpose} (`clientAuth` or `serverAuth`), {detail} (see `Fault`).
+            {end} (the certificate's dates), {purpose} (`clientAuth` or `serverAuth`), {detail} (see `Fault`),
+            {evidence} (see `evidence`, after a colon; empty if there is none).
         remedy: what to do; may also refer to {option} (the pool's name).
         wanted: what we needed to see.
+        ours: what to do where the certificate is a CA of our own pool.
     """
 
     reason: UnverifiedReason
     what: str
     remedy: str
     wanted: str | None = None
+    ours: str = "Have that CA made anew, and replace it in {option} (with rotate_trust() while in use)"
 
 
 _UNKNOWN_CA: Final = Meaning(
@@ -48,8 +51,25 @@ _REVOCATION_UNKNOWN: Final = Meaning(
 )
 _WEAK_KEY: Final = Meaning(
     UnverifiedReason.BAD_CHAIN,
-    "has a key of less than 112 bits of security (RSA below 2048 bits, for one)",
-    "Have it issued anew for a stronger key",
+    "has too weak a key{evidence}",
+    "Have it issued for a new key, EC P-256 for choice: the same key would be refused again",
+)
+
+_NO_CA: Final = Meaning(
+    UnverifiedReason.BAD_CHAIN,
+    "has issued the one before it, and is no CA's{evidence}",
+    "Have that CA's certificate issued anew, with CA:TRUE and keyCertSign (a certificate of version 1 has neither)",
+)
+_BAD_DATES: Final = Meaning(
+    UnverifiedReason.BAD_CHAIN,
+    "has dates that are not as RFC 5280 section 4.1.2.5 has them",
+    "Have it issued anew, with dates in UTC and to the second",
+)
+_BAD_CONSTRAINTS: Final = Meaning(
+    UnverifiedReason.BAD_CHAIN,
+    "cannot be held against the name constraints of a CA above it, which are of a kind or a syntax that OpenSSL does "
+    "not know",
+    "Have that CA issued anew with constraints on DNS names, addresses and directory names alone",
 )
 
 MEANINGS: Final = {
@@ -64,6 +84,8 @@ MEANINGS: Final = {
         "has expired: our clock says {now}",
         "The peer must rotate it",
         wanted="a certificate valid at {now}",
+        ours="Replace it in {option} by the one that is in use now, with rotate_trust() while in use; and check this "
+        "machine's clock",
     ),
     23: Meaning(
         UnverifiedReason.REVOKED,
@@ -81,24 +103,37 @@ MEANINGS: Final = {
     67: _WEAK_KEY,
     68: Meaning(
         UnverifiedReason.BAD_CHAIN,
-        "is signed with a hash that is broken (SHA-1, MD5)",
-        "Have it issued anew, with SHA-256",
+        "is signed with a digest that is broken{evidence}",
+        "Have it issued anew, with SHA-256; its key may stay the same",
     ),
     47: Meaning(
         UnverifiedReason.BAD_CHAIN,
-        "has a name that the name constraints of a CA above it do not permit",
+        "has a name that the name constraints of a CA above it do not permit{evidence}",
         "Issue it for names within them, or from a CA without them",
     ),
     48: Meaning(
         UnverifiedReason.BAD_CHAIN,
-        "has a name that the name constraints of a CA above it exclude",
+        "has a name that the name constraints of a CA above it exclude{evidence}",
         "Issue it for other names, or from a CA without them",
     ),
     94: Meaning(
         UnverifiedReason.BAD_CHAIN,
-        "has an EC key with explicit parameters in place of a named curve",
-        "Have it issued anew for a key with a named curve (P-256, say)",
+        "has an EC key with explicit parameters in place of the name of a curve{evidence}",
+        "Have it issued anew with the name of the curve: openssl ecparam -param_enc named_curve",
     ),
+    25: Meaning(
+        UnverifiedReason.BAD_CHAIN,
+        "allows fewer CAs below it than there are (path length){evidence}",
+        "Issue the peer's certificate from a CA higher up, or have that CA issued anew with a longer path length",
+    ),
+    34: Meaning(
+        UnverifiedReason.BAD_CHAIN,
+        "has a critical extension that OpenSSL does not know{evidence}",
+        "Issue it without this extension, or with it as not critical",
+    ),
+    **dict.fromkeys((24, 32, 79), _NO_CA),
+    **dict.fromkeys((13, 14), _BAD_DATES),
+    **dict.fromkeys((49, 51, 52, 53), _BAD_CONSTRAINTS),
     **dict.fromkeys((2, 18, 19, 20, 21, 27), _UNKNOWN_CA),
     **dict.fromkeys((3, 11, 12, 36), _REVOCATION_UNKNOWN),
 }
@@ -109,6 +144,14 @@ KEY_USAGE: Final = Meaning(
     "does not allow signatures (key usage)",
     "Issue it with digitalSignature",
     wanted="{purpose}",
+)
+#: In place of 20, where the certificate is its own issuer, and the only one.
+SELF_SIGNED: Final = Meaning(
+    UnverifiedReason.UNKNOWN_CA,
+    "is self-signed, and is not itself in {pool}",
+    "Issue it from a CA that is there; or trust this very certificate, by adding it to {option} (with rotate_trust() "
+    "while in use)",
+    wanted="{pool}",
 )
 
 

@@ -27,7 +27,7 @@ from trionode._identity.describe import (
     describe_time,
 )
 from trionode._identity.names import SubjectNames
-from trionode._tls.verification import refusal_of
+from trionode._tls.verification import explain
 
 from .shown import certificate_state
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from trionode import CAPool, CRLSet, KeyPair
     from trionode._tls.judge import Judge
     from trionode._tls.probe import Inspection
+    from trionode._tls.verification import Explanation
 
 #: The steps that diagnoses are about.
 OURS: Final = "ours"
@@ -173,10 +174,12 @@ def judge_server(
         now: our clock.
     """
     yield from _judge_dates(chain, now)
-    refusal = refusal_of(judge, chain, dated=False)
+    fault = judge.judge(chain, dated=False).fault
     for_servers = allows(chain[0], ExtendedKeyUsageOID.SERVER_AUTH)
-    if refusal is not None and (for_servers or refusal.reason is not UnverifiedReason.WRONG_EKU):
-        yield _judge_path(chain, ours, refusal.reason, refusal.offered or "", refusal.failed_at or chain[0])
+    if fault is not None:
+        told = explain(fault, judge)
+        if for_servers or told.reason is not UnverifiedReason.WRONG_EKU:
+            yield _judge_path(chain, ours, told, fault.found)
     yield from _judge_names(chain[0], target)
     if not for_servers:
         yield _theirs(
@@ -208,12 +211,11 @@ def _judge_dates(chain: Sequence[x509.Certificate], now: datetime) -> Iterator[D
                 )
 
 
-def _judge_path(
-    chain: Sequence[x509.Certificate], ours: Ours, reason: UnverifiedReason, offered: str, found: x509.Certificate
-) -> Diagnosis:
+def _judge_path(chain: Sequence[x509.Certificate], ours: Ours, told: Explanation, found: x509.Certificate) -> Diagnosis:
+    reason = told.reason
     if reason is not UnverifiedReason.UNKNOWN_CA:
-        remedy = _PATH_REMEDIES.get(reason, "Issue the server's chain again")
-        return _theirs(reason, f"the server's certificate does not verify: {reason}: {offered}", remedy)
+        remedy = _PATH_REMEDIES.get(reason, told.remedy)
+        return _theirs(reason, f"the server's certificate{told.what}: {describe(chain[0])}", remedy)
     last = chain[-1]
     pool = ours.root_cas
     trusted = ours.trust if pool is None else f"{ours.trust} ({describe_subjects(pool)})"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -24,9 +23,9 @@ from trionode._identity.certificate import (
     fingerprint,
     is_ca,
     is_self_issued,
+    key_kind,
     not_after,
     not_before,
-    public_key,
     serial_number,
 )
 from trionode._identity.describe import (
@@ -248,24 +247,6 @@ def purposes_shown(certificate: x509.Certificate) -> str:
     missing = [each for each in ("serverAuth", "clientAuth") if each not in found]
     lacking = f" (not {', not '.join(missing)}: a node needs both)" if missing else " (a node needs both)"
     return ", ".join(found) + lacking
-
-
-def key_kind(certificate: x509.Certificate) -> str:
-    """What kind of key it is for."""
-    key = public_key(certificate)
-    match key:
-        case ec.EllipticCurvePublicKey():
-            return f"EC {key.curve.name}"
-        case rsa.RSAPublicKey():
-            return f"RSA {key.key_size}"
-        case ed25519.Ed25519PublicKey():
-            return "Ed25519"
-        case ed448.Ed448PublicKey():
-            return "Ed448"
-        case None:
-            return "unreadable key"
-        case _:
-            return type(key).__name__
 
 
 def signature_kind(certificate: x509.Certificate) -> str:
