@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs7, pkcs12
 
+from specimens import armour, certificate_of_unknown_version, key_of, key_pem, leaf, pem
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import to_pem
@@ -187,3 +188,92 @@ def test_no_warning_of_a_library_about_a_certificate(tmp_path: Path) -> None:
     assert reading.serial_number(anchor) < 0
     file.write_bytes(made)
     assert list(CAPool.load(file)) == [anchor]
+
+
+# Encrypted keys -------------------------------------------------------------------------------------------------------
+
+
+def encrypted_key(tmp_path: Path, *options: str) -> bytes:
+    """A key of P-256, as OpenSSL encrypts it."""
+    legacy = ("-provider", "legacy", "-provider", "default")
+    command = [
+        "openssl",
+        "pkcs8",
+        "-topk8",
+        "-passout",
+        "pass:secret",
+        "-out",
+        str(tmp_path / "encrypted"),
+        *options,
+        *legacy,
+    ]
+    subprocess.run(command, input=key_pem(key_of("p256")), capture_output=True, check=True)
+    return (tmp_path / "encrypted").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["PEM", "DER"])
+@pytest.mark.parametrize(
+    "cipher",
+    ["-v2 aes-256-cbc", "-v2 des3", "-scrypt", "-v1 PBE-SHA1-3DES", "-v1 PBE-MD5-DES", "-v1 PBE-SHA1-RC2-40"],
+)
+def test_keys_that_are_encrypted(tmp_path: Path, form: str, cipher: str) -> None:
+    """In DER as in PEM: the right password opens it, and another one, an empty one and none are told apart."""
+    key = encrypted_key(tmp_path, "-outform", form, *cipher.split())
+    assert load(tmp_path, pem(leaf()), key, b"secret").certificate == leaf()
+    for password, said in ((None, "give its password"), (b"", "it is empty"), (b"wrong", "does not open")):
+        with pytest.raises(CertificateError, match=said) as refused:
+            load(tmp_path, pem(leaf()), key, password)
+        assert refused.value.reason is CertificateReason.BAD_PASSWORD
+
+
+@pytest.mark.parametrize("form", ["PEM", "DER"])
+@pytest.mark.parametrize(
+    ("cipher", "named"),
+    [
+        ("-v1 PBE-SHA1-DES", "PBE-SHA1-DES"),
+        ("-v1 PBE-SHA1-2DES", "PBE-SHA1-2DES"),
+        ("-v1 PBE-MD5-RC2-64", "PBE-MD5-RC2-64"),
+        ("-v2 des-cbc", "DES-CBC"),
+        ("-v2 camellia-256-cbc", "CAMELLIA-256-CBC"),
+        ("-v2 camellia-128-cbc", "1.2.392.200011.61.1.1.1.2"),
+        ("-v2 aes-256-cbc -v2prf hmacWithMD5", "hmacWithMD5"),
+    ],
+)
+def test_ciphers_that_cannot_be_read_are_named(tmp_path: Path, form: str, cipher: str, named: str) -> None:
+    """The password is not to blame."""
+    key = encrypted_key(tmp_path, "-outform", form, *cipher.split())
+    with pytest.raises(CertificateError, match=rf"encrypted with {named}, which is not supported.*openssl") as refused:
+        load(tmp_path, pem(leaf()), key, b"secret")
+    assert refused.value.reason is CertificateReason.UNSUPPORTED_KEY
+
+
+def test_a_traditional_cipher_is_named(tmp_path: Path) -> None:
+    """Before PKCS#8, the header has it."""
+    lines = [
+        "BEGIN RSA PRIVATE KEY",
+        "Proc-Type: 4,ENCRYPTED",
+        "DEK-Info: DES-CBC,0123456789ABCDEF",
+        "END RSA PRIVATE KEY",
+    ]
+    key = "-----{}-----\n{}\n{}\n\nAAAA\n-----{}-----\n".format(*lines).encode()
+    with pytest.raises(CertificateError, match=r"encrypted with DES-CBC, which is not supported"):
+        load(tmp_path, pem(leaf()), key, b"secret")
+
+
+def test_a_password_for_a_key_in_der_that_has_none(tmp_path: Path) -> None:
+    """As for one in PEM."""
+    der = key_of("p256").private_bytes(Encoding.DER, serialization.PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(CertificateError, match=r"a password was given, but"):
+        load(tmp_path, pem(leaf()), der, b"secret")
+
+
+def test_which_certificate_is_damaged_and_why(tmp_path: Path) -> None:
+    """By its number in the file."""
+    version_8 = certificate_of_unknown_version()
+    for data, said in (
+        (pem(leaf()) + version_8, "certificate 2 of the file: .*version"),
+        (pem(leaf(), leaf())[:-30], "certificate 2 of the file, which has no END line"),
+        (pem(leaf()) + armour(b"nonsense"), r"certificate 2 of the file: error parsing asn1"),
+    ):
+        with pytest.raises(CertificateError, match=said):
+            load(tmp_path, data, key_pem(key_of("p256")))

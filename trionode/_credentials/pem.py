@@ -18,14 +18,19 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.certificate import UnreadableError, decode
 from trionode._util.quiet import quietly
+from trionode._util.text import printable
 
-from .formats import certificates_in_other_formats, found_in, is_multi_prime, is_pem, key_in_other_formats
+from .formats import certificates_in_other_formats, encryption_of, found_in, is_multi_prime, is_pem, is_pkcs12
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from .formats import Encryption
 
 #: What can sign in TLS 1.3.
 PrivateKey: TypeAlias = (
@@ -41,6 +46,7 @@ MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 MAX_CRL_BYTES: Final = 16 * 1024 * 1024
 
 _PEM_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
+_PEM_CERTIFICATE_END: Final = b"-----END CERTIFICATE-----"
 _PEM_CRL: Final = b"-----BEGIN X509 CRL-----"
 _PEM_CRL_END: Final = b"-----END X509 CRL-----"
 
@@ -97,8 +103,7 @@ def parse_certificates(pem: Secret, where: str, password: Secret | None = None) 
     if _PEM_CERTIFICATE not in pem.data:
         others = certificates_in_other_formats(pem.data, None if password is None else password.data)
         if others is None:
-            msg = f"the password does not open the PKCS#12 bundle in {where} (or the bundle is damaged)"
-            raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+            raise _shut_bundle(password, where)
         if others:
             return others
         hint = " It holds a private key: are the two files swapped?" if b"PRIVATE KEY-----" in pem.data else ""
@@ -114,9 +119,22 @@ def parse_certificates(pem: Secret, where: str, password: Secret | None = None) 
         certificates = ()
     # The parser skips a last block without its END line; a file that was cut off must not pass for a shorter one.
     if len(certificates) < pem.data.count(_PEM_CERTIFICATE):
-        msg = f"a certificate in {where} is damaged or cut off; write the file anew"
+        msg = f"a certificate in {where} is damaged or cut off; write the file anew. It is {_damage(pem.data)}"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
     return certificates
+
+
+def _damage(pem: bytes) -> str:
+    """Which certificate of a PEM text cannot be parsed, and why."""
+    for number, piece in enumerate(pem.split(_PEM_CERTIFICATE)[1:], start=1):
+        block, end, _ = piece.partition(_PEM_CERTIFICATE_END)
+        if not end:
+            return f"certificate {number} of the file, which has no END line"
+        try:
+            decode(_decoded(block))
+        except UnreadableError as exc:
+            return f"certificate {number} of the file: {printable(str(exc), 200)}"
+    return "not as RFC 7468 has it"
 
 
 def parse_private_key(pem: Secret, password: Secret | None, where: str) -> object:
@@ -131,54 +149,99 @@ def parse_private_key(pem: Secret, password: Secret | None, where: str) -> objec
         CertificateError: reason `no_key`, `bad_password`, `unsupported_key`, or `unreadable` where it is damaged.
     """
     # Errors of the parser are dropped rather than chained: they say no more than we do, and some quote their input.
-    if b"PRIVATE KEY-----" not in pem.data:
-        other, shut = key_in_other_formats(pem.data, None if password is None else password.data)
-        if shut:
-            msg = f"the password does not open the PKCS#12 bundle in {where} (or the bundle is damaged)"
-            raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
-        if other is not None:
-            return other
+    if is_pkcs12(pem.data):
+        return _key_of_bundle(pem, password, where)
+    in_pem = b"PRIVATE KEY-----" in pem.data
+    block = Secret(_key_block(pem.data)) if in_pem else pem
+    encryption = encryption_of(block.data)
+    if not in_pem and encryption is None and (is_pem(pem.data) or not _is_key(pem)):
         hint = " It holds a certificate: are the two files swapped?" if _PEM_CERTIFICATE in pem.data else ""
         msg = (
             f"no PEM private key in {where}: a '-----BEGIN PRIVATE KEY-----' block (or EC, RSA) is needed, and "
             f"{found_in(pem.data)}.{hint}"
         )
         raise CertificateError(msg, reason=CertificateReason.NO_KEY)
-    block = Secret(_key_block(pem.data))
     if b"-----BEGIN OPENSSH" in block.data:
         msg = f"the private key in {where} is in OpenSSH's own format; convert it with ssh-keygen -p -m PKCS8 -f FILE"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY)
-    encrypted = b"ENCRYPTED" in block.data
-    if encrypted and password is not None and not password.data:
-        msg = f"the password does not open the private key in {where}: it is empty"
-        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
-    if encrypted and password is None:
-        msg = f"the private key in {where} is encrypted; give its password"
-        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
-    if not encrypted and password is not None:
-        msg = f"a password was given, but the private key in {where} is not encrypted; leave it out, or encrypt the key"
-        raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
+    _expect_password(encryption, password, where)
+    load = serialization.load_pem_private_key if in_pem else serialization.load_der_private_key
     try:
         with quietly():
-            key = serialization.load_pem_private_key(block.data, None if password is None else password.data)
+            return load(block.data, None if password is None else password.data)
     except UnsupportedAlgorithm:
-        msg = (
-            f"the private key in {where} is encrypted with a cipher that is not supported. Encrypt it anew: openssl "
-            "pkcs8 -topk8 -v2 aes-256-cbc -provider legacy -provider default -in FILE"
-            if encrypted
-            else f"the private key in {where} is of a kind that is not supported; use EC P-256, P-384, Ed25519 or RSA"
-        )
+        msg = f"the private key in {where} is of a kind that is not supported; use EC P-256, P-384, Ed25519 or RSA"
         raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
     except (ValueError, TypeError):
-        if encrypted:
+        if encryption is not None:
             msg = f"the password does not open the private key in {where} (or the key is damaged)"
             raise CertificateError(msg, reason=CertificateReason.BAD_PASSWORD) from None
-        if is_multi_prime(_decoded(b"".join(block.data.split(b"\n")[1:-1]))):
+        if is_multi_prime(_decoded(b"".join(block.data.split(b"\n")[1:-1])) if in_pem else block.data):
             msg = f"the private key in {where} is RSA of more than two primes, which is not supported; make a new one"
             raise CertificateError(msg, reason=CertificateReason.UNSUPPORTED_KEY) from None
         msg = f"the private key in {where} is damaged or cut off; write the file anew"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
+
+
+def _expect_password(encryption: Encryption | None, password: Secret | None, where: str) -> None:
+    """Check that there is a password if there has to be one, and that it can be of use."""
+    reason = CertificateReason.BAD_PASSWORD
+    if encryption is None:
+        if password is None:
+            return
+        msg = f"a password was given, but the private key in {where} is not encrypted; leave it out, or encrypt the key"
+    elif not encryption.known:
+        reason = CertificateReason.UNSUPPORTED_KEY
+        msg = (
+            f"the private key in {where} is encrypted with {encryption.cipher}, which is not supported. Encrypt it "
+            "anew: openssl pkey -aes256 -provider legacy -provider default -in FILE -out NEW"
+        )
+    elif password is None:
+        msg = f"the private key in {where} is encrypted; give its password"
+    elif not password.data:
+        msg = (
+            f"the password does not open the private key in {where}: it is empty. A key that was encrypted with an "
+            "empty password has to be encrypted anew: openssl pkey -aes256 -in FILE -out NEW"
+        )
+    else:
+        return
+    raise CertificateError(msg, reason=reason)
+
+
+def _is_key(der: Secret) -> bool:
+    """Whether it is a private key, of whatever kind, that is not encrypted."""
+    try:
+        with quietly():
+            serialization.load_der_private_key(der.data, None)
+    except UnsupportedAlgorithm:
+        return True
+    except (ValueError, TypeError):
+        return is_multi_prime(der.data)
+    return True
+
+
+def _key_of_bundle(bundle: Secret, password: Secret | None, where: str) -> object:
+    """The private key of a PKCS#12 bundle."""
+    try:
+        with quietly():
+            key = pkcs12.load_key_and_certificates(bundle.data, None if password is None else password.data)[0]
+    except Exception:  # noqa: BLE001 -- in whatever way
+        raise _shut_bundle(password, where) from None
+    if key is None:
+        msg = f"no private key in {where}: it is a PKCS#12 bundle of certificates alone"
+        raise CertificateError(msg, reason=CertificateReason.NO_KEY)
     return key
+
+
+def _shut_bundle(password: Secret | None, where: str) -> CertificateError:
+    if password is None or not password.data:
+        msg = f"the PKCS#12 bundle in {where} is encrypted; give its password"
+    else:
+        msg = (
+            f"the password does not open the PKCS#12 bundle in {where} (or the bundle is damaged, or its cipher is not "
+            "supported: openssl pkcs12 -export writes it anew)"
+        )
+    return CertificateError(msg, reason=CertificateReason.BAD_PASSWORD)
 
 
 def _key_block(pem: bytes) -> bytes:

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from trionode._util.der import BOOLEAN, CONTEXT_0, CONTEXT_3, OID, SEQUENCE, element, elements, encoded
+from trionode._util.der import BOOLEAN, CONTEXT_0, CONTEXT_3, OID, SEQUENCE, dotted, element, elements, encoded
 from trionode._util.quiet import quietly
 from trionode._util.text import printable
 
@@ -417,7 +417,7 @@ def _extensions(der: bytes) -> Iterator[tuple[str, bytes]]:
             for _, begin, at, after in elements(der, first, last):
                 kind, oid, end = element(der, at)
                 if kind == OID:
-                    yield _dotted(der[oid:end]), der[begin:after]
+                    yield dotted(der[oid:end]), der[begin:after]
 
 
 def _value(one: bytes) -> bytes:
@@ -443,21 +443,6 @@ def _with_one_extension(der: bytes, one: bytes) -> x509.Certificate:
     return decode(copy)
 
 
-def _dotted(content: bytes) -> str:
-    """An object identifier in dotted form (X.690 section 8.19)."""
-    arcs: list[int] = []
-    arc = 0
-    for octet in content:
-        arc = arc << 7 | octet & 0x7F
-        if not octet & 0x80:
-            arcs.append(arc)
-            arc = 0
-    if not arcs:
-        return ""
-    first = min(arcs[0] // 40, 2)
-    return ".".join(map(str, (first, arcs[0] - 40 * first, *arcs[1:])))
-
-
 class _Attribute(NamedTuple):
     kind: str
     text: str
@@ -474,11 +459,11 @@ def _attributes(name: bytes) -> Iterator[_Attribute]:
         for _, _, content, after in elements(name, start, end):
             for _, _, attribute, stop in elements(name, content, after):
                 (_, _, oid, oid_end), (tag, _, at, value_end) = elements(name, attribute, stop)
-                dotted = _dotted(name[oid:oid_end])
+                oid_text = dotted(name[oid:oid_end])
                 # Twice what is shown is enough, in the widest encoding.
                 value = name[at : min(value_end, at + 8 * _NAME_SHOWN)]
                 encoding = _STRINGS.get(tag)
-                kind = _ATTRIBUTES.get(dotted, dotted)
+                kind = _ATTRIBUTES.get(oid_text, oid_text)
                 if encoding is None:
                     yield _Attribute(kind, f"#{value.hex()}", dumped=True)
                 else:
