@@ -163,7 +163,6 @@ def test_passwords(trionode_command: Command, tmp_path: Path) -> None:
         (("init", "--pki", "new", "--common-name", ""), "", 2),
         (("show", "nobody@localhost"), "neither a file nobody@localhost nor pki/nobody@localhost.pem", 3),
         (("show", "file"), "no PEM certificate in file", 3),
-        (("show", "pki/ca.key"), "It holds a private key", 3),
         (("show", "--pki", "other"), "there is no directory other", 3),
         (("revoke", "nobody@localhost"), "neither a file", 3),
         (("revoke", "--reason", "mood"), "'mood' is not one of", 2),

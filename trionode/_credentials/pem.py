@@ -279,11 +279,6 @@ def parse_crls(data: bytes, where: str) -> Iterator[tuple[x509.CertificateRevoca
     yield _parse_crl(data, where)
 
 
-def holds_lists(data: bytes) -> bool:
-    """Whether a file holds revocation lists, in PEM or DER."""
-    return _PEM_CRL in data or (not is_pem(data) and found_in(data) == "it is a revocation list in DER")
-
-
 def _decoded(block: bytes) -> bytes:
     # Not by `cryptography`, which does not give out the DER that it decodes: it would have to be encoded again.
     try:

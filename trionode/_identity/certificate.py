@@ -234,12 +234,12 @@ def issuer_der(signed: x509.Certificate | x509.CertificateRevocationList) -> byt
 
 def subject(certificate: x509.Certificate) -> str:
     """Its subject's distinguished name (RFC 4514), escaped, with replacement characters, and cut."""
-    return _shown_name(_names(certificate)[1], "subject")
+    return shown_name(_names(certificate)[1], "subject")
 
 
 def issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
     """The distinguished name of a certificate's or a revocation list's issuer, likewise."""
-    return _shown_name(issuer_der(signed), "issuer")
+    return shown_name(issuer_der(signed), "issuer")
 
 
 def common_name(certificate: x509.Certificate) -> str | None:
@@ -306,6 +306,29 @@ def list_extensions(crl: x509.CertificateRevocationList) -> x509.Extensions:
         raise UnreadableError(msg) from exc
 
 
+def list_dates(crl: x509.CertificateRevocationList) -> tuple[datetime, datetime | None]:
+    """When a list was issued, and when the next one is due, UTC; None where it does not say. As of certificates."""
+    try:
+        start = crl.last_update_utc
+    except ValueError:
+        start = _NEVER_BEGAN
+    try:
+        return start, crl.next_update_utc
+    except ValueError:
+        return start, _LONG_OVER
+
+
+def list_entries(crl: x509.CertificateRevocationList) -> list[x509.RevokedCertificate]:
+    """What is on a list, as far as it can be read."""
+    entries: list[x509.RevokedCertificate] = []
+    try:
+        with quietly():
+            entries.extend(crl)
+    except (ValueError, TypeError):
+        pass
+    return entries
+
+
 def revocation_reason(entry: x509.RevokedCertificate) -> x509.ReasonFlags | None:
     """Why an entry of a revocation list was revoked; None where it does not say, or cannot be read."""
     try:
@@ -351,17 +374,26 @@ def subject_alt_names(certificate: x509.Certificate) -> tuple[SubjectAltName, ..
         if len(found) > 1:
             msg = f"the subject alternative names are there {len(found)} times"
             raise UnreadableError(msg)
-        value = _value(found[0])
-        tag, start, end = element(value, 0)
-        if tag != SEQUENCE or end != len(value):
-            msg = "the subject alternative names are no sequence"
-            raise UnreadableError(msg)
-        return tuple(_general_name(tag, value[content:after]) for tag, _, content, after in elements(value, start, end))
+        return general_names(_value(found[0]))
     except UnreadableError:
         raise
     except ValueError as exc:
         msg = f"the subject alternative names cannot be read: {exc}"
         raise UnreadableError(msg) from exc
+
+
+def general_names(value: bytes) -> tuple[SubjectAltName, ...]:
+    """The entries of an encoded GeneralNames.
+
+    Raises:
+        UnreadableError: it is no sequence.
+        ValueError: an entry is cut off.
+    """
+    tag, start, end = element(value, 0)
+    if tag != SEQUENCE or end != len(value):
+        msg = "the subject alternative names are no sequence"
+        raise UnreadableError(msg)
+    return tuple(_general_name(tag, value[content:after]) for tag, _, content, after in elements(value, start, end))
 
 
 def _general_name(tag: int, content: bytes) -> SubjectAltName:
@@ -472,7 +504,8 @@ def _attributes(name: bytes) -> Iterator[_Attribute]:
         yield _Attribute("…", "unreadable")
 
 
-def _shown_name(name: bytes, what: str) -> str:
+def shown_name(name: bytes, what: str) -> str:
+    """An encoded name (RFC 4514), escaped and cut; `what` it is of, for one that cannot be read or is empty."""
     if not name:
         return f"(unreadable {what})"
     return _rfc4514(name) or f"(empty {what})"

@@ -23,12 +23,12 @@ from trionode import (
     CRLSet,
     NodeName,
 )
+from trionode._credentials.contents import contents
 from trionode._credentials.crl import next_update
-from trionode._credentials.pem import holds_lists, parse_certificates, read_file
+from trionode._credentials.pem import MAX_CRL_BYTES, parse_certificates, read_file
 from trionode._identity.certificate import (
     fingerprint,
     is_ca,
-    is_self_issued,
     issuer_der,
     not_after,
     not_before,
@@ -42,6 +42,7 @@ from trionode.pki import (
     write_key_pair,
 )
 
+from .contents import shown_parts
 from .exits import ExitStatus, Trouble
 from .given import (
     CA_FILE,
@@ -63,15 +64,12 @@ from .given import (
 from .paths import exists, is_directory, is_file
 from .revoked import (
     certificates_in,
-    crl_grid,
     crl_values,
     lists_in,
     names_by_serial,
     revocation_of,
-    revocation_shown,
 )
 from .shown import (
-    certificate_grid,
     certificate_values,
     console,
     grid,
@@ -225,51 +223,40 @@ def issue(
     return ExitStatus.OK
 
 
-@pki.command(short_help="Show certificates and revocation lists.")
+@pki.command(short_help="Show what is in certificate, key and revocation list files.")
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...", shell_complete=complete_node)
 @pki_option
+@click.option("--password-file", type=FILE, help="First line: the password of a bundle or key.")
 @json_option
-def show(names: tuple[str, ...], directory: Path, *, as_json: bool) -> int:
+def show(names: tuple[str, ...], directory: Path, password_file: Path | None, *, as_json: bool) -> int:
     """Show certificates: names, the nodes that they speak for, dates, purposes, issuer, fingerprint.
 
-    NAME is a node of the --pki directory, FILE any file with certificates or a revocation list. Without arguments, the
-    directory is listed. Its ca.crl says which certificates are revoked.
+    NAME is a node of the --pki directory, FILE any file, PEM or DER: certificates, revocation lists, requests, PKCS#7
+    and PKCS#12 bundles are shown whole, of keys their kind and size. Without arguments, the directory is listed. Its
+    ca.crl says which certificates are revoked.
     """
     now = now_utc()
     if not names:
         return _list_directory(directory, now, as_json=as_json)
-    lists, known = lists_in(directory), names_by_serial(directory)
+    lists, known, password = lists_in(directory), names_by_serial(directory), read_password(password_file)
     documents: list[dict[str, object]] = []
-    out = console()
+    out, status = console(), ExitStatus.OK
     for name in names:
         file = _file_of(name, directory)
-        data = read_file(file)
-        blocks: list[tuple[str, Table]] = []
-        has_lists = holds_lists(data.data)
-        if has_lists:
-            crls = CRLSet.from_bytes(data.data)
-            documents += [{"file": str(file), **crl_values(crl, known, now)} for crl in crls]
-            blocks += [(f"revocation list in {file}", crl_grid(crl, known, now)) for crl in crls]
-        if not has_lists or b"-----BEGIN CERTIFICATE-----" in data.data:
-            chain = parse_certificates(data, str(file))
-            entries = [revocation_of(each, lists) for each in chain]
-            documents += [
-                {"file": str(file), **certificate_values(each, now), "revoked": entry is not None}
-                for each, entry in zip(chain, entries, strict=True)
-            ]
-            blocks += [
-                (
-                    f"certificate {number} of {len(chain)} in {file}: {_role(each, number)}",
-                    certificate_grid(each, now, None if entry is None else revocation_shown(entry)),
-                )
-                for number, (each, entry) in enumerate(zip(chain, entries, strict=True), start=1)
-            ]
-        for title, block in () if as_json else blocks:
-            put(out, Text(title, style="bold"))
-            put(out, block)
+        data = read_file(file, limit=MAX_CRL_BYTES, kind="certificate, key or CRL file")
+        parts = contents(data, password)
+        if all(each.value is None for each in parts):
+            parse_certificates(data, str(file), password)  # raises: it says what is there instead
+        for shown in shown_parts(str(file), parts, lists=lists, names=known, now=now):
+            documents.append(shown.values)
+            if not as_json:
+                put(out, Text(shown.title, style="bold"))
+                put(out, shown.block)
+        if not all(each.is_readable for each in parts):
+            status = ExitStatus.FILES
     if as_json:
         put_json(documents)
-    return ExitStatus.OK
+    return status
 
 
 @pki.command(short_help="Put certificates on the CA's revocation list.")
@@ -467,12 +454,6 @@ def _file_of(name: str, directory: Path) -> Path:
 
 def _leaf(file: Path) -> x509.Certificate:
     return parse_certificates(read_file(file), str(file))[0]
-
-
-def _role(certificate: x509.Certificate, number: int) -> str:
-    if is_ca(certificate):
-        return "a root CA" if is_self_issued(certificate) else "an intermediate CA"
-    return "a leaf" + (", signed by itself" if is_self_issued(certificate) else "") if number == 1 else "no CA"
 
 
 def _list_directory(directory: Path, now: datetime, *, as_json: bool) -> int:

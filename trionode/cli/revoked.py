@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from trionode import CertificateError, CRLSet
-from trionode._credentials.crl import next_update
 from trionode._credentials.pem import parse_certificates, read_file
-from trionode._identity.certificate import is_ca, issuer_der, revocation_reason, serial_number
+from trionode._identity.certificate import is_ca, issuer_der, list_dates, list_entries, revocation_reason, serial_number
 from trionode._identity.describe import describe_issuer, describe_serial
 
 from .given import CRL_FILE
@@ -83,6 +82,15 @@ def names_by_serial(directory: Path) -> dict[int, str]:
     return found
 
 
+def _refusals(crl: x509.CertificateRevocationList) -> list[str]:
+    """Why a list cannot be used by a node, if it cannot."""
+    try:
+        CRLSet([crl])
+    except CertificateError as exc:
+        return [str(exc)]
+    return []
+
+
 def crl_grid(crl: x509.CertificateRevocationList, names: Mapping[int, str], now: datetime) -> Table:
     """A list as an operator reads it.
 
@@ -91,13 +99,16 @@ def crl_grid(crl: x509.CertificateRevocationList, names: Mapping[int, str], now:
         names: of the certificates that are known, by serial number.
         now: the time.
     """
-    start, end = crl.last_update_utc, next_update(crl)
-    rows: list[tuple[str, str | Text]] = [
-        ("issuer", describe_issuer(crl)),
-        ("valid", Text(f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, ") + time_left(start, end, now)),
-        ("revoked", f"{len(crl)}"),
-    ]
-    for entry in crl:
+    start, end = list_dates(crl)
+    entries = list_entries(crl)
+    rows: list[tuple[str, str | Text]] = [("issuer", describe_issuer(crl))]
+    if end is None:
+        rows.append(("valid", Text(f"{start:%Y-%m-%d %H:%M} UTC, without a nextUpdate: it cannot be used", "bold red")))
+    else:
+        valid = Text(f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, ")
+        rows.append(("valid", valid + time_left(start, end, now)))
+    rows += [*(("note", each) for each in _refusals(crl)), ("revoked", f"{len(entries)}")]
+    for entry in entries:
         name = names.get(entry.serial_number)
         which = f"serial {describe_serial(entry.serial_number)}" + ("" if name is None else f" ({name})")
         rows.append(("", f"{which} on {revocation_shown(entry)}"))
@@ -106,12 +117,15 @@ def crl_grid(crl: x509.CertificateRevocationList, names: Mapping[int, str], now:
 
 def crl_values(crl: x509.CertificateRevocationList, names: Mapping[int, str], now: datetime) -> dict[str, object]:
     """A list, for JSON; arguments as of `crl_grid`."""
+    start, end = list_dates(crl)
+    entries = list_entries(crl)
     return {
         "issuer": describe_issuer(crl),
-        "this_update": crl.last_update_utc.isoformat(),
-        "next_update": next_update(crl).isoformat(),
-        "seconds_left": round((next_update(crl) - now) / timedelta(seconds=1)),
-        "revoked": [describe_serial(entry.serial_number) for entry in crl],
+        "this_update": start.isoformat(),
+        "next_update": None if end is None else end.isoformat(),
+        "seconds_left": None if end is None else round((end - now) / timedelta(seconds=1)),
+        "usable": not _refusals(crl),
+        "revoked": [describe_serial(entry.serial_number) for entry in entries],
         "entries": [
             {
                 "serial": describe_serial(entry.serial_number),
@@ -119,6 +133,6 @@ def crl_values(crl: x509.CertificateRevocationList, names: Mapping[int, str], no
                 "date": entry.revocation_date_utc.isoformat(),
                 "reason": reason_of(entry),
             }
-            for entry in crl
+            for entry in entries
         ],
     }
