@@ -29,11 +29,15 @@ from trionode import (
     ConnectorPhase,
     Endpoint,
     LocalRegistry,
+    NamingResolver,
     NetworkMode,
     NodeName,
     NoRouteError,
+    PeerFound,
+    PeerLost,
     ResolverError,
     ResolverTrouble,
+    WatchingResolver,
 )
 from trionode.discovery import local
 
@@ -715,3 +719,88 @@ async def test_two_processes_find_each_other_after_a_kill(
             assert connection.peer.incarnation == successor != incarnation
             assert await alpha.call(BETA, "relay", b"again") == b"again"
             assert await registry.resolve(BETA) != [stale]
+
+
+# Which nodes there are, and changes ----------------------------------------------------------------------------------
+
+
+async def test_members_come_and_go(node: NodeFactory, registry: LocalRegistry) -> None:
+    """Nodes of other processes would be no different: each is found when it opens, and lost when it leaves."""
+    with trio.fail_after(10):
+        async with node(str(ALPHA), resolver=registry, keep_connected=["*"]) as alpha, alpha.events() as events:
+            other = LocalRegistry(registry.directory)
+            async with node(str(BETA), resolver=other, services={"echo": echo}) as beta:
+                assert (await event_of(events, PeerFound)).name == BETA
+                assert await beta.wait_members("*") == {ALPHA}
+                await alpha.wait_connected(BETA)
+                assert await alpha.call("b*@*", "echo", b"x") == b"x"
+            assert (await event_of(events, PeerLost)).name == BETA
+            assert isinstance(registry, NamingResolver)
+            assert isinstance(registry, WatchingResolver)
+
+
+async def test_endpoints_are_watched(
+    registry: LocalRegistry, registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes arrive, also when the same node registers anew where it was; what others do is not told."""
+    monkeypatch.setattr(local, "_POLL", 0.01)
+    with trio.fail_after(10):
+        async with registry.watch(BETA) as answers:
+            assert await answers.receive() == []
+            for _ in range(2):
+                async with registered(registry, BETA, [("127.0.0.1", 7)]):
+                    assert await answers.receive() == [Endpoint("127.0.0.1", 7)]
+                assert await answers.receive() == []
+            async with registered(registry, ALPHA, [("127.0.0.1", 8)]):
+                with trio.move_on_after(0.1):
+                    await answers.receive()
+                    pytest.fail("it was told of another")
+
+
+@pytest.fixture
+def mortal() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits to be killed."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+async def test_a_process_that_died_is_noticed(
+    registry: LocalRegistry, dead_process: int, mortal: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file stays behind and the directory does not change; it is named no more after a while."""
+    monkeypatch.setattr(local, "_POLL", 0.01)
+    monkeypatch.setattr(local, "_PULSE", 0.05)
+    plant(registry, entry(process=mortal.pid, started=local._process_started(mortal.pid)))
+    plant(registry, entry(ALPHA, process=dead_process), ALPHA)
+    with trio.fail_after(10):
+        async with registry.names() as answers:
+            assert set(await answers.receive()) == {BETA}
+            mortal.kill()
+            mortal.wait()
+            assert set(await answers.receive()) == set()
+
+
+async def test_what_is_no_entry_is_not_named(registry: LocalRegistry) -> None:
+    """Damaged files, and those under another name's, cost themselves."""
+    plant(registry, entry())
+    plant(registry, b"garbage", ALPHA)
+    plant(registry, entry(BETA), NodeName.parse("gamma@localhost"))
+    plant(
+        registry,
+        entry(NodeName.parse("delta@localhost"), endpoints=[["no host", 1]]),
+        NodeName.parse("delta@localhost"),
+    )
+    with trio.fail_after(10):
+        async with registry.names() as answers:
+            assert set(await answers.receive()) == {BETA}
+
+
+async def test_directory_that_is_not_private_cannot_be_followed(registry: LocalRegistry) -> None:
+    """As it cannot be used otherwise."""
+    registry.directory.mkdir(mode=0o755)
+    with trio.fail_after(10):
+        with pytest.raises(ResolverError, match="is not private"):
+            async with registry.names() as answers:
+                assert [each async for each in answers] == []

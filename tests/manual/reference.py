@@ -330,7 +330,7 @@ def origins(module: ModuleType) -> dict[str, str]:
     source = importlib.import_module("trionode._public") if module is trionode else module
     package = source.__name__.rpartition(".")[0] if module is trionode else source.__name__
     found: dict[str, str] = {}
-    for statement in source_of(source.__name__).body:
+    for statement in ast.walk(source_of(source.__name__)):  # what is imported when it is asked for is in a block
         if isinstance(statement, ast.ImportFrom):
             start = f"{package}." if statement.level else ""
             found |= {each.name: f"{start}{statement.module}" for each in statement.names if each.asname == each.name}

@@ -89,7 +89,7 @@ MODULES = (trionode, trionode.discovery, trionode.metrics, trionode.pki, trionod
 OURS = {
     name: (module, value)
     for module in MODULES
-    for name, value in vars(module).items()
+    for name, value in {name: getattr(module, name) for name in dir(module)}.items()
     if name[0].isalpha() and (inspect.isclass(value) or inspect.isfunction(value))
     if value.__module__.startswith("trionode") and (module is not trionode.metrics or name in module.__all__)
 }

@@ -132,7 +132,10 @@ SHOWN: dict[str, str] = {
     "trionode.EventStream": "aclose close receive",
     "trionode.RouteHandle": "remove",
     "trionode.TypedChannel": "aclose peer receive send send_eof",
-    "trionode.LocalRegistry": "register resolve",
+    "trionode.LocalRegistry": "names register resolve watch",
+    "trionode.discovery.DNSResolver": "names resolve watch",
+    "trionode.discovery.EtcdRegistry": "names register resolve watch",
+    "trionode.discovery.StaticResolver": "names resolve watch",
     "trionode.metrics.NodeCollector": "collect describe",
     "trionode.CertManager": (
         "check client_auth client_cas contexts crl_policy crls drained generation key_pair live_generations root_cas "

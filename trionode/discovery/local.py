@@ -4,6 +4,9 @@ Theory. One small file for each node in a private directory; files are read and 
 shared fallback directory: a place where others can write could point our nodes anywhere (TLS would still hold, but why
 offer it). A file names its process and when that started, so that what a crash left behind is known to be stale,
 process ids being reused. Only files of this registry's own names are ever removed.
+
+Changes are found by looking: at the directory's time of change several times a second, at every process now and then. A
+directory that changed just now is read once more, since its time may not tell two changes apart.
 """
 
 from __future__ import annotations
@@ -17,23 +20,29 @@ import secrets
 import stat
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import msgspec
 import trio
 
-from trionode._node.resolvers import MAX_ENDPOINTS, Endpoint, ResolverError
+from trionode._identity.names import NodeName
+from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
 from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 from trionode._util.text import printable
 from trionode._util.threads import Purpose, in_thread
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from .feed import Entry, Feed
 
-    from trionode._identity.names import NodeName
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
     from trionode._util.text import Address
+
+    from .feed import Publish
 
 __all__ = ["LocalRegistry"]
 
@@ -47,6 +56,12 @@ _OURS: Final = re.compile(rf"{_ENTRY.pattern}|\.?[^/]+\.sock(\.[0-9a-f]{{16}})?"
 #: How many entries a registration looks at, drawn at random, to remove what crashed processes left behind. The cost of
 #: a registration does not grow with their number.
 _LOOKS: Final = 64
+
+#: How often the directory is looked at for changes, and its processes for being alive. Seconds.
+_POLL: Final = 0.2
+_PULSE: Final = 2.0
+#: A time of change that is younger may stand for a further change, too. Seconds.
+_COARSE: Final = 0.1
 
 #: How long withdrawing a node may take. Seconds.
 _WITHDRAW_TIME: Final = 1.0
@@ -63,8 +78,18 @@ _decoder: Final = msgspec.json.Decoder(_Entry)
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """Who is registered, when the directory had last changed, and until when that can be relied on."""
+
+    entries: Mapping[NodeName, Entry]
+    changed: float
+    again: float
+
+
+@final
 class LocalRegistry:
-    """The nodes of this user on this machine; a `Resolver` and a `Registrar`.
+    """The nodes of this user on this machine: resolves, names, watches, registers.
 
     Attributes:
         directory: where the files are.
@@ -81,6 +106,7 @@ class LocalRegistry:
         """
         self.directory: Path = Path(directory) if directory is not None else _default_directory()
         self._allow_other_files = allow_other_files or directory is None
+        self._feed = Feed(self._follow)
 
     def __repr__(self) -> str:
         return f"<LocalRegistry {self.directory}>"
@@ -95,6 +121,25 @@ class LocalRegistry:
             ResolverError: the directory is not private.
         """
         return await in_thread(Purpose.FILES, self._look_up, name, abandon_on_cancel=True)
+
+    def watch(self, name: NodeName, /) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[Endpoint]]]:
+        """The endpoints of a name, now and when they change; see `WatchingResolver`.
+
+        Args:
+            name: of the node.
+        """
+        return self._feed.watch(name)
+
+    def names(
+        self, pattern: str = "*", /
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Collection[NodeName]]]:
+        """The names of the nodes that are registered, now and when they change; see `NamingResolver`.
+
+        Args:
+            pattern: of no influence: all are named.
+        """
+        del pattern
+        return self._feed.names()
 
     async def register(
         self,
@@ -123,6 +168,31 @@ class LocalRegistry:
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _WITHDRAW_TIME):
                 await in_thread(Purpose.FILES, self._withdraw, entry, abandon_on_cancel=True)
+
+    async def _follow(self, publish: Publish) -> NoReturn:
+        last: _Survey | None = None
+        while True:
+            survey = await in_thread(Purpose.FILES, self._survey, last, abandon_on_cancel=True)
+            if survey is not last:
+                last = survey
+                publish(survey.entries)
+            await trio.sleep(_POLL)
+
+    def _survey(self, last: _Survey | None) -> _Survey:
+        """Who is registered; the last survey itself if nothing can have changed."""
+        with self._opened() as directory:
+            now, changed = time.time(), os.fstat(directory).st_mtime
+            if last is not None and changed == last.changed and now < last.again:
+                return last
+            entries: dict[NodeName, Entry] = {}
+            for file in os.listdir(directory)[: 2 * MAX_NAMES]:  # noqa: PTH208 -- likewise
+                if _ENTRY.fullmatch(file) and (found := _stamped(directory, file)) is not None:
+                    entry, stamp = found
+                    if _alive(entry) and file == _file_name(entry.name):
+                        with contextlib.suppress(ValueError):
+                            entries[NodeName.parse(entry.name)] = Entry(_endpoints(entry), stamp)
+        settled = now > changed + _COARSE
+        return _Survey(entries, changed, now + (_PULSE if settled else 0))
 
     def _publish(self, entry: _Entry) -> None:
         with self._opened() as directory:
@@ -161,7 +231,7 @@ class LocalRegistry:
                 _expire(directory, _file_name(str(name)))
                 return []
         try:
-            return [Endpoint(host, port) for host, port in entry.endpoints[:MAX_ENDPOINTS]]
+            return list(_endpoints(entry))
         except ValueError as exc:
             msg = f"the local registry's entry for {name} is damaged: {exc}"
             raise ResolverError(msg) from None
@@ -178,6 +248,10 @@ class LocalRegistry:
                 "another directory"
             )
             raise ResolverError(msg) from exc
+
+
+def _endpoints(entry: _Entry) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(host, port) for host, port in entry.endpoints[:MAX_ENDPOINTS])
 
 
 def _default_directory() -> Path:
@@ -219,6 +293,12 @@ def _write(directory: int, file: str, data: bytes) -> None:
 
 def _read(directory: int, file: str) -> _Entry | None:
     """An entry, or None if there is none or it is no entry of ours."""
+    found = _stamped(directory, file)
+    return None if found is None else found[0]
+
+
+def _stamped(directory: int, file: str) -> tuple[_Entry, object] | None:
+    """As `_read`, with what tells this file from one that takes its place."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     except OSError:
@@ -227,11 +307,12 @@ def _read(directory: int, file: str) -> _Entry | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return None
-        return decode_untrusted(_decoder, os.read(descriptor, _MAX_ENTRY_BYTES))
+        entry = decode_untrusted(_decoder, os.read(descriptor, _MAX_ENTRY_BYTES))
     except (OSError, UndecodableError):
         return None
     finally:
         os.close(descriptor)
+    return entry, (status.st_ino, status.st_mtime_ns)
 
 
 def _expire(directory: int, file: str) -> None:
