@@ -140,13 +140,15 @@ def test_open_descriptors_stay_as_they_are() -> None:
 def test_a_ca_does_not_revoke_itself(pki: Command, tmp_path: Path) -> None:
     """By whatever name its certificate is given; the list stays as it is."""
     before = (tmp_path / "pki" / "ca.crl").read_bytes()
-    for name in ("ca", "pki/ca.pem"):
+    for name in ("ca", "pki/ca.pem", "intermediate"):
         pki("pki", "revoke", name).is_one_line("the CA's own certificate", "another CA", status=3)
         pki("pki", "unrevoke", name).is_one_line("the CA's own certificate", status=3)
     assert (tmp_path / "pki" / "ca.crl").read_bytes() == before
     ca = CertificateAuthority.load(tmp_path / "pki")
     with pytest.raises(ValueError, match="does not revoke itself"):
         ca.revocation_list(ca.certificate)
+    with pytest.raises(ValueError, match="does not revoke itself"):
+        ca.revocation_list(ca.issuer)
 
 
 def test_a_mistake_is_taken_back(pki: Command, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_mistake_is_taken_back(pki: Command, tmp_path: Path) -> None:
 def test_a_revoked_certificate_is_shown_as_such(pki: Command) -> None:
     """By itself as in the list; and the list says which, when and why."""
     shown, listed = pki("pki", "show", ALPHA, "--json").document, pki("pki", "show", "--json").document
-    assert [each["revoked"] for each in (*shown, *listed)] == [False] * 4
+    assert [each["revoked"] for each in (*shown, *listed)] == [False] * 6
     pki("pki", "revoke", ALPHA, "--reason", "key-compromise")
     assert pki("pki", "show", ALPHA, "--json").document[0]["revoked"] is True
     assert "key-compromise" in pki("pki", "show", ALPHA).out
@@ -208,13 +210,13 @@ def test_a_lost_list_is_not_taken_for_none(command: list[str], pki: Command, tmp
 
 
 def test_one_can_do_without_a_list(pki: Command, tmp_path: Path) -> None:
-    """By `--no-crl`; by a new list, which says that the old entries are gone; or in a directory that never had one."""
+    """By `--no-crl`; by a new list, which the journal fills again; or in a directory that never had one."""
     pki("pki", "revoke", ALPHA)
     (tmp_path / "pki" / "ca.crl").unlink()
     assert pki("check", ALPHA, "--no-crl").status == 0
     pki("check", ALPHA, "--no-crl", "--crl", "pki/ca.crl").is_one_line("exclude each other", status=2)
     assert "was missing" in pki("pki", "revoke").out
-    assert pki("check", ALPHA).status == 0
+    assert pki("check", ALPHA).status == 1
     assert "was missing" not in pki("pki", "revoke").out
     CertificateAuthority.create().save(tmp_path / "other")
     pki("pki", "issue", ALPHA, "--pki", "other")

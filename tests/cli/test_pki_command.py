@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode import (
@@ -21,7 +22,7 @@ from trionode import (
     KeyPair,
 )
 from trionode.cli.given import host_and_port
-from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
+from trionode.pki import CertificateAuthority, JoinToken, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,18 +55,20 @@ def test_what_is_issued_can_be_used(pki: Command, tmp_path: Path) -> None:
     """The files are those that the library reads, and OpenSSL's own command agrees that they fit together."""
     folder = tmp_path / "pki"
     pair = KeyPair.load(folder / "alpha@localhost.pem", folder / "alpha@localhost-key.pem")
-    assert pair.certificate.issuer == CAPool.load(folder / "ca.pem").certificates[0].subject
-    assert len(CRLSet.load(folder / "ca.crl").lists[0]) == 0
+    assert pair.chain[1].issuer == CAPool.load(folder / "ca.pem").certificates[0].subject
+    assert [len(crl) for crl in CRLSet.load(folder / "ca.crl").lists] == [0, 0]
     done = subprocess.run(
         [
             "openssl",
             "verify",
             "-x509_strict",
-            "-crl_check",
+            "-crl_check_all",
             "-CRLfile",
             "ca.crl",
             "-CAfile",
             "ca.pem",
+            "-untrusted",
+            "alpha@localhost.pem",
             "alpha@localhost.pem",
         ],
         cwd=folder,
@@ -82,6 +85,7 @@ def test_keys_are_private(pki: Command, tmp_path: Path) -> None:
     assert mode(tmp_path / "pki") == 0o700
     assert {file.name: mode(file) for file in (tmp_path / "pki").glob("*key*")} == {
         "ca.key": 0o600,
+        "root.key": 0o600,
         "alpha@localhost-key.pem": 0o600,
     }
 
@@ -181,6 +185,57 @@ def test_a_ca_at_its_end_issues_nothing(trionode_command: Command, tmp_path: Pat
     trionode_command("pki", "issue", "alpha@localhost").is_one_line("Make a new CA", status=3)
 
 
+def test_a_root_that_issues_itself(trionode_command: Command, tmp_path: Path) -> None:
+    """As directories were made before there were intermediates: all that is done with them still works."""
+    assert trionode_command("pki", "init", "--no-intermediate").status == 0
+    files = {file.name for file in (tmp_path / "pki").iterdir()}
+    assert files == {"ca.pem", "ca.key", "ca.crl", ".has-crl"}
+    assert trionode_command("pki", "issue", "alpha@localhost").status == 0
+    assert trionode_command("pki", "revoke", "alpha@localhost").status == 0
+    assert trionode_command("pki", "unrevoke", "alpha@localhost").status == 0
+    assert trionode_command("check", "alpha@localhost").status == 0
+    usage = trionode_command("pki", "init", "--no-intermediate", "--pki", "x", "--permit", "example")
+    usage.is_one_line("--permit is about an intermediate", status=2)
+
+
+def test_what_a_ca_may_issue_for(trionode_command: Command) -> None:
+    """Name constraints: hosts with those below them, and networks; the rest is refused, by us and by OpenSSL."""
+    permit = ("--permit", "cluster.example", "--permit", "10.0.0.0/8")
+    assert trionode_command("pki", "init", *permit).status == 0
+    for name in ("alpha@host-a.cluster.example", "beta@cluster.example", "10.1.2.3"):
+        assert trionode_command("pki", "issue", name).status == 0
+        assert trionode_command("check", name).status == 0
+    for name in ("alpha@other.example", "alpha@xcluster.example", "11.0.0.1", "alpha@[::1]"):
+        trionode_command("pki", "issue", name).is_one_line("its name constraints permit", status=2)
+    trionode_command("pki", "init", "--pki", "x", "--permit", "no/host").is_one_line("neither a host", status=2)
+
+
+def test_tokens(pki: Command, tmp_path: Path) -> None:
+    """A token alone on a line, for a name or a glob; its secret is nowhere in the directory."""
+    printed = pki("pki", "token", "beta@localhost", "--ttl", "10m").out
+    token = JoinToken.parse(printed)
+    assert (token.names, printed.count("\n")) == ("beta@localhost", 1)
+    assert token.ca_fingerprint == CAPool.load(tmp_path / "pki/ca.pem").certificates[0].fingerprint(SHA256()).hex()
+    journal = (tmp_path / "pki/journal.jsonl").read_text()
+    assert token.digest in journal
+    assert printed.split(".")[1] not in journal
+    said = pki("pki", "token", "worker-*@*.example", "--json").document
+    assert said["names"] == JoinToken.parse(said["token"]).names == "worker-*@*.example"
+    pki("pki", "token", "be ta@localhost").is_one_line("node name", status=2)
+    pki("pki", "token", "beta@localhost", "--pki", "x").is_one_line("there is no CA in x", status=3)
+    (tmp_path / "pki/journal.jsonl").write_text("not a line\n")
+    pki("pki", "token", "beta@localhost").is_one_line("line 1 of pki/journal.jsonl is damaged", status=3)
+
+
+def test_a_revocation_outlives_its_list(pki: Command, tmp_path: Path) -> None:
+    """Whoever loses ca.crl has it made again from the journal."""
+    pki("pki", "revoke", "alpha@localhost", "--reason", "key-compromise")
+    (tmp_path / "pki/ca.crl").unlink()
+    assert "1 revoked" in pki("pki", "revoke").out
+    assert [len(crl) for crl in CRLSet.load(tmp_path / "pki/ca.crl").lists] == [1, 0]
+    assert pki("check", "alpha@localhost").status == 1
+
+
 # show ---------------------------------------------------------------------------------------------------------------
 
 
@@ -188,14 +243,15 @@ def test_show_explains_a_certificate(pki: Command, tmp_path: Path) -> None:
     """Names, the nodes that it speaks for, dates with the time left, purposes, issuer, fingerprint."""
     pair = KeyPair.load(tmp_path / "pki/alpha@localhost.pem", tmp_path / "pki/alpha@localhost-key.pem")
     out = pki("pki", "show", "alpha@localhost").out
-    lines = dict(re.findall(r"^([\w-]+(?: for)?) {2,}(.*)$", out, re.MULTILINE))
-    assert out.startswith("certificate 1 of 1 in pki/alpha@localhost.pem: a leaf\n")
+    leaf = out.partition("certificate 2 of 2")[0]
+    lines = dict(re.findall(r"^([\w-]+(?: for)?) {2,}(.*)$", leaf, re.MULTILINE))
+    assert out.startswith("certificate 1 of 2 in pki/alpha@localhost.pem: a leaf\n")
     assert lines["subject"] == "CN=alpha@localhost"
     assert lines["names"] == "DNS:localhost, URI:trionode://alpha@localhost"
     assert lines["speaks for"] == "the node alpha@localhost"
     assert lines["valid"].endswith("UTC, 90 days left")
     assert lines["purposes"] == "serverAuth, clientAuth (a node needs both)"
-    assert lines["issuer"].startswith("CN=trionode development CA,OU=root ")
+    assert lines["issuer"].startswith("CN=trionode development CA,OU=issuing ")
     assert lines["SHA-256"] == pair.fingerprint
 
 
@@ -233,12 +289,13 @@ def test_show_lists_the_directory(pki: Command) -> None:
     """A line for each certificate; one that is on the list says so."""
     pki("pki", "issue", "beta@localhost", "--lifetime", "10m")
     pki("pki", "revoke", "alpha@localhost", "--reason", "key-compromise")
-    head, alpha, beta, ca = pki("pki", "show").out.splitlines()
+    head, alpha, beta, ca, intermediate = pki("pki", "show").out.splitlines()
     assert head.split() == ["file", "speaks", "for", "left", "SHA-256"]
     assert "REVOKED" in alpha
     assert "10 minutes left" in beta
     assert "CA: CN=trionode development CA" in ca
-    assert [each["revoked"] for each in pki("pki", "show", "--json").document] == [True, False, False]
+    assert "CA: CN=trionode development CA" in intermediate
+    assert [each["revoked"] for each in pki("pki", "show", "--json").document] == [True, False, False, False]
 
 
 def test_colours_are_for_terminals(pki: Command, tmp_path: Path) -> None:

@@ -159,7 +159,14 @@ SHOWN: dict[str, str] = {
         "wait_superseded"
     ),
     "trionode.StrandedPeer": "address certificate generation issuer name newly pool reason revoked subject text",
-    "trionode.pki.CertificateAuthority": "certificate create intermediate issue load pool revocation_list save",
+    "trionode.pki.CertificateAuthority": (
+        "certificate create intermediate issue issuer load pool revocation_list save save_key sign subordinate"
+    ),
+    "trionode.pki.PKIDirectory": (
+        "authority begin_roll_over enrol make_token now record refresh_lists release renew retire revoke roots "
+        "sign_lists switch"
+    ),
+    "trionode.pki.JoinToken": "ca_fingerprint digest names parse reveal",
     "trionode.testing.Attempt": "",
     "trionode.testing.ExpectedRefusal": "error",
     "trionode.testing.MemoryConnection": "sent_back sent_there",

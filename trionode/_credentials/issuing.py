@@ -66,6 +66,7 @@ def leaf_builder(
     *,
     names: Iterable[x509.GeneralName],
     purposes: x509.ExtendedKeyUsage | None,
+    serial_number: int | None = None,
 ) -> x509.CertificateBuilder:
     """A leaf, to be signed.
 
@@ -76,9 +77,10 @@ def leaf_builder(
         validity: first and last moment, aware.
         names: its subject alternative names.
         purposes: the extended key usage; None leaves the extension out, which allows every purpose.
+        serial_number: by default a random one.
     """
     builder = (
-        _builder(subject, issuer, key, validity)
+        _builder(subject, issuer, key, validity, serial_number)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(LEAF_KEY_USAGE, critical=True)
@@ -111,14 +113,18 @@ def ca_builder(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: CertificatePublicKeyTypes, validity: tuple[datetime, datetime]
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: CertificatePublicKeyTypes,
+    validity: tuple[datetime, datetime],
+    serial_number: int | None = None,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
-        .serial_number(x509.random_serial_number())
+        .serial_number(x509.random_serial_number() if serial_number is None else serial_number)
         .not_valid_before(validity[0])
         .not_valid_after(validity[1])
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)

@@ -32,6 +32,12 @@ from trionode._credentials.pem import Secret, read_file
 from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import canonical_host
 from trionode._node.options import DEFAULT_PORT
+from trionode.pki._directory import (
+    CA_FILE as CA_FILE,
+    CRL_FILE as CRL_FILE,
+    CRL_MARKER as CRL_MARKER,
+    ROOT_KEY_FILE as ROOT_KEY_FILE,
+)
 
 from .exits import ExitStatus, Trouble
 from .paths import exists, rereadable
@@ -45,11 +51,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PKI: Final = Path("pki")
-CA_FILE: Final = "ca.pem"
 CA_KEY_FILE: Final = "ca.key"
-CRL_FILE: Final = "ca.crl"
-#: Stays when the list is lost, so that this is noticed. Empty.
-CRL_MARKER: Final = ".has-crl"
 
 CLIENT_AUTH: Final = {mode.name.lower().replace("_client_cert", "").replace("_", "-"): mode for mode in ClientAuth}
 

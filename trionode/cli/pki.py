@@ -1,13 +1,14 @@
-"""`trionode pki`: a CA for development, and certificates for nodes, in one directory.
+"""`trionode pki`: a CA, and certificates for nodes, in one directory.
 
-The directory holds `ca.pem`, `ca.key` and `ca.crl`, and `NAME.pem` and `NAME-key.pem` of each node. No file is replaced
-without `--force`. Files are replaced atomically, the key first, as `trionode.pki` does it, so that nodes that follow
-them rotate.
+The directory holds the CA, as `trionode.pki.PKIDirectory` has it, and `NAME.pem` and `NAME-key.pem` of each node. No
+file is replaced without `--force`. Files are replaced atomically, the key first, as `trionode.pki` does it, so that
+nodes that follow them rotate.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,7 @@ from trionode._identity.describe import describe, describe_subject
 from trionode.pki import (
     CertificateAuthority,
     KeyType,
+    PKIDirectory,
     write_crl_set,
     write_key_pair,
 )
@@ -50,6 +52,7 @@ from .given import (
     CRL_FILE,
     CRL_MARKER,
     FILE,
+    ROOT_KEY_FILE,
     cert_file,
     complete_node,
     duration,
@@ -81,10 +84,12 @@ from .shown import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from trionode._credentials.pem import Secret
+
+INTERMEDIATE_FILE: Final = "intermediate.pem"
 
 #: RFC 5280 appendix A.1, ub-common-name.
 _MAX_COMMON_NAME_BYTES: Final = 64
@@ -98,11 +103,11 @@ _REASONS: Final = {
 }
 
 
-@click.group(short_help="A CA for development, and certificates for nodes, in a directory.")
+@click.group(short_help="A CA, and certificates for nodes, in a directory.")
 def pki() -> None:
-    """A CA for development, and certificates for nodes, in a directory.
+    """A CA, and certificates for nodes, in a directory.
 
-    Not for production: the CA's key lies in a file.
+    The CA's key lies in a file there: keep it private, and off the machines that the nodes run on.
 
     \b
     Examples:
@@ -112,6 +117,7 @@ def pki() -> None:
       trionode pki show alpha@localhost             show a certificate
       trionode pki revoke alpha@localhost           put it on pki/ca.crl
       trionode pki unrevoke alpha@localhost         take it off again
+      trionode pki token beta@localhost             a token for `trionode join`
     """
 
 
@@ -120,48 +126,65 @@ def pki() -> None:
 @click.option("--common-name", default="trionode development CA", show_default=True, help="Of the CA, for people.")
 @click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="90d, 12h, 30m …")
 @click.option("--password-file", type=FILE, help="Encrypt ca.key with the first line of this file.")
+@click.option(
+    "--permit",
+    "permitted",
+    multiple=True,
+    metavar="HOST|NETWORK",
+    help="Issue for this host, those below it, or this network alone (name constraints); repeatable.",
+)
+@click.option("--intermediate/--no-intermediate", default=True, show_default=True, help="Issue by an intermediate CA.")
 @click.option("--force", is_flag=True, help="Replace the CA that is there: peers no longer accept what it issued.")
 @json_option
 def init(
-    directory: Path, common_name: str, lifetime: timedelta, password_file: Path | None, *, force: bool, as_json: bool
+    directory: Path,
+    common_name: str,
+    lifetime: timedelta,
+    password_file: Path | None,
+    permitted: tuple[str, ...],
+    *,
+    intermediate: bool,
+    force: bool,
+    as_json: bool,
 ) -> int:
-    """Make a CA: ca.pem (what nodes trust), ca.key (signs; mode 0600) and ca.crl (the revocation list, empty).
+    """Make a CA: a root, and an intermediate that issues.
+
+    ca.pem is the root, which nodes trust; root.key is its key, which may be taken offline. intermediate.pem and ca.key
+    issue; ca.crl has the revocation lists, which are empty. Keys have mode 0600.
 
     The directory is made with mode 0700 if it is missing.
     """
     if len(common_name.encode(errors="replace")) > _MAX_COMMON_NAME_BYTES:
         msg = f"--common-name is longer than the {_MAX_COMMON_NAME_BYTES} bytes that a common name may have; shorten it"
         raise click.UsageError(msg)
+    if permitted and not intermediate:
+        msg = "--permit is about an intermediate: a root's own name constraints are not looked at by every verifier"
+        raise click.UsageError(msg)
     password = read_password(password_file)
     for name in () if force else (CA_FILE, CA_KEY_FILE, CRL_FILE):
         _refuse_to_overwrite(directory / name, "name another --pki directory")
-    try:
-        authority = CertificateAuthority.create(common_name=common_name, lifetime=lifetime)
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from None
-    _written(
-        f"write the CA to {directory}",
-        lambda: authority.save(directory, password=None if password is None else password.data),
-        lambda: _write_list(authority.revocation_list(lifetime=_rest(authority)), directory),
-    )
+    made = _new_ca(common_name, lifetime, permitted if intermediate else None)
+    _written(f"write the CA to {directory}", lambda: _save(*made, directory, password))
+    root, authority = made
     notes = _shortened(authority.certificate, lifetime, "no certificate can be valid for longer")
     if as_json:
         ca = str(directory / CA_FILE)
         put_json({"ca": ca, **certificate_values(authority.certificate, now_utc()), "notes": notes})
-    else:
-        out = console()
-        put(
-            out,
-            grid(
-                [
-                    (str(directory / CA_FILE), describe_subject(authority.certificate)),
-                    (str(directory / CA_KEY_FILE), "signs certificates: for development only, keep it private"),
-                    (str(directory / CRL_FILE), "no certificate is revoked"),
-                ]
-            ),
-        )
-        _put_notes(notes)
-        put(out, Text(f"next: trionode pki issue{pki_words(directory)} alpha@localhost", style="dim"))
+        return ExitStatus.OK
+    rows: list[tuple[str, str | Text]] = [(str(directory / CA_FILE), describe_subject(authority.certificate))]
+    if authority is not root:
+        limits = f"issues for {', '.join(permitted)} alone" if permitted else "issues in the root's place"
+        rows += [
+            (str(directory / ROOT_KEY_FILE), "the root's key: take it offline"),
+            (str(directory / INTERMEDIATE_FILE), limits),
+        ]
+    rows += [
+        (str(directory / CA_KEY_FILE), "signs certificates: keep it private"),
+        (str(directory / CRL_FILE), "no certificate is revoked"),
+    ]
+    put(console(), grid(rows))
+    _put_notes(notes)
+    put(console(), Text(f"next: trionode pki issue{pki_words(directory)} alpha@localhost", style="dim"))
     return ExitStatus.OK
 
 
@@ -198,7 +221,7 @@ def issue(
         msg = f"--out is a file name without a directory, not {stem!r}; --pki says where"
         raise click.UsageError(msg)
     cert, key = cert_file(directory, stem), key_file(directory, stem)
-    if cert.name == CA_FILE or stem.endswith("-key"):
+    if cert.name in (CA_FILE, INTERMEDIATE_FILE, "old.pem") or stem.endswith("-key"):
         msg = f"{cert} is the name of the CA's certificate or of a key file; choose another with --out"
         raise click.UsageError(msg)
     for file in () if force else (cert, key):
@@ -209,7 +232,11 @@ def issue(
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     password = None if key_password is None else key_password.data
-    _written(f"write {cert}", lambda: write_key_pair(pair, cert, key, password=password))
+    _written(
+        f"write {cert}",
+        lambda: _open(directory, password_file).record(pair.certificate, *wanted),
+        lambda: write_key_pair(pair, cert, key, password=password),
+    )
     notes = _shortened(pair.certificate, lifetime, f"the CA in {directory} ends then, and what it issues with it")
     if as_json:
         values = certificate_values(pair.certificate, now_utc())
@@ -290,15 +317,16 @@ def revoke(
     authority = _load_issuer(directory, password_file)
     certificates = [_issued(name, directory, authority) for name in names]
     file, lost = directory / CRL_FILE, not exists(directory / CRL_FILE) and exists(directory / CRL_MARKER)
-    crls = authority.revocation_list(
-        *certificates,
-        reason=_REASONS[reason],
-        previous=CRLSet.load(file) if exists(file) else None,
-        lifetime=lifetime or _rest(authority),
+    kept = _open(directory, password_file)
+    _written(
+        f"write {file}",
+        lambda: kept.revoke(*certificates, reason=_REASONS[reason]),
+        lambda: kept.sign_lists(lifetime=lifetime or _rest(authority)),
     )
-    _written(f"write {file}", lambda: _write_list(crls, directory))
-    notes = [f"{file} was missing: what was on it, and was not named now, is not revoked any more"] if lost else []
-    _list_written(crls, directory, [("revoked", each) for each in certificates], notes, as_json=as_json)
+    notes = (
+        [f"{file} was missing: what was revoked before is on it again, as far as the journal has it"] if lost else []
+    )
+    _list_written(directory, [("revoked", each) for each in certificates], notes, as_json=as_json)
     return ExitStatus.OK
 
 
@@ -324,12 +352,40 @@ def unrevoke(
         if revocation_of(certificate, lists) is None:
             msg = f"it is not on {file}, so there is nothing to take back: {describe(certificate)}"
             raise Trouble(msg, ExitStatus.FILES)
-    crls = authority.revocation_list(
-        previous=CRLSet.load(file), released=certificates, lifetime=lifetime or _rest(authority)
+    kept = _open(directory, password_file)
+    _written(
+        f"write {file}",
+        lambda: kept.release(*certificates),
+        lambda: kept.sign_lists(lifetime=lifetime or _rest(authority), released=certificates),
     )
-    _written(f"write {file}", lambda: _write_list(crls, directory))
     notes = ["verifiers that have the list from before refuse it until they read this one"]
-    _list_written(crls, directory, [("no longer revoked", each) for each in certificates], notes, as_json=as_json)
+    _list_written(directory, [("no longer revoked", each) for each in certificates], notes, as_json=as_json)
+    return ExitStatus.OK
+
+
+@pki.command(short_help="Make a one-time token for `trionode join`.")
+@click.argument("names", metavar="NAME|PATTERN")
+@pki_option
+@click.option("--ttl", callback=duration, default="1h", show_default=True, help="How long it may be used: 10m, 1h …")
+@click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
+@json_option
+def token(names: str, directory: Path, ttl: timedelta, password_file: Path | None, *, as_json: bool) -> int:
+    """Make a one-time token, by which a program gets its first certificate from `trionode pki serve`.
+
+    It is good for a node name (alpha@host), a host, or a glob over node names ('worker-*@*.example'), once, and printed
+    alone: hand it over as you would a password. It carries the fingerprint of the CA.
+    """
+    _load_ca(directory, password_file)
+    kept = _open(directory, password_file)
+    try:
+        with _for_files(f"write to {directory}"):
+            made = kept.make_token(names, lifetime=ttl)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    if as_json:
+        put_json({"token": made.reveal(), "names": made.names, "ca": made.ca_fingerprint, "id": made.digest})
+    else:
+        click.echo(made.reveal())
     return ExitStatus.OK
 
 
@@ -342,16 +398,11 @@ def _refuse_to_overwrite(file: Path, instead: str) -> None:
         raise Trouble(msg, ExitStatus.FILES)
 
 
-def _write_list(crls: CRLSet, directory: Path) -> None:
-    """Write the list, and the file by which its loss would be noticed."""
-    write_crl_set(crls, directory / CRL_FILE)
-    (directory / CRL_MARKER).touch()
-
-
 def _list_written(
-    crls: CRLSet, directory: Path, done: list[tuple[str, x509.Certificate]], notes: list[str], *, as_json: bool
+    directory: Path, done: list[tuple[str, x509.Certificate]], notes: list[str], *, as_json: bool
 ) -> None:
-    file, crl = directory / CRL_FILE, crls.lists[0]
+    file = directory / CRL_FILE
+    crl = CRLSet.load(file).lists[0]
     if as_json:
         put_json({"file": str(file), **crl_values(crl, names_by_serial(directory), now_utc()), "notes": notes})
         return
@@ -385,10 +436,14 @@ def _load_issuer(directory: Path, password_file: Path | None) -> CertificateAuth
         Trouble: there is none, or it issues through an intermediate.
     """
     authority = _load_ca(directory, password_file)
-    if authority.intermediate is not None:
+    root = authority.certificate
+    has_list = exists(directory / ROOT_KEY_FILE) or any(
+        issuer_der(crl) == subject_der(root) for crl in lists_in(directory)
+    )
+    if authority.intermediate is not None and not has_list:
         msg = (
             f"the CA in {directory} issues through an intermediate. Nodes would also need a list by its root, whose "
-            "key was not kept; retire the CA instead, or make one without an intermediate: trionode pki init"
+            "key was not kept; retire the CA instead, or make another: trionode pki init"
         )
         raise Trouble(msg, ExitStatus.FILES)
     return authority
@@ -401,13 +456,13 @@ def _issued(name: str, directory: Path, authority: CertificateAuthority) -> x509
         Trouble: it did not, or it is the CA's own.
     """
     certificate = _leaf(_file_of(name, directory))
-    if fingerprint(certificate) == fingerprint(authority.certificate):
+    if fingerprint(certificate) in (fingerprint(authority.certificate), fingerprint(authority.issuer)):
         msg = (
             f"this is the CA's own certificate, and no CA revokes itself: {describe(certificate)}. To retire it, make "
             "another CA, issue from that, and take this one out of every CA file"
         )
         raise Trouble(msg, ExitStatus.FILES)
-    if issuer_der(certificate) != subject_der(authority.certificate):
+    if issuer_der(certificate) != subject_der(authority.issuer):
         msg = f"the CA in {directory} did not issue it, so it cannot revoke it: {describe(certificate)}"
         raise Trouble(msg, ExitStatus.FILES)
     return certificate
@@ -421,10 +476,55 @@ def _load_ca(directory: Path, password_file: Path | None) -> CertificateAuthorit
     return CertificateAuthority.load(directory, password=None if password is None else password.data)
 
 
-def _written(what: str, *steps: Callable[[], None]) -> None:
+def _open(directory: Path, password_file: Path | None) -> PKIDirectory:
+    """The CA with its memory; `_load_ca` has said what is wrong with it."""
+    password = read_password(password_file)
+    return PKIDirectory(directory, password=None if password is None else password.data)
+
+
+def _new_ca(
+    common_name: str, lifetime: timedelta, permitted: tuple[str, ...] | None
+) -> tuple[CertificateAuthority, CertificateAuthority]:
+    """A root, and what issues: the root itself, or an intermediate for what is permitted.
+
+    Raises:
+        click.UsageError: an option is not valid.
+    """
     try:
+        root = CertificateAuthority.create(
+            common_name=common_name, lifetime=lifetime, subordinates=permitted is not None
+        )
+        if permitted is None:
+            return root, root
+        return root, root.subordinate(common_name=common_name, lifetime=lifetime, permitted=permitted)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+
+
+def _save(root: CertificateAuthority, issuing: CertificateAuthority, directory: Path, password: Secret | None) -> None:
+    """Write a new CA, with empty lists."""
+    secret = None if password is None else password.data
+    issuing.save(directory, password=secret)
+    lists = list(issuing.revocation_list(lifetime=_rest(issuing)))
+    if issuing is root:
+        (directory / ROOT_KEY_FILE).unlink(missing_ok=True)
+    else:
+        root.save_key(directory / ROOT_KEY_FILE, password=secret)
+        lists += root.revocation_list(lifetime=_rest(root))
+    write_crl_set(CRLSet(lists), directory / CRL_FILE)
+    (directory / CRL_MARKER).touch()
+
+
+def _written(what: str, *steps: Callable[[], object]) -> None:
+    with _for_files(what):
         for step in steps:
             step()
+
+
+@contextmanager
+def _for_files(what: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as exc:
         raise unreadable(exc, what) from None
 

@@ -1,18 +1,37 @@
-"""A certificate authority for development and tests, and files for what it issues.
+"""A certificate authority, and files for what it issues.
 
-`CertificateAuthority` is one object that issues every key pair that a cluster needs. This is no CA for production: its
-key lies in a file, and it keeps no record of what it issued or revoked.
+`CertificateAuthority` is one object that issues every key pair that a cluster needs; it keeps no record of what it
+issued or revoked. `PKIDirectory` is a CA with a memory, in a directory: one-time tokens, renewals, revocations, and a
+journal of all of them; `trionode.enrolment` serves it. The key of either lies in a file.
 """
 
 from trionode._util.public_names import show_as as _show_as
 
 from ._authority import CertificateAuthority as CertificateAuthority, KeyType as KeyType
+from ._directory import (
+    PKIDirectory as PKIDirectory,
+    RequestRefusal as RequestRefusal,
+    RequestRefusedError as RequestRefusedError,
+)
 from ._files import (
     write_ca_pool as write_ca_pool,
     write_crl_set as write_crl_set,
     write_key_pair as write_key_pair,
 )
+from ._requests import parse_request as parse_request
+from ._tokens import JoinToken as JoinToken
 
-__all__ = ["CertificateAuthority", "KeyType", "write_ca_pool", "write_crl_set", "write_key_pair"]
+__all__ = [
+    "CertificateAuthority",
+    "JoinToken",
+    "KeyType",
+    "PKIDirectory",
+    "RequestRefusal",
+    "RequestRefusedError",
+    "parse_request",
+    "write_ca_pool",
+    "write_crl_set",
+    "write_key_pair",
+]
 
 _show_as("trionode.pki", vars())

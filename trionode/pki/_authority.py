@@ -12,7 +12,7 @@ names in the SANs and never in the Common Name alone.
 A certificate for a node name has the name twice: its host as a DNS or IP SAN, which TLS peers match, and the whole as a
 URI SAN `trionode://name@host`, which restricts the certificate to that node.
 
-This is no CA for production: its key lies in a file, and it keeps no record of what it issued or revoked.
+It keeps no record of what it issued or revoked; `PKIDirectory` does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from trionode._credentials.issuing import (
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import private_key_to_pem, to_pem
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.certificate import fingerprint, is_ca
+from trionode._identity.certificate import extension, fingerprint, is_ca
 from trionode._identity.describe import (
     describe,
     describe_dates,
@@ -55,10 +55,14 @@ from trionode._identity.names import (
 )
 from trionode._util.immutable import HoldsPrivateKey
 
+from ._constraints import name_constraints, refuse_outside
 from ._files import PRIVATE, PUBLIC, replace_files
+from ._requests import checked_key, refuse_more_than
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
     from trionode._credentials.pem import FilePath, PrivateKey
     from trionode._credentials.policy import Clock
@@ -154,6 +158,7 @@ class CertificateAuthority(HoldsPrivateKey):
         common_name: str = "trionode development CA",
         lifetime: timedelta = timedelta(days=3650),
         intermediate: bool = False,
+        subordinates: bool = False,
         clock: Clock | None = None,
     ) -> Self:
         """A fresh CA with ECDSA P-256 keys, valid from five minutes ago.
@@ -166,6 +171,7 @@ class CertificateAuthority(HoldsPrivateKey):
             lifetime: how long the CA is valid, from now on. By default ten years (3650 days).
             intermediate: whether an intermediate is to issue in the root's place. The root's private key is then
                 forgotten at once: nothing else can ever be signed with it.
+            subordinates: whether the root is to be one that signs intermediates, by `subordinate`, and is kept.
             clock: source of "now" (aware), here and for what is issued; by default the machine's clock.
 
         Raises:
@@ -175,15 +181,52 @@ class CertificateAuthority(HoldsPrivateKey):
         validity = now - BACKDATE, _end(now, lifetime)
         root_key = ec.generate_private_key(ec.SECP256R1())
         root = _ca_certificate(
-            f"root {_key_digits(root_key)}", common_name, root_key, validity, path_length=1 if intermediate else 0
+            f"root {_key_digits(root_key)}",
+            common_name,
+            root_key,
+            validity,
+            path_length=1 if intermediate or subordinates else 0,
         )
-        if not intermediate:
-            return cls(root, root_key, clock=clock)
+        made = cls(root, root_key, clock=clock)
+        return made.subordinate(common_name=common_name, lifetime=lifetime) if intermediate else made
+
+    def subordinate(
+        self,
+        *,
+        common_name: str = "trionode development CA",
+        lifetime: timedelta = timedelta(days=3650),
+        permitted: Iterable[str] = (),
+    ) -> Self:
+        """A CA that issues through a new intermediate, signed by this root, whose key it does without.
+
+        So the root's key may be taken offline: it is needed again for the next intermediate only.
+
+        Args:
+            common_name: of the intermediate's subject, see `create`.
+            lifetime: how long the intermediate is valid, from now on, at most as long as the root.
+            permitted: the hosts, addresses and networks that the intermediate may issue for, with all hosts below these
+                (name constraints, RFC 5280 section 4.2.1.10); none for no constraint.
+
+        Raises:
+            ValueError: this CA issues through an intermediate itself, or may have none; or an argument is not valid.
+        """
+        basic = extension(self.certificate, x509.BasicConstraints)
+        if self.intermediate is not None or basic is None or basic.path_length == 0:
+            msg = "only a root that may have CAs below it signs one: CertificateAuthority.create(subordinates=True)"
+            raise ValueError(msg)
+        now = _now(self._clock)
+        validity = now - BACKDATE, min(_end(now, lifetime), self.certificate.not_valid_after_utc)
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = _ca_certificate(
-            f"issuing {_key_digits(key)}", common_name, key, validity, path_length=0, signed_by=(root, root_key)
+            f"issuing {_key_digits(key)}",
+            common_name,
+            key,
+            validity,
+            path_length=0,
+            signed_by=(self.certificate, self._key),
+            constraints=name_constraints(permitted),
         )
-        return cls(root, key, intermediate=issuer, clock=clock)
+        return type(self)(self.certificate, key, intermediate=issuer, clock=self._clock)
 
     @classmethod
     def load(cls, directory: FilePath, *, password: str | bytes | None = None, clock: Clock | None = None) -> Self:
@@ -242,26 +285,78 @@ class CertificateAuthority(HoldsPrivateKey):
             ValueError: there is no name, or one is neither a node name nor a host; the validity is empty or a date is
                 naive; the purposes are an empty sequence; the key type is unknown; the common name is empty.
         """
-        kind = KeyType(key_type)
-        hosts, nodes = _sort_names(names)
-        purposes = None if extended_key_usage is None else x509.ExtendedKeyUsage(extended_key_usage)
-        if purposes is not None and not len(purposes):
-            msg = "extended_key_usage is empty; name a purpose, or give None for a certificate without restriction"
-            raise ValueError(msg)
+        key = _GENERATE[KeyType(key_type)]()
         validity = self._validity(lifetime, not_before, not_after)
-        key = _GENERATE[kind]()
-        subject = _name(common_name if common_name is not None else str(nodes[0] if "@" in str(names[0]) else hosts[0]))
-        uris = [x509.UniformResourceIdentifier(f"{URI_SCHEME}://{node}") for node in nodes]
+        leaf = self._leaf(key.public_key(), _Wanted(names, extended_key_usage, common_name), validity)
+        return KeyPair([leaf, *self._intermediates], key)
+
+    def sign(
+        self,
+        request: x509.CertificateSigningRequest,
+        *names: str | NodeName,
+        lifetime: timedelta = timedelta(days=90),
+        not_before: datetime | None = None,
+        not_after: datetime | None = None,
+        extended_key_usage: Iterable[x509.ObjectIdentifier] | None = BOTH_PURPOSES,
+        common_name: str | None = None,
+        serial_number: int | None = None,
+    ) -> tuple[x509.Certificate, ...]:
+        """Sign a certificate for the public key of a request (PKCS#10), whose sender has to have the private key.
+
+        Nothing else is taken from the request: names, purposes and dates are those that are given here. A request that
+        asks for another name, or to be a CA, is refused; other wishes have no effect.
+
+        Args:
+            request: signed by its own key, which has to be one for TLS 1.3: ECDSA on P-256, P-384 or P-521, Ed25519,
+                Ed448, or RSA with 2048 to 8192 bits.
+            names: see `issue`.
+            lifetime: see `issue`.
+            not_before: see `issue`.
+            not_after: see `issue`.
+            extended_key_usage: see `issue`.
+            common_name: see `issue`.
+            serial_number: of the certificate, positive, at most 159 bits; by default a random one.
+
+        Returns:
+            The certificate, and the intermediate after it, if there is one.
+
+        Raises:
+            CertificateError: see `issue`.
+            ValueError: the request is not to be signed, or an argument is not valid; the text says why.
+        """
+        key = checked_key(request)
+        wanted = _Wanted(names, extended_key_usage, common_name)
+        refuse_more_than(request, wanted.sans)
+        validity = self._validity(lifetime, not_before, not_after)
+        return self._leaf(key, wanted, validity, serial_number), *self._intermediates
+
+    @property
+    def issuer(self) -> x509.Certificate:
+        """The certificate whose key signs: the intermediate's, if there is one, else the root's."""
+        return self._issuer
+
+    @property
+    def _intermediates(self) -> tuple[x509.Certificate, ...]:
+        return () if self.intermediate is None else (self.intermediate,)
+
+    def _leaf(
+        self,
+        key: CertificatePublicKeyTypes,
+        wanted: _Wanted,
+        validity: tuple[datetime, datetime],
+        serial_number: int | None = None,
+    ) -> x509.Certificate:
+        refuse_outside(wanted.hosts, self._issuer)
         builder = leaf_builder(
-            subject,
+            wanted.subject,
             self._issuer.subject,
-            key.public_key(),
+            key,
             validity,
-            names=[*map(general_name, hosts), *uris],
-            purposes=purposes,
+            names=wanted.sans,
+            purposes=wanted.purposes,
+            serial_number=serial_number,
         ).add_extension(authority_key_identifier(self._issuer), critical=False)
-        leaf = builder.sign(self._key, signing_hash(self._key))
-        return KeyPair([leaf] if self.intermediate is None else [leaf, self.intermediate], key)
+        return builder.sign(self._key, signing_hash(self._key))
 
     def revocation_list(
         self,
@@ -293,6 +388,18 @@ class CertificateAuthority(HoldsPrivateKey):
         now = _now(self._clock)
         lists = [crl for crl in previous or () if crl.issuer == self._issuer.subject]
         entries = {entry.serial_number: entry for crl in lists for entry in crl}
+        for each in revoked:
+            certificate = _certificate_of(each)
+            if fingerprint(certificate) in (fingerprint(self.certificate), fingerprint(self._issuer)):
+                msg = f"a CA does not revoke itself: {describe(certificate)}. Take it out of every CA pool instead"
+                raise ValueError(msg)
+            entries.setdefault(certificate.serial_number, revoked_entry(certificate.serial_number, now, reason))
+        for each in released:
+            entries.pop(_certificate_of(each).serial_number, None)
+        return self._sign_list(entries.values(), lifetime)
+
+    def _sign_list(self, entries: Iterable[x509.RevokedCertificate], lifetime: timedelta) -> CRLSet:
+        now = _now(self._clock)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._issuer.subject)
@@ -301,19 +408,8 @@ class CertificateAuthority(HoldsPrivateKey):
             .add_extension(authority_key_identifier(self._issuer), critical=False)
             .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
         )
-        for each in revoked:
-            certificate = _certificate_of(each)
-            if fingerprint(certificate) == fingerprint(self._issuer):
-                msg = f"a CA does not revoke itself: {describe(certificate)}. Take it out of every CA pool instead"
-                raise ValueError(msg)
-            entry = x509.RevokedCertificateBuilder(certificate.serial_number, now)
-            if reason is not x509.ReasonFlags.unspecified:  # which RFC 5280 wants left out
-                entry = entry.add_extension(x509.CRLReason(reason), critical=False)
-            entries.setdefault(certificate.serial_number, entry.build())
-        for each in released:
-            entries.pop(_certificate_of(each).serial_number, None)
-        for revocation in entries.values():
-            builder = builder.add_revoked_certificate(revocation)
+        for entry in entries:
+            builder = builder.add_revoked_certificate(entry)
         return CRLSet([builder.sign(self._key, signing_hash(self._key))])
 
     def save(self, directory: FilePath, *, password: str | bytes | None = None) -> None:
@@ -340,6 +436,19 @@ class CertificateAuthority(HoldsPrivateKey):
         replace_files(files)
         if self.intermediate is None:
             (folder / _INTERMEDIATE_FILE).unlink(missing_ok=True)
+
+    def save_key(self, file: FilePath, *, password: str | bytes | None = None) -> None:
+        """Write the key that signs, PKCS#8, readable for the owner only: a root's, to be taken offline.
+
+        Args:
+            file: replaced atomically.
+            password: to encrypt it with; by default it is not encrypted.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the password is empty.
+        """
+        replace_files([(Path(file), private_key_to_pem(self._key, password), PRIVATE)])
 
     def _validity(
         self, lifetime: timedelta, not_before: datetime | None, not_after: datetime | None
@@ -368,6 +477,35 @@ class CertificateAuthority(HoldsPrivateKey):
         )
 
 
+@final
+class _Wanted:
+    """What a leaf is to say: subject, names and purposes."""
+
+    def __init__(
+        self,
+        names: tuple[str | NodeName, ...],
+        extended_key_usage: Iterable[x509.ObjectIdentifier] | None,
+        common_name: str | None,
+    ) -> None:
+        self.hosts, nodes = _sort_names(names)
+        self.purposes = None if extended_key_usage is None else x509.ExtendedKeyUsage(extended_key_usage)
+        if self.purposes is not None and not len(self.purposes):
+            msg = "extended_key_usage is empty; name a purpose, or give None for a certificate without restriction"
+            raise ValueError(msg)
+        first = str(nodes[0] if "@" in str(names[0]) else self.hosts[0])
+        self.subject = _name(first if common_name is None else common_name)
+        uris = [x509.UniformResourceIdentifier(f"{URI_SCHEME}://{node}") for node in nodes]
+        self.sans = x509.SubjectAlternativeName([*map(general_name, self.hosts), *uris])
+
+
+def revoked_entry(serial: int, when: datetime, reason: x509.ReasonFlags) -> x509.RevokedCertificate:
+    """An entry of a revocation list."""
+    entry = x509.RevokedCertificateBuilder(serial, when)
+    if reason is not x509.ReasonFlags.unspecified:  # which RFC 5280 wants left out
+        entry = entry.add_extension(x509.CRLReason(reason), critical=False)
+    return entry.build()
+
+
 def _certificate_of(given: KeyPair | x509.Certificate) -> x509.Certificate:
     return given.certificate if isinstance(given, KeyPair) else given
 
@@ -393,14 +531,19 @@ def _ca_certificate(
     validity: tuple[datetime, datetime],
     *,
     path_length: int,
-    signed_by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
+    signed_by: tuple[x509.Certificate, PrivateKey] | None = None,
+    constraints: x509.NameConstraints | None = None,
 ) -> x509.Certificate:
     subject = _name(common_name, unit)
+    issuer: x509.Certificate | None
+    issuer_key: PrivateKey
     issuer, issuer_key = (None, key) if signed_by is None else signed_by
     issuer_name = subject if issuer is None else issuer.subject
     builder = ca_builder(subject, issuer_name, key.public_key(), validity, path_length=path_length)
     if issuer is not None:
         builder = builder.add_extension(authority_key_identifier(issuer), critical=False)
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=True)
     return builder.sign(issuer_key, signing_hash(issuer_key))
 
 

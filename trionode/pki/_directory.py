@@ -1,0 +1,576 @@
+"""A directory that holds a CA: its keys and certificates, what it issued and revoked, and the tokens for more.
+
+Theory. The directory is what `trionode pki` keeps. Everything that has to be remembered is in the journal (see there);
+the other files are made from it, or by an operator:
+
+    ca.pem, intermediate.pem, ca.key    the CA, as `CertificateAuthority.load` reads it
+    root.key                            the root's key, until it is taken offline
+    ca.crl                              revocation lists: the intermediate's and the root's
+    next/, old.pem                      during a roll-over: the CA that is to come, and the roots that were
+    journal.jsonl                       see `_journal`
+    denied                              names and serial numbers that get no certificate, one a line
+
+The files are looked at before each use, so that a service that runs sees what an operator does to them.
+
+A roll-over has three steps, with time for every client to look between them. `begin`: there is a second CA, which
+everyone is told to trust, too. `switch`: it issues in the first one's place. `retire`: the first is not trusted any
+more. A step that was interrupted is finished by doing it again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+from cryptography import x509
+
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import CRLSet, next_update
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import Secret, read_file, to_pem
+from trionode._errors import CertificateError, TrionodeError
+from trionode._identity.certificate import extension, fingerprint, serial_number
+from trionode._identity.describe import describe
+from trionode._identity.names import NodeName, canonical_host
+
+from ._authority import CertificateAuthority, revoked_entry
+from ._files import PUBLIC, replace_files, write_crl_set
+from ._journal import Entry, Journal
+from ._tokens import JoinToken, checked_names, names_match
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from trionode._credentials.pem import FilePath
+    from trionode._credentials.policy import Clock
+
+    from ._journal import State
+
+CA_FILE: Final = "ca.pem"
+CRL_FILE: Final = "ca.crl"
+#: Stays when the list is lost, so that this is noticed. Empty.
+CRL_MARKER: Final = ".has-crl"
+ROOT_KEY_FILE: Final = "root.key"
+DENIED_FILE: Final = "denied"
+_OLD_FILE: Final = "old.pem"
+_NEXT: Final = "next"
+#: By which it is noticed that the CA in the directory is another one.
+_WATCHED: Final = (CA_FILE, "ca.key", "intermediate.pem", _OLD_FILE, f"{_NEXT}/{CA_FILE}")
+
+#: A certificate's serial number is drawn again where it is taken: which means that chance is broken.
+_DRAWS: Final = 3
+
+
+@final
+class RequestRefusal(StrEnum):
+    """Why a CA does not issue what was asked for."""
+
+    BAD_REQUEST = "bad_request"
+    """The certificate signing request is none, its key is weak, or it asks for what it does not get."""
+    BAD_TOKEN = "bad_token"  # noqa: S105 -- a reason, not a token
+    """The token is unknown, was taken, has expired, or is another CA's."""
+    NOT_ALLOWED = "not_allowed"
+    """The name is not one that the token, the certificate or the policy allows."""
+    REVOKED = "revoked"
+    """The certificate that is to be renewed was revoked."""
+    UNKNOWN = "unknown"
+    """The certificate that is to be renewed is none that this CA has issued and that has not ended."""
+    DENIED = "denied"
+    """The name or the certificate is on the list of those that get none."""
+
+
+@final
+class RequestRefusedError(TrionodeError):
+    """A CA does not issue what was asked for.
+
+    Attributes:
+        reason: why, see `RequestRefusal`.
+    """
+
+    def __init__(self, message: str, *, reason: RequestRefusal) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loaded:
+    """What the files said when they were looked at."""
+
+    signs: CertificateAuthority
+    roots: CAPool
+    seen: tuple[object, ...]
+
+
+@final
+class PKIDirectory:
+    """A CA with a memory, in a directory that `trionode pki init` or `CertificateAuthority.save` made.
+
+    Issues by one-time token or for a certificate that is renewed, keeps a journal of that, revokes, and signs lists.
+    All of it blocks for some milliseconds, as it reads and writes small files: in a Trio program call it in a thread
+    (`trio.to_thread.run_sync`). It may be used from several threads, and the directory by several processes.
+    """
+
+    def __init__(self, directory: FilePath, *, password: str | bytes | None = None, clock: Clock | None = None) -> None:
+        """Read the CA.
+
+        Args:
+            directory: where it is.
+            password: of `ca.key`, if that is encrypted.
+            clock: source of "now" (aware); by default the machine's clock.
+
+        Raises:
+            CertificateError: see `CertificateAuthority.load`.
+        """
+        self._folder = Path(directory)
+        self._password = None if password is None else Secret(password)
+        self._clock = clock
+        self._journal = Journal(self._folder)
+        self._loaded = self._load()
+
+    def __repr__(self) -> str:
+        return f"<PKIDirectory {self._folder}>"
+
+    def now(self) -> datetime:
+        """The time by its clock."""
+        return datetime.now(UTC) if self._clock is None else self._clock()
+
+    @property
+    def authority(self) -> CertificateAuthority:
+        """The CA that issues now.
+
+        Raises:
+            CertificateError: see `CertificateAuthority.load`.
+        """
+        return self._look().signs
+
+    @property
+    def roots(self) -> CAPool:
+        """What clients are to trust: the root, and during a roll-over the one that comes or that goes.
+
+        Raises:
+            CertificateError: see `CertificateAuthority.load`.
+        """
+        return self._look().roots
+
+    def _look(self) -> _Loaded:
+        if self._loaded.seen != self._signature():
+            self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> _Loaded:
+        seen = self._signature()
+        folder = self._folder
+        password = None if self._password is None else self._password.data
+        signs = CertificateAuthority.load(folder, password=password, clock=self._clock)
+        others = [file for file in (folder / _NEXT / CA_FILE, folder / _OLD_FILE) if file.exists()]
+        return _Loaded(signs=signs, roots=signs.pool | CAPool.load(*others) if others else signs.pool, seen=seen)
+
+    def _signature(self) -> tuple[object, ...]:
+        found: list[object] = []
+        for name in _WATCHED:
+            try:
+                status = (self._folder / name).stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status[stat.ST_INO], status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
+    # Tokens
+
+    def make_token(self, names: str | NodeName, *, lifetime: timedelta = timedelta(hours=1)) -> JoinToken:
+        """A one-time token; its secret is drawn here (256 bits), and kept nowhere.
+
+        Args:
+            names: the one that it is good for: a node name, a host, or a glob over node names, whose holder chooses.
+            lifetime: how long it may be used.
+
+        Raises:
+            ValueError: it is no name, or the lifetime is not positive.
+            CertificateError: the journal is damaged.
+            OSError: it could not be written.
+        """
+        wanted, now = checked_names(str(names)), self.now()
+        if lifetime <= timedelta():
+            msg = "the token's lifetime has to be positive"
+            raise ValueError(msg)
+        token = JoinToken._draw(fingerprint(self._look().signs.certificate), wanted)  # noqa: SLF001 -- the one maker
+        with self._journal.exclusive():
+            entry = Entry(event="token", at=now, token=token.digest, names=(wanted,), until=now + lifetime)
+            self._journal.append(entry)
+        return token
+
+    # Issuing
+
+    def enrol(
+        self,
+        request: x509.CertificateSigningRequest,
+        token: JoinToken,
+        *,
+        name: str | NodeName | None = None,
+        lifetime: timedelta = timedelta(days=1),
+        address: str | None = None,
+    ) -> tuple[x509.Certificate, ...]:
+        """Issue a first certificate, for a token, which is taken by that.
+
+        Args:
+            request: see `CertificateAuthority.sign`.
+            token: what the client has.
+            name: which of the names that the token is good for; by default its only one.
+            lifetime: of the certificate.
+            address: who asked, for the journal.
+
+        Returns:
+            The certificate, and the intermediate after it, if there is one.
+
+        Raises:
+            RequestRefusedError: nothing was issued, and the token was not taken by this.
+            CertificateError: the CA has expired, or its files are damaged.
+            OSError: the journal could not be written.
+        """
+        wanted = _name(token.names if name is None else name, RequestRefusal.NOT_ALLOWED)
+        with self._journal.exclusive() as state:
+            known = state.tokens.get(token.digest)
+            if known is None or known.until is None or known.until <= self.now():
+                msg = "the token is not known here, was used, or has expired; make another: trionode pki token"
+                raise RequestRefusedError(msg, reason=RequestRefusal.BAD_TOKEN)
+            if not any(names_match(each, wanted) for each in known.names):
+                msg = f"the token is not good for the name {wanted}"
+                raise RequestRefusedError(msg, reason=RequestRefusal.NOT_ALLOWED)
+            return self._issue(state, request, (wanted,), lifetime, token=token.digest, address=address)
+
+    def renew(
+        self,
+        request: x509.CertificateSigningRequest,
+        certificate: x509.Certificate,
+        *,
+        lifetime: timedelta = timedelta(days=1),
+        address: str | None = None,
+    ) -> tuple[x509.Certificate, ...]:
+        """Issue a certificate in the place of another, with the same names.
+
+        Args:
+            request: see `CertificateAuthority.sign`.
+            certificate: the present one, **which the caller has verified**, in a TLS handshake.
+            lifetime: of the new one.
+            address: who asked, for the journal.
+
+        Returns:
+            The certificate, and the intermediate after it, if there is one.
+
+        Raises:
+            RequestRefusedError: nothing was issued.
+            CertificateError: the CA has expired, or its files are damaged.
+            OSError: the journal could not be written.
+        """
+        serial = _hex(serial_number(certificate))
+        with self._journal.exclusive() as state:
+            known = state.issued.get(serial)
+            if serial in state.revoked or self._is_listed(certificate):
+                msg = f"the certificate was revoked, so it is not renewed: {describe(certificate)}"
+                raise RequestRefusedError(msg, reason=RequestRefusal.REVOKED)
+            if known is None or known.until is None or known.until <= self.now() or not _is_of(known, certificate):
+                msg = (
+                    f"this CA has not issued the certificate, or keeps no record of it: {describe(certificate)}. Join "
+                    "with a token"
+                )
+                raise RequestRefusedError(msg, reason=RequestRefusal.UNKNOWN)
+            names = tuple(_name(each, RequestRefusal.UNKNOWN) for each in known.names)
+            return self._issue(state, request, names, lifetime, renews=serial, address=address)
+
+    def record(self, certificate: x509.Certificate, *names: str | NodeName) -> None:
+        """Note a certificate that was issued by `authority` directly, so that it may be renewed.
+
+        Args:
+            certificate: the leaf.
+            names: that it was issued for.
+
+        Raises:
+            CertificateError: the journal is damaged.
+            OSError: it could not be written.
+        """
+        with self._journal.exclusive():
+            self._note(certificate, names)
+
+    def _issue(
+        self,
+        state: State,
+        request: x509.CertificateSigningRequest,
+        names: tuple[NodeName | str, ...],
+        lifetime: timedelta,
+        *,
+        token: str | None = None,
+        renews: str | None = None,
+        address: str | None = None,
+    ) -> tuple[x509.Certificate, ...]:
+        """Check all that can be wrong, note it, and sign: in this order."""
+        self._refuse_denied(names, renews)
+        signs = self._look().signs
+        for _ in range(_DRAWS):
+            serial = x509.random_serial_number()
+            if _hex(serial) not in state.issued and _hex(serial) not in state.revoked:
+                break
+        else:
+            msg = "the same serial number was drawn again and again: this system's random numbers are none"
+            raise RuntimeError(msg)
+        try:
+            chain = signs.sign(request, *names, lifetime=lifetime, serial_number=serial)
+        except ValueError as exc:
+            raise RequestRefusedError(str(exc), reason=RequestRefusal.BAD_REQUEST) from None
+        # It was signed, but leaves this function only once it is on record.
+        self._note(chain[0], names, token=token, renews=renews, address=address)
+        return chain
+
+    def _note(
+        self,
+        leaf: x509.Certificate,
+        names: Iterable[str | NodeName],
+        *,
+        token: str | None = None,
+        renews: str | None = None,
+        address: str | None = None,
+    ) -> None:
+        self._journal.append(
+            Entry(
+                event="issued",
+                at=self.now(),
+                serial=_hex(serial_number(leaf)),
+                issuer=_issuer_of(leaf),
+                names=tuple(map(str, names)),
+                until=leaf.not_valid_after_utc,
+                fingerprint=fingerprint(leaf),
+                token=token,
+                renews=renews,
+                address=address,
+            )
+        )
+
+    def _refuse_denied(self, names: tuple[NodeName | str, ...], serial: str | None) -> None:
+        file = self._folder / DENIED_FILE
+        if not file.exists():
+            return
+        for line in read_file(file, kind="list of denied names").data.decode(errors="replace").splitlines():
+            text = line.partition("#")[0].strip()
+            if not text:
+                continue
+            same_serial = serial is not None and text.lower().replace(":", "").lstrip("0") == serial.lstrip("0")
+            if same_serial or any(_denies(text, each) for each in names):
+                msg = f"{', '.join(map(str, names))} gets no certificate: {text} is on the CA's list of denied names"
+                raise RequestRefusedError(msg, reason=RequestRefusal.DENIED)
+
+    # Revocation
+
+    def revoke(self, *certificates: x509.Certificate, reason: x509.ReasonFlags = x509.ReasonFlags.unspecified) -> None:
+        """Note that certificates are revoked; `sign_lists` makes it known. When this returns, it is not lost.
+
+        Args:
+            certificates: that the present CA has issued.
+            reason: why (RFC 5280 section 5.3.1).
+
+        Raises:
+            CertificateError: the journal is damaged.
+            OSError: it could not be written.
+        """
+        with self._journal.exclusive() as state:
+            for each in certificates:
+                if _hex(serial_number(each)) not in state.revoked:
+                    self._journal.append(self._taken_back("revoked", each, reason.value))
+
+    def release(self, *certificates: x509.Certificate) -> None:
+        """Note that certificates were revoked by mistake; `sign_lists` makes it known.
+
+        Args:
+            certificates: see `revoke`.
+
+        Raises:
+            CertificateError: the journal is damaged.
+            OSError: it could not be written.
+        """
+        with self._journal.exclusive():
+            for each in certificates:
+                self._journal.append(self._taken_back("released", each, None))
+
+    def _taken_back(self, event: str, certificate: x509.Certificate, reason: str | None) -> Entry:
+        serial, issuer = _hex(serial_number(certificate)), _issuer_of(certificate)
+        if event == "revoked":
+            return Entry(event="revoked", at=self.now(), serial=serial, issuer=issuer, reason=reason)
+        return Entry(event="released", at=self.now(), serial=serial, issuer=issuer)
+
+    def sign_lists(
+        self, *, lifetime: timedelta = timedelta(days=7), released: Iterable[x509.Certificate] = ()
+    ) -> CRLSet:
+        """Sign `ca.crl` anew, from the journal and from what is on the present list.
+
+        Lists of other CAs in the file, the root's for one, stay as they are; the root's is made again where it was lost
+        and the root's key is still here.
+
+        Args:
+            lifetime: until the next list is due.
+            released: what leaves the list; see `release`.
+
+        Returns:
+            All lists in the file.
+
+        Raises:
+            CertificateError: the journal or the list is damaged.
+            OSError: a file could not be written.
+        """
+        signs, file = self._look().signs, self._folder / CRL_FILE
+        with self._journal.exclusive() as state:
+            present = CRLSet.load(file).lists if file.exists() else ()
+            ours = signs.issuer
+            entries = {each.serial_number: each for crl in present if crl.issuer == ours.subject for each in crl}
+            for serial, entry in state.revoked.items():
+                if entry.issuer == _key_identifier(ours):
+                    number = int(serial, 16)
+                    reason = x509.ReasonFlags(entry.reason or "unspecified")
+                    entries.setdefault(number, revoked_entry(number, entry.at, reason))
+            for each in released:
+                entries.pop(serial_number(each), None)
+            made = signs._sign_list(entries.values(), lifetime)  # noqa: SLF001 -- a CA signs for its directory
+            others = [crl for crl in present if crl.issuer != ours.subject]
+            lists = CRLSet([*made.lists, *others, *self._list_of_the_root(signs, others)])
+            write_crl_set(lists, file)
+            (self._folder / CRL_MARKER).touch()
+        return lists
+
+    def _list_of_the_root(
+        self, signs: CertificateAuthority, others: list[x509.CertificateRevocationList]
+    ) -> Iterable[x509.CertificateRevocationList]:
+        """The root's list, if it was lost, and the root's key is here."""
+        root, file = signs.certificate, self._folder / ROOT_KEY_FILE
+        if signs.intermediate is None or not file.exists() or any(crl.issuer == root.subject for crl in others):
+            return ()
+        password = None if self._password is None else self._password.data
+        key = KeyPair.load(self._folder / CA_FILE, file, password=password).private_key
+        return CertificateAuthority(root, key, clock=self._clock).revocation_list(
+            lifetime=max(root.not_valid_after_utc - self.now(), timedelta(days=1))
+        )
+
+    def refresh_lists(self, *, lifetime: timedelta = timedelta(days=7)) -> CRLSet:
+        """The lists; signed anew where less than half of `lifetime` is left, or they lack what the journal has.
+
+        Args:
+            lifetime: see `sign_lists`.
+
+        Raises:
+            CertificateError: see `sign_lists`.
+            OSError: see `sign_lists`.
+        """
+        signs, file = self._look().signs, self._folder / CRL_FILE
+        if file.exists():
+            lists = CRLSet.load(file)
+            ours = [crl for crl in lists if crl.issuer == signs.issuer.subject]
+            with self._journal.exclusive() as state:
+                revoked = {
+                    int(serial, 16)
+                    for serial, each in state.revoked.items()
+                    if each.issuer == _key_identifier(signs.issuer)
+                }
+            listed = {each.serial_number for crl in ours for each in crl}
+            if ours and revoked <= listed and max(map(next_update, ours)) - self.now() > lifetime / 2:
+                return lists
+        return self.sign_lists(lifetime=lifetime)
+
+    def _is_listed(self, certificate: x509.Certificate) -> bool:
+        file = self._folder / CRL_FILE
+        return file.exists() and CRLSet.load(file).listed(certificate) is not None
+
+    # Roll-over
+
+    def begin_roll_over(self, following: CertificateAuthority) -> None:
+        """Have clients trust a CA that is to come; it does not issue yet.
+
+        Args:
+            following: the CA.
+
+        Raises:
+            FileExistsError: a roll-over is under way.
+            OSError: a file could not be written.
+        """
+        folder = self._folder / _NEXT
+        if (folder / CA_FILE).exists() or (self._folder / _OLD_FILE).exists():
+            msg = f"a roll-over is under way in {self._folder}: switch or retire first"
+            raise FileExistsError(msg)
+        following.save(folder, password=None if self._password is None else self._password.data)
+
+    def switch(self) -> None:
+        """Have the CA that was to come issue from now on; the one before is still trusted. Safe to repeat.
+
+        Raises:
+            FileNotFoundError: no roll-over was begun.
+            CertificateError: a file is damaged.
+            OSError: one could not be written.
+        """
+        following = self._folder / _NEXT
+        if not (following / CA_FILE).exists():
+            msg = f"no roll-over was begun in {self._folder}"
+            raise FileNotFoundError(msg)
+        password = None if self._password is None else self._password.data
+        coming = CertificateAuthority.load(following, password=password, clock=self._clock)
+        with suppress(CertificateError):
+            # The old CA signs a last list, for as long as certificates of its may be around. On a second try it may
+            # be gone already.
+            present = self.authority
+            if present.certificate != coming.certificate:
+                self.sign_lists(lifetime=present.issuer.not_valid_after_utc - self.now())
+        root = CAPool.load(self._folder / CA_FILE)
+        if coming.certificate not in root.certificates:
+            replace_files([(self._folder / _OLD_FILE, to_pem(root), PUBLIC)])
+        coming.save(self._folder, password=password)
+        if (following / ROOT_KEY_FILE).exists():
+            (following / ROOT_KEY_FILE).replace(self._folder / ROOT_KEY_FILE)
+        if (following / CRL_FILE).exists():
+            present_lists = CRLSet.load(self._folder / CRL_FILE).lists if (self._folder / CRL_FILE).exists() else ()
+            write_crl_set(CRLSet([*CRLSet.load(following / CRL_FILE), *present_lists]), self._folder / CRL_FILE)
+        self.sign_lists()
+        shutil.rmtree(following)
+
+    def retire(self) -> None:
+        """Have clients no longer trust the CA that was before.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        (self._folder / _OLD_FILE).unlink()
+
+
+def _hex(serial: int) -> str:
+    return f"{serial:x}"
+
+
+def _key_identifier(issuer: x509.Certificate) -> str:
+    found = extension(issuer, x509.SubjectKeyIdentifier)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(issuer.public_key()) if found is None else found
+    return identifier.digest.hex()
+
+
+def _issuer_of(leaf: x509.Certificate) -> str:
+    found = extension(leaf, x509.AuthorityKeyIdentifier)
+    return "" if found is None or found.key_identifier is None else found.key_identifier.hex()
+
+
+def _is_of(entry: Entry, certificate: x509.Certificate) -> bool:
+    """Whether an entry is of this very certificate: by its issuer's key, beside its serial number."""
+    return entry.issuer == _issuer_of(certificate)
+
+
+def _name(text: str | NodeName, reason: RequestRefusal) -> NodeName | str:
+    try:
+        return NodeName.parse(text) if "@" in str(text) else canonical_host(str(text))
+    except ValueError as exc:
+        raise RequestRefusedError(f"which name? {exc}", reason=reason) from None
+
+
+def _denies(pattern: str, name: NodeName | str) -> bool:
+    try:
+        return names_match(checked_names(pattern), name)
+    except ValueError:
+        return False
