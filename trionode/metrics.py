@@ -192,7 +192,7 @@ class _Page:
     """The families of one scrape, to be filled node by node.
 
     What may be counted is there from the start, as zero: what springs into being as 1 never increased, for Prometheus.
-    Only reasons of handshakes are too many for that.
+    Only reasons of handshakes are too many for that. `__init__` is the list of all families: long, and nothing else.
     """
 
     def __init__(self) -> None:
