@@ -148,7 +148,7 @@ def test_dates_that_cannot_be_represented_are_outside_of_everything() -> None:
     parts[4] = der.encoded(der.SEQUENCE, b"\x18\x0f00000101000000Z\x18\x0f00000102000000Z")
     signed = der.encoded(der.SEQUENCE, b"".join(parts))
     certificate = x509.load_der_x509_certificate(der.encoded(der.SEQUENCE, signed + data[tbs_end:outer_end]))
-    with pytest.raises(ValueError, match="year 0"):
+    with pytest.raises(ValueError, match="year"):
         _ = certificate.not_valid_after_utc
     assert reading.not_before(certificate) > reading.not_after(certificate)
     assert "from (an unreadable date) to (an unreadable date) UTC" in describe.describe(certificate)
