@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import ipaddress
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
@@ -265,3 +267,53 @@ ALLOWED: dict[str, set[str]] = {
     "http/connections.py": {"extensions"},
     "metrics.py": {"subject"},
 }
+
+
+# What a stranger's certificate may cost --------------------------------------------------------------------------
+
+
+def large(kind: str) -> x509.Certificate:
+    """A certificate of about 50 KB, of many small parts of one kind."""
+    common = [x509.NameAttribute(NameOID.COMMON_NAME, f"n{number}") for number in range(3500 if kind != "names" else 1)]
+    few = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "few")])
+    sans: list[x509.GeneralName] = [
+        x509.IPAddress(ipaddress.ip_address(2**100 + number)) for number in range(2700 if kind == "names" else 1)
+    ]
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name(common) if kind == "subject" else few)
+        .issuer_name(x509.Name(common) if kind == "issuer" else few)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(sans), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+@pytest.mark.parametrize("kind", ["subject", "issuer", "names"])
+def test_describing_a_large_certificate_is_little_work(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cut before it is formatted, and nothing of it is kept; it is encoded once."""
+    certificate = large(kind)
+    read, text = 0, ""
+
+    def count(*where: Any) -> Any:
+        nonlocal read
+        for each in der.elements(*where):
+            read += 1
+            yield each
+
+    monkeypatch.setattr(reading, "elements", count)
+    for _ in range(2):
+        read = 0
+        text = describe.describe(certificate)
+        assert 20 < read < 300
+    assert len(text) < 1000
+    if kind != "names":
+        assert re.search(rf"\(a {kind} of \d{{5}} bytes\)", text)
+    assert reading._der(certificate) is reading._der(certificate)
+    assert reading.fingerprint(certificate) == certificate.fingerprint(hashes.SHA256()).hex()
+    assert len(reading._encoded) <= reading._ENCODED

@@ -7,10 +7,12 @@ test_handshake_errors.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from hypothesis import given, strategies as st
 
 from trionode import (
     CAPool,
@@ -34,7 +36,8 @@ from trionode import (
     generate_cookie,
 )
 from trionode._connection.connection import core_of
-from trionode._identity.patterns import NamePattern
+from trionode._identity import patterns
+from trionode._identity.patterns import NamePattern, is_glob
 from trionode._node.routes import RouteTable
 from trionode._util.backoff import Backoff
 
@@ -116,6 +119,32 @@ class Recording:
 def test_what_a_pattern_matches(pattern: str, name: str, matches: bool) -> None:
     """A pattern is an exact name or a glob, over the whole name in canonical form; brackets are those of an address."""
     assert NamePattern(pattern).matches(NodeName.parse(name)) is matches
+
+
+@given(st.text("ab*?", max_size=8), st.text("ab", min_size=1, max_size=8))
+def test_globs_match_as_those_of_the_shell(glob: str, name: str) -> None:
+    """As `fnmatch` has them, for the two wildcards that there are."""
+    found = NamePattern(f"{glob}@a*").matches(NodeName.parse(f"{name}@a.b")) if is_glob(glob) else glob == name
+    assert found is fnmatchcase(name, glob)
+
+
+def test_thousands_of_globs_are_told_by_how_names_begin_or_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is done for each that does not match, and nothing for exact names."""
+    table = RouteTable()
+    walked: list[str] = []
+
+    def walk(text: str, glob: str) -> bool:
+        walked.append(glob)
+        return fnmatchcase(text, glob)
+
+    for number in range(2000):
+        table.add(f"beta-{number}-*@host.example", route(1))
+        table.add(f"*@h?st-{number}.example", route(2))
+        table.add(f"beta@{number}.example", route(3))
+    monkeypatch.setattr(patterns, "_fits", walk)
+    assert table.lookup(NodeName.parse("beta-77-x@host-7.example")) == [route(2)]
+    assert table.lookup(NodeName.parse("beta@1999.example")) == [route(3)]
+    assert walked == ["*@h?st-7.example"]
 
 
 @pytest.mark.parametrize("pattern", ["beta", "*beta", "", "@localhost", "*@no host", "*@[::1", "*@::1%eth0", "*@"])

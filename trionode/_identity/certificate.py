@@ -12,20 +12,24 @@ has verified must not be refused for that, and reading it must raise nothing tha
 - names are shown with replacement characters, and no further than they are shown;
 - dates that cannot be represented count as outside of every validity period (fail closed).
 
+A stranger's certificate may have 100 KB (OpenSSL's limit) and thousands of names. `cryptography` encodes it anew each
+time that it is asked for its bytes, its fingerprint or its hash. So a certificate is encoded once, what is read of it
+is kept by its bytes, and of large ones nothing is kept: honest ones are small, and a cache could be filled with them.
+
 Nothing else in the package touches the attributes of a certificate from outside; a test sees to that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._util.der import BOOLEAN, CONTEXT_0, CONTEXT_3, OID, SEQUENCE, dotted, element, elements, encoded
@@ -33,12 +37,14 @@ from trionode._util.quiet import quietly
 from trionode._util.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 E = TypeVar("E", bound=x509.ExtensionType)
+T = TypeVar("T")
+P = ParamSpec("P")
 
 #: A name is shown as far as this. Characters.
 _NAME_SHOWN: Final = 120
@@ -90,6 +96,15 @@ _WORDS: Final[dict[type, str]] = {
     x509.SubjectKeyIdentifier: "subject key identifier",
 }
 
+#: A name that is longer is not shown. Bytes.
+_LONGEST_NAME: Final = 4096
+
+#: Of so many certificates the encoding is kept.
+_ENCODED: Final = 128
+
+#: What is read of encodings that are longer is not kept. Bytes.
+_LARGEST_KEPT: Final = 8192
+
 _NEVER_BEGAN: Final = datetime.max.replace(tzinfo=UTC)
 _LONG_OVER: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -110,6 +125,25 @@ class SubjectAltName(NamedTuple):
     kind: str
     value: str | None
     shown: str
+
+
+def _kept(count: int) -> Callable[[Callable[Concatenate[bytes, P], T]], Callable[Concatenate[bytes, P], T]]:
+    """Keep what a function made of the last encodings, unless they are large.
+
+    Args:
+        count: of how many.
+    """
+
+    def decorate(function: Callable[Concatenate[bytes, P], T]) -> Callable[Concatenate[bytes, P], T]:
+        kept = cast("Callable[Concatenate[bytes, P], T]", lru_cache(maxsize=count)(function))
+
+        @wraps(function)
+        def call(der: bytes, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return (kept if len(der) <= _LARGEST_KEPT else function)(der, *args, **kwargs)
+
+        return cast("Callable[Concatenate[bytes, P], T]", call)
+
+    return decorate
 
 
 # The certificate itself -----------------------------------------------------------------------------------------------
@@ -133,7 +167,7 @@ def decode(der: bytes) -> x509.Certificate:
 
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate's DER encoding, as lower-case hex."""
-    return certificate.fingerprint(SHA256()).hex()
+    return hashlib.sha256(_der(certificate)).hexdigest()
 
 
 def not_before(certificate: x509.Certificate) -> datetime:
@@ -213,19 +247,19 @@ def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
 
 def is_self_issued(certificate: x509.Certificate) -> bool:
     """Whether it names itself as its issuer, as a root does."""
-    issuer, subject = _names(certificate)
+    issuer, subject = _names(_der(certificate))
     return issuer == subject
 
 
 def subject_der(certificate: x509.Certificate) -> bytes:
     """Its subject, encoded, as peers compare and send it; empty where it cannot be read."""
-    return _names(certificate)[1]
+    return _names(_der(certificate))[1]
 
 
 def issuer_der(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes:
     """The issuer's name of a certificate or revocation list, likewise."""
     if isinstance(signed, x509.Certificate):
-        return _names(signed)[0]
+        return _names(_der(signed))[0]
     try:
         return signed.issuer.public_bytes()
     except (ValueError, TypeError):
@@ -234,7 +268,7 @@ def issuer_der(signed: x509.Certificate | x509.CertificateRevocationList) -> byt
 
 def subject(certificate: x509.Certificate) -> str:
     """Its subject's distinguished name (RFC 4514), escaped, with replacement characters, and cut."""
-    return shown_name(_names(certificate)[1], "subject")
+    return shown_name(_names(_der(certificate))[1], "subject")
 
 
 def issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
@@ -244,7 +278,7 @@ def issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
 
 def common_name(certificate: x509.Certificate) -> str | None:
     """The first Common Name in its subject, for people; it is no identity (RFC 9525 section 2)."""
-    for each in _attributes(_names(certificate)[1]):
+    for each in _attributes(_names(_der(certificate))[1]):
         if each.kind == "CN":
             return printable(each.text, _NAME_SHOWN)
     return None
@@ -253,7 +287,6 @@ def common_name(certificate: x509.Certificate) -> str | None:
 # Extensions -----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
 def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
     """An extension's value, or None where the certificate does not have it; the others are not looked at.
 
@@ -264,9 +297,13 @@ def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
     Raises:
         UnreadableError: it is there, and cannot be read, or is there twice.
     """
+    return _extension(_der(certificate), kind)
+
+
+@_kept(1024)
+def _extension(der: bytes, kind: type[E]) -> E | None:
     name = _WORDS.get(kind, kind.__name__)
     try:
-        der = _der(certificate)
         found = [each for oid, each in _extensions(der) if oid == kind.oid.dotted_string]
         if not found:
             return None
@@ -358,23 +395,39 @@ def allows(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> boo
     return usage is None or purpose in usage
 
 
-@lru_cache(maxsize=256)
 def subject_alt_names(certificate: x509.Certificate) -> tuple[SubjectAltName, ...]:
     """The entries of the subject alternative name extension, each by itself; none if it is absent.
 
     Raises:
         UnreadableError: the extension is there, and is no sequence of names, or is there twice.
     """
+    return _alt_names(_der(certificate))
+
+
+def first_alt_names(certificate: x509.Certificate) -> Iterator[SubjectAltName]:
+    """The same one after the other, each read when it is asked for: a stranger's may be thousands.
+
+    Raises:
+        UnreadableError: as `subject_alt_names`, as far as was read.
+    """
+    return _each_alt_name(_der(certificate))
+
+
+@_kept(256)
+def _alt_names(der: bytes) -> tuple[SubjectAltName, ...]:
+    return tuple(_each_alt_name(der))
+
+
+def _each_alt_name(der: bytes) -> Iterator[SubjectAltName]:
     oid = x509.SubjectAlternativeName.oid.dotted_string
     try:
-        der = _der(certificate)
         found = [each for each_oid, each in _extensions(der) if each_oid == oid]
         if not found:
-            return ()
+            return
         if len(found) > 1:
             msg = f"the subject alternative names are there {len(found)} times"
             raise UnreadableError(msg)
-        return general_names(_value(found[0]))
+        yield from general_names(_value(found[0]))
     except UnreadableError:
         raise
     except ValueError as exc:
@@ -382,8 +435,8 @@ def subject_alt_names(certificate: x509.Certificate) -> tuple[SubjectAltName, ..
         raise UnreadableError(msg) from exc
 
 
-def general_names(value: bytes) -> tuple[SubjectAltName, ...]:
-    """The entries of an encoded GeneralNames.
+def general_names(value: bytes) -> Iterator[SubjectAltName]:
+    """The entries of an encoded GeneralNames, one after the other.
 
     Raises:
         UnreadableError: it is no sequence.
@@ -393,7 +446,8 @@ def general_names(value: bytes) -> tuple[SubjectAltName, ...]:
     if tag != SEQUENCE or end != len(value):
         msg = "the subject alternative names are no sequence"
         raise UnreadableError(msg)
-    return tuple(_general_name(tag, value[content:after]) for tag, _, content, after in elements(value, start, end))
+    for kind, _, content, after in elements(value, start, end):
+        yield _general_name(kind, value[content:after])
 
 
 def _general_name(tag: int, content: bytes) -> SubjectAltName:
@@ -417,14 +471,25 @@ def _general_name(tag: int, content: bytes) -> SubjectAltName:
 # DER ------------------------------------------------------------------------------------------------------------------
 
 
+# The last certificates that were encoded, by identity; each is kept with its bytes, so that its identity stays its own.
+_encoded: dict[int, tuple[x509.Certificate, bytes]] = {}
+
+
 def _der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)
+    """A certificate's encoding, made once."""
+    known = _encoded.get(id(certificate))
+    if known is not None and known[0] is certificate:
+        return known[1]
+    der = certificate.public_bytes(Encoding.DER)
+    _encoded[id(certificate)] = certificate, der
+    if len(_encoded) > _ENCODED:
+        _encoded.pop(next(iter(_encoded)), None)
+    return der
 
 
-@lru_cache(maxsize=1024)
-def _names(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+@_kept(1024)
+def _names(der: bytes) -> tuple[bytes, bytes]:
     """Issuer and subject, encoded; empty where the certificate's outline cannot be read."""
-    der = _der(certificate)
     try:
         parts = list(_tbs_parts(der))
         if parts and parts[0][0] == CONTEXT_0:
@@ -508,10 +573,12 @@ def shown_name(name: bytes, what: str) -> str:
     """An encoded name (RFC 4514), escaped and cut; `what` it is of, for one that cannot be read or is empty."""
     if not name:
         return f"(unreadable {what})"
+    if len(name) > _LONGEST_NAME:  # walked from its end, so that all of it would have to be read
+        return f"(a {what} of {len(name)} bytes)"
     return _rfc4514(name) or f"(empty {what})"
 
 
-@lru_cache(maxsize=1024)
+@_kept(1024)
 def _rfc4514(name: bytes) -> str:
     """As RFC 4514 writes it, the last RDN first; made no longer than it is shown."""
     rdns: list[str] = []

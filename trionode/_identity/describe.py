@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from trionode._util.text import printable
 
-from .certificate import UnreadableError, fingerprint, issuer, not_after, not_before, subject, subject_alt_names
+from .certificate import UnreadableError, fingerprint, first_alt_names, issuer, not_after, not_before, subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,17 +21,16 @@ _NAMES_SHOWN: Final = 400
 
 def describe_names(certificate: x509.Certificate) -> str:
     """The SANs in the usual notation (`DNS:host, IP:::1, URI:trionode://a@b`), or `no SANs`."""
-    try:
-        entries = subject_alt_names(certificate)
-    except UnreadableError as exc:
-        return printable(f"({exc})", _NAMES_SHOWN)
     shown: list[str] = []
     length = 0
-    for entry in entries:
-        shown.append(entry.shown)
-        length += len(entry.shown) + 2
-        if length > _NAMES_SHOWN:  # a certificate may have thousands
-            break
+    try:
+        for entry in first_alt_names(certificate):
+            shown.append(entry.shown)
+            length += len(entry.shown) + 2
+            if length > _NAMES_SHOWN:  # a certificate may have thousands
+                break
+    except UnreadableError as exc:
+        return printable(f"({exc})", _NAMES_SHOWN)
     return printable(", ".join(shown), _NAMES_SHOWN) if shown else "no SANs"
 
 
