@@ -40,7 +40,7 @@ def test_how_a_connection_is_made() -> None:
 
 
 def test_what_it_uses_of_its_stream() -> None:
-    """Nothing but what `_Connection` has; a stream without `send_eof` is one that it knows how to take."""
+    """Nothing but what `ServerConnection` has; a stream without `send_eof` is one that it knows how to take."""
     source = inspect.getsource(tcp_server)
     used = {word.split("(")[0].split(".")[0].split()[0].rstrip(",):") for word in source.split("self.stream.")[1:]}
     assert used == {

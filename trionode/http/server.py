@@ -1,8 +1,9 @@
 """An ASGI server on cert managers: hypercorn's protocols over our streams.
 
 Theory. hypercorn runs HTTP/1.1, HTTP/2 and WebSocket over one connection: `hypercorn.trio.tcp_server.TCPServer`. It
-takes the connection as a `trio.SSLStream`; `_Connection` stands in its place, before a stream whose handshake is done.
-So everything that comes before a request is ours: listeners, handshakes, managers, admission, the ledger of streams.
+takes the connection as a `trio.SSLStream`; a `ServerConnection` stands in its place, before a stream whose handshake is
+done. So everything that comes before a request is ours: listeners, handshakes, managers, admission, the ledger of
+streams.
 
 Of hypercorn, `Config` is documented. `TCPServer`, `WorkerContext`, and what an application wrapper is called with, are
 not: `tests/http/test_hypercorn.py` says what is relied on, and `pyproject.toml` admits the releases that were tried.
@@ -13,11 +14,8 @@ closed, requests under way have `grace` seconds to finish and are cancelled then
 with as long again. All this is shielded from the caller's cancellation, which shows when it is done; but where the
 listeners were closed first, a cancellation that follows means that the caller has waited long enough, and ends it all.
 
-Three things in hypercorn 0.18 are worked around here, by a `WorkerContext` for each connection, whose `terminated` says
-when that one is to end. A connection that its client has ended lingers until an idle timeout; here its end is its end.
-HTTP/2 with `terminated` set sends GOAWAY while the last frames of a response are still to be sent, and these are lost;
-here a busy HTTP/2 connection is told only once it has nothing left to send. And sends are shielded; at the end of the
-grace connections are closed, which wakes those that are stuck in one.
+What has to be worked around in hypercorn 0.18 is in `calls`, where it concerns one call, and in `server_connection`.
+Requests over HTTP/2 that are reset go on as calls; so these are counted here, and too many cost the connection.
 """
 
 from __future__ import annotations
@@ -40,13 +38,15 @@ from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
 from .caller import extensions_of
+from .calls import Call, is_gone
 from .lifespan import Lifespan, LifespanError
 
 try:
     from hypercorn.config import Config
     from hypercorn.trio.tcp_server import TCPServer
-    from hypercorn.trio.worker_context import WorkerContext
     from hypercorn.typing import ConnectionState
+
+    from .server_connection import ServerConnection
 except ModuleNotFoundError as _exc:
     if (_exc.name or "").partition(".")[0] != "hypercorn":
         raise
@@ -86,8 +86,9 @@ def is_application(value: object) -> bool:
 
 _APPLICATION: Final = Such(is_application, "an ASGI 3 application, called with scope, receive and send")
 
-#: How long a connection that is to end must have had nothing to do. Seconds.
-_MOMENT: Final = 0.02
+#: How many calls of the application one connection may have at once, in terms of the streams that HTTP/2 lets it open.
+#: More than one: a stream that was reset is free for another, and its call may go on.
+_CALLS_PER_STREAM: Final = 2
 
 #: RFC 9110 section 15.5.20.
 _MISDIRECTED: Final = 421
@@ -197,94 +198,6 @@ def _default_config() -> Config:
 
 
 @final
-class _Connection:
-    """Stands in the place of a `trio.SSLStream`, as far as hypercorn looks at one. It has no `send_eof`, as that.
-
-    Attributes:
-        context: hypercorn's, for this connection alone: `terminated` tells it to end.
-    """
-
-    def __init__(self, stream: TLSStream) -> None:
-        self.context = WorkerContext(None)
-        self._work = 0
-        self._begun = 0
-        self._through = trio.lowlevel.ParkingLot()
-        self._stream = stream
-        self.transport_stream = _Transport(stream.transport_stream)
-        self.aclose = stream.aclose
-
-    def begin(self) -> None:
-        """It has something to do: a call of the application, or a send. Each ends with `end`."""
-        self._work += 1
-        self._begun += 1
-
-    def end(self) -> None:
-        """It has done something."""
-        self._work -= 1
-        if not self._work:
-            self._through.unpark_all()
-
-    async def end_when_quiet(self) -> None:
-        """Tell it to end once it has had nothing to do for a moment: its last frames follow within a few ticks."""
-        begun = -1
-        while self._work or self._begun != begun:
-            if self._work:
-                await self._through.park()
-            begun = self._begun
-            await trio.sleep(_MOMENT)
-        await self.context.terminated.set()
-
-    async def send_all(self, data: bytes) -> None:
-        """As the stream."""
-        self.begin()
-        try:
-            await self._stream.send_all(data)
-        finally:
-            self.end()
-
-    async def do_handshake(self) -> None:
-        """It is done."""
-
-    async def receive_some(self, max_bytes: int) -> bytes:
-        """As the stream. Its end is that of the connection; left to itself, hypercorn waits for an idle timeout."""
-        data = b""
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        finally:
-            if not data:
-                await self.context.terminated.set()  # noqa: ASYNC102 -- no checkpoint
-        return data
-
-    def selected_alpn_protocol(self) -> str | None:
-        """The protocol that was agreed on."""
-        return self._stream.alpn
-
-
-@final
-class _Transport:
-    """What is below, as far as hypercorn looks at it: a socket with two addresses."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.socket: trio.socket.SocketType | _NoSocket
-        self.socket = stream.socket if isinstance(stream, trio.SocketStream) else _NoSocket()
-
-
-@final
-class _NoSocket:
-    """A transport that is no socket: hypercorn knows no addresses then."""
-
-    family = -1
-
-    def getpeername(self) -> tuple[()]:
-        """None."""
-        return ()
-
-    def getsockname(self) -> tuple[()]:
-        """None."""
-        return ()
-
-
-@final
 class _Serving:
     """One application, its connections, and how both come to their ends."""
 
@@ -294,12 +207,12 @@ class _Serving:
         self._grace = grace
         self._lifespan = Lifespan(app)
         self._stopping = False
-        self._connections: set[_Connection] = set()
+        self._connections: set[ServerConnection] = set()
         self._managers: ManagersByName | None = None
         self._accepting = trio.CancelScope()
         self._shutting_down = trio.CancelScope()
         self._waited_enough = trio.Event()
-        self._flood = RateLimitedLog(_log, "connections failed in an unexpected way")
+        self._flood = RateLimitedLog(_log, "connections failed in an unexpected way, or were cut")
 
     async def run(
         self, server: TLSServer, listeners: Sequence[AnyListener], started: Callable[[], None]
@@ -349,30 +262,44 @@ class _Serving:
             await self._waited_enough.wait()
         handlers.cancel()
         for connection in tuple(self._connections):
-            with trio.move_on_after(0):
-                await connection.aclose()
+            await connection.cut()
 
     async def handle(self, stream: TLSStream) -> None:
         """One connection. Whatever fails in it, by a peer's doing or by hypercorn's, costs that connection."""
-        connection = _Connection(stream)
-        self._connections.add(connection)
-        if self._stopping:  # its handshake was under way
-            await connection.context.terminated.set()
+        async with trio.open_nursery() as drains:
+            connection = ServerConnection(stream, drains)
+            self._connections.add(connection)
+            if connection.selected_alpn_protocol() == "h2":
+                drains.start_soon(connection.cut_when_stuck)
+            try:
+                if self._stopping:  # its handshake was under way
+                    await connection.context.terminated.set()
+                await self._converse(stream, connection)
+            finally:
+                self._connections.discard(connection)
+            drains.cancel_scope.cancel()
+
+    async def _converse(self, stream: TLSStream, connection: ServerConnection) -> None:
         app, state = self._application(stream, connection), ConnectionState(self._lifespan.state.copy())
         try:
-            await TCPServer(app, self._config, connection.context, state, cast("Any", connection)).run()
+            with connection.scope:
+                await TCPServer(app, self._config, connection.context, state, cast("Any", connection)).run()
         except Exception as exc:  # noqa: BLE001 -- logged in full
-            self._flood.error("a connection failed in an unexpected way", exc_info=exc)
+            self._tell(exc, connection)
         except BaseExceptionGroup as group:
             failures, others = group.split(Exception)
             if failures is not None:
-                self._flood.error("a connection failed in an unexpected way", exc_info=failures)
+                self._tell(failures, connection)
             if others is not None:
                 raise others from None
-        finally:
-            self._connections.discard(connection)
 
-    def _application(self, stream: TLSStream, connection: _Connection) -> AppWrapper:
+    def _tell(self, failure: Exception, connection: ServerConnection) -> None:
+        if connection.lost:  # hypercorn stumbles over what came before
+            _log.debug("a connection failed after its client had gone: %r", failure)
+        else:
+            self._flood.error("a connection failed in an unexpected way", exc_info=failure)
+
+    def _application(self, stream: TLSStream, connection: ServerConnection) -> AppWrapper:
         """The application as one connection calls it: its scopes say what is known of that."""
         made: dict[str, dict[str, object]] = {}
 
@@ -381,15 +308,40 @@ class _Serving:
                 made.update(extensions_of(stream))
             scope["extensions"] |= {name: dict(content) for name, content in made.items()}
             connection.begin()
+            connection.calls += 1
             try:
-                if self._is_misdirected(stream, scope):
-                    await _misdirect(scope, send)
-                else:
-                    await self._app(scope, receive, send)
+                if connection.calls > _CALLS_PER_STREAM * self._config.h2_max_concurrent_streams:
+                    self._flood.warning(
+                        "the client at %s opens requests and resets them faster than they end (%d under way): "
+                        "its connection is cut",
+                        stream.peer_address,
+                        connection.calls,
+                    )
+                    await connection.cut()
+                    return
+                await self._call(stream, scope, Call(scope, receive, send, connection, self._config.keep_alive_timeout))
             finally:
+                connection.calls -= 1
                 connection.end()
 
         return cast("AppWrapper", call)
+
+    async def _call(self, stream: TLSStream, scope: Scope, call: Call) -> None:
+        failure: Exception | None = None
+        try:
+            try:
+                if self._is_misdirected(stream, scope):
+                    await _misdirect(scope, call.send)
+                else:
+                    await self._app(scope, call.receive, call.send)
+            except Exception as exc:  # noqa: BLE001 -- hypercorn logs it, once the request has ended
+                failure = None if is_gone(exc) else exc
+            call.close()
+            await call.wait_whole()
+        finally:
+            call.close()
+        if failure is not None:
+            raise failure
 
     def _is_misdirected(self, stream: TLSStream, scope: Scope) -> bool:
         managers = self._managers
