@@ -272,8 +272,16 @@ def test_which_certificate_is_damaged_and_why(tmp_path: Path) -> None:
     version_8 = certificate_of_unknown_version()
     for data, said in (
         (pem(leaf()) + version_8, "certificate 2 of the file: .*version"),
-        (pem(leaf(), leaf())[:-30], "certificate 2 of the file, which has no END line"),
+        (pem(leaf(), leaf())[:-30], "certificate 2 of the file, without END line"),
         (pem(leaf()) + armour(b"nonsense"), r"certificate 2 of the file: error parsing asn1"),
     ):
         with pytest.raises(CertificateError, match=said):
             load(tmp_path, data, key_pem(key_of("p256")))
+
+
+def test_a_bundle_of_pkcs7_is_put_in_order(tmp_path: Path) -> None:
+    """It is a set, which has none."""
+    pair = CertificateAuthority.create(intermediate=True).issue("localhost")
+    for chain in pair.chain, pair.chain[::-1]:
+        bundle = pkcs7.serialize_certificates(list(chain), Encoding.DER)
+        assert load(tmp_path, bundle, key_pem(pair.private_key)).chain == pair.chain

@@ -17,6 +17,8 @@ from trionode._tls.contexts import TLSContexts
 from trionode._tls.handshake import handshake_in_memory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trionode.pki import CertificateAuthority
 
 LEAF, MIDDLE, _root, _ = good_parts()
@@ -102,3 +104,23 @@ def test_a_key_pair_that_openssl_cannot_read_is_refused(ca: CertificateAuthority
     with pytest.raises(CertificateError, match="OpenSSL does not accept our key pair"):
         CertAuthManager(odd)
     assert check_key_pair(odd, root_cas=ca.pool)
+
+
+PRINTABLE = with_field(MIDDLE, 5, (0x30, [(0x31, [(0x30, [(0x06, bytes.fromhex("550403")), (0x13, b"a_b")])])]))
+
+
+def test_a_refusal_says_which_certificate_cannot_be_read(contexts: TLSContexts) -> None:
+    """Where the path may have led through it; and why."""
+    client = contexts.client.session(reference="localhost")
+    failure = handshake_in_memory(Forged([LEAF, WRITTEN_OUT]).session(), client)
+    assert "certificate 2 of those that it presented cannot be read" in str(failure)
+    client = contexts.client.session(reference="localhost")
+    failure = handshake_in_memory(Forged([LEAF, PRINTABLE]).session(), client)
+    assert "a name in it has a PrintableString with characters that this type does not have" in str(failure)
+
+
+def test_a_file_with_a_name_that_cannot_be_read(tmp_path: Path) -> None:
+    """Which certificate of which file, and why."""
+    (tmp_path / "chain.pem").write_bytes(armour(LEAF) + armour(PRINTABLE))
+    with pytest.raises(CertificateError, match=r"in .*chain\.pem cannot be used, certificate 2 of the file: a name"):
+        CAPool.load(tmp_path / "chain.pem")

@@ -15,11 +15,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
 
+from trionode._identity.certificate import is_self_issued, issuer_der, subject_der
 from trionode._util.der import INTEGER, OID, SEQUENCE, dotted, element, elements
 from trionode._util.quiet import quietly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _BEGIN: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
 _OCTET_STRING: Final = 0x04
@@ -76,7 +77,7 @@ def certificates_in_other_formats(data: bytes, password: bytes | None) -> tuple[
     """
     with quietly():
         if b"-----BEGIN PKCS7-----" in data:
-            return _or_none(lambda: tuple(pkcs7.load_pem_pkcs7_certificates(data)))
+            return _or_none(lambda: _leaf_first(pkcs7.load_pem_pkcs7_certificates(data)))
         if is_pem(data):
             return ()
         if is_pkcs12(data):
@@ -86,7 +87,7 @@ def certificates_in_other_formats(data: bytes, password: bytes | None) -> tuple[
                 return None
             return (() if leaf is None else (leaf,)) + tuple(others)
         if _PKCS7_OID in data[:32]:
-            return _or_none(lambda: tuple(pkcs7.load_der_pkcs7_certificates(data)))
+            return _or_none(lambda: _leaf_first(pkcs7.load_der_pkcs7_certificates(data)))
         return _or_none(lambda: (x509.load_der_x509_certificate(data),))
 
 
@@ -191,6 +192,18 @@ def is_multi_prime(der: bytes) -> bool:
         return len(parts) >= 9 and parts[0][0] == INTEGER and der[parts[0][2] : parts[0][3]] == b"\x01"
     except ValueError:
         return False
+
+
+def _leaf_first(bundle: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """The certificates of a PKCS#7 bundle, a set (RFC 2315 section 9.1): the leaf, the path above it, the others."""
+    issuers = {issuer_der(each) for each in bundle if not is_self_issued(each)}
+    by_subject = {subject_der(each): each for each in reversed(bundle)}
+    each = next((each for each in bundle if subject_der(each) not in issuers), None)
+    path: dict[x509.Certificate, None] = {}
+    while each is not None and each not in path:
+        path[each] = None
+        each = by_subject.get(issuer_der(each))
+    return tuple(dict.fromkeys((*path, *bundle)))
 
 
 def _or_none(read: object) -> tuple[x509.Certificate, ...]:

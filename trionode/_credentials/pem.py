@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import UnreadableError, decode
 from trionode._util.quiet import quietly
-from trionode._util.text import printable
 
 from .formats import certificates_in_other_formats, encryption_of, found_in, is_multi_prime, is_pem, is_pkcs12
 
@@ -119,7 +118,7 @@ def parse_certificates(pem: Secret, where: str, password: Secret | None = None) 
         certificates = ()
     # The parser skips a last block without its END line; a file that was cut off must not pass for a shorter one.
     if len(certificates) < pem.data.count(_PEM_CERTIFICATE):
-        msg = f"a certificate in {where} is damaged or cut off; write the file anew. It is {_damage(pem.data)}"
+        msg = f"a certificate in {where} {_damage(pem.data)}"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
     return certificates
 
@@ -129,12 +128,16 @@ def _damage(pem: bytes) -> str:
     for number, piece in enumerate(pem.split(_PEM_CERTIFICATE)[1:], start=1):
         block, end, _ = piece.partition(_PEM_CERTIFICATE_END)
         if not end:
-            return f"certificate {number} of the file, which has no END line"
+            return (
+                f"is damaged or cut off; write the file anew. It is certificate {number} of the file, without END line"
+            )
         try:
             decode(_decoded(block))
         except UnreadableError as exc:
-            return f"certificate {number} of the file: {printable(str(exc), 200)}"
-    return "not as RFC 7468 has it"
+            if "UTF8String" in str(exc):
+                return f"cannot be used, certificate {number} of the file: {exc}. Have it issued anew"
+            return f"is damaged or cut off; write the file anew. It is certificate {number} of the file: {exc}"
+    return "is damaged or cut off; write the file anew. It is not as RFC 7468 has it"
 
 
 def parse_private_key(pem: Secret, password: Secret | None, where: str) -> object:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from datetime import UTC, datetime
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
@@ -162,7 +163,18 @@ def decode(der: bytes) -> x509.Certificate:
         with quietly():
             return x509.load_der_x509_certificate(der)
     except (ValueError, TypeError, x509.InvalidVersion) as exc:
-        raise UnreadableError(str(exc)) from None
+        raise UnreadableError(_why_undecodable(str(exc))) from None
+
+
+def _why_undecodable(said: str) -> str:
+    """What `cryptography` minds, in words where it is something that certificates of the field have."""
+    found = re.search(r"InvalidValue, location: .*\"AttributeValue::(\w+)\"", said)
+    if found is not None:
+        return (
+            f"a name in it has a {found[1]} with characters that this type does not have (X.680 section 41), and "
+            "`cryptography` does not take it; UTF8String has all of them"
+        )
+    return printable(said, 200)
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

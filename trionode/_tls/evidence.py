@@ -71,10 +71,22 @@ def why_not_signed(certificate: x509.Certificate, above: x509.Certificate) -> tu
     elif is_self_issued(certificate):
         why = f"{which} signed it, but its own subject is that name as well, and so it counts as self-signed"
         remedy = "Issue it with another subject than that of its CA"
-    else:
+    elif _key_ids_differ(certificate, above):
         why = f"{which} signed it, but their key identifiers differ (authorityKeyIdentifier, subjectKeyIdentifier)"
         remedy = "Issue it with the key identifier of its CA, or without one"
+    else:
+        why = f"{which} signed it, but one of the two has an extension that OpenSSL cannot read, or one twice"
+        remedy = "Have it issued anew: openssl x509 -text shows its extensions"
     return f": {why}", remedy
+
+
+def _key_ids_differ(certificate: x509.Certificate, above: x509.Certificate) -> bool:
+    try:
+        wanted = extension(certificate, x509.AuthorityKeyIdentifier)
+        found = extension(above, x509.SubjectKeyIdentifier)
+    except UnreadableError:
+        return False
+    return wanted is not None and wanted.key_identifier != (None if found is None else found.digest)
 
 
 # Keys and digests ---------------------------------------------------------------------------------------------------

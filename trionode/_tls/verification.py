@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode._errors import PeerUnverifiedError, UnverifiedReason
-from trionode._identity.certificate import allows, is_self_issued, not_after, not_before
+from trionode._identity.certificate import UnreadableError, allows, is_self_issued, not_after, not_before
 from trionode._identity.describe import (
     describe,
     describe_dates,
@@ -30,6 +30,7 @@ from trionode._identity.describe import (
 from trionode._identity.names import NodeName, SubjectNames
 
 from .binding import V_OK, V_UNSPECIFIED, V_WEAK
+from .candidates import Candidate
 from .evidence import evidence, why_not_signed
 from .failures import HandshakeErrors
 from .judge import Fault
@@ -89,17 +90,17 @@ class Examination:
                 self._code = self._refuse(self.judge, Fault(code=error, path=(self.leaf,), depth=0))
         except Exception as exc:  # noqa: BLE001 -- fail closed: whatever goes wrong here is a refusal
             self.leaf, self._code = None, V_UNSPECIFIED
+            why = str(exc) if isinstance(exc, UnreadableError) else type(exc).__name__
             self.refusal = self.errors.unverified(
                 UnverifiedReason.BAD_CHAIN,
-                f"the {_peer(accepting=self.accepting)}'s certificate cannot be examined ({type(exc).__name__}); have "
-                "it issued anew",
+                f"the {_peer(accepting=self.accepting)}'s certificate cannot be examined ({why}); have it issued anew",
             )
         return self._code
 
     def _examine(self, judge: Judge, presented: Sequence[crypto.X509]) -> int:
         verdict = judge.judge(presented)
         if verdict.fault is not None:
-            return self._refuse(judge, verdict.fault)
+            return self._refuse(judge, verdict.fault, _unread(presented))
         leaf = verdict.path[0]
         self.refusal = self._name_refusal(leaf)
         if self.refusal is not None:
@@ -107,8 +108,8 @@ class Examination:
         self.leaf = leaf
         return V_OK
 
-    def _refuse(self, judge: Judge, fault: Fault) -> int:
-        self.leaf, self.refusal = None, refusal(fault, judge, self.errors)
+    def _refuse(self, judge: Judge, fault: Fault, note: str = "") -> int:
+        self.leaf, self.refusal = None, refusal(fault, judge, self.errors, note=note)
         return fault.code
 
     def _name_refusal(self, leaf: x509.Certificate) -> PeerUnverifiedError | None:
@@ -215,19 +216,21 @@ def explain(fault: Fault, judge: Judge) -> Explanation:
     )
 
 
-def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors) -> PeerUnverifiedError:
+def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors, *, note: str = "") -> PeerUnverifiedError:
     """A fault as the error of a handshake.
 
     Args:
         fault: why a chain is not believed.
         judge: whose verdict it is.
         errors: builds the refusal.
+        note: what else there is to say of what was presented, where the CA is unknown.
     """
     leaf, told = fault.path[0], explain(fault, judge)
+    note = note if told.reason is UnverifiedReason.UNKNOWN_CA else ""
     return errors.unverified(
         told.reason,
-        f"{_peer(accepting=judge.accepting)} certificate refused: {describe(leaf)}{told.what}. {told.remedy} (OpenSSL "
-        f"verify code {fault.code})",
+        f"{_peer(accepting=judge.accepting)} certificate refused: {describe(leaf)}{told.what}{note}. {told.remedy} "
+        f"(OpenSSL verify code {fault.code})",
         certificate=leaf,
         failed_at=fault.found,
         wanted=told.wanted,
@@ -237,6 +240,16 @@ def refusal(fault: Fault, judge: Judge, errors: HandshakeErrors) -> PeerUnverifi
 
 def _shown(fault: Fault) -> str:
     return "" if fault.detail is None or isinstance(fault.detail, x509.Certificate) else str(fault.detail)
+
+
+def _unread(presented: Sequence[crypto.X509]) -> str:
+    """Which of the presented certificates no path can use because it cannot be read."""
+    for number, each in enumerate(map(Candidate, presented), start=1):
+        try:
+            _ = each.outline
+        except ValueError as exc:
+            return f" (certificate {number} of those that it presented cannot be read: {exc})"
+    return ""
 
 
 def _offered(fault: Fault, reason: UnverifiedReason) -> str:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from random import Random
 
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 LEAF, MIDDLE, ROOT, LIST = range(4)
 HOST: Final = "localhost"
 NAME: Final = NodeName.parse("mallory@localhost")
@@ -86,6 +88,28 @@ def armour(der: bytes, kind: str = "CERTIFICATE") -> bytes:
 # What is presented --------------------------------------------------------------------------------------------------
 
 
+def presenting(leaf: crypto.X509, others: Sequence[crypto.X509], key: crypto.PKey | Ed25519PrivateKey) -> SSL.Context:
+    """A context that presents whatever OpenSSL can be made to present.
+
+    Raises:
+        SSL.Error: it cannot.
+    """
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_cipher_list(b"ALL:@SECLEVEL=0")
+    context.set_mode(0x8)  # SSL_MODE_NO_AUTO_CHAIN
+    # Not by pyOpenSSL, which wants certificates and keys that `cryptography` can parse as well.
+    taken = lib.SSL_CTX_use_certificate(context._context, leaf._x509)
+    for each in others:
+        lib.X509_up_ref(each._x509)
+        taken &= lib.SSL_CTX_add_extra_chain_cert(context._context, each._x509)
+    native = key if isinstance(key, crypto.PKey) else crypto.PKey.from_cryptography_key(key)
+    taken &= lib.SSL_CTX_use_PrivateKey(context._context, native._pkey)
+    lib.ERR_clear_error()
+    if not taken:
+        raise SSL.Error
+    return context
+
+
 class Forged:
     """What a hostile peer presents, in place of `TLSContexts`: no more is asked of it than OpenSSL asks."""
 
@@ -100,18 +124,7 @@ class Forged:
             SSL.Error: it does not take them for its own.
         """
         leaf, *others = (crypto.load_certificate(crypto.FILETYPE_ASN1, each) for each in chain)
-        self._context = context = SSL.Context(SSL.TLS_METHOD)
-        context.set_cipher_list(b"ALL:@SECLEVEL=0")
-        context.set_mode(0x8)  # SSL_MODE_NO_AUTO_CHAIN
-        # Not by pyOpenSSL, which wants certificates that `cryptography` can parse as well.
-        taken = lib.SSL_CTX_use_certificate(context._context, leaf._x509)
-        for each in others:
-            lib.X509_up_ref(each._x509)
-            taken &= lib.SSL_CTX_add_extra_chain_cert(context._context, each._x509)
-        lib.ERR_clear_error()
-        if not taken:
-            raise SSL.Error
-        context.use_privatekey(forging.LEAF_KEY)
+        self._context = context = presenting(leaf, others, forging.LEAF_KEY)
         context.set_alpn_select_callback(lambda _, offered: offered[0])
         self.client = self.server = self
         self.key_pair = self

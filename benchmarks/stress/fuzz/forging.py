@@ -201,7 +201,7 @@ def spki(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _dates() -> bytes:
+def dates() -> bytes:
     """From yesterday for three months; the same for a day."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0)
     both = (f"{today + span:%y%m%d%H%M%SZ}".encode() for span in (timedelta(days=-1), timedelta(days=90)))
@@ -224,7 +224,7 @@ def certificate(
     if put_right & NAMES:
         parts[at + 2], parts[at + 4] = issuer, subject
     if put_right & DATES:
-        parts[at + 3] = _dates()
+        parts[at + 3] = dates()
     if put_right & KEY:
         parts[at + 5] = spki(key)
     return _signed(parts, signer) if put_right & SIGNATURE else der
@@ -243,9 +243,9 @@ def crl(der: bytes, put_right: int, *, issuer: bytes, signer: Ed25519PrivateKey)
     if put_right & NAMES:
         parts[at + 1] = issuer
     if put_right & DATES:
-        dates = _dates()
-        _, start, end = element(dates, 0)
-        parts[at + 2 : at + 4] = [dates[begin:after] for _, begin, _, after in elements(dates, start, end)]
+        both = dates()
+        _, start, end = element(both, 0)
+        parts[at + 2 : at + 4] = [both[begin:after] for _, begin, _, after in elements(both, start, end)]
     return _signed(parts, signer)
 
 
