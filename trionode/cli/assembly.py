@@ -310,8 +310,8 @@ def _routes(given: tuple[str, ...], config: Config) -> dict[str, Route]:
         pattern, equals, where = text.partition("=")
         if not equals or not pattern:
             msg = f"{text!r} is no route; write NODE=HOST:PORT"
-            raise click.BadParameter(msg, param_hint="--route")
-        host, port = host_and_port(where, DEFAULT_PORT)
+            raise click.BadParameter(msg, param_hint="'--route'")
+        host, port = host_and_port(where, DEFAULT_PORT, hint="--route")
         routes[pattern] = Route(host=host, port=port)
     for pattern in routes:
         with _about(f"route {pattern!r}"):

@@ -28,6 +28,7 @@ from .shown import (
     put_findings,
     put_json,
 )
+from .words import one_line
 
 if TYPE_CHECKING:
     from .given import Given
@@ -92,7 +93,8 @@ def check(names: tuple[str, ...], given: Given, client_auth: str, *, strict: boo
     else:
         out = console()
         put(out, describe(key_pair.certificate))
-        put_findings(out, findings)
+        _, details = one_line(describe(key_pair.certificate))
+        put_findings(out, findings, shown=details[0].partition(": ")[2] if details else "")
         warnings = len(findings) - len(errors)
         put(out, f"{_count(len(errors), 'error')}, {_count(warnings, 'warning')}" if findings else "nothing is wrong")
     return ExitStatus.FOUND if failed else ExitStatus.OK

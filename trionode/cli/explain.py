@@ -44,6 +44,7 @@ from .shown import (
     put,
     put_json,
 )
+from .words import in_command_words, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,10 +169,15 @@ def _show_step(out: Console, step: Step) -> None:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=_WIDTH)
     table.add_column(overflow="fold")
-    table.add_row(Text(f"{mark} {step.name}", style=style), Text(step.text))
+    table.add_row(Text(f"{mark} {step.name}", style=style), Text(_short(step.text)))
     for detail in step.details:
-        table.add_row("", Text(detail, style="dim"))
+        table.add_row("", Text(_short(detail), style="dim"))
     put(out, table)
+
+
+def _short(text: str) -> str:
+    """In the words of this interface; both certificates are shown in full further down."""
+    return one_line(in_command_words(text))[0]
 
 
 def _summary(out: Console, inquiry: Inquiry) -> None:
@@ -201,8 +207,8 @@ def _summary(out: Console, inquiry: Inquiry) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for each in inquiry.diagnoses:
-        table.add_row(Text(f"{FAILED} {each.code}", style="bold red"), Text(each.message))
-        table.add_row("", Text(f"→ {each.remedy}", style="green"))
+        table.add_row(Text(f"{FAILED} {each.code}", style="bold red"), Text(_short(each.message)))
+        table.add_row("", Text(f"→ {in_command_words(each.remedy)}", style="green"))
     put(out, table)
 
 
@@ -218,7 +224,10 @@ def _document(inquiry: Inquiry) -> dict[str, object]:
             "server_name": inquiry.target.server_name,
         },
         "steps": msgspec.to_builtins(inquiry.steps),
-        "found": msgspec.to_builtins(inquiry.diagnoses),
+        "found": [
+            {name: in_command_words(value) for name, value in msgspec.to_builtins(each).items()}
+            for each in inquiry.diagnoses
+        ],
         "tls": None
         if looked is None
         else {

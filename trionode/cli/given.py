@@ -114,32 +114,37 @@ def duration(_context: click.Context, _parameter: click.Parameter, value: str | 
     return span
 
 
-def host_and_port(text: str, default: int | None = None) -> tuple[str, int]:
+def host_and_port(text: str, default: int | None = None, *, hint: str | None = None) -> tuple[str, int]:
     """`HOST`, `HOST:PORT`, `[IPV6]:PORT`; without a port, the default.
+
+    Args:
+        text: what was given.
+        default: the port if there is none; None: there has to be one.
+        hint: the option or argument that it is the value of.
 
     Raises:
         click.BadParameter: it is neither, or has no port where it needs one.
     """
     if "://" in text:
         msg = f"{text!r} is a URL; give HOST or HOST:PORT alone, without {text.partition('://')[0]}:// and a path"
-        raise click.BadParameter(msg)
+        raise click.BadParameter(msg, param_hint=hint and f"'{hint}'")
     host, colon, port = text.rpartition(":")
     if not colon or "]" in port or (":" in host.strip("[]") and not host.startswith("[")):
         host, port = text, ""
     if not port and default is None:
         msg = f"{text!r} has no port; write HOST:PORT, or [IPV6]:PORT"
-        raise click.BadParameter(msg)
+        raise click.BadParameter(msg, param_hint=hint and f"'{hint}'")
     try:
         number = int(port) if port else default
     except ValueError:
         number = None
     if number is None or not 0 <= number <= 65535:
         msg = f"{port!r} is no port; write a number from 0 to 65535"
-        raise click.BadParameter(msg)
+        raise click.BadParameter(msg, param_hint=hint and f"'{hint}'")
     try:
         return canonical_host(host), number
     except ValueError as exc:
-        raise click.BadParameter(str(exc)) from None
+        raise click.BadParameter(str(exc), param_hint=hint and f"'{hint}'") from None
 
 
 def place_to_listen(text: str, default: int | None = None) -> tuple[str, int]:
@@ -150,8 +155,8 @@ def place_to_listen(text: str, default: int | None = None) -> tuple[str, int]:
     """
     host, colon, port = text.partition(":")
     if host != "*":
-        return host_and_port(text, default)
-    return host, host_and_port(f"localhost{colon}{port}", default)[1]
+        return host_and_port(text, default, hint="--listen")
+    return host, host_and_port(f"localhost{colon}{port}", default, hint="--listen")[1]
 
 
 @final
@@ -177,13 +182,13 @@ def target_of(text: str, address: str | None) -> Place:
         click.BadParameter: it is none of these.
     """
     name, at, where = text.rpartition("@")
-    host, port = host_and_port(where, DEFAULT_PORT)
+    host, port = host_and_port(where, DEFAULT_PORT, hint="NODE")
     try:
         node = NodeName(name, host) if at else None
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
     if address is not None:
-        host, port = host_and_port(address, port)
+        host, port = host_and_port(address, port, hint="--address")
     return Place(node=node, host=host, port=port)
 
 
@@ -453,6 +458,13 @@ def credential_options(function: Callable[..., R]) -> Callable[..., R]:
     ) -> R:
         if no_crl and crls:
             msg = "--crl and --no-crl exclude each other"
+            raise click.UsageError(msg)
+        source = click.get_current_context().get_parameter_source("directory")
+        if source is click.core.ParameterSource.COMMANDLINE and (cert is not None or key is not None):
+            msg = (
+                "--pki and --cert (or --key) exclude each other: the files are those of the directory, or those that "
+                "are named one by one, with --ca and --crl"
+            )
             raise click.UsageError(msg)
         given = Given(
             directory=directory,

@@ -25,6 +25,7 @@ from .exits import (
     sentence,
 )
 from .explain import explain
+from .logs import HeldLog
 from .manual import manual
 from .paths import given_as
 from .pki import pki
@@ -32,9 +33,10 @@ from .serve import serve
 from .shown import put_json
 from .status import status
 from .talk import call, ping
+from .words import in_command_words, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PROGRAM: Final = "trionode"
 
@@ -51,7 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     stdout = sys.stdout
     given = sys.argv[1:] if arguments is None else list(arguments)
-    end = partial(_end, as_json="--json" in given)
+    with HeldLog() as log:
+        status = _run(arguments, partial(_end, as_json="--json" in given), stdout)
+    # A refusal has said it; and what `explain` logs is in its steps.
+    if status not in (ExitStatus.REFUSED, ExitStatus.BROKEN_PIPE) and given[:1] != ["explain"]:
+        for text in log.texts:
+            click.echo(f"{PROGRAM}: warning: {text}", err=True)
+    return status
+
+
+def _run(arguments: Sequence[str] | None, end: Callable[[str, int], int], stdout: object) -> int:
     try:
         return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.UsageError as exc:
@@ -85,11 +96,12 @@ def _abandon_stdout() -> None:
 
 
 def _end(line: str, status: int, *, as_json: bool = False) -> int:
-    text = given_as(" ".join(line.split()))
+    text = in_command_words(given_as(" ".join(line.split())))
+    short, details = one_line(text)
     if as_json:
         with contextlib.suppress(OSError, ValueError):  # stdout may be what is wrong
             put_json({"error": {"message": text, "status": int(status)}})
-    click.echo(f"{PROGRAM}: {text}", err=True)
+    click.echo("\n".join([f"{PROGRAM}: {short}", *(f"  {each}" for each in details)]), err=True)
     return status
 
 

@@ -49,7 +49,9 @@ from .given import (
     credential_options,
     json_option,
 )
+from .logs import log_to_stderr
 from .terminal import Terminal, reload_signals
+from .words import in_command_words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -168,7 +170,7 @@ def serve(
         asgi=asgi,
         asgi_listen=asgi_listen,
     )
-    _log_to_stderr(config.log_level)
+    log_to_stderr(config.log_level)
     with_status = config.status if status is None else status
     return run(partial(_serve, plan, with_status=with_status, as_json=as_json))
 
@@ -255,11 +257,6 @@ async def _hasten(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
 # Reporting -------------------------------------------------------------------------------------------------------
 
 
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("trionode").setLevel(level.upper())
-
-
 def _announce(node: Node, *, as_json: bool) -> None:
     addresses = [address for acceptor in node.acceptors for address in acceptor.addresses]
     if as_json:
@@ -314,7 +311,11 @@ def _plain(value: object) -> object:
         case x509.Certificate():
             return fingerprint(value)
         case BaseException():
-            return {"type": type(value).__name__, "reason": getattr(value, "reason", None), "text": str(value)}
+            return {
+                "type": type(value).__name__,
+                "reason": getattr(value, "reason", None),
+                "text": in_command_words(str(value)),
+            }
         case tuple() | list():
             return [_plain(each) for each in value]
         case _:

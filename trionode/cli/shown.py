@@ -38,6 +38,8 @@ from trionode._identity.describe import (
 from trionode._identity.names import SubjectNames, host_address
 from trionode._util.text import printable
 
+from .words import in_command_words, one_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -104,15 +106,25 @@ def grid(rows: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> Table:
 # Findings -----------------------------------------------------------------------------------------------------------
 
 
-def put_findings(out: Console, findings: Sequence[Finding]) -> None:
-    """Each finding with its remedy."""
+def put_findings(out: Console, findings: Sequence[Finding], *, shown: str = "") -> None:
+    """Each finding with its remedy.
+
+    Args:
+        out: where to.
+        findings: the findings.
+        shown: the details of a certificate that were shown already.
+    """
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
         style, mark = ("bold red", FAILED) if finding.severity is Severity.ERROR else ("yellow", NOTED)
-        table.add_row(Text(f"{mark} {finding.code}", style=style), Text(finding.message))
-        table.add_row("", Text(f"→ {finding.remedy}", style="green"))
+        message, details = one_line(in_command_words(finding.message))
+        table.add_row(Text(f"{mark} {finding.code}", style=style), Text(message))
+        for each in details:
+            if not each.endswith(f": {shown}"):
+                table.add_row("", Text(each, style="dim"))
+        table.add_row("", Text(f"→ {in_command_words(finding.remedy)}", style="green"))
     if findings:
         put(out, table)
 
@@ -120,7 +132,12 @@ def put_findings(out: Console, findings: Sequence[Finding]) -> None:
 def finding_values(findings: Iterable[Finding]) -> list[dict[str, str]]:
     """Findings, for JSON."""
     return [
-        {"code": each.code, "severity": each.severity, "message": each.message, "remedy": each.remedy}
+        {
+            "code": each.code,
+            "severity": each.severity,
+            "message": in_command_words(each.message),
+            "remedy": in_command_words(each.remedy),
+        }
         for each in findings
     ]
 

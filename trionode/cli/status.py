@@ -25,6 +25,7 @@ from .shown import (
     put_json,
     time_left,
 )
+from .words import in_command_words, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -191,7 +192,8 @@ def _trouble(manager: ManagerStatus, status: Status) -> list[tuple[str, str | Te
     source = manager.source
     assert source is not None
     since = f"{source.since:%Y-%m-%d %H:%M:%S} UTC ({describe_duration(status.at - source.since)} ago)"
-    what = f"since {since}, {source.name} cannot be used, and generation {manager.generation} stays: {source.error}"
+    what = f"since {since}, {source.name} cannot be used, and generation {manager.generation} stays: "
+    what += one_line(in_command_words(source.error or ""))[0]
     rows: list[tuple[str, str | Text]] = [(f"{FAILED} {manager.label}", Text(what, style="bold red"))]
     if source.pending is not None:
         rows.append(("", f"pending: {source.pending}"))
