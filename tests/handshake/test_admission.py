@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
 from hypothesis import given, strategies as st
 
-from trionode import HandshakeError, HandshakeRefused, open_tls_stream, serve_tls
+from trionode import HandshakeError, HandshakeRefused, open_tls_stream, serve_tls, serve_tls_listeners
 from trionode._handshake.admission import Admission, Progress
+from trionode.http import serve_asgi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from conftest import ManagerFactory, NodeFactory
 
@@ -156,30 +157,41 @@ async def test_honest_peers_get_through_silence(
             assert (statistics.established, statistics.handshaking) == (3, 4)
 
 
-async def test_streams_without_nodes_have_places_too(manager: ManagerFactory) -> None:
-    """`serve_tls` caps its handshakes as nodes do."""
+@pytest.mark.parametrize("limits", [{"max_handshakes": 2}, {"max_handshakes_per_address": 2}], ids=["all", "address"])
+@pytest.mark.parametrize("kind", ["serve_tls", "serve_tls_listeners", "serve_asgi"])
+async def test_streams_without_nodes_have_places_too(
+    manager: ManagerFactory, kind: str, limits: dict[str, int]
+) -> None:
+    """Servers cap their handshakes as nodes do, all together and those of an address."""
     certs = manager("alpha@localhost")
 
     async def greet(stream: TLSStream) -> None:
+        await stream.receive_some()
         await stream.send_all(b"hello")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            [listener] = await nursery.start(
-                partial(
-                    serve_tls,
-                    greet,
-                    0,
-                    host="127.0.0.1",
-                    cert_manager=certs,
-                    max_handshakes=2,
-                    max_handshakes_per_address=2,
-                )
-            )
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
             port = listener.socket.getsockname()[1]
+            serve: Callable[..., Awaitable[None]]
+            match kind:
+                case "serve_tls":
+                    await listener.aclose()
+                    serve = partial(serve_tls, greet, port, host="127.0.0.1")
+                case "serve_tls_listeners":
+                    serve = partial(serve_tls_listeners, greet, [listener])
+                case _:
+                    serve = partial(serve_asgi, app, listeners=[listener])
+            await nursery.start(partial(serve, cert_manager=certs, **limits))
             silent = [await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port)) for _ in range(5)]
             async with await open_tls_stream("127.0.0.1", port, cert_manager=certs, server_name="localhost") as stream:
-                assert await stream.receive_some() == b"hello"
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert b"hello" in b"".join([piece async for piece in stream])
             assert await silent[0].receive_some() == b""
             nursery.cancel_scope.cancel()
 

@@ -24,6 +24,7 @@ from trionode import (
     CertificateError,
     Connection,
     Credentials,
+    HandshakeError,
     LocalRegistry,
     NetworkOptions,
     Node,
@@ -39,11 +40,15 @@ from trionode import (
     open_tls_stream,
     serve_node,
     serve_tls,
+    serve_tls_listeners,
     typed_service,
+    wrap_client_stream,
+    wrap_server_stream,
 )
 from trionode._connection.connection import core_of
 from trionode._managers.manager import publisher_of
 from trionode._node import renewal as _renewal
+from trionode.http import serve_asgi
 from trionode.testing import Attempt, Moment, cancel_at_every_checkpoint
 
 if TYPE_CHECKING:
@@ -661,6 +666,95 @@ async def test_serve_tls(manager: ManagerFactory) -> None:
         with attempt:
             async with served(certs):
                 await trio.lowlevel.checkpoint()
+        certs.set_client_auth(certs.client_auth)
+        await guard.check()
+
+
+async def test_serve_tls_listeners(manager: ManagerFactory) -> None:
+    """Serving a client on listeners that were given: they are closed, and the manager is free."""
+    certs = manager("localhost")
+
+    async def handler(stream: TLSStream) -> None:
+        await stream.send_all(b"hello")
+
+    async def life(listener: trio.SocketListener) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve_tls_listeners, handler, [listener], cert_manager=certs))
+            address = listener.socket.getsockname()
+            async with await open_tls_stream(*address, cert_manager=certs, server_name="localhost") as stream:
+                assert await stream.receive_some() == b"hello"
+            await listener.aclose()
+
+    await every_cancellation(certs, life)
+
+
+async def test_serve_asgi(manager: ManagerFactory) -> None:
+    """The life of a server: its application is not left behind, its listeners are closed, and the manager is free."""
+    certs = manager("localhost")
+    living = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal living
+        living += 1
+        try:
+            while scope["type"] == "lifespan":
+                kind = (await receive())["type"]
+                await send({"type": f"{kind}.complete"})
+                if kind == "lifespan.shutdown":
+                    return
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+        finally:
+            living -= 1
+
+    async def life(listener: trio.SocketListener) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve_asgi, app, listeners=[listener], cert_manager=certs, grace=0.1))
+            address = listener.socket.getsockname()
+            async with await open_tls_stream(*address, cert_manager=certs, server_name="localhost") as stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
+            await listener.aclose()
+
+    await every_cancellation(certs, life)
+    assert not living
+
+
+async def every_cancellation(certs: CertAuthManager, life: Callable[[trio.SocketListener], Awaitable[None]]) -> None:
+    """Cancel the life of a server that owns its listener at every checkpoint of any of its tasks."""
+    guard = Guard(certs)
+    for attempt in cancel_at_every_checkpoint(any_task=True):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        with attempt:
+            await life(listener)
+        assert listener.socket.fileno() == -1
+        certs.set_client_auth(certs.client_auth)
+        await guard.check()
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_wrapping_a_stream(manager: ManagerFactory, side: str) -> None:
+    """The stream that was given is closed, with what is wrapped around it or at once."""
+    certs = manager("localhost")
+    client = partial(wrap_client_stream, server_name="localhost", cert_manager=certs)
+    server = partial(wrap_server_stream, cert_manager=certs)
+    ours, theirs = (client, server) if side == "client" else (server, client)
+
+    async def answer(stream: trio.abc.Stream) -> None:
+        with suppress(HandshakeError, trio.BrokenResourceError):
+            async with await theirs(stream) as secured:
+                await secured.send_all(b"hello")
+
+    guard = Guard(certs)
+    for attempt in cancel_at_every_checkpoint():
+        near, far = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer, far)
+            with attempt:
+                async with await ours(near) as stream:
+                    assert await stream.receive_some() == b"hello"
+            with pytest.raises(trio.ClosedResourceError):
+                await near.send_all(b"x")
         certs.set_client_auth(certs.client_auth)
         await guard.check()
 

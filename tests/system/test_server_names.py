@@ -39,6 +39,7 @@ from trionode import (
     wrap_server_stream,
 )
 from trionode._managers.by_name import ManagersByName
+from trionode.http import serve_asgi
 from trionode.pki import write_ca_pool
 
 if TYPE_CHECKING:
@@ -391,6 +392,8 @@ def _two_hellos(port: int, first: bytes, second: bytes) -> bool:
         ([], "no server name"),
         (["a.example", "A.Example."], r"'a\.example' twice, as 'a\.example' and as 'A\.Example\.'"),
         (["*.a.example", "*.A.example"], "twice"),
+        (["bücher.example", "xn--bcher-kva.example"], "twice"),
+        (["*", "*."], "twice|no server name"),
         (["a b"], "no server name, 'a b'"),
         (["*.*.example"], "no server name"),
         (["a.*.example"], "no server name"),
@@ -412,6 +415,16 @@ async def test_names_that_make_no_sense(ca: CertificateAuthority, names: list[st
         await near.receive_some()
     with pytest.raises(ValueError, match=words):
         AcceptorOptions(cert_manager=managers)
+    for serve in (partial(serve_tls_listeners, tell), partial(serve_asgi, application)):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        with pytest.raises(ValueError, match=words):
+            await serve(listeners=[listener], cert_manager=managers)
+        assert listener.socket.fileno() == -1
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """One that is not called."""
+    raise AssertionError
 
 
 @pytest.mark.parametrize("given", [None, "a.example", ["a.example"], {"a.example": None}, {1: 2}])
@@ -431,6 +444,11 @@ async def test_an_unusable_manager_among_several(
     with pytest.raises(CertificateError, match=r"cert_manager\['c\.example'\]: .*expired") as caught:
         await serve_tls(tell, 0, cert_manager=given, host="192.0.2.1")
     assert caught.value.reason is CertificateReason.EXPIRED
+    for serve in (partial(serve_tls_listeners, tell), partial(serve_asgi, application)):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        with pytest.raises(CertificateError, match=r"cert_manager\['c\.example'\]: .*expired"):
+            await serve(listeners=[listener], cert_manager=given)
+        assert listener.socket.fileno() == -1
     for manager in managers.values():
         manager.set_server_name(None)
 
