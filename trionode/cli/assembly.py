@@ -36,13 +36,14 @@ from .exits import ExitStatus, Trouble
 from .given import CLIENT_AUTH, Given, host_and_port, place_to_listen, read_cookie
 from .imports import imported
 from .paths import rereadable
+from .registry import registry_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import trio
 
-    from trionode import CertAuthManager, FileSource, Service, ServiceChannel
+    from trionode import CertAuthManager, FileSource, Resolver, Service, ServiceChannel
 
     from .config import AcceptorTable, Table
 
@@ -87,6 +88,8 @@ def assemble(
     routes: tuple[str, ...],
     services: tuple[str, ...],
     cookie_file: Path | None,
+    registry: str | None,
+    registry_password: Path | None,
     asgi: str | None,
     asgi_listen: tuple[str, ...],
 ) -> Plan:
@@ -102,6 +105,8 @@ def assemble(
         routes: NODE=HOST:PORT of each route.
         services: NAME[=MODULE:FUNCTION] of each service.
         cookie_file: its first line is the cookie.
+        registry: URL of where nodes find each other.
+        registry_password: its first line is the password of etcd's user.
         asgi: MODULE:APP of an ASGI application.
         asgi_listen: HOST:PORT of each place where that is served.
 
@@ -115,7 +120,14 @@ def assemble(
     has_application = asgi is not None or bool(asgi_listen) or config.asgi != ASGITable()
     name = _name_of(node, config, config_file, may_be_absent=has_application)
     if not isinstance(name, NodeName):
-        of_node = {"--listen": listen, "--route": routes, "--service": services, "--cookie-file": cookie_file}
+        of_node = {
+            "--listen": listen,
+            "--route": routes,
+            "--service": services,
+            "--cookie-file": cookie_file,
+            "--registry": registry,
+            "--registry-password-file": registry_password,
+        }
         _refuse_what_is_for_nodes([option for option, value in of_node.items() if value], config)
     try:
         merged = _merged(given, config, base)
@@ -144,6 +156,9 @@ def assemble(
             acceptors, all_routes = _acceptors(listen, config, handed), _routes(routes, config)
             with _about("[network]"):
                 network = _network(config.network, acceptors, all_routes, cookie_file, base)
+                network = replace(
+                    network, resolver=_registry(config.network, base, registry, registry_password, manager)
+                )
             with _about("[live_connections]"):
                 live_connections = _live_connections(config.live_connections)
             options = NodeOptions(
@@ -338,6 +353,19 @@ def _network(
     )
     numbers = ("max_message_size", "max_channels", "heartbeat_interval", "heartbeat_tolerance")
     return _changed(options, table, (*numbers, "handshake_timeout", "connect_timeout"))
+
+
+def _registry(
+    table: NetworkTable, base: Path, url: str | None, password_file: Path | None, manager: CertAuthManager
+) -> Resolver | None:
+    """Where nodes find each other; paths on the command line are relative to where it was given."""
+    if url is not None:
+        return registry_of(url, lambda: manager, password_file)
+    if table.registry is None:
+        return None
+    if password_file is None and table.registry_password_file is not None:
+        password_file = rereadable(base / table.registry_password_file)
+    return registry_of(table.registry, lambda: manager, password_file, base=base)
 
 
 def _live_connections(table: LiveConnectionsTable) -> LiveConnections:

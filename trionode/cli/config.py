@@ -95,7 +95,10 @@ class NetworkTable(Table, frozen=True, kw_only=True):
     Attributes:
         mode: whether the node listens.
         cookie_file: its first line is the cookie that all nodes share.
-        keep_connected: names of nodes to which a connection is kept up.
+        registry: where nodes find each other: `etcd://HOST[,HOST…][/PREFIX]`, `dns:[//SERVER][?NAME=SRVNAME]`,
+            `local:[DIRECTORY]` or `static:FILE`.
+        registry_password_file: its first line is the password of the user in `etcd://USER@HOST`.
+        keep_connected: names of nodes, and globs over these, to which connections are kept up.
         bind_names: whether a client's certificate must cover the name that it claims.
         max_message_size: as `NetworkOptions.max_message_size`, bytes.
         max_channels: as `NetworkOptions.max_channels`.
@@ -107,6 +110,8 @@ class NetworkTable(Table, frozen=True, kw_only=True):
 
     mode: Literal["enabled", "hidden"] = "enabled"
     cookie_file: str | None = None
+    registry: str | None = None
+    registry_password_file: str | None = None
     keep_connected: list[str] = []
     bind_names: bool = True
     max_message_size: int | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
+import trio
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +17,11 @@ from trionode._identity.describe import describe_subject
 from trionode._identity.names import canonical_host
 
 from .diagnosis import Ours, Step, Target
-from .exits import ExitStatus, run
+from .exits import ExitStatus, Trouble, run
 from .given import (
     CA_FILE,
     FILE,
+    Place,
     address_option,
     complete_node,
     cookie_option,
@@ -33,6 +35,7 @@ from .given import (
 )
 from .inquiry import Expected, Inquiry
 from .paths import exists
+from .registry import registry_of, registry_option
 from .shown import (
     FAILED,
     HELD,
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from trionode import NodeName
 
     from .given import Given
+    from .registry import Registry
 
 _MARKS: Final = {"ok": (HELD, "green"), "failed": (FAILED, "bold red"), "skipped": (SKIPPED, "dim")}
 
@@ -71,6 +75,7 @@ _WIDTH: Final = 19
 @click.option("--expect-cert", type=FILE, help="The server's certificate as it is on its disk: is it presented?")
 @click.option("--expect-client-ca", type=FILE, help="The server's client CAs as they are on its disk: are they in use?")
 @cookie_option
+@registry_option
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Of each step, s."
 )
@@ -84,6 +89,8 @@ def explain(
     expect_cert: Path | None,
     expect_client_ca: Path | None,
     cookie_file: Path | None,
+    registry: str | None,
+    registry_password: Path | None,
     timeout: float,
     *,
     as_json: bool,
@@ -103,6 +110,7 @@ def explain(
       trionode explain example.org:443
       trionode explain beta@host-b.example --as alpha@host-a.example
       trionode explain beta@host-b.example --address 127.0.0.1:15001
+      trionode explain beta@host-b.example --registry local:
 
     \b
     Does the server use what is on its disk? Its certificate, and its CAs:
@@ -113,6 +121,12 @@ def explain(
     valid.
     """
     asked = target_of(target, address)
+    if registry is not None:
+        if asked.node is None or address is not None:
+            msg = "--registry finds the address of a NODE: give either that, or HOST or --address"
+            raise click.UsageError(msg)
+        found = registry_of(registry, lambda: given.files(our_name).manager(), registry_password)
+        asked = run(_found, found, asked.node, timeout)
     try:
         reference = canonical_host(server_name or (asked.node.host if asked.node else asked.host))
     except ValueError as exc:
@@ -159,6 +173,22 @@ def _ours(given: Given, name: NodeName | None, *, is_node: bool, cookie: bytes |
         cookie=cookie,
         trust=", ".join(map(str, roots)) or "the system's CAs",
     )
+
+
+async def _found(registry: Registry, node: NodeName, timeout: float) -> Place:  # noqa: ASYNC109 -- passed to `trio.run`
+    """Where a registry says that a node is.
+
+    Raises:
+        Trouble: it does not know, or does not answer.
+    """
+    endpoints = None
+    with trio.move_on_after(timeout):
+        endpoints = await registry.resolve(node)
+    if not endpoints:
+        problem = "does not know" if endpoints is not None else f"does not answer within {timeout:g} s for"
+        msg = f"{registry!r} {problem} {node}: is that node running, and registered there?"
+        raise Trouble(msg, ExitStatus.NETWORK)
+    return Place(node=node, host=endpoints[0].host, port=endpoints[0].port)
 
 
 # Showing ------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .exits import (
 from .explain import explain
 from .logs import HeldLog
 from .manual import manual
+from .members import members
 from .paths import given_as
 from .pki import pki
 from .serve import serve
@@ -135,5 +136,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, pki, check, explain, serve, call, ping, cookie, status, manual, completion):
+for _command in (demo, pki, check, explain, serve, call, ping, members, cookie, status, manual, completion):
     cli.add_command(_command)

@@ -50,6 +50,7 @@ from .given import (
     json_option,
 )
 from .logs import log_to_stderr
+from .registry import registry_option
 from .terminal import Terminal, reload_signals
 from .words import in_command_words
 
@@ -90,6 +91,7 @@ _log = logging.getLogger("trionode.cli")
     help="An async function of a channel; `echo` is built in. Repeatable.",
 )
 @cookie_option
+@registry_option
 @click.option("--asgi", metavar="MODULE:APP", help="An ASGI application, to be served over HTTPS.")
 @click.option(
     "--asgi-listen", multiple=True, metavar="HOST:PORT", help="Where; * is all interfaces. Default: localhost:8443."
@@ -105,6 +107,8 @@ def serve(
     given_routes: tuple[str, ...],
     services: tuple[str, ...],
     cookie_file: Path | None,
+    registry: str | None,
+    registry_password: Path | None,
     asgi: str | None,
     asgi_listen: tuple[str, ...],
     *,
@@ -143,7 +147,8 @@ def serve(
                                by name, where systemd hands it over
       [routes."gamma@*"]       host, port, server_name
       [services]               greet = "my_services:greet"
-      [network]                mode, cookie_file, keep_connected, bind_names,
+      [network]                mode, cookie_file, registry, keep_connected,
+                               registry_password_file, bind_names,
                                max_message_size, max_channels,
                                heartbeat_interval, heartbeat_tolerance,
                                handshake_timeout, connect_timeout
@@ -167,6 +172,8 @@ def serve(
         routes=given_routes,
         services=services,
         cookie_file=cookie_file,
+        registry=registry,
+        registry_password=registry_password,
         asgi=asgi,
         asgi_listen=asgi_listen,
     )

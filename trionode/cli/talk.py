@@ -26,6 +26,7 @@ from trionode import (
 )
 from trionode._connection.connection import core_of
 from trionode._identity.names import SubjectNames
+from trionode._util.text import at
 
 from .exits import ExitStatus, Trouble, run
 from .given import (
@@ -38,6 +39,7 @@ from .given import (
     read_cookie,
     target_of,
 )
+from .registry import registry_of, registry_option
 from .shown import (
     console,
     grid,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from trionode import CertAuthManager, ServiceChannel
+    from trionode import CertAuthManager, Resolver, ServiceChannel
 
     from .given import Given
 
@@ -66,10 +68,11 @@ _WITHIN: Final = 10.0
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Way:
-    """The node to reach, the route to it, and our own name and credentials."""
+    """The node to reach, the route to it or what finds it, and our own name and credentials."""
 
     node: NodeName
-    route: Route
+    route: Route | None
+    resolver: Resolver | None
     name: NodeName
     manager: CertAuthManager
     cookie: bytes | None
@@ -82,7 +85,12 @@ class _Way:
             within: for connecting, and again for the handshake. Seconds.
         """
         network = NetworkOptions(
-            mode=NetworkMode.HIDDEN, connect_timeout=within, handshake_timeout=within, cookie=self.cookie
+            mode=NetworkMode.HIDDEN,
+            connect_timeout=within,
+            handshake_timeout=within,
+            cookie=self.cookie,
+            resolver=self.resolver,
+            members=(),
         )
         async with open_node(self.name, NodeOptions(cert_manager=self.manager, network=network)) as node:
             connection = await node.connect(self.node, self.route)
@@ -102,6 +110,7 @@ def _dialing(function: Callable[..., int]) -> Callable[..., int]:
     @click.option("--as", "our_name", metavar="NODE", callback=node_name, help="Our own node name; see --pki.")
     @click.option("--server-name", metavar="HOST", help="What the server's certificate has to cover.")
     @cookie_option
+    @registry_option
     @functools.wraps(function)
     def wrapped(
         node: str,
@@ -110,19 +119,35 @@ def _dialing(function: Callable[..., int]) -> Callable[..., int]:
         our_name: NodeName | None,
         server_name: str | None,
         cookie_file: Path | None,
+        registry: str | None,
+        registry_password: Path | None,
         **others: object,
     ) -> int:
         place = target_of(node, address)
         if place.node is None:
             msg = f"a node's name is name@host, not {node!r}"
             raise click.BadParameter(msg, param_hint="NODE")
-        try:
-            route = Route(host=place.host, port=place.port, server_name=server_name)
-        except ValueError as exc:
-            raise click.BadParameter(str(exc)) from None
         manager = given.files(our_name).manager()
+        route = resolver = None
+        if registry is not None:
+            if address is not None or server_name is not None:
+                msg = "--registry finds the address: give either that, or --address and --server-name"
+                raise click.UsageError(msg)
+            resolver = registry_of(registry, lambda: manager, registry_password)
+        else:
+            try:
+                route = Route(host=place.host, port=place.port, server_name=server_name)
+            except ValueError as exc:
+                raise click.BadParameter(str(exc)) from None
         name = our_name or _only_name(manager)
-        way = _Way(node=place.node, route=route, name=name, manager=manager, cookie=read_cookie(cookie_file))
+        way = _Way(
+            node=place.node,
+            route=route,
+            resolver=resolver,
+            name=name,
+            manager=manager,
+            cookie=read_cookie(cookie_file),
+        )
         return function(way=way, **others)
 
     return wrapped
@@ -171,6 +196,7 @@ def call(way: _Way, service: str, message: str | None, how: str | None, timeout:
       trionode call --as alpha@localhost beta@localhost echo hello
       seq 3 | trionode call --as alpha@localhost beta@localhost echo
       trionode call --as alpha@localhost beta@localhost store --whole < file
+      trionode call --registry local: --as alpha@localhost beta@localhost echo hi
 
     Exit status: 0 on success, 4 if no node was reached or the connection was lost, 5 if one side refused the other, 6
     if the service did not do it, 3 if a file cannot be used, 2 if the command line is not valid.
@@ -278,7 +304,8 @@ def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: boo
         async with way.connected(timeout) as connection:
             series.connecting = time.perf_counter() - began
             if not as_json:
-                put(out, f"connected to {way.node} at {way.route.host} port {way.route.port}")
+                where = connection.peer.address if way.route is None else (way.route.host or "", way.route.port)
+                put(out, f"connected to {way.node}{at(where)}")
             while not (series.lost or len(series.times) == count != 0):
                 if series.times:
                     await trio.sleep(interval)

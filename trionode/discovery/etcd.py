@@ -46,6 +46,8 @@ __all__ = ["EtcdRegistry"]
 
 _log: Final = Log("trionode.discovery")
 
+#: What the keys of nodes begin with.
+PREFIX: Final = "/trionode/nodes/"
 _PORT: Final = 2379
 #: A longer value is no entry of ours. Bytes.
 _MAX_VALUE: Final = 4096
@@ -83,7 +85,7 @@ class EtcdRegistry:
         servers: str | Endpoint | Sequence[str | Endpoint],
         *,
         cert_manager: CertManager,
-        prefix: str = "/trionode/nodes/",
+        prefix: str = PREFIX,
         ttl: int = 15,
         timeout: float = 3,
         user: str | None = None,
