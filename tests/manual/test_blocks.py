@@ -31,9 +31,11 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import kubernetes_validate
 import pytest
 import trio
 import yaml
+from compose_pydantic import ComposeSpecification
 
 import trionode.manual
 from trionode.cli.config import load_config
@@ -316,7 +318,7 @@ def test_a_toml_file_is_one_for_serve(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", having("yaml"))
 def test_yaml_parses(name: str, tmp_path: Path) -> None:
-    """Every document is a mapping; a node's configuration in one is what `trionode serve` takes."""
+    """Every document is what its program takes, by its schema; a node's configuration in one is what we take."""
     for block in blocks(TEXTS[name], "yaml"):
         documents = list(yaml.safe_load_all(block.text))
         assert documents
@@ -324,7 +326,15 @@ def test_yaml_parses(name: str, tmp_path: Path) -> None:
             assert isinstance(document, dict)
             if "groups" in document:  # Prometheus
                 continue
+            if "services" in document:  # Compose, which ignores keys that it does not know
+                taken = ComposeSpecification(**document).model_dump(by_alias=True, exclude_none=True)
+                assert document["services"].keys() == taken["services"].keys()
+                for name_of, service in document["services"].items():
+                    assert service.keys() <= taken["services"][name_of].keys()
+                continue
             assert {"apiVersion", "kind", "metadata"} <= document.keys()
+            if document["apiVersion"] in ("v1", "apps/v1"):
+                kubernetes_validate.validate(document, "1.30", strict=True)
             for file, text in document.get("data", {}).items():
                 (tmp_path / file).write_text(text, encoding="utf-8")
                 assert tomllib.loads(text)
@@ -334,7 +344,10 @@ def test_yaml_parses(name: str, tmp_path: Path) -> None:
 def test_the_kubernetes_objects_fit_together() -> None:
     """What the pods mount, select and are named by is there; every file of the configuration is mounted."""
     [certificate, *rest] = [
-        document for block in blocks(TEXTS["manual/operating"], "yaml") for document in yaml.safe_load_all(block.text)
+        document
+        for block in blocks(TEXTS["manual/operating"], "yaml")
+        for document in yaml.safe_load_all(block.text)
+        if "kind" in document
     ]
     [config, service, pods] = rest
     spec = pods["spec"]["template"]["spec"]
