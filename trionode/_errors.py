@@ -453,6 +453,8 @@ class RemoteCode(_PeersCode):
     """The service's `allow=` does not let this node use it."""
     BAD_MESSAGE = "bad_message"
     """A message could not be decoded as the agreed type."""
+    NOT_TAKEN = "not_taken"
+    """The connection ended before the peer took the request: the service did not run."""
     OTHER = "other"
     """A code of the application's own, see `RemoteError.raw_code`; or one that this release does not know."""
 
@@ -468,6 +470,8 @@ class RemoteError(TrionodeError):
         code: why, see `RemoteCode`.
         raw_code: the code as the peer sent it, control characters escaped: where `code` is `OTHER`, the service's own.
         message: the peer's own words, control characters escaped, at most a few hundred characters.
+        not_run: whether the service certainly did not run, so that the request may be made again. False where it may
+            have run, and where the peer does not say.
     """
 
     _explained: ClassVar[dict[RemoteCode, str]] = {
@@ -479,20 +483,29 @@ class RemoteError(TrionodeError):
         RemoteCode.SHUTTING_DOWN: "the peer is shutting down; retry elsewhere or later",
         RemoteCode.NOT_ALLOWED: "the peer does not let us use this service; its allow= decides",
         RemoteCode.BAD_MESSAGE: "a message could not be decoded as the agreed type",
+        RemoteCode.NOT_TAKEN: "the connection ended before the peer took the request; call again",
     }
 
-    def __init__(self, message: str = "", *, code: RemoteCode | str) -> None:
+    #: Codes that say by themselves that nothing ran.
+    _plain: ClassVar[frozenset[RemoteCode]] = frozenset((RemoteCode.UNKNOWN_SERVICE, RemoteCode.NOT_ALLOWED))
+
+    def __init__(self, message: str = "", *, code: RemoteCode | str, not_run: bool = False) -> None:
         """An error of a service.
 
         Args:
             message: for people.
             code: a `RemoteCode`, or one of the application's own, of 1 to 64 characters.
+            not_run: whether the service did not run; for trionode to say. One that raises this runs, and a caller
+                gets it without.
         """
         self.code: RemoteCode = RemoteCode.of(code)
         self.raw_code: str = printable(str(code))
         self.message: str = printable(message)
+        self.not_run: bool = not_run
         if self.code is RemoteCode.OTHER or (self.code is RemoteCode.FAILED and message):
             explained = "the service gave this reason"
         else:
             explained = self._explained[self.code]
-        super().__init__(f"{self.raw_code}: {explained}" + (f" ({self.message})" if message else ""))
+        words = f" ({self.message})" if message else ""
+        certain = "; the service did not run" if not_run and self.code not in self._plain else ""
+        super().__init__(f"{self.raw_code}: {explained}{words}{certain}")

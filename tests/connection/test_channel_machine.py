@@ -222,7 +222,7 @@ class Pair:
 
 
 #: Why a channel may not come about.
-_REFUSALS: Final = (RemoteCode.LIMIT, RemoteCode.SHUTTING_DOWN)
+_REFUSALS: Final = (RemoteCode.LIMIT, RemoteCode.SHUTTING_DOWN, RemoteCode.NOT_TAKEN)
 
 
 class Model:
@@ -281,8 +281,9 @@ class Model:
     def open(self, side: Side) -> None:
         """Open a channel."""
         if self.over:
-            with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+            with pytest.raises((trio.ClosedResourceError, RemoteError)) as refused:
                 self.connections[side].open_channel("model")
+            assert getattr(refused.value, "not_run", True)
             return
         caller = End(side, serves=False)
         try:
@@ -302,7 +303,12 @@ class Model:
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             assert self.over
         except RemoteError as exc:
-            assert exc.code is RemoteCode.LIMIT or (exc.code is RemoteCode.SHUTTING_DOWN and self.draining)
+            assert exc.not_run
+            assert (
+                exc.code is RemoteCode.LIMIT
+                or (exc.code is RemoteCode.SHUTTING_DOWN and (self.draining or self.over))
+                or (exc.code is RemoteCode.NOT_TAKEN and self.over)
+            )
 
     async def send(self, pair: Pair, end: End, size: int) -> None:
         """Send a message; any number of tasks may."""
@@ -391,10 +397,12 @@ class Model:
         elif isinstance(exc, RemoteError):
             assert not end.serves
             if exc.code in _REFUSALS:
-                assert self.draining or exc.code is RemoteCode.LIMIT
+                assert self.draining or self.over or exc.code is RemoteCode.LIMIT
+                assert exc.not_run
                 assert not other.began
                 other.refused = True
             else:
+                assert not exc.not_run
                 assert other.failed or other.cancelled
                 assert exc.code is (RemoteCode.FAILED if other.failed else RemoteCode.CANCELLED)
         else:

@@ -673,9 +673,10 @@ async def test_when_the_peer_goes_away_callers_learn_why(open_pair: PairFactory,
         assert all(isinstance(error.__cause__, Exception) for error in errors)
         reason = (await connection.wait_closed()).reason
         assert reason is (EndReason.CLOSED_BY_PEER if end == "closes" else EndReason.LOST)
-        with pytest.raises(trio.BrokenResourceError) as info:
+        with pytest.raises(RemoteError) as info:
             connection.open_channel("held")
-        assert info.value.__cause__ is not None
+        assert (info.value.code, info.value.not_run) == (RemoteCode.NOT_TAKEN, True)
+        assert isinstance(info.value.__cause__, trio.BrokenResourceError)
         assert await pair.alpha.connect(BETA) is not connection
 
 
@@ -1313,7 +1314,7 @@ VIOLATIONS: Final[dict[str, tuple[list[bytes], str]]] = {
     "two half-closes": ([opened(), frame(wire.EOF, 1), frame(wire.EOF, 1)], "twice"),
     "a reset without words": ([opened(), frame(wire.RESET, 1)], "malformed End"),
     "a reset of junk": ([opened(), frame(wire.RESET, 1, b"\xc1" * 9)], "malformed End"),
-    "a goodbye of junk": ([frame(wire.GOODBYE, 0, b"\x92\x01\x02")], "malformed End"),
+    "a goodbye of junk": ([frame(wire.GOODBYE, 0, b"\x92\x01\x02")], "malformed Goodbye"),
     # Control
     "an unknown kind": ([frame(wire.RENEW + 1, 0)], "kind 0x11"),
     "a hand-over without a link": ([frame(wire.SWITCH, 0)], "no link that we agreed to"),

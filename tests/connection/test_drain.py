@@ -19,6 +19,7 @@ from trionode import (
     Route,
     _protocol as wire,
 )
+from trionode._connection.closing import ACKNOWLEDGE_GRACE
 from trionode._connection.connection import core_of
 
 if TYPE_CHECKING:
@@ -203,24 +204,47 @@ async def test_draining_twice_is_draining_once(open_pair: PairFactory) -> None:
             assert pair.beta.statistics().connections == 0
 
 
-async def test_opens_that_crossed_with_the_drain_are_refused(scripted: ScriptedFactory) -> None:
-    """A peer that did not know yet gets `shutting_down` for its channel, and keeps those that it has."""
+async def test_what_crossed_with_the_drain_is_served(scripted: ScriptedFactory) -> None:
+    """A peer that does not know yet may open channels; it acknowledges behind them, and then may no more."""
     with trio.fail_after(10):
         async with scripted(services={"echo": echo}) as scene, trio.open_nursery() as nursery:
-            opened = [wire.control(wire.OPEN, channel, wire.Open(service="echo")) for channel in (1, 3)]
+            opened = [wire.control(wire.OPEN, channel, wire.Open(service="echo")) for channel in (1, 3, 5)]
             await scene.say(opened[0])
             await scene.answered()
             nursery.start_soon(scene.connection.drain)
             assert await scene.peer.frame() == (wire.DRAIN, 0, b"")
-            await scene.say(opened[1], wire.header(wire.MESSAGE, 1, 1), b"x")
+            kind, _, ping = await scene.peer.frame()
+            assert kind == wire.PING
+            await scene.say(opened[1], wire.header(wire.MESSAGE, 3, 1), b"x", wire.header(wire.PONG, 0, 8), ping)
+            assert await scene.peer.frame() == (wire.MESSAGE, 3, b"x")
+            await scene.say(opened[2])
             kind, channel, payload = await scene.peer.frame()
-            assert (kind, channel) == (wire.RESET, 3)
-            assert wire.decode(wire.End, payload).code == RemoteCode.SHUTTING_DOWN
-            assert await scene.peer.frame() == (wire.MESSAGE, 1, b"x")
-            await scene.say(wire.header(wire.CLOSE, 1, 0))
+            assert (kind, channel) == (wire.RESET, 5)
+            refusal = wire.decode(wire.End, payload)
+            assert (refusal.code, refusal.not_run) == (RemoteCode.SHUTTING_DOWN, True)
+            await scene.say(wire.header(wire.CLOSE, 1, 0), wire.header(wire.CLOSE, 3, 0))
             kind, _, payload = await scene.peer.frame(wire.GOODBYE)
-            assert wire.decode(wire.End, payload).code == EndReason.SHUTTING_DOWN
+            goodbye = wire.decode(wire.Goodbye, payload)
+            assert (goodbye.code, goodbye.last) == (EndReason.SHUTTING_DOWN, 5)
             await scene.peer.stream.aclose()
+
+
+@pytest.mark.usefixtures("jumping_clock")
+async def test_a_peer_that_never_acknowledges_is_waited_for_so_long(scripted: ScriptedFactory) -> None:
+    """Then what it opens is refused, and the drain ends with the last channel."""
+    async with scripted(services={"echo": echo}) as scene, trio.open_nursery() as nursery:
+        await scene.say(wire.control(wire.OPEN, 1, wire.Open(service="echo")))
+        await scene.answered()
+        began = trio.current_time()
+        nursery.start_soon(scene.connection.drain)
+        await trio.sleep(ACKNOWLEDGE_GRACE + 1)
+        await scene.say(wire.control(wire.OPEN, 3, wire.Open(service="echo")))
+        assert (await scene.peer.frame(wire.RESET))[1] == 3
+        await scene.say(wire.header(wire.CLOSE, 1, 0))
+        _, _, payload = await scene.peer.frame(wire.GOODBYE)
+        assert wire.decode(wire.Goodbye, payload).last == 3
+        assert trio.current_time() == began + ACKNOWLEDGE_GRACE + 1
+        await scene.peer.stream.aclose()
 
 
 async def test_a_connection_that_drains_here_opens_nothing(scripted: ScriptedFactory) -> None:

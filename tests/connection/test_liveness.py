@@ -14,7 +14,7 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from trionode import EndReason, NetworkOptions, _protocol as wire
+from trionode import EndReason, NetworkOptions, RemoteError, _protocol as wire
 from trionode._connection.core import CLOSE_GRACE
 from trionode._tls.stream import FAREWELL
 
@@ -417,8 +417,9 @@ async def test_a_peer_that_reads_nothing_is_given_up_by_who_goes_on_opening(
             while True:
                 scene.connection.open_channel("serve")._end.close()
 
-        with pytest.raises(trio.BrokenResourceError) as info:
+        with pytest.raises(RemoteError) as info:
             go_on()
+        assert info.value.not_run
         assert "alpha@localhost does not read" in str(info.value.__cause__)
         assert (await scene.connection.wait_closed()).reason is EndReason.LOST
 

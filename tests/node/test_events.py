@@ -333,10 +333,9 @@ async def test_reason_worn(open_pair: PairFactory) -> None:
         async with open_pair(beta={"live_connections": few}) as pair, pair.beta.events() as events:
             connection = await pair.alpha.connect(BETA)
             pair.beta._acceptors.loops[0].close()
-            with suppress(trio.BrokenResourceError):
-                while True:
-                    with suppress(RemoteError):  # of a service that there is not, on a connection that drains
-                        await connection.call("nobody", b"")
+            while connection.live:
+                with suppress(RemoteError):  # of a service that there is not, on a connection that drains
+                    await connection.call("nobody", b"")
             reason, error = await down(events)
             assert reason is EndReason.WORN
             assert "protected as much as they may" in str(error)

@@ -152,7 +152,9 @@ class ChannelEnd:
         if isinstance(end, trio.EndOfChannel):
             return trio.EndOfChannel()
         if isinstance(end, RemoteError) and self.scope is None:
-            return RemoteError(end.message, code=end.raw_code)
+            refused = RemoteError(end.message, code=end.raw_code, not_run=end.not_run)
+            refused.__cause__ = end.__cause__
+            return refused
         error = trio.BrokenResourceError(str(end))
         error.__cause__ = end
         return error

@@ -45,7 +45,7 @@ class Channels:
         open: the channels that are not over, by number.
         served: those whose service runs, whether open or over.
         waiting: those whose service waits for another to end.
-        accepting: whether the peer may open more.
+        accepting: whether the peer may open more; False once either side drains, and the peer knows.
         opened: how many were opened so far, by either side.
     """
 
@@ -125,13 +125,18 @@ class Channels:
         limit, mine = self._peer_max_channels, self._next & 1
         if len(self.open) >= limit and sum(number & 1 == mine for number in self.open) >= limit:
             msg = f"{self._outbox.link.peer.name} allows {limit} channels at once (max_channels); close some first"
-            raise RemoteError(msg, code=RemoteCode.LIMIT)
+            raise RemoteError(msg, code=RemoteCode.LIMIT, not_run=True)
         deadline = trio.current_effective_deadline()
         timeout = None if deadline == math.inf else max(0.0, deadline - trio.current_time())
         number = self._next
         self._next += 2
         self._outbox.append(wire.control(wire.OPEN, number, wire.Open(service=service, timeout=timeout, call=call)))
         return self._add(number, service)
+
+    @property
+    def last_taken(self) -> int:
+        """The last channel of the peer's that was looked at; 0 if there was none."""
+        return max(0, self._last_of_peer)
 
     @property
     def exhausted(self) -> bool:
@@ -214,14 +219,18 @@ class Channels:
                 limit = f"{len(self.served)} services run (max_channels), {self._max_pending_opens} more wait"
                 raise ServiceRefusal(RemoteCode.LIMIT, f"{limit} (max_pending_opens)")
         except ServiceRefusal as refusal:
-            payload = wire.End(code=refusal.code, message=wire.text(refusal.message))
-            self._outbox.append(wire.control(wire.RESET, number, payload))
+            self._refuse(number, refusal)
             return
         deadline = math.inf if request.timeout is None else trio.current_time() + request.timeout
         channel = self._add(number, request.service, trio.CancelScope(deadline=deadline))
         channel.sending.only_one = request.call
         self.waiting[number] = service, channel
         self._start_services()
+
+    def _refuse(self, number: int, refusal: ServiceRefusal) -> None:
+        """Tell the peer that the service of a channel did not begin, and will not."""
+        payload = wire.End(code=refusal.code, message=wire.text(refusal.message), not_run=True)
+        self._outbox.append(wire.control(wire.RESET, number, payload))
 
     # Services
 
@@ -252,24 +261,43 @@ class Channels:
         if not (self.open or self.served):
             self._quiet.unpark_all()
 
-    def end(self, error: Exception | None) -> None:
+    def end(self, error: Exception | None, taken: int | None) -> None:
         """The connection has ended: every channel learns why, and the services are cancelled that may not finish.
 
         Args:
             error: what happened; None where this program closed the connection.
+            taken: the last of our channels that the peer took, where it said so.
         """
         self._ended = True
-        for channel in {**self.open, **self.served}.values():
+        # Services of channels that the peer had closed cleanly get what it sent, when their turn comes.
+        waiting, self.waiting = self.waiting, {}
+        for number, (service, channel) in waiting.items():
+            if channel.closed_by_peer:
+                self.waiting[number] = service, channel
+            else:
+                self._refuse(number, ServiceRefusal(RemoteCode.SHUTTING_DOWN, "the connection ended before its turn"))
+        for number, channel in {**self.open, **self.served}.items():
             if error is None:
                 channel.abandon()
+            elif taken is not None and number > taken and number & 1 == self._next & 1:
+                channel.on_lost(not_taken(error))
             else:
                 channel.on_lost(error)
         self.open.clear()
-        # Services of channels that the peer had closed cleanly get what it sent, when their turn comes.
-        self.waiting = {number: waits for number, waits in self.waiting.items() if waits[1].closed_by_peer}
         self._quiet.unpark_all()
+
+
+def not_taken(cause: Exception) -> RemoteError:
+    """What a request ends with that the peer certainly did not take.
+
+    Args:
+        cause: how the connection ended.
+    """
+    error = RemoteError(str(cause), code=RemoteCode.NOT_TAKEN, not_run=True)
+    error.__cause__ = cause
+    return error
 
 
 def _reset_cause(payload: bytes) -> RemoteError:
     end = wire.decode(wire.End, payload)
-    return RemoteError(end.message, code=end.code)
+    return RemoteError(end.message, code=end.code, not_run=end.not_run is True)

@@ -3,6 +3,11 @@
 Theory. Each ends the connection by `ConnectionCore.end`, and returns when it is closed. What comes before that differs:
 nothing; a wait for channels and services to end, with or without a bound, while no further ones begin; or a bounded
 time in which the peer's last words are read. Cancelling any of them closes at once.
+
+*No request is left in doubt by a graceful end.* The peer may open channels until it has heard that this side drains. So
+the wait begins with a round trip: DRAIN, and a PING whose answer comes behind all that the peer had opened. What was
+open then is served. Where the peer does not answer, or this side waits no longer, GOODBYE names the last channel that
+was taken, and the peer knows that those beyond it did not run.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trionode import _protocol as wire
+from trionode._tls.handshake import drain_and_close
 from trionode._util.log import Log
 
 from .core import CLOSE_GRACE
@@ -23,11 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .core import ConnectionCore
+    from .link import Link
 
 _log = Log("trionode.connection")
 
 #: How long a connection that was replaced is still read, for what the peer sent on it. Seconds.
 RETIRE_GRACE: Final = 5.0
+#: How long a peer that is told to open no more channels may take to acknowledge. Seconds.
+ACKNOWLEDGE_GRACE: Final = 5.0
 
 
 async def close(connection: ConnectionCore, reason: EndReason, *, grace: float = CLOSE_GRACE) -> None:
@@ -80,8 +89,7 @@ async def quiesce(connection: ConnectionCore) -> None:
     Args:
         connection: the one to end.
     """
-    connection.stop_opening(State.DRAINING)
-    connection.outbox.append(wire.header(wire.DRAIN, 0, 0))
+    await connection.drain(ACKNOWLEDGE_GRACE)
     await connection.channels.wait_quiet()
 
 
@@ -95,6 +103,16 @@ async def retire(connection: ConnectionCore) -> None:
     with trio.move_on_after(RETIRE_GRACE):
         await connection.wait_closed()
     await close(connection, EndReason.REPLACED)
+
+
+async def turn_away(link: Link) -> None:
+    """Close a link that came through when its node had begun to leave, and tell the peer that it took nothing.
+
+    Args:
+        link: its peer may have opened channels; owned.
+    """
+    goodbye = wire.Goodbye(code=EndReason.SHUTTING_DOWN, last=0)
+    await drain_and_close(link.stream, wire.control(wire.GOODBYE, 0, goodbye))
 
 
 @contextmanager

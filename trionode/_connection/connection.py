@@ -92,30 +92,37 @@ class Connection:
         Raises:
             LocalProtocolError: the service name is not a string of 1 to 255 characters that UTF-8 can encode.
             trio.ClosedResourceError: the connection was closed here, or drains.
-            trio.BrokenResourceError: it was lost, or the peer closed it.
-            RemoteError: code `limit`: the peer does not allow more channels at once; `shutting_down`: it drains.
+            RemoteError: code `limit`: the peer does not allow more channels at once; `shutting_down`: it drains;
+                `not_taken`: the connection was lost, or the peer closed it (`__cause__`). In each case `not_run`.
         """
         return ServiceChannel(self._core.open_channel(service))
 
     async def call(self, service: str, request: bytes) -> bytes:
         """Open a channel, send one message, half-close, receive exactly one message, close.
 
-        At most once: after a `BrokenResourceError` the service may have run; nothing is retried. Cancelling resets the
-        channel, and the service over there is cancelled. A service that sends a second message gets a
-        `LocalProtocolError`.
+        At most once: after a `BrokenResourceError` the service may have run; nothing is retried. Where it certainly
+        did not run, a `RemoteError` says so (`not_run`). Cancelling resets the channel, and the service over there is
+        cancelled. A service that sends a second message gets a `LocalProtocolError`.
 
         Args:
             service: its name over there; 1 to 255 characters.
             request: the message, of up to the peer's `max_message_size` bytes.
 
         Raises:
-            RemoteError: the service did not do it; code `no_reply` if it ended without a message.
-            trio.ClosedResourceError, trio.BrokenResourceError: the connection ended.
+            RemoteError: the service did not do it; code `no_reply` if it ended without a message, `not_taken` if the
+                connection had ended, or ended before the peer took the request.
+            trio.ClosedResourceError: this program closed the connection, before or meanwhile.
+            trio.BrokenResourceError: the connection ended; the service may have run.
             LocalProtocolError: the request is larger than the peer accepts.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         core = self._core
-        channel = core.open_channel(service, call=True)
+        try:
+            channel = core.open_channel(service, call=True)
+        except Exception:
+            # A loop that goes on after errors must not stop everything else; cancelled, it is.
+            await trio.lowlevel.checkpoint()  # noqa: ASYNC120
+            raise
         try:
             # Where the service has ended already, receiving knows how: by a reply, an error, or without either.
             with suppress(trio.BrokenResourceError):

@@ -40,7 +40,7 @@ from trionode._util.contained import contained, containing
 from trionode._util.log import Log
 from trionode._util.text import at, printable
 
-from .channels import Channels
+from .channels import Channels, not_taken
 from .end import ConnectionEnd, EndReason, end_of, flushes, says_goodbye
 from .hand_over import SETTLE_GRACE, HandOver, RenewalCause
 from .liveness import Liveness
@@ -197,17 +197,28 @@ class ConnectionCore:
         self._check_live()
         channel = self.channels.begin(service, call=call)
         if self.channels.exhausted:
-            self.stop_opening(State.DRAINING)  # the next verb dials anew
+            self.become(State.DRAINING)  # the next verb dials anew
         return channel
 
     def _check_live(self) -> None:
+        """Check that a channel can be opened; what is raised is certain: the service does not run.
+
+        Raises:
+            RemoteError: the peer drains (code `shutting_down`), or the connection was ended otherwise than by this
+                program (`not_taken`).
+            trio.ClosedResourceError: this program ended it, or it drains here.
+        """
         if self.state in OPENING:
             return
         if self.state is State.PEER_DRAINING:
-            raise RemoteError(f"{self.peer.name} opens no more channels", code=RemoteCode.SHUTTING_DOWN)
+            msg = f"{self.peer.name} takes no more channels on this connection"
+            raise RemoteError(msg, code=RemoteCode.SHUTTING_DOWN, not_run=True)
         if self.state is State.DRAINING:
             msg = f"the connection to {self.peer.name} is draining"
             raise trio.ClosedResourceError(msg)
+        assert self.ended is not None
+        if self.ended.error is not None:
+            raise not_taken(self.ended.error)
         self.check_not_ended()
 
     def check_not_ended(self) -> None:
@@ -257,13 +268,17 @@ class ConnectionCore:
                 self.owner.connection_finished(self)
                 self._closed.set()
 
-    def stop_opening(self, state: State) -> None:
-        """Open and accept no more channels.
+    async def drain(self, patience: float) -> None:
+        """Have neither side open further channels: ours at once, the peer's once it knows, at the latest in a while.
 
         Args:
-            state: `DRAINING` if this side wants it, `PEER_DRAINING` if the peer does.
+            patience: how long the peer may take to acknowledge, seconds. What it opens after that is refused.
         """
-        if self.become(state):
+        self.become(State.DRAINING)
+        if self.channels.accepting and self.ended is None:
+            self.outbox.append(wire.header(wire.DRAIN, 0, 0))
+            # Its answer comes behind everything that it had opened before it read DRAIN.
+            await self.liveness.answers(patience, insist=True)
             self.channels.accepting = False
 
     async def answers(self, within: float, *, insist: bool = False) -> bool:
@@ -319,7 +334,14 @@ class ConnectionCore:
         assert self.ended is not None
         return self.ended
 
-    def end(self, reason: EndReason, error: Exception | None = None, *, grace: float = CLOSE_GRACE) -> None:
+    def end(
+        self,
+        reason: EndReason,
+        error: Exception | None = None,
+        *,
+        grace: float = CLOSE_GRACE,
+        taken: int | None = None,
+    ) -> None:
         """End it now; the one way to. Synchronous, idempotent: the first reason stands.
 
         Nothing that the peer sent is dispatched any more.
@@ -328,6 +350,7 @@ class ConnectionCore:
             reason: what is told as the reason.
             error: what happened, where something did.
             grace: how long the peer may take nothing before it is given up, seconds.
+            taken: the last of our channels that the peer took, where it said so.
         """
         if not self.become(State.ENDING):
             return
@@ -335,12 +358,13 @@ class ConnectionCore:
         self._end_grace, self._give_up = grace, trio.current_time() + grace
         self.hand_over.end()
         self.owner.connection_ended(self, end)
-        containing(self.channels.end, _log, "ending channels")(end.error)
+        containing(self.channels.end, _log, "ending channels")(end.error, taken)
         if not flushes(reason):
             self.outbox.discard()
         if says_goodbye(reason):
             message = "" if end.error is None else wire.text(str(end.error))
-            self.outbox.append(wire.control(wire.GOODBYE, 0, wire.End(code=reason, message=message)))
+            goodbye = wire.Goodbye(code=reason, message=message, last=self.channels.last_taken)
+            self.outbox.append(wire.control(wire.GOODBYE, 0, goodbye))
         self.outbox.close()
         self._taken = self._bytes_taken()
         self.liveness.end(self._give_up)
@@ -525,11 +549,13 @@ class ConnectionCore:
                 raise RemoteProtocolError(msg)
             self.outbox.append(wire.header(wire.PONG, 0, len(payload)), payload)
         elif kind == wire.DRAIN:
-            self.stop_opening(State.PEER_DRAINING)
+            self.become(State.PEER_DRAINING)
+            self.channels.accepting = False
         elif kind == wire.GOODBYE:
-            end = wire.decode(wire.End, payload)
+            end = wire.decode(wire.Goodbye, payload)
             text = f"{self.peer.name} closed the connection: {printable(end.code)} {printable(end.message)}".rstrip()
-            self.end(EndReason.CLOSED_BY_PEER, trio.BrokenResourceError(text))
+            taken = end.last if isinstance(end.last, int) else None
+            self.end(EndReason.CLOSED_BY_PEER, trio.BrokenResourceError(text), taken=taken)
         elif kind == wire.PONG:
             self.liveness.on_pong(payload)
         elif kind == wire.SWITCH:

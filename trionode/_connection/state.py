@@ -4,10 +4,13 @@
 | --------------- | ---------- | ---------------- | ----------------------- | --------------- |
 | `LIVE`          | yes        | yes              | yes                     | yes             |
 | `RETIRED`       | no         | yes              | yes                     | yes             |
-| `DRAINING`      | no         | no               | is refused              | yes             |
+| `DRAINING`      | no         | no               | until it knows          | yes             |
 | `PEER_DRAINING` | no         | no               | is refused              | yes             |
 | `ENDING`        | no         | no               | no                      | and ignored     |
 | `CLOSED`        | no         | no               | no                      | no              |
+
+What the peer opens before it knows that this side drains is served. That it knows is acknowledged, see
+`ConnectionCore.drain`.
 
 A connection only ever goes on, so what it was left for is never undone: one that drains is not retired any more, and
 the first reason to end stands. Whether it is being handed over is another matter, told by `HandOver`: that happens in

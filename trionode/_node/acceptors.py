@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from trionode._connection.closing import turn_away
 from trionode._errors import HandshakeError
 from trionode._handshake.acceptor import AcceptLoop
 from trionode._transport.given import close_given, opened
@@ -100,9 +101,10 @@ class Acceptors:
             assert manager is not None  # its contexts were taken
             if joined is not None and runtime.running.get(joined.connection) is manager:
                 await _join(joined, link)
-            elif joined is not None or runtime.nursery is None:
-                # It asked for another server name than its connection did; or came through too late.
+            elif joined is not None:  # it asked for another server name than its connection did
                 await link.stream.aclose()
+            elif not runtime.is_open:
+                await turn_away(link)
             else:
                 try:
                     connection = runtime.adopt(link, manager, limits)

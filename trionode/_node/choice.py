@@ -36,12 +36,12 @@ AVOIDED: Final = 10.0
 
 
 #: Refusals of a member after which another may take the request; any other is the answer.
-_ELSEWHERE: Final = (RemoteCode.LIMIT, RemoteCode.SHUTTING_DOWN)
+_ELSEWHERE: Final = (RemoteCode.LIMIT, RemoteCode.SHUTTING_DOWN, RemoteCode.NOT_TAKEN)
 
 
 def may_go_elsewhere(error: RemoteError) -> bool:
     """Whether the service certainly did not run, for a reason that another member need not have."""
-    return error.code in _ELSEWHERE and getattr(error, "not_run", False)
+    return error.code in _ELSEWHERE and error.not_run
 
 
 @final

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trionode._connection.closing import turn_away
 from trionode._connection.connection import core_of
 from trionode._errors import (
     HandshakeError,
@@ -189,7 +190,7 @@ class Dialer:
         plan = self._plan(name, route, demands, replace=replace)
         link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
         if not runtime.is_open:
-            await link.stream.aclose()
+            await turn_away(link)
             msg = f"the node {runtime.name} was closed while it was dialling"
             raise trio.ClosedResourceError(msg)
         return runtime.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))

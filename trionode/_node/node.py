@@ -14,12 +14,12 @@ outlives the block. `Node` has the public verbs and hands each to the part that 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
 from trionode._connection.registry import ConnectionsView
-from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteError
+from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteCode, RemoteError
 from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern, is_glob
 from trionode._util.fields import check_argument, integer
@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     from .statistics import NodeStatistics
 
 __all__ = ["Node", "open_node", "serve_node"]
+
+#: Connections on which a request is tried that certainly did not run on those before; True for the last one. A peer
+#: that ends each new connection at once is not for us to outlast.
+_TRIES: Final = (False, False, False, False, True)
+#: What another connection may be the cure for.
+_ELSEWHERE: Final = (RemoteCode.SHUTTING_DOWN, RemoteCode.NOT_TAKEN)
 
 
 def open_node(name: str | NodeName, options: NodeOptions) -> AbstractAsyncContextManager[Node]:
@@ -185,8 +191,9 @@ class Node:
     async def call(self, name: str | NodeName, service: str, request: bytes, *, route: Route | None = None) -> bytes:
         """Call a service of a node: connect if need be, send one message, receive exactly one.
 
-        At most once: after a `trio.BrokenResourceError` the service may have run; nothing is retried silently.
-        Cancelling cancels the service at the peer, too; a connection that was made stays.
+        At most once: after a `trio.BrokenResourceError` the service may have run, and nothing is tried again. Where it
+        certainly did not run, because the peer ended the connection before it took the request, another connection is
+        used or made. Cancelling cancels the service at the peer, too; a connection that was made stays.
 
         With a pattern, one of the `members` that match is called: one with the fewest channels open here; of several
         such, one that is connected, and then by chance. The next one is called only where the first could not be
@@ -200,12 +207,11 @@ class Node:
 
         Raises:
             RemoteError: the service failed or was refused; code `no_reply` if it ended without a message.
-            trio.BrokenResourceError: the connection was lost before the reply.
-            HandshakeError, NoRouteError and the rest: as `connect`.
+            trio.BrokenResourceError: the connection was lost before the reply; the service may have run.
+            HandshakeError, NoRouteError and the rest: as `connect`; the service did not run.
         """
         if not is_glob(name):
-            connection = await self._reach(name, route)
-            return await connection.call(service, request)
+            return await self._call_one(name, service, request, route)
         pattern, failures = self._pattern(name, route), dict[NodeName, Exception]()
         while True:
             connection = await self._reach_one(pattern, failures)
@@ -215,6 +221,18 @@ class Node:
                 if not may_go_elsewhere(exc):
                     raise
                 self._failed(connection.peer.name, exc, failures)
+
+    async def _call_one(self, name: str | NodeName, service: str, request: bytes, route: Route | None) -> bytes:
+        """Call one node, on another connection where the request certainly did not run on the first."""
+        for last in _TRIES:
+            connection = await self._reach(name, route)
+            try:
+                if connection.live or last:
+                    return await connection.call(service, request)
+            except RemoteError as exc:
+                if last or not (exc.not_run and exc.code in _ELSEWHERE):
+                    raise
+        raise AssertionError("the last one returns or raises")  # pragma: no cover
 
     @asynccontextmanager
     async def open_channel(
@@ -236,14 +254,26 @@ class Node:
                 with a pattern.
 
         Raises:
+            RemoteError: code `limit`: the peer does not allow more channels at once.
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
+        async with await self._open(name, service, route) as channel:
+            yield channel
+
+    async def _open(self, name: str | NodeName, service: str, route: Route | None) -> ServiceChannel:
+        """A channel on a connection that takes one: it may have begun to end between its making and our turn."""
         if is_glob(name):
             connection = await self._reach_one(self._pattern(name, route), {})
-        else:
+            return connection.open_channel(service)
+        for last in _TRIES:
             connection = await self._reach(name, route)
-        async with connection.open_channel(service) as channel:
-            yield channel
+            try:
+                if connection.live or last:
+                    return connection.open_channel(service)
+            except RemoteError as exc:
+                if last or not (exc.not_run and exc.code in _ELSEWHERE):
+                    raise
+        raise AssertionError("the last one returns or raises")  # pragma: no cover
 
     async def _reach(self, name: str | NodeName, route: Route | None) -> Connection:
         """As `connect`, and no checkpoint where there is a connection."""

@@ -266,7 +266,7 @@ class Renewal:
         if not math.isinf(left):
             until = left - watched.lead
             self._look_at(watched, now + min(until if until > 0 else left, LOOK_AT_CLOCK))
-        if watched.busy:
+        if watched.busy or not connection.live:  # it has its turn, or needs none: it drains, or was replaced
             return
         cause = self._cause(watched)
         if cause is None:

@@ -41,9 +41,13 @@ Frames
     0x05 DISCARD  none                         the sender gave up the fragmented message: drop what came of it
     0x06 EOF      none                         half-close: no more messages from this side
     0x07 CLOSE    none                         no more messages from this side, and it reads no more; no error
-    0x08 RESET    msgpack `code`, `message`    the channel is over: a service is cancelled, a caller gets the error
+    0x08 RESET    msgpack `code`, `message`,   the channel is over: a service is cancelled, a caller gets the error;
+                  `not_run`                    `not_run`, from the service's side, where the service certainly did not
+                                               begin and will not; without it, it may have run
     0x09 CREDIT   u32 bytes                    the receiver of messages grants this much more
-    0x0A GOODBYE  msgpack `code`, `message`    on channel 0: the connection is over, nothing follows
+    0x0A GOODBYE  msgpack `code`, `message`,   on channel 0: the connection is over, nothing follows; `last` is the
+                  `last`                       highest channel of the other side's that was looked at, 0 if none was:
+                                               those beyond did not run and will not
     0x0B PING     8 bytes                      on channel 0: answer with the same bytes in a PONG
     0x0C PONG     8 bytes                      on channel 0
     0x0D DRAIN    none                         on channel 0: open no more channels here; those that are open may end
@@ -64,6 +68,15 @@ Frames
     consumes messages; of a message that has begun to arrive in fragments it grants the rest. A sender that gave up such
     a message (DISCARD) returns by RETURN what it then has, and is granted later, beyond the window. The receiver may
     grant more than the window at any time.
+
+Ending
+    A side that goes gracefully sends DRAIN, and a PING right behind it. The other side opens no more channels once it
+    has read DRAIN, so the PONG tells the first side that it has read every OPEN there was. Up to the PONG it takes
+    channels as ever, after it (or once it has waited long enough, some seconds) it refuses them by RESET with
+    `not_run`. When its channels and services have ended, or it may wait no longer, it says GOODBYE. A side that ends
+    the connection at once only says GOODBYE. Either way `last` tells the other side which of its requests may have
+    run: those up to `last`, but for the ones that a RESET with `not_run` has come for. Without `last`, as from older
+    releases, any may have run.
 
 Hand-over
     A connection can be moved to a new TLS session between the same two nodes. Only the side that dialled it begins one,
@@ -117,6 +130,7 @@ from .frames import (
     SWITCH as SWITCH,
     End as End,
     FrameDecoder as FrameDecoder,
+    Goodbye as Goodbye,
     Open as Open,
     control as control,
     credit as credit,

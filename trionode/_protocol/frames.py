@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from trionode._errors import RemoteProtocolError
 
-from .codec import Code, Name, Text, encode
+from .codec import U32, Code, Name, Text, encode
 
 #: The largest fragment, bytes: a message of 64 KiB is one frame, and the frames of other channels need not wait long.
 MAX_FRAGMENT: Final = 64 * 1024
@@ -58,10 +58,19 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
-    """Payload of RESET and GOODBYE."""
+    """Payload of RESET."""
 
     code: Code
     message: Text = ""
+    not_run: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Goodbye(msgspec.Struct, frozen=True, kw_only=True):
+    """Payload of GOODBYE."""
+
+    code: Code
+    message: Text = ""
+    last: U32 | msgspec.UnsetType = msgspec.UNSET
 
 
 def header(kind: int, channel: int, length: int) -> bytes:
@@ -69,7 +78,7 @@ def header(kind: int, channel: int, length: int) -> bytes:
     return _HEADER.pack(kind << 24 | length, channel)
 
 
-def control(kind: int, channel: int, payload: Open | End | None = None) -> bytes:
+def control(kind: int, channel: int, payload: Open | End | Goodbye | None = None) -> bytes:
     """A whole frame with a msgpack payload, or none."""
     body = b"" if payload is None else encode(payload)
     return _HEADER.pack(kind << 24 | len(body), channel) + body

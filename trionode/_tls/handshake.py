@@ -264,10 +264,15 @@ async def refuse_hello(transport: trio.abc.Stream, alert: int) -> None:
         await trio.aclose_forcefully(transport)
 
 
-async def drain_and_close(stream: SessionStream) -> None:
-    """Close a stream on which we just said why we refuse: half-close, read on for a bounded time, close."""
+async def drain_and_close(stream: SessionStream, last_words: bytes = b"") -> None:
+    """Close a stream so that what was said last arrives: half-close, read on for a bounded time, close.
+
+    Args:
+        stream: on which we say, or have just said, why we refuse; owned.
+        last_words: what is still to be said.
+    """
     try:
         with trio.move_on_after(LINGER):
-            await quietly(_say_and_drain(stream, b""))
+            await quietly(_say_and_drain(stream, last_words))
     finally:
         await stream.aclose()
