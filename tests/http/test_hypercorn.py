@@ -14,6 +14,7 @@ from typing import Any
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import tcp_server
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
@@ -75,3 +76,24 @@ def test_what_is_read_of_its_settings() -> None:
     assert config.startup_timeout == 60
     assert config.keep_alive_timeout == 5
     assert config.accesslog is None
+
+
+async def test_how_an_application_is_called() -> None:
+    """With a bounded memory channel's `receive`, which has room for one message more than a request without a body."""
+    group: Any = TaskGroup()
+    called: list[Any] = []
+
+    async def app(*arguments: Any) -> None:
+        called.extend(arguments)
+
+    async def send(message: Any) -> None:
+        called.append(message)
+
+    config: Any = Config()
+    assert config.max_app_queue_size >= 2
+    async with group:
+        await group.spawn_app(app, config, {"type": "http"}, send)
+    assert called[0] == {"type": "http"}
+    assert isinstance(called[1].__self__, trio.MemoryReceiveChannel)
+    assert called[2] is send
+    assert called[-1] is None  # it is over

@@ -13,7 +13,7 @@ goes on after it was answered is an error to it, which costs the connection. So 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol, final
 
 import trio
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 #: What still waits for the end of something then is cancelled. Seconds.
 _MOMENT: Final = 0.1
+
+
+#: A request over HTTP/1.1 without these has no body (RFC 9112 section 6.3).
+_BODIES: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class ClientGoneError(ConnectionResetError):
@@ -106,6 +110,8 @@ class Call:
         self._patience = patience
         self._is_http = scope["type"] == "http"
         self._held_back = self._is_http and scope["http_version"] == "2"
+        # Most requests: with so little to hand over nothing gets stuck.
+        self._is_plain = self._is_http and not self._held_back and not _BODIES.intersection(dict(scope["headers"]))
         self._trailers = False
         # The request has ended; hypercorn has said its last word; what is left is taken.
         self._whole = trio.Event()
@@ -114,6 +120,8 @@ class Call:
 
     async def receive(self) -> Message:
         """The next message of the client."""
+        if self._is_plain:
+            return await self._take()
         if not self._connection.ending.ended and not self._over.ended:
             with self._connection.ending.wakes(), self._over.wakes():
                 return await self._take()
@@ -121,7 +129,16 @@ class Call:
         return {"type": "http.disconnect"} if self._is_http else {"type": "websocket.disconnect", "code": 1006}
 
     async def _take(self) -> Message:
-        message = await self._receive()
+        return self._taken(await self._receive())
+
+    def _take_what_is_there(self) -> None:
+        channel = getattr(self._receive, "__self__", None)
+        if isinstance(channel, trio.MemoryReceiveChannel):
+            with suppress(trio.WouldBlock):
+                while not self._over.ended:
+                    self._taken(channel.receive_nowait())
+
+    def _taken(self, message: Message) -> Message:
         disconnected = message["type"].endswith(".disconnect")
         if disconnected or (message["type"] == "http.request" and not message.get("more_body")):
             self._whole.set()
@@ -135,11 +152,14 @@ class Call:
         Raises:
             ClientGoneError: the client has gone, and more was to follow.
         """
+        if self._is_plain and not self._connection.ending.ended:
+            await self._send(message)
+            return
         kind = message["type"]
         self._trailers = self._trailers or bool(kind == "http.response.start" and message.get("trailers"))
-        if kind == "http.response.body" and not message.get("more_body") and not self._whole.is_set():
+        if kind == "http.response.body" and not message.get("more_body"):
             self.close()
-            if self._held_back and not self._trailers:
+            if self._held_back and not self._trailers and not self._whole.is_set():
                 await self._pass_on({**message, "more_body": True}, last=True)
                 await self.wait_whole()
                 message = {"type": kind, "body": b"", "more_body": False}
@@ -170,7 +190,11 @@ class Call:
 
     def close(self) -> None:
         """The application is done with its request: what it has not taken is in the way of hypercorn's reader."""
-        if not self._draining and not self._over.ended:
+        if self._draining or self._over.ended or self._is_plain:
+            return
+        if not self._whole.is_set():
+            self._take_what_is_there()
+        if not self._whole.is_set():  # else there is room for all that still comes: that it is over
             self._draining = True
             self._connection.drains.start_soon(self._drain)
 
