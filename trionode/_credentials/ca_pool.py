@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import UnreadableError, decode, fingerprint
 from trionode._identity.describe import describe_subjects
+from trionode._util.fields import check_each
 from trionode._util.immutable import Immutable
 from trionode._util.quiet import quietly
 
@@ -47,7 +48,8 @@ class CAPool(Immutable):
         Raises:
             CertificateError: reason `no_certificate`, if there is none.
         """
-        unique = {fingerprint(certificate): certificate for certificate in certificates}
+        every = check_each("certificates", certificates, x509.Certificate)
+        unique = {fingerprint(certificate): certificate for certificate in every}
         if not unique:
             msg = "a CA pool needs at least one certificate; an empty pool would trust no peer"
             raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)

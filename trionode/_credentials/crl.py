@@ -17,12 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import serial_number
 from trionode._identity.outline import outline
-from trionode._util.fields import Checked
+from trionode._util.fields import Checked, check_argument, check_each
 from trionode._util.immutable import Immutable
 
 from .pem import MAX_CRL_BYTES, parse_crls, read_file
@@ -31,8 +32,6 @@ from .revocation_list import Revocation, RevocationList, newest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
-
-    from cryptography import x509
 
     from trionode._identity.outline import CanonicalName
 
@@ -85,7 +84,7 @@ class CRLSet(Immutable):
             CertificateError: reason `no_crl` if there is none; `bad_crl` if one is damaged, has no nextUpdate, or is a
                 delta, indirect or partial by reason.
         """
-        _fill(self, map(RevocationList, lists))
+        _fill(self, map(RevocationList, check_each("lists", lists, x509.CertificateRevocationList)))
 
     @classmethod
     def load(cls, *files: FilePath) -> Self:
@@ -138,6 +137,7 @@ class CRLSet(Immutable):
         Args:
             certificate: the certificate to look for.
         """
+        check_argument("certificate", certificate, x509.Certificate)
         issuer = outline(certificate.public_bytes(Encoding.DER)).issuer
         found = (each.revocation(serial_number(certificate)) for each in newest(lists_of(self, issuer)))
         return next(filter(None, found), None)

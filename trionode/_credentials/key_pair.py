@@ -25,6 +25,7 @@ from trionode._identity.describe import describe
 from trionode._identity.names import canonical_host
 from trionode._identity.outline import outline
 from trionode._util.der import OID, element, elements
+from trionode._util.fields import check_argument, check_each
 from trionode._util.immutable import HoldsPrivateKey
 
 from .issuing import BACKDATE, BOTH_PURPOSES, general_name, leaf_builder
@@ -81,7 +82,7 @@ class KeyPair(HoldsPrivateKey):
         Raises:
             CertificateError: reason `no_certificate`, `unsupported_key`, `key_mismatch` or `chain_order`.
         """
-        certificates = tuple(chain)
+        certificates = check_each("chain", chain, x509.Certificate)
         if not certificates:
             msg = "a key pair needs at least its leaf certificate"
             raise CertificateError(msg, reason=CertificateReason.NO_CERTIFICATE)
@@ -155,6 +156,7 @@ class KeyPair(HoldsPrivateKey):
         Raises:
             ValueError: a host is neither a DNS name nor an address.
         """
+        check_argument("organization", organization, str)
         names = [canonical_host(host) for host in hosts or ("localhost", "127.0.0.1", "::1")]
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name(

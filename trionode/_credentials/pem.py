@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import UnreadableError, decode
+from trionode._util.fields import with_article
 from trionode._util.quiet import quietly
 
 from .formats import certificates_in_other_formats, encryption_of, found_in, is_multi_prime, is_pem, is_pkcs12
@@ -57,11 +58,27 @@ class Secret:
     __slots__ = ("data",)
 
     def __init__(self, data: bytes | str) -> None:
+        given: object = data
+        if not isinstance(given, str | bytes | bytearray | memoryview):  # `bytes(5)` would be five zeros
+            msg = f"a password or PEM has to be str or bytes, not {with_article(type(given).__name__)}"
+            raise TypeError(msg)
         # "surrogatepass": an encoding error would carry the text, perhaps a key, in its attributes.
         self.data: bytes = data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
 
     def __repr__(self) -> str:
         return f"<{len(self.data)} bytes, not shown>"
+
+
+def as_path(file: object) -> Path:
+    """A path that was given as an argument.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(file, str | os.PathLike):
+        msg = f"a file has to be given as a path (str, or os.PathLike), not as {with_article(type(file).__name__)}"
+        raise TypeError(msg)
+    return Path(file)
 
 
 def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM certificate or key file") -> Secret:
@@ -76,7 +93,7 @@ def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM c
         CertificateError: reason `unreadable`.
     """
     try:
-        with Path(file).open("rb") as stream:
+        with as_path(file).open("rb") as stream:
             content = Secret(stream.read(limit + 1))
     except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the path
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TypeAlias, final
 
 from trionode._identity.names import canonical_host
-from trionode._util.fields import Checked, Parsed, rule
+from trionode._util.fields import Checked, Parsed, rule, show
 
 from .ca_pool import CAPool
 from .crl import STRICT, CRLPolicy, CRLSet
@@ -89,10 +89,14 @@ class TLSPolicy(Checked):
 
         Raises:
             ValueError: the clock gave a naive datetime.
+            TypeError: it gave something else.
         """
         if self.clock is None:
             return datetime.now(UTC)
-        now = self.clock()
+        now: object = self.clock()
+        if not isinstance(now, datetime):
+            msg = f"the clock of a cert manager must return an aware datetime, not {show(now)}"
+            raise TypeError(msg)
         if now.tzinfo is None:
             msg = "the clock of a cert manager must return an aware datetime, datetime.now(UTC) for one"
             raise ValueError(msg)

@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import STRICT, CRLPolicy, CRLSet
+from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.policy import ClientAuth, TLSPolicy
 from trionode._errors import CertificateError, CertificateReason, HandshakeError, PeerUnverifiedError
 from trionode._identity.certificate import (
@@ -50,6 +51,7 @@ from trionode._identity.names import (
 )
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.handshake import handshake_in_memory
+from trionode._util.fields import check_argument, check_each
 
 from .check_trust import OTHER_REMEDY, REMEDIES, check_listed, check_own_chain, check_trust
 from .findings import Finding, FindingCode, Severity, error, warning
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.policy import Clock
 
 __all__ = ["check_key_pair"]
@@ -112,7 +113,9 @@ def examine(
     key_pair: KeyPair, policy: TLSPolicy, *, names: Iterable[str | NodeName] = (), as_server: bool = True
 ) -> tuple[Finding, ...]:
     """As `check_key_pair`, by a manager's policy."""
-    wanted = [_wanted(name) for name in names]
+    check_argument("key_pair", key_pair, KeyPair)
+    check_argument("as_server", as_server, bool)
+    wanted = [_wanted(name) for name in check_each("names", names, str, NodeName)]
     found = [
         *_usability(key_pair, policy.now(), as_server=as_server, as_client=policy.client_auth.verifies),
         *_dates(key_pair, policy),

@@ -30,8 +30,9 @@ from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.revocation import keep_newer
 from trionode._credentials.validity import validities
 from trionode._errors import CertificateError, CertificateReason, FixedAtStartupError, PeerUnverifiedError
+from trionode._identity.names import NodeName
 from trionode._tls.contexts import ContextsChannel, TLSContexts
-from trionode._util.fields import check_argument
+from trionode._util.fields import check_argument, check_each
 from trionode._util.log import Log
 
 from .check import check_usable, examine
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from trionode._credentials.policy import TLSPolicy
     from trionode._credentials.revocation import Superseded
     from trionode._credentials.validity import Validity
-    from trionode._identity.names import NodeName
 
     from .findings import Finding
     from .statistics import SourceState
@@ -272,6 +272,7 @@ class Publisher:
         Raises:
             RuntimeError: the manager is in use by another Trio run.
         """
+        check_argument("generation", generation, int)
         with self._ownership.claimed():
             await trio.lowlevel.checkpoint()
             if self.generation < generation:
@@ -354,6 +355,7 @@ class Publisher:
 
     async def drained(self, generation: int) -> None:
         """Wait until no link of this generation or an older one is live, see `CertManager.drained`."""
+        check_argument("generation", generation, int)
         with self._ownership.claimed():
             await trio.lowlevel.checkpoint()
             await self._links.drained(generation)
@@ -402,7 +404,7 @@ class Publisher:
         """What is wrong with a key pair, or soon will be, see `CertManager.check`."""
         check_argument("key_pair", key_pair, KeyPair)
         with self._ownership.locked():
-            wanted = tuple(names) or tuple(self._names)
+            wanted = check_each("names", names, str, NodeName) or tuple(self._names)
             return examine(key_pair, self.policy, names=wanted, as_server=self._presented_to_clients)
 
     def check_after(self, change: Callable[[TLSPolicy], TLSPolicy], key_pair: KeyPair) -> list[Finding]:

@@ -45,6 +45,7 @@ from trionode._credentials.pem import (
     MAX_CRL_BYTES,
     MAX_FILE_BYTES,
     Secret,
+    as_path,
     parse_certificates,
     read_file,
 )
@@ -185,7 +186,7 @@ class FileSource:
         secret = None if password is None else Secret(password)
         del password
         self._password = secret
-        self._cert_file, self._key_file = Path(cert_file), Path(key_file)
+        self._cert_file, self._key_file = as_path(cert_file), as_path(key_file)
         self._client_ca_files = _paths(client_ca_files, "client_ca_files")
         self._root_ca_files = _paths(root_ca_files, "root_ca_files")
         self._crl_files = _paths(crl_files, "crl_files")

@@ -329,6 +329,29 @@ def check_argument(name: str, given: object, kind: object) -> object:
     return Field(name, shown=True).check(kind if isinstance(kind, Rule) else rule_of(kind), given)
 
 
+def check_each(name: str, given: object, *kinds: type) -> tuple[Any, ...]:
+    """Hold what an argument holds against a type, once; what it holds.
+
+    Args:
+        name: of the argument.
+        given: any iterable, but text: its characters are never meant.
+        kinds: of each item, one of these.
+
+    Raises:
+        TypeError: it is none, or an item is of another type.
+    """
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        msg = f"{name} must be a sequence of {wanted}, not {show(given)}"
+        raise TypeError(msg)
+    items = tuple(given)
+    for each in items:
+        if not isinstance(each, kinds):
+            msg = f"{name} must be a sequence of {wanted}, and one item is {show(each)}"
+            raise TypeError(msg)
+    return items
+
+
 @cache
 def _rules_of(options: type[DataclassInstance]) -> Sequence[tuple[str, Rule, Field]]:
     # Names are looked up where the class is defined, not where it is imported from, which a public class names as its

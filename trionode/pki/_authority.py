@@ -53,6 +53,7 @@ from trionode._identity.names import (
     NodeName,
     canonical_host,
 )
+from trionode._util.fields import check_argument, check_each
 from trionode._util.immutable import HoldsPrivateKey
 
 from ._constraints import name_constraints, refuse_outside
@@ -177,6 +178,9 @@ class CertificateAuthority(HoldsPrivateKey):
         Raises:
             ValueError: `lifetime` is not positive, or `common_name` is empty or cannot be encoded.
         """
+        check_argument("common_name", common_name, str)
+        check_argument("intermediate", intermediate, bool)
+        check_argument("subordinates", subordinates, bool)
         now = _now(clock)
         validity = now - BACKDATE, _end(now, lifetime)
         root_key = ec.generate_private_key(ec.SECP256R1())
@@ -385,6 +389,10 @@ class CertificateAuthority(HoldsPrivateKey):
             ValueError: the lifetime is not positive, or the CA is to revoke its own certificate: verifiers that check
                 the whole path would refuse everything that it issued, and others would not notice.
         """
+        check_argument("previous", previous, CRLSet | None)
+        check_argument("reason", reason, x509.ReasonFlags)
+        released = check_each("released", released, KeyPair, x509.Certificate)
+        check_each("revoked", revoked, KeyPair, x509.Certificate)
         now = _now(self._clock)
         lists = [crl for crl in previous or () if crl.issuer == self._issuer.subject]
         entries = {entry.serial_number: entry for crl in lists for entry in crl}
@@ -592,6 +600,7 @@ def _now(clock: Clock | None) -> datetime:
 
 
 def _aware(moment: datetime, label: str) -> datetime:
+    check_argument(label, moment, datetime)
     if moment.tzinfo is None:
         msg = f"{label} has no time zone; give an aware datetime, for example datetime.now(UTC)"
         raise ValueError(msg)

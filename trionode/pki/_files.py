@@ -18,14 +18,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import private_key_to_pem, to_pem
+from trionode._util.fields import check_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from trionode._credentials.ca_pool import CAPool
     from trionode._credentials.crl import CRLSet
-    from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.pem import FilePath
 
 __all__ = ["write_ca_pool", "write_crl_set", "write_key_pair"]
@@ -54,6 +55,7 @@ def write_key_pair(
             certificate to where it belongs.
         ValueError: the password is empty.
     """
+    check_argument("key_pair", key_pair, KeyPair)
     cert, key = _target(cert_file), _target(key_file)
     key_pem = private_key_to_pem(key_pair.private_key, password)
     if cert == key:
@@ -72,6 +74,7 @@ def write_ca_pool(pool: CAPool, file: FilePath) -> None:
     Raises:
         OSError: the file cannot be written; nothing was changed.
     """
+    check_argument("pool", pool, CAPool)
     replace_files([(_target(file), to_pem(pool), PUBLIC)])
 
 
