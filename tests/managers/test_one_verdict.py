@@ -194,9 +194,14 @@ class FakeLink:
 
 @dataclass
 class FakeStream:
-    """Its stream."""
+    """Its stream, and the session of that."""
 
     peer_chain: tuple[x509.Certificate, ...]
+
+    @property
+    def session(self) -> FakeStream:
+        """Itself."""
+        return self
 
 
 @given(world=worlds(), accepting=st.booleans())

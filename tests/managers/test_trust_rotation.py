@@ -77,9 +77,14 @@ class FakePeer:
 
 @dataclass
 class FakeStream:
-    """What of a stream."""
+    """What of a stream, and of its session."""
 
     chain: tuple[x509.Certificate, ...]
+
+    @property
+    def session(self) -> FakeStream:
+        """Itself."""
+        return self
 
     @property
     def peer_chain(self) -> tuple[x509.Certificate, ...]:
