@@ -19,7 +19,10 @@ from trionode.cli import main
 from trionode.cli.program import cli
 from trionode.cli.rendering import rendered
 from trionode.cli.shown import console, plain
+from trionode.cli.words import in_command_words
 from trionode.manual import Topic, read, topics
+from trionode.manual.markdown import headings
+from trionode.manual.messages import explain, messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +74,46 @@ def test_a_search_may_be_in_one_topic(trionode_command: Command) -> None:
     lines = trionode_command("manual", "files", "--search", "sighup").out.splitlines()
     assert lines
     assert {line.split(":")[0] for line in lines} == {"files"}
+
+
+@pytest.mark.parametrize(
+    ("said", "topic", "heading"),
+    [
+        (
+            "trionode: cannot listen on 10.0.0.1, tried port 7: Address in use. Give an",
+            "troubleshooting",
+            "A node cannot",
+        ),
+        (
+            "is not signed by a CA of our pool (CN=x). Add its CA to --root-ca, issue it",
+            "troubleshooting",
+            "The server's",
+        ),
+        (
+            "server certificate refused: wanted the name 'a', its SANs offer DNS:b",
+            "troubleshooting",
+            "The name does not",
+        ),
+        ("this trust would strand 2 live peers, so nothing was changed: a (CN=b)", "trust", "Revocation"),
+        ("a cookie has at least 16 bytes, not 5; `trionode cookie` makes one", "errors", ""),
+    ],
+)
+def test_a_message_is_found_by_its_words(trionode_command: Command, said: str, topic: str, heading: str) -> None:
+    """As it was printed, with whatever names and numbers; in Python's words or in those of the command line."""
+    found = trionode_command("manual", "--search", said)
+    assert found.status == 0
+    assert re.match(rf"{topic}:\d+: {re.escape(heading)}", found.out)
+
+
+def test_every_message_is_found() -> None:
+    """By its own words, among the first few; and the pages and headings that it leads to are there."""
+    known = {topic.name for topic in topics()}
+    for message in messages():
+        hits = explain(message.text.replace("…", "17"), reworded=in_command_words)
+        assert hits, message
+        topic, heading = message.page
+        assert topic in known
+        assert not heading or heading in headings(read(topic), level=2)
 
 
 def test_json(trionode_command: Command) -> None:

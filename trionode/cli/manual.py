@@ -15,10 +15,12 @@ from click.shell_completion import CompletionItem
 from rich.text import Text
 
 from trionode.manual import UnknownTopicError, find, search, topics
+from trionode.manual.messages import explain
 
 from .exits import ExitStatus, Trouble
 from .given import json_option
 from .shown import console, grid, plain, put, put_json
+from .words import in_command_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,13 +38,19 @@ def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: 
 
 @click.command(short_help="The manual: all topics, one of them, or where a word is.")
 @click.argument("topic", required=False, shell_complete=_complete)
-@click.option("--search", "word", metavar="WORD", help="List the lines that have this in them, in TOPIC or everywhere.")
+@click.option(
+    "--search",
+    "word",
+    metavar="WORD",
+    help="List the lines that have this in them; of an error message, what is about it.",
+)
 @json_option
 def manual(topic: str | None, word: str | None, *, as_json: bool) -> int:
     """The manual: a list of all topics, or one TOPIC.
 
     A TOPIC may be a public name, too: open_node, CertManager. In a terminal a page is rendered, and long ones are shown
-    by your pager ($PAGER); a pipe gets the Markdown as it was written.
+    by your pager ($PAGER); a pipe gets the Markdown as it was written. --search takes whole error messages as well: it
+    says which page is about them.
 
     \b
     Examples:
@@ -50,6 +58,7 @@ def manual(topic: str | None, word: str | None, *, as_json: bool) -> int:
       trionode manual rotation
       trionode manual open_node
       trionode manual --search SIGHUP
+      trionode manual --search "cannot listen on 10.0.0.1, tried port 1: ..."
       trionode manual configuration > configuration.md
 
     Exit status: 0 if there was something to show, 1 if nothing was found, 2 if there is no such topic.
@@ -100,6 +109,8 @@ def _search(word: str, topic: str | None, *, as_json: bool) -> int:
     if topic is not None:
         _find(topic)
     hits = [hit for hit in search(word) if topic in (None, hit.topic)]
+    if not hits and topic is None:
+        hits = explain(word, reworded=in_command_words)
     if not hits:
         where = "in the manual" if topic is None else f"in {topic}"
         msg = f"{word!r} is not {where}; `trionode manual` lists the topics"

@@ -4,8 +4,9 @@ Theory. A page is a file beside this one; the topic `rotation` is `rotation.md`.
 it lists every page once, below the heading of its group and in reading order, with one line that says what the page is
 about. Code hosts show it for this folder, `trionode manual` lists the topics from it, so there is one list.
 
-`markdown` takes pages apart. Showing them is the command line's business (`cli.manual`). Two pages, `configuration.md`
-and `api.md`, are written from docstrings, by `python tests/manual/reference.py`.
+`messages` finds the page for an error message, `markdown` takes pages apart. Showing them is the command line's
+business (`cli.manual`). Two pages, `configuration.md` and `api.md`, are written from docstrings, by
+`python tests/manual/reference.py`.
 """
 
 from __future__ import annotations
