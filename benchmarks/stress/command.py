@@ -20,6 +20,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "flood": "flood.program",
     "mesh": "mesh",
     "crossing": "crossing",
+    "discovery": "discovery.program",
     "interleaving": "interleaving",
 }
 

@@ -264,7 +264,7 @@ async def test_outage_makes_no_member_disappear(
 async def test_dials_use_what_was_known_last(node: NodeFactory, book: AddressBook) -> None:
     """While the resolver fails a name is dialled where it was; trouble is told, and a failure says how old that is."""
     with trio.fail_after(10):
-        async with node(str(ALPHA), resolver=book) as alpha:
+        async with node(str(ALPHA), resolver=book, members=[]) as alpha:
             async with workers(node, book, 1):
                 await alpha.connect(WORKERS[0])
                 book.fail(OSError("the registry is down"))

@@ -89,8 +89,8 @@ class Membership:
 
     def members(self, pattern: NamePattern) -> frozenset[NodeName]:
         """Those that match, are not this node, and are named by the resolver or connected."""
-        connected = (name for name in self._runtime.registry.names() if self._is_usable(name))
-        return frozenset(name for name in (*self._named, *connected) if pattern.matches(name))
+        connected = frozenset(name for name in self._runtime.registry.names() if self._is_usable(name))
+        return _matching(pattern, self._named | connected)
 
     async def wait(self, pattern: NamePattern, count: int) -> frozenset[NodeName]:
         """Wait until there are so many.
@@ -139,7 +139,7 @@ class Membership:
         """Replace what is known by a pattern; report what changed."""
         self._lost_touch.pop(pattern, None)
         own, wanted = self._runtime.name, NamePattern(pattern)
-        self._by_pattern[pattern] = frozenset(name for name in names - {own} if wanted.matches(name))
+        self._by_pattern[pattern] = _matching(wanted, names - {own})
         before, self._named = self._named, frozenset().union(*self._by_pattern.values())
         publish = self._runtime.events.publish
         for name in sorted(before - self._named):
@@ -153,3 +153,7 @@ class Membership:
     def _tell(self, name: NodeName, *, found: bool) -> None:
         for follower in self.followers:
             follower(name, found)
+
+
+def _matching(pattern: NamePattern, names: frozenset[NodeName]) -> frozenset[NodeName]:
+    return names if pattern.text == "*" else frozenset(name for name in names if pattern.matches(name))

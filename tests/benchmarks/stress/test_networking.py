@@ -10,9 +10,11 @@ import pytest
 from benchmarks.latency import Latency
 from benchmarks.stress.command import main
 from benchmarks.stress.crossing import Crossing
+from benchmarks.stress.discovery.program import Found
 from benchmarks.stress.flood.program import Flooded
 from benchmarks.stress.interleaving import Interleaved
 from benchmarks.stress.mesh import Converged
+from etcd_servers import needs_etcd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +115,26 @@ def test_a_call_that_waits_for_a_whole_message_is_a_problem(run: Run, monkeypatc
     assert "PROBLEM: a call takes as long as a whole large message" in told
 
 
+def test_a_crowd_finds_itself(run: Run) -> None:
+    """All know of all, as they join, leave and come back; and of too short a time it is said that it was."""
+    status, result, _ = run("discovery", "--quick", "--processes", "0")
+    assert (status, result["problems"]) == (0, [])
+    assert result["nodes"] == 20
+    assert set(result["seconds"]) == {"joined", "left", "came back"}
+    status, result, told = run("discovery", "--nodes", "10", "--processes", "0", "--within", "0.001")
+    assert status == 1
+    assert "discovery: PROBLEM: joined: " in told
+
+
+@needs_etcd
+def test_processes_find_each_other(run: Run) -> None:
+    """With etcd: one is killed and comes back, and what idle nodes ask of etcd is counted."""
+    status, result, _ = run("discovery", "--nodes", "0", "--processes", "2", "--quick", "--ttl", "1", "--idle", "1")
+    assert (status, result["problems"]) == (0, [])
+    assert set(result["seconds"]) == {"joined", "one was killed", "came back"}
+    assert 60 <= result["requests"] <= 270
+
+
 def test_reports_for_people() -> None:
     """Every figure that `--help` explains."""
     latency = Latency.of([0.001, 0.002, 0.004])
@@ -129,4 +151,8 @@ def test_reports_for_people() -> None:
     interleaving = Interleaved(idle=latency, busy=latency, transfer=Latency()).report()
     assert "1.0 times idle" in interleaving
     assert "transfer  none" in interleaving
+    found = Found(where="in processes", nodes=3, seconds={"joined": 1.5}, requests=12.3).report()
+    assert "3 nodes in processes: all know of all" in found
+    assert "joined          1.50 s" in found
+    assert "12.3 for each node and minute" in found
     assert all(shown in text for text in (mesh, crossing, flood, interleaving))

@@ -128,6 +128,9 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("flood", ["--seconds", "0"]),
         ("mesh", ["--nodes", "1"]),
         ("crossing", ["--rounds", "0"]),
+        ("discovery", ["--nodes", "5"]),
+        ("discovery", ["--processes", "1"]),
+        ("discovery", ["--ttl", "0"]),
         ("interleaving", ["--calls", "0"]),
     ],
 )
