@@ -25,6 +25,7 @@ import trio
 from trionode import _protocol as wire
 from trionode._errors import RemoteCode, RemoteError
 from trionode._util.fields import with_article
+from trionode._util.home import home
 
 from .receive_half import ReceiveHalf, ReceiveState
 from .send_half import CLOSED_HERE, SendHalf, SendState, closed_here
@@ -249,9 +250,10 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     exception or a cancellation resets the channel, and the service over there is cancelled.
     """
 
-    __slots__ = ("__weakref__", "_end", "_receiving", "_sending")
+    __slots__ = ("__weakref__", "_end", "_home", "_receiving", "_sending")
 
     def __init__(self, end: ChannelEnd) -> None:
+        self._home = home()
         self._end = end
         self._sending = end.sending
         self._receiving = end.receiving
@@ -284,6 +286,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             LocalProtocolError: the message is larger than the peer accepts; nothing was sent.
             TypeError: it is not bytes; nothing was sent.
         """
+        self._home.check("ServiceChannel")
         value, sending = as_bytes(value), self._sending
         if sending.state is not _SEND or len(value) > sending.limit:
             sending.refuse(len(value))
@@ -304,6 +307,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
                 message larger than the peer's `channel_window`, or than 128 KiB, there never is: use `send`.
             trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
         """
+        self._home.check("ServiceChannel")
         value, sending = as_bytes(value), self._sending
         if sending.state is not _SEND or len(value) > sending.limit:
             sending.refuse(len(value))
@@ -319,6 +323,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.ClosedResourceError: this end was closed.
             trio.BrokenResourceError: the peer reset the channel, or the connection was lost.
         """
+        self._home.check("ServiceChannel")
         await self._sending.send_eof()
 
     async def receive(self) -> bytes:
@@ -330,10 +335,12 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.BrokenResourceError: the connection was lost (`__cause__`), or the caller reset the channel.
             trio.ClosedResourceError: this end was closed.
         """
+        self._home.check("ServiceChannel")
         return await self._end.receive()
 
     async def __anext__(self) -> bytes:
         """The next message, as `receive`; a schedule point once in several that are there, and at every wait."""
+        self._home.check("ServiceChannel")
         receiving = self._receiving
         if receiving.messages and receiving.in_a_row < _IN_A_ROW:
             receiving.in_a_row += 1
@@ -352,6 +359,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.WouldBlock: there is none yet.
             trio.EndOfChannel, RemoteError, trio.BrokenResourceError, trio.ClosedResourceError: as `receive`.
         """
+        self._home.check("ServiceChannel")
         receiving = self._receiving
         if receiving.messages:
             return receiving.take()
@@ -363,6 +371,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         Tasks that send or receive on this end get `ClosedResourceError`. Always closes, cancelled
         too; then a checkpoint.
         """
+        self._home.check("ServiceChannel")
         self._end.close()
         await trio.lowlevel.checkpoint()
 
@@ -377,10 +386,18 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         Raises:
             TypeError, ValueError: the code is no text, or too long; nothing was done.
         """
+        self._home.check("ServiceChannel")
         check_code(code)
         self._end.reset(code, message)
 
     async def __aenter__(self) -> Self:
+        """A checkpoint; cancelled in it, the channel is reset."""
+        self._home.check("ServiceChannel")
+        try:
+            await trio.lowlevel.checkpoint()
+        except BaseException:
+            self.reset()
+            raise
         return self
 
     async def __aexit__(
@@ -391,6 +408,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             await self.aclose()
         else:
             self.reset()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 def as_bytes(value: object) -> bytes:

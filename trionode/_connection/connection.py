@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from trionode._errors import RemoteCode, RemoteError
+from trionode._util.home import home
 
 from .channel import ServiceChannel
 from .closing import close, drain
@@ -33,10 +34,11 @@ class Connection:
     Made by a node (`node.connect`, or an acceptor); there is no other way to a working one.
     """
 
-    __slots__ = ("__weakref__", "_core")
+    __slots__ = ("__weakref__", "_core", "_home")
 
     def __init__(self, core: ConnectionCore) -> None:
         self._core = core
+        self._home = home()
 
     def __repr__(self) -> str:
         return repr(self._core)
@@ -95,6 +97,7 @@ class Connection:
             RemoteError: code `limit`: the peer does not allow more channels at once; `shutting_down`: it drains;
                 `not_taken`: the connection was lost, or the peer closed it (`__cause__`). In each case `not_run`.
         """
+        self._home.check("Connection")
         return ServiceChannel(self._core.open_channel(service))
 
     async def call(self, service: str, request: bytes) -> bytes:
@@ -115,6 +118,7 @@ class Connection:
             trio.BrokenResourceError: the connection ended; the service may have run.
             LocalProtocolError: the request is larger than the peer accepts.
         """
+        self._home.check("Connection")
         await trio.lowlevel.checkpoint_if_cancelled()
         core = self._core
         try:
@@ -155,6 +159,7 @@ class Connection:
             HandshakeError: the new link could not be made; the connection goes on as it was. See its subclasses.
             trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended.
         """
+        self._home.check("Connection")
         await self._core.owner.reauthenticate(self._core)
 
     async def drain(self) -> None:
@@ -163,6 +168,7 @@ class Connection:
         The peer is told, and does not hand the connection out any more. Unbounded: the deadline is the caller's
         scope. Cancelled, it closes at once.
         """
+        self._home.check("Connection")
         await drain(self._core)
 
     async def aclose(self) -> None:
@@ -171,10 +177,12 @@ class Connection:
         From its first moment on the connection is not handed out, and its channels raise `ClosedResourceError`. A
         peer that takes nothing for a second is given up. Cancelled, it closes at once.
         """
+        self._home.check("Connection")
         await close(self._core, EndReason.CLOSED)
 
     async def wait_closed(self) -> ConnectionEnd:
         """Wait until it has ended and its link is closed. Cancelling is harmless."""
+        self._home.check("Connection")
         return await self._core.wait_closed()
 
 

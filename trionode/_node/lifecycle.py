@@ -112,6 +112,7 @@ class Lifecycle:
                 self._runtime.events.end()
         if body is not None:
             raise body
+        await trio.lowlevel.checkpoint()
 
     async def drain(self) -> None:
         """Stop, and return once open channels and services have ended; see `Node.drain`."""
@@ -136,6 +137,7 @@ class Lifecycle:
         """Everything that can fail at start-up; undone by the runtime's `uses`."""
         runtime, options, plans = self._runtime, self._runtime.options, self._acceptors.plans
         self._acceptors.own()
+        await trio.lowlevel.checkpoint()
         for peer in options.network.keep_connected:
             if not is_glob(peer):
                 runtime.check_other(NodeName.parse(peer))

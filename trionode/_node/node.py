@@ -22,6 +22,7 @@ from trionode._connection.registry import ConnectionsView
 from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteCode, RemoteError
 from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern, is_glob
+from trionode._util.checkpoints import at_both_ends
 from trionode._util.fields import check_argument, integer
 
 from .acceptors import Acceptors
@@ -149,6 +150,7 @@ class Node:
 
     def statistics(self) -> NodeStatistics:
         """A snapshot of what it did and does, taken in one step; in the node's own thread."""
+        self._runtime.check_home()
         return self._runtime.statistics(
             self._acceptors.statistics(),
             registered=self._lifecycle.registered,
@@ -162,8 +164,10 @@ class Node:
 
         A reader that is too slow loses its oldest events, counted in `missed`; it never blocks the node.
         """
+        self._runtime.check_home()
         with self._runtime.events.subscribe() as reader:
-            yield reader
+            async with at_both_ends():
+                yield reader
 
     # Dialing
 
@@ -312,6 +316,7 @@ class Node:
         return NamePattern(given)
 
     def _other(self, name: str | NodeName, route: Route | None = None) -> NodeName:
+        self._runtime.check_home()
         peer = NodeName.parse(name)
         if route is not None:
             check_argument("route", route, Route)
@@ -413,6 +418,7 @@ class Node:
             ValueError: the pattern is neither a node name nor a glob, or the count is negative.
             trio.ClosedResourceError: the node is closed.
         """
+        self._runtime.check_home()
         check_argument("count", count, integer(0, 2**31))
         return await self._membership.wait(NamePattern(pattern), count)
 
@@ -432,6 +438,7 @@ class Node:
             TypeError: the name is not a string, the service no async function, or `allow` none of these.
             ValueError: the name is empty, too long, not encodable or taken, or `allow` has a pattern that is none.
         """
+        self._runtime.check_home()
         self._runtime.services.add(name, service, allow=allow)
 
     # Leaving
@@ -445,4 +452,5 @@ class Node:
         what is left is cancelled too.
         Afterwards every verb raises `trio.ClosedResourceError`.
         """
+        self._runtime.check_home()
         await self._lifecycle.drain()

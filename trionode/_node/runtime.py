@@ -39,6 +39,7 @@ from trionode._handshake.exchange import Party
 from trionode._managers.manager import publisher_of
 from trionode._protocol import Limits, Refusal
 from trionode._util.contained import contained, containing, keep_running
+from trionode._util.home import Home, home
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
@@ -123,6 +124,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         )
         self.nursery: trio.Nursery | None = None
         self.is_open = False
+        self._home: Home | None = None
         self._arbiter = Arbiter(name, self.registry)
         self._public: dict[ConnectionCore, Connection] = {}
         self._retiring: dict[NodeName, list[ConnectionCore]] = {}
@@ -137,6 +139,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
 
     def start(self, nursery: trio.Nursery) -> None:
         """From now on verbs start tasks, in this nursery."""
+        self._home = home()
         self.nursery = nursery
         self.is_open = True
         self.services.open(nursery)
@@ -161,13 +164,24 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         Raises:
             NetworkDisabledError: the verb needs the network, and its mode is DISABLED.
             trio.ClosedResourceError: the node is closed.
+            RuntimeError: this is another thread than the node's, or a forked child.
         """
+        self.check_home()
         if network and self.options.network.mode is NetworkMode.DISABLED:
             msg = f"the network of {self.name} is disabled; open the node with NetworkMode.ENABLED or HIDDEN"
             raise NetworkDisabledError(msg)
         if not self.is_open:
             msg = f"the node {self.name} is closed"
             raise trio.ClosedResourceError(msg)
+
+    def check_home(self) -> None:
+        """Check that this is where the node may be used, if it is open.
+
+        Raises:
+            RuntimeError: it is another thread, or a forked child.
+        """
+        if self._home is not None and self.nursery is not None:
+            self._home.check("Node")
 
     def check_other(self, name: NodeName) -> None:
         """Check that a name is not the node's own.

@@ -17,6 +17,7 @@ from trionode._util.decoding import UndecodableError, decode_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import TracebackType
 
     from trionode._connection.channel import ServiceChannel
     from trionode._connection.services import Service
@@ -82,14 +83,14 @@ class TypedChannel(trio.abc.SendChannel[S], trio.abc.ReceiveChannel[R], Generic[
         await self.channel.aclose()
 
     async def __aenter__(self) -> Self:
+        await self.channel.__aenter__()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         """Close cleanly, or reset if the block failed or was cancelled."""
-        if error[0] is None:
-            await self.aclose()
-        else:
-            self.channel.reset()
+        await self.channel.__aexit__(kind, error, traceback)
 
 
 def typed_service(function: Callable[[S], Awaitable[R]], *, request: type[S]) -> Service:

@@ -31,6 +31,7 @@ import trio
 from trionode._errors import ListenError, TrionodeError
 from trionode._node.node import Node
 from trionode._util.decoding import UndecodableError, decode_untrusted
+from trionode._util.home import close_in_children
 from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 
 from .document import Status, node_status, server_status
@@ -81,6 +82,7 @@ async def serve_status(
         raise ListenError(msg, address=(str(path or node.name), 0))
     where = _default_path(node) if path is None else Path(path)
     with _bound(where) as listening, trio.socket.from_stdlib_socket(listening) as served:
+        close_in_children(served)
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(trio.serve_listeners, partial(_tell, node), [trio.SocketListener(served)]))
             task_status.started(where)

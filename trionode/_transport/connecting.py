@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trionode._identity.names import host_address
+from trionode._util.home import close_in_children
 
 from .lookup import look_up
 
@@ -44,6 +45,7 @@ async def connect_tcp(host: str, port: int) -> trio.SocketStream:
 async def _connected(address: SocketAddress) -> trio.socket.SocketType:
     family, where = address
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+    close_in_children(sock)
     try:
         await sock.connect(where)
     except BaseException:

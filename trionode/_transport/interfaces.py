@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
 
 import trio
 
+from trionode._util.home import close_in_children
 from trionode._util.log import Log
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class _Accepts(Protocol[S_co]):
     async def accept(self) -> S_co: ...
 
 
-async def accept_patiently(listener: _Accepts[S], where: str) -> S:
+async def accept_patiently(listener: _Accepts[S] | trio.abc.Listener[S], where: str) -> S:
     """The next connection, whatever goes wrong meanwhile.
 
     An accept error (EMFILE, ECONNABORTED, anything that a listener of the application raises) is logged, once for a
@@ -127,6 +128,8 @@ async def accept_patiently(listener: _Accepts[S], where: str) -> S:
         trio.ClosedResourceError: the listener was closed.
     """
     failing = False
+    if isinstance(listener, trio.SocketListener):
+        close_in_children(listener.socket)
     while True:
         try:
             stream = await listener.accept()
@@ -140,6 +143,8 @@ async def accept_patiently(listener: _Accepts[S], where: str) -> S:
         else:
             if failing:
                 _log.warning("accept on %s works again", where)
+            if isinstance(stream, trio.SocketStream):
+                close_in_children(stream.socket)
             return stream
 
 

@@ -16,6 +16,7 @@ import trio
 
 from trionode._errors import ListenError
 from trionode._identity.names import unbracketed
+from trionode._util.home import close_in_children
 from trionode._util.text import Address, place
 
 from .connecting import connect_tcp
@@ -106,6 +107,7 @@ async def _listen_on_all(
                     continue
                 raise
             undo.callback(sock.close)
+            close_in_children(sock)
             if sys.platform != "win32":  # there it would mean that any process may share the port
                 sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
             if reuse_port:
@@ -136,6 +138,7 @@ class TCPListener:
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self._listener = listener
+        close_in_children(listener.socket)
         host, port, *_ = listener.socket.getsockname()
         self.address: Address = host, port
 
