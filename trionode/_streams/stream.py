@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Self, final
 
 import trio
 
@@ -174,6 +174,15 @@ class TLSStream(trio.abc.HalfCloseableStream):
     def _ended(self, closed: trio.ClosedResourceError) -> trio.ClosedResourceError | trio.BrokenResourceError:
         """What to raise where the stream underneath was closed: by its user, or because its peer is not trusted."""
         return closed if self._broken_off is None else trio.BrokenResourceError(str(self._broken_off))
+
+    async def __aenter__(self) -> Self:
+        """A checkpoint; cancelled in it, the stream is closed."""
+        try:
+            await trio.lowlevel.checkpoint()
+        except BaseException:
+            await trio.aclose_forcefully(self)
+            raise
+        return self
 
     async def aclose(self) -> None:
         """Offer the peer a close_notify and close the transport, cancelled or not. Never waits for the peer.

@@ -164,6 +164,7 @@ class HTTPTransport(_Transport):
         return f"<HTTPTransport of {self._security.manager!r}>"
 
     async def __aenter__(self) -> Self:
+        await trio.lowlevel.checkpoint()  # nothing is open yet
         return self
 
     async def __aexit__(
@@ -201,6 +202,7 @@ class HTTPTransport(_Transport):
         while self._pools:
             _, pool = self._pools.popitem()
             await pool.aclose()
+        await trio.lowlevel.checkpoint()
 
 
 def _library_of(request: object) -> str:
