@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from trionode import (
     ConnectorState,
     Endpoint,
     HandshakeError,
+    HandshakeReason,
     LocalProtocolError,
     NetworkDisabledError,
     NetworkMode,
@@ -28,17 +31,20 @@ from trionode import (
     NodeName,
     NoRouteError,
     Route,
+    Stage,
 )
 from trionode._connection.connection import core_of
+from trionode._handshake.admission import MAX_HANDSHAKES
 from trionode._node.connector import BACKOFF, LASTED, ConnectorTask
 from trionode._util.backoff import Backoff
+from trionode.testing import MemoryNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from conftest import ManagerFactory, NodeFactory, PairFactory
 
-    from trionode import EventStream, Node, ServiceChannel
+    from trionode import EventStream, Node, ServiceChannel, Transport
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
@@ -179,11 +185,12 @@ async def test_backoff_is_exponential_and_capped(autojump_clock: trio.testing.Mo
 
 
 async def test_backoff_is_jittered(autojump_clock: trio.testing.MockClock) -> None:
-    """A wait is drawn from zero to its longest, so that a cluster does not reconnect in step."""
+    """A wait is drawn from its least share to its longest, so that a cluster does not reconnect in step."""
     draws = [0.5, 0.0, 0.25, 1.0, 0.75]
     bench = Bench([OSError("down")], draws=itertools.chain(draws, itertools.repeat(1.0)).__next__)
     await bench.run(60)
-    assert bench.gaps[: len(draws)] == pytest.approx([draw * BACKOFF.first * 2**n for n, draw in enumerate(draws)])
+    shares = [BACKOFF.least + draw * (1 - BACKOFF.least) for draw in draws]
+    assert bench.gaps[: len(draws)] == pytest.approx([share * BACKOFF.first * 2**n for n, share in enumerate(shares)])
     benches = [Bench([OSError("down")], draws=random.Random(seed).random) for seed in range(20)]
     async with trio.open_nursery() as nursery:
         for each in benches:
@@ -200,6 +207,125 @@ def test_jitter_is_on_by_default() -> None:
     task = ConnectorTask(BETA, connect, lambda _: None)
     assert len({task._draw() for _ in range(10)}) > 1
     assert all(0 <= task._draw() < 1 for _ in range(100))
+
+
+def out_of_reach(stage: Stage = Stage.CONNECT) -> HandshakeError:
+    """What a dial fails with where nothing answers."""
+    return HandshakeError("down", stage=stage, reason=HandshakeReason.UNREACHABLE, address=None)
+
+
+def several(*errors: Exception) -> NoRouteError:
+    """The same of several routes."""
+    return NoRouteError("down", name=BETA, causes=ExceptionGroup("routes", errors))
+
+
+@pytest.mark.parametrize(
+    "down", [out_of_reach(), out_of_reach(Stage.RESOLVE), several(out_of_reach(), out_of_reach(Stage.RESOLVE))]
+)
+async def test_waits_grow_with_an_outage(down: Exception, autojump_clock: trio.testing.MockClock) -> None:
+    """Where nothing answers, so that it is found soon once it is back; up to the cap."""
+    bench = Bench([down])
+    await bench.run(3600)
+    began = bench.dials[0]
+    for sooner, later in itertools.pairwise(bench.dials):
+        share = BACKOFF.of_outage * (sooner - began)
+        assert later - sooner == pytest.approx(min(BACKOFF.longest, max(BACKOFF.first, share)))
+    assert bench.gaps[-1] == BACKOFF.longest
+
+
+async def test_what_answers_is_not_stormed(autojump_clock: trio.testing.MockClock) -> None:
+    """One of several routes that answers, and refuses, is enough for waits to double."""
+    bench = Bench([several(out_of_reach(), OSError("it refused")), out_of_reach(Stage.TLS)])
+    await bench.run(60)
+    assert bench.gaps[:5] == pytest.approx([BACKOFF.first * 2**n for n in range(5)])
+
+
+#: Handshakes that the simulated server does in a second, and has in progress at most: the default.
+PACE, ROOM = 800, MAX_HANDSHAKES
+
+
+@dataclass
+class Returning:
+    """A server that its clients lose, and that is back after an outage; what came, and when.
+
+    Attributes:
+        came: when connections came, counted from its return, seconds.
+        back: when clients were connected again.
+        refused: how often nothing answered.
+        shed: how many there were too many of.
+    """
+
+    host: Transport
+    came: list[float] = field(default_factory=list)
+    back: list[float] = field(default_factory=list)
+    refused: int = 0
+    shed: int = 0
+    returned: float = 0
+    busy: int = 0
+    free: float = 0
+
+    async def connect(self) -> Connection:
+        """What a client's dial does, and meets."""
+        try:
+            stream = await self.host.connect("server.test", 15000)
+        except OSError as exc:
+            self.refused += 1
+            raise out_of_reach() from exc
+        async with stream:
+            if not await stream.receive_some(1):
+                raise HandshakeError("shed", stage=Stage.TLS, reason=HandshakeReason.CLOSED, address=None)
+        self.back.append(trio.current_time() - self.returned)
+        connection: Any = FakeConnection()
+        return connection  # type: ignore[no-any-return]
+
+    async def serve(self, server: Transport) -> None:
+        """Accept from now on, at its pace."""
+        self.returned = self.free = trio.current_time()
+        [listener] = await server.listen("server.test", 15000, port_range=1, only_local=False)
+        async with trio.open_nursery() as nursery:
+            while True:
+                stream = await listener.accept()
+                self.came.append(trio.current_time() - self.returned)
+                nursery.start_soon(self._handle, stream)
+
+    async def _handle(self, stream: trio.abc.Stream) -> None:
+        async with stream:
+            if self.busy == ROOM:
+                self.shed += 1
+                return
+            self.busy += 1
+            self.free = max(self.free, trio.current_time()) + 1 / PACE
+            await trio.sleep_until(self.free)
+            self.busy -= 1
+            await stream.send_all(b".")
+
+
+@pytest.mark.parametrize(
+    ("clients", "outage", "half", "last"), [(200, 3, 1, 4), (200, 0.2, 1, 4), (200, 20, 8, 17), (2000, 3, 2, 6)]
+)
+async def test_clients_are_back_soon_and_not_at_once(
+    clients: int, outage: float, half: float, last: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """After an outage, in about its length; spread, so that few are shed; and the server is not tried too often."""
+    network = MemoryNetwork(seed=1)
+    world, draws = Returning(network.host("clients.test")), random.Random(1)
+    async with trio.open_nursery() as nursery:
+        for _ in range(clients):
+            task = ConnectorTask(BETA, world.connect, lambda _: None, draws.random)
+            nursery.start_soon(task.run)
+        await trio.sleep(outage)
+        nursery.start_soon(world.serve, network.host("server.test"))
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert len(world.back) == clients
+    world.back.sort()
+    assert world.back[clients // 2] < half
+    assert world.back[-1] < last
+    assert world.shed <= clients / 10
+    in_step = Counter(int(10 * came) for came in world.came)
+    if outage > 1:
+        assert max(in_step.values()) <= clients / 6
+    assert world.refused <= clients * (4 + 6 * math.log10(1 + outage))
 
 
 async def test_backoff_begins_anew_after_success(autojump_clock: trio.testing.MockClock) -> None:
@@ -225,8 +351,11 @@ async def test_connection_that_ends_soon_is_no_success(autojump_clock: trio.test
     assert bench.gaps[-1] == pytest.approx(LASTED / 2 + BACKOFF.longest)
 
 
-async def test_waits_of_zero_do_not_spin(autojump_clock: trio.testing.MockClock) -> None:
-    """Even where chance draws no wait at all, other tasks run between two dials, and it can be cancelled."""
+async def test_waits_of_zero_do_not_spin(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where there is no wait at all, other tasks run between two dials, and it can be cancelled."""
+    monkeypatch.setattr("trionode._node.connector.BACKOFF", Backoff(first=0.2, longest=30))
     bench = Bench([0.0], draws=lambda: 0.0)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:

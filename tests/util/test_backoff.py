@@ -27,6 +27,15 @@ def test_each_failure_doubles_the_wait() -> None:
     assert [backoff.wait(failures, lambda: 0) for failures in (1, 2, 3)] == [0.25, 0.5, 1]
 
 
+def test_a_wait_grows_with_the_outage() -> None:
+    """Where that is said, and no further than to the longest."""
+    backoff = Backoff(first=0.5, longest=30, least=0.5, of_outage=0.25)
+    waits = [backoff.wait(0, lambda: 1, outage=outage) for outage in (0, 1, 2, 4, 60, 1000)]
+    assert waits == [0.5, 0.5, 0.5, 1, 15, 30]
+    assert backoff.wait(4, lambda: 1, outage=1) == 4
+    assert backoff.wait(0, lambda: 0, outage=8) == 1
+
+
 def test_waits_are_drawn_at_random() -> None:
     """By default, without anything being asked for."""
     assert len({Backoff(first=1, longest=1).wait(1) for _ in range(10)}) > 1
