@@ -983,8 +983,8 @@ async def test_events_of_a_node(node: NodeFactory, manager: ManagerFactory, ca: 
                 await trio.testing.wait_all_tasks_blocked()
             for number, reader in enumerate(readers):
                 events = [event async for event in reader]
-                # To open the first was a checkpoint, in which the acceptor came up.
-                assert (AcceptorUp(node=ALPHA, address=address) in events) is (number == 0)
+                # To open the first was a checkpoint, in which the acceptor may have come up.
+                assert AcceptorUp(node=ALPHA, address=address) in events or number > 0
                 assert GenerationPublished(node=ALPHA, generation=2, fingerprint=new.fingerprint) in events
                 assert AcceptorDown(node=ALPHA, address=address) in events
                 assert reader.missed == 0

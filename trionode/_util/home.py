@@ -65,9 +65,11 @@ _sockets: Final[WeakSet[trio.socket.SocketType]] = WeakSet()
 
 
 def home() -> Home:
-    """That of this Trio run."""
+    """That of this Trio run; where there is none, this thread."""
     try:
         return _here.get()
+    except RuntimeError:  # no run
+        return Home()
     except LookupError:
         made = Home()
         _here.set(made)

@@ -164,7 +164,8 @@ class HTTPTransport(_Transport):
         return f"<HTTPTransport of {self._security.manager!r}>"
 
     async def __aenter__(self) -> Self:
-        await trio.lowlevel.checkpoint()  # nothing is open yet
+        if trio.lowlevel.in_trio_run():  # elsewhere the first request says what is wrong
+            await trio.lowlevel.checkpoint()
         return self
 
     async def __aexit__(
@@ -202,7 +203,8 @@ class HTTPTransport(_Transport):
         while self._pools:
             _, pool = self._pools.popitem()
             await pool.aclose()
-        await trio.lowlevel.checkpoint()
+        if trio.lowlevel.in_trio_run():
+            await trio.lowlevel.checkpoint()
 
 
 def _library_of(request: object) -> str:
