@@ -233,6 +233,13 @@ async def test_waits_grow_with_an_outage(down: Exception, autojump_clock: trio.t
     assert bench.gaps[-1] == BACKOFF.longest
 
 
+async def test_an_outage_is_without_what_was_up(autojump_clock: trio.testing.MockClock) -> None:
+    """A connection that ended soon counts as a failure, and its time not as an outage."""
+    bench = Bench([LASTED - 1, out_of_reach()])
+    await bench.run(60)
+    assert bench.gaps[:2] == pytest.approx([LASTED - 1 + BACKOFF.first, BACKOFF.first])
+
+
 async def test_what_answers_is_not_stormed(autojump_clock: trio.testing.MockClock) -> None:
     """One of several routes that answers, and refuses, is enough for waits to double."""
     bench = Bench([several(out_of_reach(), OSError("it refused")), out_of_reach(Stage.TLS)])
@@ -419,7 +426,7 @@ async def test_stopped_connector_says_so(autojump_clock: trio.testing.MockClock)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of milliseconds, for tests on real sockets."""
-    monkeypatch.setattr("trionode._node.connector.BACKOFF", Backoff(first=0.002, longest=0.02))
+    monkeypatch.setattr("trionode._node.connector.BACKOFF", Backoff(first=0.002, longest=0.02, of_outage=0.5))
 
 
 async def phase_of(events: EventStream, phase: ConnectorPhase) -> ConnectorState:

@@ -192,9 +192,10 @@ class ConnectorTask:
                 since = trio.current_time()
                 self._set(ConnectorState(phase=ConnectorPhase.UP, connection=connection, error=error))
                 error = await core_of(connection).wait_unusable()
-                failures += 1
-                if trio.current_time() - since >= LASTED:
-                    attempts, failures, lost = 0, 0, trio.current_time()
+                up = trio.current_time() - since
+                failures, lost = failures + 1, lost + up  # while it was up there was no outage
+                if up >= LASTED:
+                    attempts, failures, lost = 0, 0, since + up
             now = trio.current_time()
             due = now + BACKOFF.wait(failures, self._draw, outage=now - lost)
             self._set(ConnectorState(phase=ConnectorPhase.WAITING, error=error, next_attempt=due, attempts=attempts))
