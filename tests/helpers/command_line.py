@@ -15,6 +15,7 @@ from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from trionode import KeyPair
@@ -109,10 +110,15 @@ def handing_over(handed: dict[str, int]) -> list[str]:
     return [sys.executable, "-c", HAND_OVER, ":".join(handed), ",".join(map(str, handed.values()))]
 
 
-@contextmanager
-def serve(folder: Path, *arguments: str, **handed: int) -> Iterator[Served]:
+def serve(folder: Path, *arguments: str, **handed: int) -> AbstractContextManager[Served]:
     """Run a node, or an application, for the length of the block; it may be handed descriptors, by name."""
-    command = [sys.executable, "-W", "error", "-m", "trionode", "serve", *arguments, "--json"]
+    return running(folder, "serve", *arguments, **handed)
+
+
+@contextmanager
+def running(folder: Path, *arguments: str, **handed: int) -> Iterator[Served]:
+    """Run a command that serves, for the length of the block; it may be handed descriptors, by name."""
+    command = [sys.executable, "-W", "error", "-m", "trionode", *arguments, "--json"]
     process = subprocess.Popen(
         [*handing_over(handed), *command],
         cwd=folder,

@@ -32,6 +32,7 @@ if __name__ == "__main__":
 
 import trionode  # noqa: E402 -- below the path, here and there
 import trionode.discovery  # noqa: E402
+import trionode.enrolment  # noqa: E402
 import trionode.http  # noqa: E402
 import trionode.manual  # noqa: E402
 import trionode.metrics  # noqa: E402
@@ -77,7 +78,14 @@ TABLES: Final[list[tuple[str, type[config.Table]]]] = [
 ]
 
 #: The public modules beside the package itself.
-MODULES: Final = (trionode.http, trionode.pki, trionode.discovery, trionode.testing, trionode.metrics)
+MODULES: Final = (
+    trionode.http,
+    trionode.pki,
+    trionode.enrolment,
+    trionode.discovery,
+    trionode.testing,
+    trionode.metrics,
+)
 
 #: Parts of the API page: a title, and the folders or modules that its names come from; the first part that fits counts.
 PARTS: Final = {

@@ -266,18 +266,18 @@ def typed(console: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", having("console"))
 def test_the_consoles_of_a_page_say_what_it_says(name: str, tmp_path: Path) -> None:
-    """One after the other, in one directory, with the page's files as they come; on a free port.
+    """One after the other, in one directory, with the page's files as they come; on free ports.
 
     What only looks is tried again until it says so: a person would, and a node needs a moment to notice new files.
     """
     text = TEXTS[name]
     if "$ trionode pki init" not in text:
         make_pki(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other:
+        port, second = str(server.getsockname()[1]), str(other.getsockname()[1])
     with Shell(tmp_path) as shell:
         for part in blocks(text):
-            block = part.text.replace("15001", port)
+            block = part.text.replace("15001", port).replace("15443", second)
             file = file_name(part)
             if file is not None:
                 (tmp_path / file).write_text(block, encoding="utf-8")

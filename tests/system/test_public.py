@@ -19,6 +19,7 @@ import pytest
 
 import trionode
 import trionode.discovery
+import trionode.enrolment
 import trionode.http
 import trionode.metrics
 import trionode.pki
@@ -27,7 +28,15 @@ import trionode.testing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MODULES = [trionode, trionode.discovery, trionode.http, trionode.pki, trionode.metrics, trionode.testing]
+MODULES = [
+    trionode,
+    trionode.discovery,
+    trionode.enrolment,
+    trionode.http,
+    trionode.pki,
+    trionode.metrics,
+    trionode.testing,
+]
 
 #: "As `connect`", "see `load`": what another docstring says of its parameters holds here, too.
 _ELSEWHERE = re.compile(r"\b(?:[Aa]s|[Ss]ee|to) `([\w.]+)`")
@@ -163,7 +172,7 @@ SHOWN: dict[str, str] = {
         "certificate create intermediate issue issuer load pool revocation_list save save_key sign subordinate"
     ),
     "trionode.pki.PKIDirectory": (
-        "authority begin_roll_over enrol make_token now record refresh_lists release renew retire revoke roots "
+        "authority begin_roll_over clock enrol make_token now record refresh_lists release renew retire revoke roots "
         "sign_lists switch"
     ),
     "trionode.pki.JoinToken": "ca_fingerprint digest names parse reveal",

@@ -65,6 +65,7 @@ class TLSPolicy(Checked):
         crls: the revocation lists, for both directions; None checks no revocation.
         crl_policy: how strictly.
         clock: source of "now"; None means the machine's.
+        anonymous: whether clients present no certificate, asked for it or not: they have none yet.
     """
 
     client_cas: CAPool | None = None
@@ -74,6 +75,7 @@ class TLSPolicy(Checked):
     crls: CRLSet | None = None
     crl_policy: CRLPolicy = STRICT
     clock: Clock | None = None
+    anonymous: bool = False
 
     @cached_property
     def roots(self) -> CAPool:

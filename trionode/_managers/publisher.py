@@ -433,7 +433,7 @@ class Publisher:
     def _warn_of_findings(self) -> None:
         """Log what peers may refuse of the key pair that is published: each thing once, as long as it is true."""
         subject = self.key_pair, self.policy, frozenset(self._names), self._presented_to_clients
-        if subject == self._examined:
+        if subject == self._examined or self.policy.anonymous:
             return
         self._examined = subject
         try:

@@ -64,7 +64,7 @@ def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes | ob
     raise NoOverlap
 
 
-def _context(key_pair: KeyPair, verify_mode: int) -> SSL.Context:
+def _context(key_pair: KeyPair | None, verify_mode: int) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
@@ -72,7 +72,8 @@ def _context(key_pair: KeyPair, verify_mode: int) -> SSL.Context:
     # Idle connections give their record buffers back (about 34 KiB each). What is sent is the key pair's chain as it
     # is: OpenSSL would complete it from whatever this side trusts.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS | MODE_NO_AUTO_CHAIN)
-    _present(context, key_pair)
+    if key_pair is not None:
+        _present(context, key_pair)
     install_verify_callback(context, verify_mode)
     return context
 
@@ -169,7 +170,7 @@ class ClientSide:
         return self._asking(SSL.VERIFY_NONE)
 
     def _asking(self, verify_mode: int) -> SSL.Context:
-        context = _context(self._key_pair, verify_mode)
+        context = _context(None if self._policy.anonymous else self._key_pair, verify_mode)
         context.set_info_callback(_note_certificate_request)
         return context
 

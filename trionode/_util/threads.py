@@ -23,6 +23,8 @@ class Purpose(Enum):
     """What threads are for; the value is how many there may be at once in a Trio run."""
 
     FILES = ("small files in directories of ours", 4)
+    ISSUING = ("certificates that a CA signs", 4)
+    ENROLLING = ("certificates that are asked for, and their files", 4)
     LOOKUPS = ("look-ups of host names", 100)
 
     @property

@@ -32,6 +32,7 @@ from trionode._node.options import DEFAULT_PORT
 
 from .application import Application, find_application
 from .config import ASGITable, Config, LiveConnectionsTable, NetworkTable
+from .enrolment import Joining
 from .exits import ExitStatus, Trouble
 from .given import CLIENT_AUTH, Given, host_and_port, place_to_listen, read_cookie
 from .imports import imported
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
 
     import trio
 
-    from trionode import CertAuthManager, FileSource, Resolver, Service, ServiceChannel
+    from trionode import CertAuthManager, ClientAuth, Resolver, Service, ServiceChannel, Source
 
     from .config import AcceptorTable, Table
+    from .given import Files
 
 T = TypeVar("T", NetworkOptions, LiveConnections)
 
@@ -65,13 +67,13 @@ class Plan:
 
     Attributes:
         manager: of the node and the application.
-        source: the files that it follows.
+        source: the files, or the CA's service, that it follows.
         node: the node's name and options, or None if there is none.
         application: the ASGI application, or None if there is none.
     """
 
     manager: CertAuthManager
-    source: FileSource
+    source: Source
     node: tuple[NodeName, NodeOptions] | None
     application: Application | None
 
@@ -92,6 +94,7 @@ def assemble(
     registry_password: Path | None,
     asgi: str | None,
     asgi_listen: tuple[str, ...],
+    join: tuple[str | None, Path | None, Path | None] = (None, None, None),
 ) -> Plan:
     """What is to run.
 
@@ -109,6 +112,7 @@ def assemble(
         registry_password: its first line is the password of etcd's user.
         asgi: MODULE:APP of an ASGI application.
         asgi_listen: HOST:PORT of each place where that is served.
+        join: URL, token file and state file, to join by.
 
     Raises:
         click.UsageError: something is missing.
@@ -133,9 +137,13 @@ def assemble(
         merged = _merged(given, config, base)
     except ValueError as exc:
         raise Trouble(f"{where}{exc}", ExitStatus.USAGE) from None
-    files = merged.files(name)
+    joining = _joining(join, given, config, base)
+    if joining is not None and name is None:
+        msg = "--join: which name? Give NODE or HOST"
+        raise click.UsageError(msg)
+    files = merged.files(name) if joining is None else None
     mode = CLIENT_AUTH[client_auth or config.credentials.client_auth]
-    if mode.verifies and not files.client_cas:
+    if mode.verifies and files is not None and not files.client_cas:
         msg = (
             "client certificates are to be verified, and no CA was given: give --ca or --client-ca (in the file: ca or "
             "client_ca in [credentials]), or --client-auth no"
@@ -143,8 +151,7 @@ def assemble(
         raise click.UsageError(msg)
     try:
         with _about("[credentials]"):
-            manager = files.manager(server_name=config.credentials.server_name, client_auth=mode)
-            source = files.source(poll_interval=config.credentials.poll_interval)
+            manager, source = _credentials(files, joining, name, config, mode)
         handed = _handed_over()
         with _about("--asgi" if asgi is not None else "[asgi]"):
             application = find_application(config.asgi, base, where=asgi, listen=asgi_listen)
@@ -178,6 +185,42 @@ def assemble(
         raise Trouble(msg, ExitStatus.USAGE)
     node_plan = (name, options) if isinstance(name, NodeName) and options is not None else None
     return Plan(manager=manager, source=source, node=node_plan, application=application)
+
+
+def _joining(
+    join: tuple[str | None, Path | None, Path | None], given: Given, config: Config, base: Path
+) -> Joining | None:
+    """How to join, if that is wanted; options take precedence over the file.
+
+    Raises:
+        click.UsageError: files were named, too; or a token without a place to take it to.
+    """
+    table, (url, token_file, state_file) = config.credentials, join
+    url = url or table.join
+    token_file = token_file or (None if table.token_file is None else rereadable(base / table.token_file))
+    state_file = state_file or (None if table.state_file is None else base / table.state_file)
+    if url is None:
+        if token_file is not None or state_file is not None:
+            msg = "a token file or state file was given without --join, the URL of the CA's service"
+            raise click.UsageError(msg)
+        return None
+    if given.named or table.cert is not None:
+        msg = "--join and --cert exclude each other: the certificate comes from the CA's service, or from a file"
+        raise click.UsageError(msg)
+    return Joining(url=url, token_file=token_file, state_file=state_file, with_lists=not given.no_crl)
+
+
+def _credentials(
+    files: Files | None, joining: Joining | None, name: NodeName | str | None, config: Config, mode: ClientAuth
+) -> tuple[CertAuthManager, Source]:
+    """A manager, and what it follows."""
+    server_name = config.credentials.server_name
+    if joining is not None:
+        assert name is not None
+        return joining.credentials(name, server_name=server_name, client_auth=mode)
+    assert files is not None
+    manager = files.manager(server_name=server_name, client_auth=mode)
+    return manager, files.source(poll_interval=config.credentials.poll_interval)
 
 
 def _refuse_what_is_for_nodes(options: list[str], config: Config) -> None:

@@ -27,6 +27,7 @@ from trionode._errors import (
 )
 from trionode._node.resolvers import ResolverError
 from trionode._status.unix_socket import StatusError
+from trionode.enrolment import EnrolmentError, EnrolmentReason
 from trionode.http.lifespan import LifespanError
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def judge(error: BaseException) -> ExitStatus | None:
             return error.status
         case CertificateError():
             return ExitStatus.FILES
-        case PeerUnverifiedError() | PeerRejectedError():
+        case EnrolmentError(reason=EnrolmentReason.UNREACHABLE):
+            return ExitStatus.NETWORK
+        case PeerUnverifiedError() | PeerRejectedError() | EnrolmentError():
             return ExitStatus.REFUSED
         case HandshakeError() | ListenError() | ResolverError() | StatusError() | trio.BrokenResourceError():
             return ExitStatus.NETWORK

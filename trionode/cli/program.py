@@ -16,6 +16,7 @@ from .check import check
 from .completion import completion
 from .cookie import cookie
 from .demo import demo
+from .enrolment import join
 from .exits import (
     MEANINGS,
     ExitStatus,
@@ -136,5 +137,5 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (demo, pki, check, explain, serve, call, ping, members, cookie, status, manual, completion):
+for _command in (demo, pki, join, check, explain, serve, call, ping, members, cookie, status, manual, completion):
     cli.add_command(_command)

@@ -17,6 +17,7 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -56,7 +57,6 @@ from .words import in_command_words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from trionode import (
         CertManager,
@@ -96,6 +96,9 @@ _log = logging.getLogger("trionode.cli")
 @click.option(
     "--asgi-listen", multiple=True, metavar="HOST:PORT", help="Where; * is all interfaces. Default: localhost:8443."
 )
+@click.option("--join", metavar="URL", help="Get the certificate from `trionode pki serve`, and renew it there.")
+@click.option("--token-file", type=FILE, help="For --join; first line: a token of `trionode pki token`.")
+@click.option("--state-file", type=click.Path(path_type=Path), help="For --join: keep certificate and key there.")
 @click.option("--status/--no-status", default=None, help="Answer `trionode status` of this user. Default: yes.")
 @json_option
 def serve(
@@ -111,6 +114,9 @@ def serve(
     registry_password: Path | None,
     asgi: str | None,
     asgi_listen: tuple[str, ...],
+    join: str | None,
+    token_file: Path | None,
+    state_file: Path | None,
     *,
     status: bool | None,
     as_json: bool,
@@ -123,9 +129,11 @@ def serve(
 
     The certificate, key, CA and revocation list files are followed: new content is in use within two seconds, and at
     once after SIGHUP. Listening sockets that systemd hands over (a .socket unit) take the place of ports. What is wrong
-    with a file is logged, and what is in use stays. Closing the terminal ends the program, unless it was started with
-    nohup. The log goes to stderr; with --json, where it listens and a node's events go to stdout, one JSON object a
-    line.
+    with a file is logged, and what is in use stays. With --join there are no files: key and certificate are in memory,
+    and renewed at the CA's service; --state-file keeps them over a restart.
+
+    Closing the terminal ends the program, unless it was started with nohup. The log goes to stderr; with --json, where
+    it listens and a node's events go to stdout, one JSON object a line.
 
     \b
     Examples:
@@ -135,6 +143,8 @@ def serve(
       trionode serve --config beta.toml
       trionode serve localhost --asgi my_app:app --client-auth no
       trionode serve beta@localhost --asgi my_app:app --asgi-listen *:8443
+      trionode serve beta@localhost --join https://ca.example:15443 \\
+        --token-file token
 
     \b
     The file, with all keys; paths are relative to it:
@@ -142,7 +152,8 @@ def serve(
       pki = "pki"              a directory of `trionode pki`; or else
       [credentials]            cert, key, password_file; ca, client_ca, root_ca
                                and crl, which are lists; client_auth,
-                               server_name, poll_interval
+                               server_name, poll_interval; or join,
+                               token_file, state_file
       [[acceptors]]            host, port, port_range, reuse_port; or socket,
                                by name, where systemd hands it over
       [routes."gamma@*"]       host, port, server_name
@@ -176,6 +187,7 @@ def serve(
         registry_password=registry_password,
         asgi=asgi,
         asgi_listen=asgi_listen,
+        join=(join, token_file, state_file),
     )
     log_to_stderr(config.log_level)
     with_status = config.status if status is None else status

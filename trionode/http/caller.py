@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trionode._identity.certificate import UnreadableError, subject, subject_alt_names
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName, SubjectNames, canonical_host
+from trionode._streams.stream import session_of
 from trionode._util.immutable import Immutable
 
 if TYPE_CHECKING:
@@ -54,15 +55,17 @@ class Caller(Immutable):
         address: its (host, port), or None where the transport does not know it.
         server_name: which name it asked for (SNI), or None.
         generation: of the contexts that served its connection.
+        channel_binding: 32 bytes that only the two ends of this connection know (`tls-exporter`, RFC 9266).
     """
 
-    __slots__ = ("address", "certificate", "generation", "server_name", "verified")
+    __slots__ = ("address", "certificate", "channel_binding", "generation", "server_name", "verified")
 
     certificate: x509.Certificate | None
     verified: bool
     address: Address | None
     server_name: str | None
     generation: int
+    channel_binding: bytes
 
     def __init__(self) -> None:
         msg = "a Caller has no public constructor: only a connection of serve_asgi makes one"
@@ -71,7 +74,9 @@ class Caller(Immutable):
     @classmethod
     def _of(cls, stream: TLSStream) -> Self:
         self = object.__new__(cls)
-        for name in cls.__slots__:
+        binding = session_of(stream).export_keying_material(b"EXPORTER-Channel-Binding", 32)
+        object.__setattr__(self, "channel_binding", binding)
+        for name in set(cls.__slots__) - {"channel_binding"}:
             source = {"certificate": "peer_certificate", "address": "peer_address"}.get(name, name)
             object.__setattr__(self, name, getattr(stream, source))
         return self

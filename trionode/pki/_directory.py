@@ -137,6 +137,11 @@ class PKIDirectory:
     def __repr__(self) -> str:
         return f"<PKIDirectory {self._folder}>"
 
+    @property
+    def clock(self) -> Clock | None:
+        """Its source of "now", as it was given."""
+        return self._clock
+
     def now(self) -> datetime:
         """The time by its clock."""
         return datetime.now(UTC) if self._clock is None else self._clock()

@@ -1,0 +1,531 @@
+"""EST, our client and our server: enrolment, renewal, roll-over, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import AttributeOID
+
+from csr import P256, names, request
+from est import Service, serving_est
+from specimens import authority
+from trionode import CAPool, CertAuthManager, CertificateError, Follower, KeyPair, follow_source
+from trionode._identity.names import SubjectNames
+from trionode.enrolment import EnrolmentError, EnrolmentPolicy, EnrolmentReason, ESTSource
+from trionode.enrolment._client import AnonymousManager
+from trionode.enrolment._limits import RateLimit, address_key
+from trionode.enrolment._wire import certificates_body
+from trionode.http import HTTPTransport, serve_asgi
+from trionode.pki import CertificateAuthority, JoinToken, write_ca_pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+NAME = "alpha@host-a.example"
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+async def est(tmp_path: Path) -> AsyncIterator[Service]:
+    """A service."""
+    async with serving_est(tmp_path / "pki") as service:
+        yield service
+
+
+async def fails(source: ESTSource, reason: EnrolmentReason) -> str:
+    """Insist that a reading does, for this reason; the text."""
+    with pytest.raises(EnrolmentError) as caught:
+        await source.read()
+    assert caught.value.reason is reason
+    return str(caught.value)
+
+
+def trouble(follower: Follower) -> Exception | None:
+    """What a follower says."""
+    return follower.status.error
+
+
+# The client ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_certificate_for_a_token(est: Service) -> None:
+    """For the name that the token is good for, with the chain that peers need, and what to trust."""
+    source = est.source(NAME)
+    found = await source.read()
+    assert SubjectNames.of(found.key_pair.certificate).cover_host("host-a.example")
+    assert found.key_pair.chain[1:] == (est.ca.authority.issuer,)
+    assert found.root_cas == found.client_cas == est.ca.roots
+    assert found.key_pair.certificate.not_valid_after_utc == est.clock.now + DAY
+    assert await source.read() == found
+    assert len(est.journal("issued")) == 1
+    assert "token" not in repr(source).lower()
+
+
+async def test_it_renews_when_it_is_time(est: Service) -> None:
+    """By its present certificate, with a new key; at two thirds of the lifetime, less a little, at random."""
+    draws = iter((0.0, 1.0, 0.5, *[0.5] * 50))
+    source = est.source(NAME, draw=lambda: next(draws), trust_interval=1e6)
+    first = await source.read()
+    est.clock.forward(DAY * 0.66)
+    assert (await source.read()).key_pair == first.key_pair
+    est.clock.forward(DAY * 0.01)
+    second = await source.read()
+    assert second.key_pair.certificate.public_key() != first.key_pair.certificate.public_key()
+    est.clock.forward(DAY * 0.57)
+    third = await source.read()
+    assert third.key_pair != second.key_pair
+    renewed = [each.get("renews") for each in est.journal("issued")]
+    serials = [f"{each.key_pair.certificate.serial_number:x}" for each in (first, second)]
+    assert renewed == [None, *serials]
+
+
+async def test_it_waits_for_what_is_due(est: Service) -> None:
+    """As long as nothing is due, `wait_changed` waits; it returns at once where the caller has something else."""
+    source = est.source(NAME)
+    await source.wait_changed(None)
+    first = await source.read()
+    with trio.move_on_after(0.01) as scope:
+        await source.wait_changed(first)
+    assert scope.cancelled_caught
+    est.clock.forward(DAY * 0.7)
+    await source.wait_changed(first)
+    second = await source.read()
+    await source.wait_changed(first)
+    with trio.move_on_after(0.01) as scope:
+        await source.wait_changed(second)
+    assert scope.cancelled_caught
+
+
+async def test_a_ca_that_is_away_is_trouble_and_no_end(est: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """The follower says so, once, with the time that is left; when the CA is back, it renews."""
+    source = est.source(NAME)
+    found = await source.read()
+    manager = CertAuthManager(found.key_pair, root_cas=found.root_cas, client_cas=found.client_cas, clock=est.clock)
+    async with trio.open_nursery() as nursery:
+        follower = await nursery.start(follow_source, manager, source)
+        est.stop()
+        est.clock.forward(DAY * 0.8)
+        for _ in range(3):
+            with pytest.raises(EnrolmentError, match=r"ends in 4:4\d:\d\d .*cannot be reached"):
+                await follower.reload()
+        assert isinstance(trouble(follower), EnrolmentError)
+        assert manager.generation == 1
+        await est.start()
+        assert await follower.reload() == 2
+        assert trouble(follower) is None
+        nursery.cancel_scope.cancel()
+    assert "ends in 4:4" in caplog.text
+
+
+async def test_it_backs_off(est: Service) -> None:
+    """Not at once after a failure; sooner and sooner towards the end, never more seldom than four times in the rest."""
+    source = est.source(NAME, draw=lambda: 1.0)
+    await source.read()
+    est.stop()
+    est.clock.forward(DAY - timedelta(seconds=40))
+    waits = []
+    for _ in range(4):
+        await fails(source, EnrolmentReason.UNREACHABLE)
+        waits.append(source._seconds_until_due())
+    assert waits == pytest.approx([5, 10, 10, 10], abs=0.5)
+    with trio.move_on_after(0.01) as scope:
+        await source.wait_changed(None)
+    assert scope.cancelled_caught
+
+
+async def test_an_end_needs_a_new_token(est: Service) -> None:
+    """A certificate that has ended renews nothing; it says what to do."""
+    source = est.source(NAME)
+    await source.read()
+    est.clock.forward(DAY * 1.1)
+    said = await fails(source, EnrolmentReason.NO_CREDENTIALS)
+    assert "has ended" in said
+    assert "new token" in said
+
+
+async def test_another_ca_gets_nothing(est: Service, tmp_path: Path) -> None:
+    """First contact: whoever does not have the CA of the token is sent no token."""
+    async with serving_est(tmp_path / "other") as other:
+        token = est.ca.make_token(NAME)
+        stray = ESTSource(other.url, NAME, token=token, clock=est.clock)
+        assert "Nothing was sent to it" in await fails(stray, EnrolmentReason.UNTRUSTED)
+    assert (await est.source(NAME, token=token).read()).root_cas
+
+
+async def test_an_impostor_in_between(est: Service, tmp_path: Path) -> None:
+    """Has the CA's certificate, which is public, but no certificate by it: the second connection is not made."""
+    async with serving_est(tmp_path / "other") as other:
+        write_ca_pool(CAPool([*other.ca.roots, *est.ca.roots]), tmp_path / "other/old.pem")
+        token = est.ca.make_token(NAME)
+        stray = ESTSource(other.url, NAME, token=token, clock=est.clock)
+        assert "is not trusted" in await fails(stray, EnrolmentReason.UNTRUSTED)
+        assert other.journal("issued") == []
+    assert (await est.source(NAME, token=token).read()).root_cas
+
+
+async def test_an_existing_certificate(est: Service) -> None:
+    """In place of a token: one that the CA has issued and noted."""
+    pair = est.ca.authority.issue(NAME)
+    est.ca.record(pair.certificate, NAME)
+    found = await est.source(NAME, key_pair=pair, root_cas=est.ca.roots).read()
+    assert found.key_pair.fingerprint != pair.fingerprint
+    stranger = est.ca.authority.issue(NAME)
+    said = await fails(est.source(NAME, key_pair=stranger, root_cas=est.ca.roots), EnrolmentReason.REFUSED)
+    assert "keeps no record" in said
+
+
+async def test_a_state_file_outlives_the_program(est: Service, tmp_path: Path) -> None:
+    """Nobody else reads it; a damaged one is said to be."""
+    file = tmp_path / "alpha.json"
+    first = await est.source(NAME, state_file=file).read()
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = ESTSource(est.url, NAME, state_file=file, clock=est.clock)
+    second = await again.read()
+    assert second.root_cas == first.root_cas
+    assert est.journal("issued")[-1].get("renews") in (None, f"{first.key_pair.certificate.serial_number:x}")
+    file.write_text("{}")
+    with pytest.raises(CertificateError, match="is damaged; remove it"):
+        await ESTSource(est.url, NAME, state_file=file).read()
+
+
+async def test_a_ca_that_rolls_over(est: Service) -> None:
+    """Overlap, then retire; in between, the certificate changes to the new CA by an ordinary renewal."""
+    source = est.source(NAME, revocation_lists=True)
+    old = (await source.read()).root_cas
+    following = CertificateAuthority.create(subordinates=True, clock=est.clock).subordinate()
+    est.ca.begin_roll_over(following)
+    est.clock.forward(DAY * 0.35)
+    both = (await source.read()).root_cas
+    assert old is not None
+    assert both == old | following.pool
+    est.ca.switch()
+    await trio.sleep(1.2)  # the service looks at its directory once a second
+    est.clock.forward(DAY * 0.35)
+    renewed = await source.read()
+    assert renewed.key_pair.chain[1] == following.issuer
+    assert renewed.crls is not None
+    assert {each.issuer for each in renewed.crls} >= {following.issuer.subject}
+    est.ca.retire()
+    est.clock.forward(DAY * 0.35)
+    assert (await source.read()).root_cas == following.pool
+
+
+async def test_trust_is_given_although_the_renewal_failed(est: Service, tmp_path: Path) -> None:
+    """What could be had counts; what could not is told with the next reading."""
+    source = est.source(NAME)
+    first = await source.read()
+    following = CertificateAuthority.create(clock=est.clock)
+    est.ca.begin_roll_over(following)
+    (tmp_path / "pki/denied").write_text(f"{NAME}\n")
+    est.clock.forward(DAY * 0.8)
+    second = await source.read()
+    assert (second.key_pair, second.root_cas) == (first.key_pair, est.ca.roots)
+    assert "denied" in await fails(source, EnrolmentReason.REFUSED)
+
+
+ANSWERS: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "holds no certificates"),
+    "no base64": (b"!!", "holds no certificates"),
+    "no PKCS#7": (base64.encodebytes(bytes(100)), "holds no certificates"),
+    "too much": (bytes(2 * 1024 * 1024), "more than 1048576 bytes"),
+    "another key's": (certificates_body([authority().issue(NAME).certificate]), "no certificate for the key"),
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+async def test_an_answer_that_is_none(what: str, ca: CertificateAuthority) -> None:
+    """Of a server that is trusted, and not sound: one error, that says so."""
+    content, words = ANSWERS[what]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        while (await receive()).get("more_body"):
+            pass
+        good = certificates_body(ca.pool) if scope["path"].endswith("/cacerts") else b""
+        enrolling = scope["path"].endswith("/simpleenroll")
+        status = 404 if scope["path"].endswith("/csrattrs") else 200
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": content if enrolling else good})
+
+    async with trio.open_nursery() as nursery:
+        manager = CertAuthManager(ca.issue("localhost"))
+        [listener, *_] = await nursery.start(partial(serve_asgi, app, 0, host="127.0.0.1", cert_manager=manager))
+        port = listener.socket.getsockname()[1]
+        source = ESTSource(f"https://localhost:{port}", NAME, auth=("user", "password"), root_cas=ca.pool)
+        assert words in await fails(source, EnrolmentReason.BAD_ANSWER)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"url": "http://localhost"}, "https://HOST"),
+        ({"url": "https://user:pass@localhost"}, "https://HOST"),
+        ({"url": "https://[::1"}, "no URL"),
+        ({"name": "no name"}, "name"),
+        ({"token": "tn1.x"}, "no join token"),
+        ({"renew_after": 1.0}, "a share from 0.2"),
+        ({"trust_interval": 0}, "positive number of seconds"),
+    ],
+)
+def test_arguments_that_are_none(arguments: dict[str, Any], words: str) -> None:
+    """At once, before anything is sent."""
+    given = {"url": "https://localhost", "name": NAME, **arguments}
+    with pytest.raises(ValueError, match=words):
+        ESTSource(given.pop("url"), given.pop("name"), **given)
+
+
+# The server ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def client(est: Service, pair: KeyPair | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client, with a certificate or without."""
+    manager = (
+        AnonymousManager(est.ca.roots, clock=est.clock)
+        if pair is None
+        else CertAuthManager(pair, root_cas=est.ca.roots, clock=est.clock)
+    )
+    transport = HTTPTransport(cert_manager=manager)
+    async with httpx.AsyncClient(transport=transport, base_url=f"{est.url}/.well-known/est/") as http:
+        yield http
+
+
+def body(asked: x509.CertificateSigningRequest) -> bytes:
+    """As it goes over the wire."""
+    return base64.encodebytes(asked.public_bytes(Encoding.DER))
+
+
+async def issued(est: Service, name: str = NAME) -> KeyPair:
+    """A certificate that the service has issued."""
+    return (await est.source(name).read()).key_pair
+
+
+ATTACKS: dict[str, tuple[int, str]] = {
+    "used": (401, "was used"),
+    "guessed": (401, "not known here"),
+    "foreign": (401, "not known here"),
+    "expired": (401, "has expired"),
+    "another's": (403, "not good for the name"),
+    "none": (401, "a join token is needed"),
+    "no token": (401, "no join token"),
+    "pattern without name": (403, "which name?"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_a_token_that_is_not_good(attack: str, est: Service, tmp_path: Path) -> None:
+    """Nothing is issued, and the answer says why."""
+    status, words = ATTACKS[attack]
+    token, user = est.ca.make_token(NAME, lifetime=timedelta(minutes=10)), NAME
+    text = token.reveal()
+    match attack:
+        case "used":
+            await est.source(NAME, token=token).read()
+        case "guessed":
+            text = JoinToken(bytes(32), token.ca_fingerprint, NAME).reveal()
+        case "foreign":
+            CertificateAuthority.create().save(tmp_path / "other")
+            from trionode.pki import PKIDirectory
+
+            text = PKIDirectory(tmp_path / "other").make_token(NAME).reveal()
+        case "expired":
+            est.clock.forward(timedelta(minutes=11))
+        case "another's":
+            user = "beta@host-b.example"
+        case "no token":
+            text = "secret"
+        case "pattern without name":
+            text, user = est.ca.make_token("*@*.example").reveal(), ""
+    before = len(est.journal("issued"))
+    async with client(est) as http:
+        more: dict[str, Any] = {} if attack == "none" else {"auth": (user, text)}
+        answer = await http.post("simpleenroll", content=body(request()), **more)
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+    assert ("www-authenticate" in answer.headers) is (status == 401)
+    assert len(est.journal("issued")) == before
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "another name": (body(request(P256, names("beta.example"))), "the name beta.example"),
+    "a CA": (body(request(P256, x509.BasicConstraints(ca=True, path_length=None))), "certificate of a CA"),
+    "a weak key": (body(request(ec.generate_private_key(ec.SECP224R1()))), "on the curve"),
+    "not base64": (b"!", "not base64"),
+    "no request": (base64.encodebytes(b"hello"), "no certificate signing request"),
+    "empty": (b"", "no certificate signing request"),
+    "too long": (bytes(60_000), "at most"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+async def test_a_request_that_is_not_signed(what: str, est: Service) -> None:
+    """With a good token, which is good still afterwards."""
+    content, words = BAD[what]
+    token = est.ca.make_token(NAME)
+    async with client(est) as http:
+        answer = await http.post("simpleenroll", content=content, auth=(NAME, token.reveal()))
+        assert (answer.status_code, words in answer.text) == (413 if what == "too long" else 400, True), answer.text
+        again = await http.post("simpleenroll", content=body(request()), auth=(NAME, token.reveal()))
+        assert again.status_code == 200
+
+
+async def test_a_request_that_was_relayed(est: Service) -> None:
+    """Tied to one connection, as our client's are, it is nothing on another; and the token is not taken."""
+    token = est.ca.make_token(NAME)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    tied = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, base64.b64encode(bytes(32))).sign(P256, SHA256())
+    async with client(est) as http:
+        answer = await http.post("simpleenroll", content=body(tied), auth=(NAME, token.reveal()))
+    assert (answer.status_code, "it was relayed" in answer.text) == (400, True)
+    assert (await est.source(NAME, token=token).read()).root_cas
+
+
+async def test_who_may_renew(est: Service) -> None:
+    """The holder of the certificate: not without it, not once it was revoked or denied; not under another name."""
+    pair = await issued(est)
+    async with client(est) as http:
+        answer = await http.post("simplereenroll", content=body(request()))
+        assert (answer.status_code, "over TLS" in answer.text) == (403, True)
+    async with client(est, pair) as http:
+        other = request(P256, names("host-a.example", "beta.example"))
+        assert (await http.post("simplereenroll", content=body(other))).status_code == 400
+        assert (await http.post("simplereenroll", content=body(request()))).status_code == 200
+        assert (await http.post("simpleenroll", content=body(request()))).status_code == 200
+        est.ca.revoke(pair.certificate)
+        answer = await http.post("simplereenroll", content=body(request()))
+        assert (answer.status_code, "was revoked" in answer.text) == (403, True)
+        (est.folder / "denied").write_text("*@host-a.example\n")
+    fresh = est.ca.authority.issue(NAME)
+    est.ca.record(fresh.certificate, NAME)
+    async with client(est, fresh) as http:
+        answer = await http.post("simplereenroll", content=body(request()))
+        assert (answer.status_code, "denied" in answer.text) == (403, True)
+
+
+async def test_a_policy(tmp_path: Path) -> None:
+    """Names that the service does not issue for, and how long what it issues lasts."""
+    async with serving_est(tmp_path / "pki", names=["*@*.example"], lifetime=timedelta(minutes=5)) as est:
+        found = await est.source(NAME).read()
+        assert found.key_pair.certificate.not_valid_after_utc == est.clock.now + timedelta(minutes=5)
+        assert "does not issue for" in await fails(est.source("alpha@localhost"), EnrolmentReason.REFUSED)
+        outside = est.ca.authority.issue("beta@elsewhere.test")
+        est.ca.record(outside.certificate, "beta@elsewhere.test")
+        async with client(est, outside) as http:
+            assert (await http.post("simplereenroll", content=body(request()))).status_code == 403
+    with pytest.raises(TypeError, match="a sequence of names and globs"):
+        EnrolmentPolicy(names="*@*.example")
+    with pytest.raises((TypeError, ValueError), match="positive timedelta"):
+        EnrolmentPolicy(lifetime=timedelta())
+
+
+async def test_a_flood(tmp_path: Path) -> None:
+    """Too many from one address, or for one name: refused, with the time to wait, before anything is looked at."""
+    async with serving_est(tmp_path / "pki", per_address=5, per_name=2) as est:
+        pair = await issued(est)
+        async with client(est, pair) as http:
+            answers = [await http.post("simplereenroll", content=body(request())) for _ in range(2)]
+            assert [each.status_code for each in answers] == [200, 429]
+            assert int(answers[1].headers["retry-after"]) in range(1, 32)
+        async with client(est) as http:
+            answers = [await http.post("simpleenroll", content=b"!") for _ in range(4)]
+            assert [each.status_code for each in answers] == [400, 400, 429, 429]
+            assert (await http.get("cacerts")).status_code == 200
+
+
+def test_limits_are_bounded() -> None:
+    """In time and in memory; an IPv6 client is its /64."""
+    limit = RateLimit(2)
+    assert [limit.take("a", 0.0) for _ in range(3)] == [0, 0, 30]
+    assert limit.take("a", 30.0) == 0
+    for number in range(10_001):
+        limit.take(str(number), 40.0)
+    assert len(limit._levels) == 10_000
+    assert address_key("2001:db8::1") == address_key("2001:db8::2:1") != address_key("2001:db8:0:1::1")
+    assert address_key("::ffff:192.0.2.1") == "192.0.2.1"
+    assert address_key("fe80::1%eth0") == "fe80::/64"
+    assert (address_key("192.0.2.1"), address_key("unknown")) == ("192.0.2.1", "unknown")
+
+
+async def test_what_is_there_and_what_is_not(est: Service) -> None:
+    """Resources and methods."""
+    async with client(est) as http:
+        assert (await http.get("nothing")).status_code == 404
+        answer = await http.get("simpleenroll")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        assert (await http.post("cacerts")).status_code == 405
+        lists = await http.get(f"{est.url}/ca.crl")
+        assert b"BEGIN X509 CRL" in lists.content
+        crl = x509.load_der_x509_crl((await http.get(f"{est.url}/crl")).content)
+        assert crl.issuer == est.ca.authority.issuer.subject
+
+
+async def test_a_damaged_journal_is_not_told_to_strangers(est: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer says that the CA cannot issue, the log why."""
+    token = est.ca.make_token(NAME)
+    with (est.folder / "journal.jsonl").open("a") as journal:
+        journal.write("not a line\n")
+    async with client(est) as http:
+        answer = await http.post("simpleenroll", content=body(request()), auth=(NAME, token.reveal()))
+    assert answer.status_code == 503
+    assert "journal" not in answer.text
+    assert "is damaged" in caplog.text
+
+
+# Others -------------------------------------------------------------------------------------------------------------
+
+needs_tools = pytest.mark.skipif(
+    shutil.which("curl") is None or shutil.which("openssl") is None, reason="there is no curl, or no openssl"
+)
+
+
+@needs_tools
+async def test_curl_and_openssl(tmp_path: Path) -> None:
+    """As an EST client: a request by openssl, sent by curl, the answer read back by openssl; and a re-enrolment."""
+    async with serving_est(tmp_path / "pki") as est:
+        write_ca_pool(est.ca.roots, tmp_path / "ca.pem")
+
+        async def sh(script: str) -> str:
+            done = await trio.run_process(
+                ["sh", "-euc", script], cwd=tmp_path, capture_stdout=True, capture_stderr=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout.decode()
+
+        curl = "curl -sSf --noproxy '*' --max-time 20 --cacert ca.pem"
+        url = f"{est.url}/.well-known/est"
+        p7 = "openssl base64 -d | openssl pkcs7 -inform DER -print_certs"
+        token = est.ca.make_token(NAME).reveal()
+        await sh(
+            "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -subj /CN=x"
+            " -outform DER -out csr.der && openssl base64 -in csr.der -out csr.b64"
+        )
+        post = f"{curl} --data-binary @csr.b64 -H 'Content-Type: application/pkcs10'"
+        await sh(f"{post} -u '{NAME}:{token}' {url}/simpleenroll | {p7} -out cert.pem")
+        await sh(f"{curl} {url}/cacerts | {p7} -out cas.pem")
+        said = await sh("openssl verify -x509_strict -CAfile ca.pem -untrusted cas.pem cert.pem")
+        assert said == "cert.pem: OK\n"
+        names_ = await sh("openssl x509 -in cert.pem -noout -ext subjectAltName")
+        assert f"URI:trionode://{NAME}" in names_
+        first = await sh("openssl x509 -in cert.pem -noout -serial")
+        await sh("cat cas.pem >> cert.pem")
+        await sh(f"{post} --cert cert.pem --key key.pem {url}/simplereenroll | {p7} -out again.pem")
+        assert await sh("openssl x509 -in again.pem -noout -serial") != first
+        assert (tmp_path / "cas.pem").read_text().count("BEGIN CERTIFICATE") == 2
+        shown = await sh(f"{curl} {url}/csrattrs | openssl base64 -d | openssl asn1parse -inform DER")
+        assert "challengePassword" in shown
+        shown = await sh(f"{curl} {est.url}/crl | openssl crl -inform DER -noout -text")
+        assert "No Revoked Certificates" in shown

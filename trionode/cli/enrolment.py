@@ -1,0 +1,301 @@
+"""`trionode pki serve` and `trionode join`: certificates over EST, from a `--pki` directory to who has none."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path  # noqa: TC003 -- dataclasses are looked at
+from typing import TYPE_CHECKING, final
+
+import click
+import trio
+
+from trionode import CertAuthManager
+from trionode._identity.names import canonical_host
+from trionode._streams.listeners import shown
+from trionode.pki import JoinToken, PKIDirectory, write_ca_pool, write_key_pair
+
+from .exits import ExitStatus, Trouble, run
+from .given import (
+    CA_FILE,
+    FILE,
+    cert_file,
+    duration,
+    json_option,
+    key_file,
+    node_or_host,
+    pki_option,
+    place_to_listen,
+    read_password,
+    unreadable,
+)
+from .paths import exists
+from .pki import pki
+from .shown import console, grid, put, put_json, speaks_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import timedelta
+
+    from trionode import ClientAuth, NodeName
+    from trionode.enrolment import EnrolmentPolicy, ESTSource
+
+_DEFAULT_PORT = 15443
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """What is missing of the extra is said in one line."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        msg = f"enrolment needs {exc.name}; install it with: pip install 'trionode[enrol]'"
+        raise Trouble(msg, ExitStatus.USAGE) from None
+
+
+# pki serve ----------------------------------------------------------------------------------------------------------
+
+
+@pki.command("serve", short_help="Issue and renew certificates for programs that ask, over EST.")
+@pki_option
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    default=f"localhost:{_DEFAULT_PORT}",
+    show_default=True,
+    help="Where; * is all interfaces.",
+)
+@click.option(
+    "--name", "names", multiple=True, metavar="HOST", help="What clients call this service; repeatable. Default: HOST."
+)
+@click.option(
+    "--allow",
+    "allowed",
+    multiple=True,
+    metavar="NAME|PATTERN",
+    help="Issue for these alone: node names, globs, hosts; repeatable. Default: what a token allows.",
+)
+@click.option("--lifetime", callback=duration, default="1d", show_default=True, help="Of what is issued: 1d, 12h …")
+@click.option(
+    "--crl-lifetime", callback=duration, default="7d", show_default=True, help="Of revocation lists, at most."
+)
+@click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
+@json_option
+def pki_serve(
+    directory: Path,
+    listen: str,
+    names: tuple[str, ...],
+    allowed: tuple[str, ...],
+    lifetime: timedelta,
+    crl_lifetime: timedelta,
+    password_file: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Serve EST (RFC 7030) over HTTPS until Ctrl-C or SIGTERM.
+
+    It gives first certificates for tokens of `trionode pki token`, renewals to those that have one, and the CA's
+    certificates and revocation lists to everyone.
+
+    What is issued is noted in journal.jsonl, what is refused is logged to stderr. Names, globs and serial numbers in
+    the file `denied` of the directory, one a line, get nothing. A certificate for the service itself is issued and
+    renewed by the way.
+
+    \b
+    Examples:
+      trionode pki serve
+      trionode pki serve --listen '*:15443' --name ca.example --lifetime 12h
+      trionode pki serve --allow 'worker-*@*.example'
+    """
+    host, port = place_to_listen(listen, _DEFAULT_PORT)
+    if host == "*" and not names:
+        msg = "--listen on all interfaces: say by --name what clients call this service; its certificate has that name"
+        raise click.UsageError(msg)
+    if not exists(directory / CA_FILE):
+        msg = f"there is no CA in {directory}; make one with: trionode pki init"
+        raise Trouble(msg, ExitStatus.FILES)
+    password = read_password(password_file)
+    kept = PKIDirectory(directory, password=None if password is None else password.data)
+    with _extra():
+        from trionode.enrolment import EnrolmentPolicy
+    try:
+        policy = EnrolmentPolicy(names=allowed or ("*",), lifetime=lifetime, crl_lifetime=crl_lifetime)
+        called = tuple(map(canonical_host, names)) or (host,)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("trionode").setLevel(logging.INFO)
+    return run(partial(_serve, kept, policy, called, None if host == "*" else host, port, as_json=as_json))
+
+
+async def _serve(
+    directory: PKIDirectory,
+    policy: EnrolmentPolicy,
+    names: Sequence[str],
+    host: str | None,
+    port: int,
+    *,
+    as_json: bool,
+) -> ExitStatus:
+    from trionode.enrolment import serve_est
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            start = partial(serve_est, directory, port, names=names, host=host, policy=policy)
+            listeners: Sequence[trio.SocketListener] = await nursery.start(start)
+            addresses = [each.socket.getsockname()[:2] for each in listeners]
+            if as_json:
+                click.echo(json.dumps({"event": "Serving", "addresses": addresses}))
+            else:
+                put(console(), f"EST for {directory} on {', '.join(map(shown, listeners))}")
+            number = await anext(aiter(signals))
+            nursery.cancel_scope.cancel()
+    return ExitStatus.INTERRUPTED if number == signal.SIGINT else ExitStatus.OK
+
+
+# join ---------------------------------------------------------------------------------------------------------------
+
+
+@click.command(short_help="Get a first certificate from `trionode pki serve`, as files.")
+@click.argument("url")
+@click.argument("name", required=False)
+@pki_option
+@click.option("--token", envvar="TRIONODE_TOKEN", help="The token; others see it in `ps`. [env: TRIONODE_TOKEN]")
+@click.option("--token-file", type=FILE, help="First line: the token.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@json_option
+def join(
+    url: str,
+    name: str | None,
+    directory: Path,
+    token: str | None,
+    token_file: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Join a cluster: get a certificate for NAME from the EST server at URL, for a token of `trionode pki token`.
+
+    NAME is needed where the token is good for several. The server is known by the CA in the token. NAME.pem,
+    NAME-key.pem (mode 0600) and ca.pem are written to the --pki directory, for programs that want files; these do not
+    renew themselves. `trionode serve --join` needs no files, and renews.
+
+    \b
+    Examples:
+      trionode join https://ca.example:15443 --token-file token
+      trionode join https://ca.example:15443 worker-7@a.example --token-file token
+    """
+    parsed = read_token(token, token_file)
+    if parsed is None:
+        msg = "a token is needed: --token-file, or --token; `trionode pki token NAME` makes one where the CA is"
+        raise click.UsageError(msg)
+    wanted = node_or_host(name or parsed.names)
+    cert, key, ca = cert_file(directory, wanted), key_file(directory, wanted), directory / CA_FILE
+    if not force:
+        for file in (cert, key, ca):
+            if exists(file):
+                msg = (
+                    f"{file} is there already, and is not overwritten without --force; or name another --pki directory"
+                )
+                raise Trouble(msg, ExitStatus.FILES)
+    found = source_of(url, wanted, parsed, None, with_lists=False).read_now()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if found.root_cas is not None:
+            write_ca_pool(found.root_cas, ca)
+        write_key_pair(found.key_pair, cert, key)
+    except OSError as exc:
+        raise unreadable(exc, f"write {cert}") from None
+    if as_json:
+        put_json({"cert": str(cert), "key": str(key), "ca": str(ca)})
+    else:
+        rows = [(str(cert), speaks_for(found.key_pair.certificate)), (str(key), "its key; keep it private")]
+        put(console(), grid([*rows, (str(ca), "the CA that the cluster trusts")]))
+    return ExitStatus.OK
+
+
+def read_token(text: str | None, file: Path | None) -> JoinToken | None:
+    """The token that was given, or None.
+
+    Raises:
+        CertificateError: the file cannot be read.
+        Trouble: there is no token in it, or what was given is none.
+    """
+    secret = read_password(file)
+    if secret is None and text is None:
+        return None
+    try:
+        return JoinToken.parse(text if secret is None else secret.data.decode(errors="replace"))  # type: ignore[arg-type]
+    except ValueError as exc:
+        where = "--token: " if secret is None else f"{file}: "
+        raise Trouble(f"{where}{exc}", ExitStatus.FILES) from None
+
+
+def source_of(
+    url: str, name: NodeName | str, token: JoinToken | None, state_file: Path | None, *, with_lists: bool
+) -> ESTSource:
+    """A source by which a program joins.
+
+    Raises:
+        click.UsageError: the URL is none.
+        Trouble: the extra is not installed.
+    """
+    with _extra():
+        from trionode.enrolment import ESTSource
+    try:
+        return ESTSource(url, name, token=token, state_file=state_file, revocation_lists=with_lists)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joining:
+    """How `trionode serve` gets its certificate where it has no files.
+
+    Attributes:
+        url: of the EST server.
+        token_file: its first line is the token; None once there is a state file.
+        state_file: keeps certificate and key over a restart.
+        with_lists: whether revocation lists come from the server, too.
+    """
+
+    url: str
+    token_file: Path | None
+    state_file: Path | None
+    with_lists: bool
+
+    def credentials(
+        self, name: NodeName | str, *, server_name: str | None, client_auth: ClientAuth
+    ) -> tuple[CertAuthManager, ESTSource]:
+        """A manager with a first certificate, and the source that renews it. Blocks, as it asks the server.
+
+        Raises:
+            EnrolmentError: there is no certificate to be had.
+            CertificateError: a file is unusable.
+            Trouble: a file holds no token.
+        """
+        token_file = self.token_file
+        if (
+            token_file is not None
+            and not exists(token_file)
+            and self.state_file is not None
+            and exists(self.state_file)
+        ):
+            token_file = None  # it was used
+        token = read_token(None, token_file)
+        source = source_of(self.url, name, token, self.state_file, with_lists=self.with_lists)
+        found = source.read_now()
+        manager = CertAuthManager(
+            found.key_pair,
+            client_cas=found.client_cas,
+            client_auth=client_auth,
+            root_cas=found.root_cas,
+            server_name=server_name,
+            crls=found.crls,
+        )
+        return manager, source

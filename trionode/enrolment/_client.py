@@ -1,0 +1,359 @@
+"""An EST client (RFC 7030): fetches CA certificates, enrols and renews, over connections of cert managers.
+
+Theory. An operation is one client with one connection, so that what is asked for can be tied to it. What a server says
+is not believed before its certificate has been verified, with one exception: the first `cacerts` of a client that has
+nothing but a join token. That goes out without a certificate, without a secret, and what comes back counts only if it
+has the certificate whose fingerprint is in the token; then it is asked for again, over a connection that is verified.
+"""
+
+from __future__ import annotations
+
+import base64
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, cast, final
+
+import httpx  # noqa: ASYNC127 -- over our own transport
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import AttributeOID, NameOID
+
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import CRLSet
+from trionode._credentials.issuing import general_name
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import MAX_CRL_BYTES
+from trionode._credentials.policy import TLSPolicy
+from trionode._errors import CertificateError, PeerUnverifiedError, TrionodeError
+from trionode._identity.certificate import fingerprint, is_ca, is_self_issued, issuer_der, subject_der
+from trionode._identity.names import URI_SCHEME, NodeName, SubjectNames
+from trionode._managers.manager import CertManager
+from trionode._managers.publisher import Publisher
+from trionode._streams.stream import TLSStream, session_of
+from trionode._util.text import printable
+from trionode.http.client import HTTPTransport
+from trionode.http.connections import Security
+
+from ._errors import EnrolmentError, EnrolmentReason
+from ._wire import (
+    BINDING_BYTES,
+    BINDING_LABEL,
+    CHALLENGE_PASSWORD,
+    CRLS_PATH,
+    PATH,
+    REQUEST_TYPE,
+    binding_text,
+    certificates_of,
+    from_base64,
+    to_base64,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from trionode._credentials.policy import Clock
+
+#: More than any answer of EST has. Bytes.
+_MAX_ANSWER: Final = 1024 * 1024
+#: What is shown of a server's words.
+_MAX_WORDS: Final = 300
+
+
+class AnonymousManager(CertManager):
+    """A manager of clients that have no certificate yet."""
+
+    def __init__(self, root_cas: CAPool | None, *, clock: Clock | None = None) -> None:
+        """Make one.
+
+        Args:
+            root_cas: the anchors for servers; None for the system's.
+            clock: source of "now".
+        """
+        placeholder = KeyPair.self_signed("localhost")
+        self._publisher = Publisher(placeholder, TLSPolicy(root_cas=root_cas, clock=clock, anonymous=True))
+
+
+@final
+class Server:
+    """Where an EST server is."""
+
+    def __init__(self, url: str, *, seconds: float) -> None:
+        """Take its URL apart.
+
+        Args:
+            url: `https://HOST[:PORT]`, with a path before `/.well-known/est` or up to and with it, if it has one.
+            seconds: how long one exchange may take.
+
+        Raises:
+            ValueError: it is no such URL.
+        """
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as exc:
+            msg = f"{printable(url)} is no URL: {exc}"
+            raise ValueError(msg) from None
+        if parsed.scheme != "https" or not parsed.host or parsed.userinfo or parsed.query or parsed.fragment:
+            msg = f"the URL of an EST server is https://HOST[:PORT], without user and query, not {printable(url)}"
+            raise ValueError(msg)
+        base = str(parsed).rstrip("/")
+        self.est: Final = base if PATH in base else base + PATH
+        self.lists: Final = base.partition(PATH)[0] + CRLS_PATH
+        self.url: Final = base
+        self.seconds: Final = seconds
+
+    def __repr__(self) -> str:
+        return self.url
+
+    @asynccontextmanager
+    async def exchange(self, manager: CertManager, *, unverified: bool = False) -> AsyncIterator[Exchange]:
+        """A client with one connection, for the length of a block.
+
+        Args:
+            manager: what it presents and verifies with.
+            unverified: whether any server will do.
+        """
+        limits = httpx.Limits(max_connections=1)
+        transport = HTTPTransport(cert_manager=manager, limits=limits)
+        if unverified:
+            # No loosening that is to be logged: what comes is compared with a fingerprint.
+            transport._security = Security(manager, ("http/1.1",), named=True, insecure_skip_verify=True)  # noqa: SLF001
+        async with transport:
+            yield Exchange(self, transport)
+
+
+@final
+class Exchange:
+    """One connection to a server, and what is asked over it."""
+
+    def __init__(self, server: Server, transport: HTTPTransport) -> None:
+        self._server = server
+        self._transport = transport
+        self._stream: TLSStream | None = None
+
+    async def ca_certificates(self) -> list[x509.Certificate]:
+        """What `cacerts` has.
+
+        Raises:
+            EnrolmentError: nothing came, or not that.
+        """
+        return self._certificates(await self._ask("GET", f"{self._server.est}/cacerts"))
+
+    async def revocation_lists(self) -> CRLSet:
+        """The lists that the server has.
+
+        Raises:
+            EnrolmentError: nothing came, or not that.
+        """
+        body = await self._ask("GET", self._server.lists, limit=MAX_CRL_BYTES)
+        try:
+            return CRLSet.from_bytes(body)
+        except CertificateError as exc:
+            raise self._bad_answer(exc) from None
+
+    async def enrol(
+        self,
+        name: NodeName | str,
+        *,
+        renew: bool,
+        auth: tuple[str, str] | None,
+        intermediates: Iterable[x509.Certificate],
+    ) -> KeyPair:
+        """A key pair with a new key.
+
+        Args:
+            name: what the certificate is to speak for.
+            renew: whether by the certificate that the connection presents.
+            auth: user name and password.
+            intermediates: what the chain may be completed with.
+
+        Raises:
+            EnrolmentError: there is none, and whether the server has issued one is not known unless the reason is
+                `refused`.
+        """
+        attributes = await self._attributes()
+        key = ec.generate_private_key(ec.SECP256R1())
+        request = _request(name, key, self._binding() if CHALLENGE_PASSWORD in attributes else None)
+        which = "simplereenroll" if renew else "simpleenroll"
+        body = await self._ask(
+            "POST",
+            f"{self._server.est}/{which}",
+            content=to_base64(request.public_bytes(Encoding.DER)),
+            auth=auth,
+        )
+        issued = self._certificates(body)
+        try:
+            return key_pair_of(name, key, [*issued, *intermediates])
+        except (CertificateError, ValueError) as exc:
+            raise self._bad_answer(exc) from None
+
+    async def _attributes(self) -> bytes:
+        try:
+            return from_base64(await self._ask("GET", f"{self._server.est}/csrattrs"))
+        except (EnrolmentError, ValueError) as exc:
+            if isinstance(exc, EnrolmentError) and exc.reason is not EnrolmentReason.REFUSED:
+                raise
+            return b""  # the resource is optional
+
+    def _binding(self) -> str | None:
+        if self._stream is None:
+            return None
+        return binding_text(session_of(self._stream).export_keying_material(BINDING_LABEL, BINDING_BYTES))
+
+    def _certificates(self, body: bytes) -> list[x509.Certificate]:
+        try:
+            return certificates_of(body)
+        except ValueError as exc:
+            raise self._bad_answer(exc) from None
+
+    def _bad_answer(self, exc: Exception) -> EnrolmentError:
+        return EnrolmentError(f"{self._server}: {exc}", reason=EnrolmentReason.BAD_ANSWER)
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        content: bytes | None = None,
+        auth: tuple[str, str] | None = None,
+        limit: int = _MAX_ANSWER,
+    ) -> bytes:
+        headers = {} if content is None else {"content-type": REQUEST_TYPE, "content-transfer-encoding": "base64"}
+        if auth is not None:
+            headers["authorization"] = f"Basic {base64.b64encode(':'.join(auth).encode()).decode()}"
+        seconds = self._server.seconds
+        timeout = {"timeout": httpx.Timeout(seconds).as_dict()}
+        request = httpx.Request(method, url, headers=headers, content=content, extensions=timeout)
+        with trio.move_on_after(seconds):
+            try:
+                status, reason, fields, body = await self._exchange(request, limit)
+            except (httpx.HTTPError, TrionodeError) as exc:
+                raise _failure(exc, self._server) from exc
+            if status == httpx.codes.OK:
+                return body
+            raise _refusal(status, reason, fields, body, self._server)
+        msg = f"{self._server} cannot be reached: no answer within {seconds:g} s"
+        raise EnrolmentError(msg, reason=EnrolmentReason.UNREACHABLE)
+
+    async def _exchange(self, request: httpx.Request, limit: int) -> tuple[int, str, httpx.Headers, bytes]:
+        response = await self._transport.handle_async_request(request)
+        found = bytearray()
+        try:
+            stream = response.extensions["network_stream"].get_extra_info("tls_stream")
+            self._stream = cast("TLSStream", stream)
+            # Cancelled rather than left: generators within httpcore's then end in order.
+            with trio.CancelScope() as reading:
+                async for part in cast("httpx.AsyncByteStream", response.stream):
+                    found += part
+                    if len(found) > limit:
+                        reading.cancel()
+            if len(found) > limit:
+                msg = f"{request.url} answers with more than {limit} bytes"
+                raise EnrolmentError(msg, reason=EnrolmentReason.BAD_ANSWER)
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await cast("httpx.AsyncByteStream", response.stream).aclose()
+        return response.status_code, response.reason_phrase, response.headers, bytes(found)
+
+
+def _failure(exc: Exception, server: Server) -> EnrolmentError:
+    if isinstance(exc, EnrolmentError):
+        return exc
+    ours = exc if isinstance(exc, TrionodeError) else exc.__cause__
+    text = str(exc) or type(exc).__name__
+    if isinstance(ours, PeerUnverifiedError):
+        return EnrolmentError(f"{server} is not trusted: {text}", reason=EnrolmentReason.UNTRUSTED)
+    return EnrolmentError(f"{server} cannot be reached: {text}", reason=EnrolmentReason.UNREACHABLE)
+
+
+def _refusal(status: int, reason: str, headers: httpx.Headers, body: bytes, server: Server) -> EnrolmentError:
+    words = printable(" ".join(body[:_MAX_WORDS].decode(errors="replace").split()))
+    text = f"{server} answers {status}: {words or reason}"
+    if status in (202, 429) or status >= 500:
+        after = headers.get("retry-after", "")
+        seconds = float(after) if after.isascii() and after.isdigit() and len(after) < 8 else None
+        return EnrolmentError(text, reason=EnrolmentReason.UNREACHABLE, retry_after=seconds)
+    return EnrolmentError(text, reason=EnrolmentReason.REFUSED)
+
+
+def _request(
+    name: NodeName | str, key: ec.EllipticCurvePrivateKey, binding: str | None
+) -> x509.CertificateSigningRequest:
+    host = name.host if isinstance(name, NodeName) else name
+    names: list[x509.GeneralName] = [general_name(host)]
+    if isinstance(name, NodeName):
+        names.append(x509.UniformResourceIdentifier(f"{URI_SCHEME}://{name}"))
+    common_name = str(name).encode()[:64].decode(errors="ignore")
+    builder = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+    )
+    if binding is not None:
+        builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, binding.encode())
+    return builder.sign(key, hashes.SHA256())
+
+
+def key_pair_of(name: NodeName | str, key: ec.EllipticCurvePrivateKey, found: list[x509.Certificate]) -> KeyPair:
+    """The key pair of a key, with its chain in order, roots left out.
+
+    Args:
+        name: what the certificate has to speak for.
+        key: its key.
+        found: the certificate, and others, in any order.
+
+    Raises:
+        ValueError: there is no certificate of the key, or it does not speak for the name.
+        CertificateError: it cannot be used.
+    """
+    mine = [each for each in found if not is_ca(each) and each.public_key() == key.public_key()]
+    if not mine:
+        msg = "the answer has no certificate for the key that was asked for"
+        raise ValueError(msg)
+    chain = [mine[0]]
+    names = SubjectNames.of(chain[0])
+    if not (names.cover_node(name) if isinstance(name, NodeName) else names.cover_host(name)):
+        msg = f"the certificate that came does not speak for {name}"
+        raise ValueError(msg)
+    while issuers := [
+        each
+        for each in found
+        if is_ca(each)
+        and not is_self_issued(each)
+        and each not in chain
+        and subject_der(each) == issuer_der(chain[-1])
+        and _has_signed(each, chain[-1])
+    ]:
+        chain.append(issuers[0])
+    return KeyPair(chain, key)
+
+
+def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # noqa: BLE001 -- of hostile certificates: whatever it is, it has not
+        return False
+    return True
+
+
+def roots_in(certificates: Iterable[x509.Certificate]) -> CAPool | None:
+    """The self-signed CAs among some certificates; None if there are none."""
+    roots = [each for each in certificates if is_ca(each) and is_self_issued(each)]
+    return CAPool(roots) if roots else None
+
+
+def pinned(certificates: Iterable[x509.Certificate], wanted: str, server: Server) -> CAPool:
+    """The CA that a join token names, alone.
+
+    Raises:
+        EnrolmentError: it is not among them.
+    """
+    for each in certificates:
+        if fingerprint(each) == wanted:
+            return CAPool([each])
+    msg = (
+        f"{server} does not have the CA of the join token (SHA-256 {wanted}): it is another CA's server, or this is "
+        "not who it seems to be. Nothing was sent to it"
+    )
+    raise EnrolmentError(msg, reason=EnrolmentReason.UNTRUSTED)

@@ -1,0 +1,371 @@
+"""`ESTSource`: a certificate from an EST server, renewed before it ends, as a `Source` for `follow_source`.
+
+Theory. The source has a state: a key pair, the CAs that the cluster trusts, revocation lists where they are wanted. A
+reading brings up to date what is due: CAs first (they may be needed to believe the rest), then the certificate, then
+the lists. What is not due is not asked for, so readings are cheap, and the waiting in between is `wait_changed`'s.
+
+A certificate is due at a share of its lifetime that is drawn anew each time, so that nodes that started together do
+not renew together. What fails is tried again with exponential back-off and jitter, never more seldom than four times in
+what is left of the certificate. A failure is raised by `read()`: the follower tells it once, keeps the last good
+generation, and goes on. But what could be brought up to date before is given first, and the failure with the next
+reading.
+
+CAs roll over as the server says: while it has the old and the new one, both are trusted (overlap); once it has the new
+one alone, the old one goes (retire), which the follower holds back while live peers need it. A set of CAs that has none
+of those before is not taken in their place but beside them.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.key_pair import KeyPair
+from trionode._credentials.pem import private_key_to_pem, read_file, to_pem
+from trionode._errors import CertificateError, CertificateReason
+from trionode._identity.certificate import not_after, not_before
+from trionode._identity.names import NodeName, canonical_host
+from trionode._managers.auth_manager import CertAuthManager
+from trionode._managers.sources import Credentials
+from trionode._util.backoff import Backoff
+from trionode._util.decoding import UndecodableError, decode_untrusted
+from trionode._util.fields import SECONDS, check_argument
+from trionode._util.log import Log
+from trionode._util.threads import Purpose, in_thread
+from trionode.pki import JoinToken
+from trionode.pki._files import PRIVATE, replace_files
+
+from ._client import AnonymousManager, Exchange, Server, pinned, roots_in
+from ._errors import EnrolmentError, EnrolmentReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography import x509
+
+    from trionode._credentials.crl import CRLSet
+    from trionode._credentials.pem import FilePath
+    from trionode._credentials.policy import Clock
+    from trionode._managers.manager import CertManager
+
+_log: Final = Log("trionode.enrolment")
+
+#: The share of the lifetime by which renewals are spread, before `renew_after`.
+_JITTER: Final = 0.1
+#: The longest wait after failures; and the shortest. Seconds.
+_LONGEST: Final = 600.0
+_SHORTEST: Final = 0.5
+#: Clocks are looked at this often: machines sleep, and clocks are set. Seconds.
+_LOOK: Final = 30.0
+
+
+@final
+class _Kept(msgspec.Struct, frozen=True):
+    """What a state file has."""
+
+    key: str
+    chain: str
+    roots: str
+
+
+_DECODER: Final = msgspec.json.Decoder(_Kept)
+
+
+@final
+class ESTSource:
+    """A certificate from an EST server (RFC 7030), for `follow_source`: enrols, renews, follows the CA's roll-over.
+
+    The key is made here, anew for each certificate, and stays in memory, unless a state file is given. Any number of
+    followers may share one source. A server that cannot be reached is trouble that the follower tells, with the time
+    that is left; it never ends anything.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str | NodeName,
+        *,
+        token: JoinToken | str | None = None,
+        key_pair: KeyPair | None = None,
+        auth: tuple[str, str] | None = None,
+        root_cas: CAPool | None = None,
+        state_file: FilePath | None = None,
+        revocation_lists: bool = False,
+        renew_after: float = 2 / 3,
+        trust_interval: float = 3600.0,
+        exchange_timeout: float = 30.0,
+        clock: Clock | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """Say where, and how to begin; nothing is sent yet.
+
+        Args:
+            url: `https://HOST[:PORT]` of the server, with a path, if it has one.
+            name: what the certificate is to speak for: a node name, or a host.
+            token: of `trionode pki token`: what to enrol with, and by which CA to know the server.
+            key_pair: a certificate to enrol with in place of a token, such as one that a device was delivered with.
+            auth: user name and password to enrol with, for servers that have no tokens.
+            root_cas: the anchors for the server's certificate, where there is no token; else the system's.
+            state_file: keeps key, certificate and CAs over a restart; mode 0600. None keeps them in memory alone.
+            revocation_lists: whether to fetch `/ca.crl` of the server (`serve_est` has it) and hand it to the manager.
+            renew_after: at which share of the lifetime to renew, at the latest; up to a tenth earlier, at random.
+            trust_interval: how often to look whether the CAs have changed, and the lists; at least thrice in the
+                certificate's lifetime. Seconds.
+            exchange_timeout: how long the server may take to answer. Seconds.
+            clock: source of "now" (aware); by default the machine's clock.
+            draw: a random number from 0 to 1.
+
+        Raises:
+            ValueError, TypeError: an argument is not what belongs there.
+        """
+        check_argument("trust_interval", trust_interval, SECONDS)
+        check_argument("exchange_timeout", exchange_timeout, SECONDS)
+        if not 0.2 <= renew_after <= 0.9:
+            msg = f"renew_after must be a share from 0.2 to 0.9, not {renew_after}"
+            raise ValueError(msg)
+        self._name: NodeName | str = NodeName.parse(name) if "@" in str(name) else canonical_host(str(name))
+        self._server = Server(url, seconds=exchange_timeout)
+        self._token = JoinToken.parse(token) if isinstance(token, str) else token
+        self._first_pair, self._auth, self._given_roots = key_pair, auth, root_cas
+        self._file = None if state_file is None else Path(state_file)
+        self._with_lists = revocation_lists
+        self._renew_after, self._trust_interval = renew_after, trust_interval
+        self._clock, self._draw = clock, draw
+        self._pair: KeyPair | None = None
+        self._roots: CAPool | None = None
+        self._lists: CRLSet | None = None
+        self._renew_at: datetime | None = None
+        self._trust_at: datetime | None = None
+        self._retry_at = -float("inf")
+        self._failures = 0
+        self._given: Credentials | None = None
+        self._loaded = self._file is None
+        self._lock = trio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<ESTSource {self._name} from {self._server}>"
+
+    async def read(self) -> Credentials:
+        """What it has now, after what is due was brought up to date. Cancelling may cost a certificate that was issued.
+
+        Raises:
+            EnrolmentError: something that is due could not be had; the text says for how long the certificate lasts.
+            CertificateError: the state file is damaged.
+            OSError: it cannot be written.
+        """
+        async with self._lock:
+            if not self._loaded:
+                await self._load()
+            try:
+                await self._bring_up_to_date()
+            except EnrolmentError as exc:
+                self._back_off(exc)
+                current = self._current()
+                if current is None or current == self._given:
+                    raise EnrolmentError(self._with_time_left(exc), reason=exc.reason) from exc
+            else:
+                self._failures, self._retry_at = 0, -float("inf")
+            current = self._current()
+            assert current is not None
+            self._given = current
+            return current
+
+    def read_now(self) -> Credentials:
+        """As `read()`, outside of a Trio run: to make the manager. Blocks for as long as that takes.
+
+        Raises:
+            EnrolmentError: see `read()`.
+            CertificateError: see `read()`.
+            OSError: see `read()`.
+        """
+        found = trio.run(self.read)
+        # Another run has another clock; and its first reading gives the same again, whether something failed or not.
+        self._given, self._retry_at = None, -float("inf")
+        return found
+
+    async def wait_changed(self, seen: Credentials | None, /) -> None:
+        """Wait until something is due, or until it is time to try again what failed.
+
+        Args:
+            seen: what the caller has.
+        """
+        while True:
+            current = self._current()
+            if seen is not None and current is not None and seen != current:
+                await trio.lowlevel.checkpoint()
+                return
+            wait = self._seconds_until_due()
+            if wait <= 0:
+                await trio.lowlevel.checkpoint()
+                return
+            await trio.sleep(min(wait, _LOOK))
+
+    # State
+
+    def _now(self) -> datetime:
+        return datetime.now(UTC) if self._clock is None else self._clock()
+
+    def _current(self) -> Credentials | None:
+        if self._pair is None:
+            return None
+        return Credentials(key_pair=self._pair, client_cas=self._roots, root_cas=self._roots, crls=self._lists)
+
+    def _seconds_until_due(self) -> float:
+        if self._failures:
+            return self._retry_at - trio.current_time()
+        if self._renew_at is None or self._trust_at is None:
+            return 0
+        return (min(self._renew_at, self._trust_at) - self._now()).total_seconds()
+
+    def _take(self, pair: KeyPair, began: datetime) -> None:
+        """A new certificate: say when the next one is due."""
+        lifetime = not_after(pair.certificate) - began
+        share = self._renew_after - _JITTER * self._draw()
+        self._pair, self._renew_at = pair, began + lifetime * share
+
+    def _trust_due_after(self) -> timedelta:
+        assert self._pair is not None
+        left = max(not_after(self._pair.certificate) - self._now(), timedelta())
+        return min(timedelta(seconds=self._trust_interval), max(left / 3, timedelta(seconds=1)))
+
+    def _back_off(self, exc: EnrolmentError) -> None:
+        self._failures += 1
+        left = _LONGEST
+        if self._pair is not None:
+            left = (not_after(self._pair.certificate) - self._now()).total_seconds()
+        longest = max(_SHORTEST, min(_LONGEST, left / 4 if left > 0 else _LONGEST))
+        wait = Backoff(first=min(5.0, longest), longest=longest, least=0.5).wait(self._failures, self._draw)
+        if exc.retry_after is not None:
+            wait = max(wait, min(exc.retry_after, longest))
+        self._retry_at = trio.current_time() + wait
+
+    def _with_time_left(self, exc: EnrolmentError) -> str:
+        if self._pair is None:
+            return f"{self._name} has no certificate yet: {exc}"
+        end = not_after(self._pair.certificate)
+        left = end - self._now()
+        if left <= timedelta():
+            return f"the certificate of {self._name} has ended ({end:%Y-%m-%d %H:%M:%S} UTC): {exc}"
+        shown = timedelta(seconds=int(left.total_seconds()))
+        return f"the certificate of {self._name} ends in {shown} ({end:%Y-%m-%d %H:%M:%S} UTC): {exc}"
+
+    # Asking
+
+    async def _bring_up_to_date(self) -> None:
+        now = self._now()
+        renewing = self._renew_at is None or now >= self._renew_at
+        if not renewing and self._trust_at is not None and now < self._trust_at:
+            return
+        if self._roots is None and self._token is not None:
+            self._roots = await self._first_contact(self._token)
+        async with self._server.exchange(self._manager()) as exchange:
+            found = await exchange.ca_certificates()
+            self._follow_roots(roots_in(found))
+            if renewing:
+                self._take(await self._renewed(exchange, found), now)
+            if self._with_lists:
+                self._lists = await exchange.revocation_lists()
+        self._trust_at = now + self._trust_due_after()
+        await self._save()
+
+    async def _first_contact(self, token: JoinToken) -> CAPool:
+        """The CA that the token names, from a server of which nothing is known yet."""
+        async with self._server.exchange(AnonymousManager(None, clock=self._clock), unverified=True) as exchange:
+            return pinned(await exchange.ca_certificates(), token.ca_fingerprint, self._server)
+
+    def _manager(self) -> CertManager:
+        """What to present to the server, and by what to know it."""
+        roots = self._roots
+        if self._given_roots is not None:
+            roots = self._given_roots if roots is None else roots | self._given_roots
+        pair = self._usable_pair()
+        if pair is None:
+            if self._token is None and self._auth is None:
+                msg = "there is no token, and no certificate that is still valid; give a new token"
+                raise EnrolmentError(msg, reason=EnrolmentReason.NO_CREDENTIALS)
+            return AnonymousManager(roots, clock=self._clock)
+        return CertAuthManager(pair, root_cas=roots, clock=self._clock)
+
+    def _usable_pair(self) -> KeyPair | None:
+        now = self._now()
+        for pair in (self._pair, self._first_pair):
+            if pair is not None and not_before(pair.certificate) <= now < not_after(pair.certificate):
+                return pair
+        return None
+
+    async def _renewed(self, exchange: Exchange, found: list[x509.Certificate]) -> KeyPair:
+        """A new key pair: by the present certificate, or else by what there is to begin with."""
+        pair = self._usable_pair()
+        auth = None
+        if pair is None:
+            token = self._token
+            auth = self._auth if token is None else (str(self._name), token.reveal())
+        fresh = await exchange.enrol(
+            self._name, renew=pair is not None and pair is self._pair, auth=auth, intermediates=found
+        )
+        self._token = self._first_pair = None
+        _log.info("%r: %r", self, fresh)
+        return fresh
+
+    def _follow_roots(self, found: CAPool | None) -> None:
+        if found is None:
+            return
+        before = self._roots
+        overlaps = before is None or any(each in before.certificates for each in found.certificates)
+        after = found if overlaps or before is None else before | found
+        if before is not None and after != before:
+            _log.info(
+                "%r: the CA has other certificates: %d in place of %d",
+                self,
+                len(after.certificates),
+                len(before.certificates),
+            )
+        self._roots = after
+
+    # The state file
+
+    async def _load(self) -> None:
+        """Read the state file, if there is one."""
+        file = self._file
+        assert file is not None
+        kept = await in_thread(Purpose.ENROLLING, _read_state, file)
+        if kept is not None:
+            pair, self._roots = kept
+            self._take(pair, not_before(pair.certificate))
+            self._token = None if self._usable_pair() is not None else self._token
+        self._loaded = True
+
+    async def _save(self) -> None:
+        if self._file is not None and self._pair is not None and self._roots is not None:
+            await in_thread(Purpose.ENROLLING, _write_state, self._file, self._pair, self._roots)
+
+
+def _read_state(file: Path) -> tuple[KeyPair, CAPool] | None:
+    if not file.exists():
+        return None
+    try:
+        kept = decode_untrusted(_DECODER, read_file(file, kind="state file").data)
+    except UndecodableError:
+        msg = f"{file} is damaged; remove it, and join with a token again"
+        raise _damaged(msg) from None
+    pair = KeyPair.from_pem(kept.chain.encode(), kept.key.encode())
+    return pair, CAPool.from_pem(kept.roots.encode())
+
+
+def _damaged(text: str) -> CertificateError:
+    return CertificateError(text, reason=CertificateReason.UNREADABLE)
+
+
+def _write_state(file: Path, pair: KeyPair, roots: CAPool) -> None:
+    kept = _Kept(
+        key=private_key_to_pem(pair.private_key).decode(),
+        chain=to_pem(pair.chain).decode(),
+        roots=to_pem(roots).decode(),
+    )
+    replace_files([(file, msgspec.json.encode(kept) + b"\n", PRIVATE)])
