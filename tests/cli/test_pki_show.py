@@ -142,7 +142,7 @@ def test_what_cannot_be_read_says_why_and_hides_nothing(trionode_command: Comman
     ("content", "said"),
     [
         (b"", "it is empty"),
-        (b"<html>", "neither PEM nor DER"),
+        (b"<html>", "it is HTML or XML"),
         (b"-----BEGIN DH PARAMETERS-----\nAAAA\n", "it holds DH PARAMETERS"),
         ("-----BEGIN".encode("utf-16"), "UTF-16"),
     ],

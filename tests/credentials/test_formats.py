@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from specimens import armour, certificate_of_unknown_version, key_of, key_pem, leaf, pem
 from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import CRLSet
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import to_pem
 from trionode._errors import CertificateError, CertificateReason
@@ -285,3 +287,56 @@ def test_a_bundle_of_pkcs7_is_put_in_order(tmp_path: Path) -> None:
     for chain in pair.chain, pair.chain[::-1]:
         bundle = pkcs7.serialize_certificates(list(chain), Encoding.DER)
         assert load(tmp_path, bundle, key_pem(pair.private_key)).chain == pair.chain
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"<!DOCTYPE html><h1>401</h1>", "it is HTML or XML"),
+        (b'{"certificate": "-"}', "it is JSON"),
+        (gzip.compress(LEAF_PEM), "compressed with gzip"),
+        (b"PK\x03\x04\x14", "a ZIP archive"),
+        (b"\xfe\xed\xfe\xed\0\0\0\2", "a Java keystore"),
+        (b"ssh-ed25519 AAAA a@b", "a public key of OpenSSH"),
+        (base64.b64encode(LEAF.public_bytes(Encoding.DER)), "base64 without the BEGIN and END lines"),
+        (b"some words", "neither PEM nor DER"),
+    ],
+)
+def test_other_files_are_named(tmp_path: Path, data: bytes, said: str) -> None:
+    """What downloads, secrets and keystores leave in a file; as certificate, key, pool and list."""
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    (tmp_path / "leaf").write_bytes(LEAF_PEM)
+    for load_it in (
+        lambda: CAPool.load(file),
+        lambda: KeyPair.load(file, file),
+        lambda: KeyPair.load(tmp_path / "leaf", file),
+        lambda: CRLSet.load(file),
+    ):
+        with pytest.raises(CertificateError, match=said):
+            load_it()
+
+
+@pytest.mark.parametrize("name", [".", "a\0b", "x" * 300, "", "missing/file"])
+def test_paths_that_are_no_files(name: str) -> None:
+    """Directories, names that cannot be, and nothing."""
+    for load_it in (lambda: CAPool.load(name), lambda: KeyPair.load(name, name), lambda: CRLSet.load(name)):
+        with pytest.raises(CertificateError, match="cannot read") as refused:
+            load_it()
+        assert refused.value.reason is CertificateReason.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: b"words before\n" + text + b"words after\n",
+        lambda text: b"".join(b"  " + line + b"\n" for line in text.splitlines()),
+    ],
+    ids=["byte order mark", "CRLF", "words", "indented"],
+)
+def test_pem_as_it_comes(change: Callable[[bytes], bytes]) -> None:
+    """From editors, terminals and YAML."""
+    assert [*CAPool.from_pem(change(LEAF_PEM))] == [LEAF]
+    assert KeyPair.from_pem(change(LEAF_PEM), change(KEY_PEM)).certificate == LEAF

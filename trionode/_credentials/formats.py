@@ -41,6 +41,9 @@ def found_in(data: bytes) -> str:
         return "it is empty"
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[1:2] == b"\0":
         return "it is text in UTF-16; write it as UTF-8 (PowerShell: Out-File -Encoding ascii)"
+    for begin, what in _MAGIC.items():
+        if data.lstrip()[: len(begin)] == begin:
+            return what
     for what, load in _KINDS:
         try:
             with quietly():
@@ -52,9 +55,23 @@ def found_in(data: bytes) -> str:
         return "it is a PKCS#12 bundle"
     if encryption_of(data) is not None:
         return "it is an encrypted private key in DER"
+    if _BASE64.fullmatch(data):
+        return "it is base64 without the BEGIN and END lines of PEM"
     return "it is neither PEM nor DER"
 
 
+#: Whole lines of base64, as long as a certificate's at least.
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/\s]{100,}={0,2}\s*")
+#: What else is put into such files, by how it begins.
+_MAGIC: Final = {
+    b"<": "it is HTML or XML: an error page of where it was fetched, perhaps",
+    b"{": "it is JSON; its values may hold what is needed",
+    b"[": "it is JSON; its values may hold what is needed",
+    b"\x1f\x8b": "it is compressed with gzip; unpack it",
+    b"PK\x03\x04": "it is a ZIP archive; unpack it",
+    b"\xfe\xed\xfe\xed": "it is a Java keystore; keytool -importkeystore writes PKCS#12",
+    b"ssh-": "it is a public key of OpenSSH",
+}
 _KINDS: Final = (
     ("a certificate", x509.load_der_x509_certificate),
     ("a revocation list", x509.load_der_x509_crl),

@@ -312,7 +312,8 @@ def _parse_crl(der: bytes, where: str) -> tuple[x509.CertificateRevocationList, 
         with quietly():
             return x509.load_der_x509_crl(der), der
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
-        msg = f"a CRL in {where} is damaged or cut off; fetch it anew"
+        found = "" if der[:1] == b"\x30" or not der else f". Now {found_in(der)}"
+        msg = f"a CRL in {where} is damaged or cut off; fetch it anew{found}"
         raise CertificateError(msg, reason=CertificateReason.BAD_CRL) from None
 
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from trionode._identity.names import canonical_host
+from trionode._util.quiet import quietly
 from trionode._util.text import printable
 
 #: A request that is larger is not read: one with an RSA key of 8192 bits has 3 KiB. Bytes.
@@ -44,9 +45,10 @@ def parse_request(data: bytes) -> x509.CertificateSigningRequest:
         msg = f"the certificate signing request is larger than {MAX_REQUEST_BYTES} bytes"
         raise ValueError(msg)
     try:
-        if b"-----BEGIN" in data[:1024]:
-            return x509.load_pem_x509_csr(data)
-        return x509.load_der_x509_csr(data)
+        with quietly():
+            if b"-----BEGIN" in data[:1024]:
+                return x509.load_pem_x509_csr(data)
+            return x509.load_der_x509_csr(data)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         msg = "this is no certificate signing request (PKCS#10, in DER or PEM)"
         raise ValueError(msg) from None
@@ -59,8 +61,9 @@ def checked_key(request: x509.CertificateSigningRequest) -> CertifiableKey:
         ValueError: the signature is not by this key, or the key is too weak or of a kind that TLS 1.3 does not use.
     """
     try:
-        key = request.public_key()
-        valid, algorithm = request.is_signature_valid, request.signature_hash_algorithm
+        with quietly():
+            key = request.public_key()
+            valid, algorithm = request.is_signature_valid, request.signature_hash_algorithm
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
         msg = "the request's key or signature cannot be read; make an ECDSA key on P-256"
         raise ValueError(msg) from None
