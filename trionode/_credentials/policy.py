@@ -26,7 +26,7 @@ class ClientAuth(enum.Enum):
     """What a server asks of its clients' certificates; the modes and their meaning are those of Go's crypto/tls."""
 
     NO_CLIENT_CERT = "NoClientCert"
-    """The server asks for no certificate. The default."""
+    """The server asks for no certificate, and admits every client. The default, as in Go and in Ergo."""
     REQUEST_CLIENT_CERT = "RequestClientCert"
     """The server asks; a client may send none; what it sends is not verified."""
     REQUIRE_ANY_CLIENT_CERT = "RequireAnyClientCert"

@@ -63,7 +63,8 @@ class CertAuthManager(CertManager):
         Args:
             key_pair: what to present. Dates and extended key usage are checked at the first use, not here.
             client_cas: anchors for client certificates; a mode that verifies is refused at first use without it.
-            client_auth: what acceptors ask of clients.
+            client_auth: what acceptors ask of clients. The default admits every client and verifies none; for mutual
+                TLS give `REQUIRE_AND_VERIFY_CLIENT_CERT`.
             root_cas: anchors for server certificates; None means the system's, read when a dial needs them.
             server_name: reference name for every dial in place of the name that is dialled.
             crls: revocation lists, for client and server certificates; None checks no revocation. Once given, a

@@ -31,7 +31,7 @@ __all__ = ["CertManager"]
 
 
 class CertManager:
-    """Publishes one key pair's TLS contexts; no client authentication, servers verified against the system's CAs.
+    """Publishes one key pair's TLS contexts; every client is admitted, servers are verified against the system's CAs.
 
     One manager may serve several nodes at once, nodes of successive Trio runs, and `serve_tls` and `open_tls_stream`
     beside them. For client authentication and CA pools of your own use `CertAuthManager`.

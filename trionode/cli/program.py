@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +33,7 @@ from .members import members
 from .paths import given_as
 from .pki import pki
 from .serve import serve
-from .shown import put_json
+from .shown import LEAST_WIDTH, put_json
 from .status import status
 from .talk import call, ping
 from .words import in_command_words, one_line
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 PROGRAM: Final = "trionode"
+
+#: Longer lines are hard to read. Columns.
+_MAX_HELP: Final = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None, end: Callable[[str, int], int], stdout: object) -> int:
     try:
-        return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+        return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, terminal_width=_help_width()) or 0)
     except click.UsageError as exc:
         where = PROGRAM if exc.ctx is None else exc.ctx.command_path
         return end(f"{exc.format_message()} (see '{where} --help')", ExitStatus.USAGE)
@@ -107,6 +111,11 @@ def _end(line: str, status: int, *, as_json: bool = False) -> int:
     return status
 
 
+def _help_width() -> int:
+    """Columns of `--help`; click itself would not go below 50, however narrow the terminal is."""
+    return min(max(shutil.get_terminal_size().columns, LEAST_WIDTH), _MAX_HELP) - 2
+
+
 def _version() -> str:
     try:
         return version(PROGRAM)
@@ -122,7 +131,7 @@ def _epilog() -> str:
 
 @click.group(
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_epilog(),
 )
 @click.version_option(_version(), prog_name=PROGRAM, message="%(prog)s %(version)s")

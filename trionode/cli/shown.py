@@ -52,7 +52,7 @@ SKIPPED: Final = "·"
 _PIPE_WIDTH: Final = 130
 
 #: The least number of columns: in a narrower terminal, no room would be left beside the labels.
-_LEAST_WIDTH: Final = 40
+LEAST_WIDTH: Final = 40
 
 #: A certificate is due for renewal when less than this part of its lifetime is left; as in the findings.
 _SOON: Final = 10
@@ -70,7 +70,7 @@ def console() -> Console:
     found = Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = _PIPE_WIDTH
-    found.width = max(found.width, _LEAST_WIDTH)
+    found.width = max(found.width, LEAST_WIDTH)
     return found
 
 
