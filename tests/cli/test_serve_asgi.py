@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 from contextlib import closing, contextmanager
 from hashlib import sha256
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from command_line import PATIENCE, Served, make_pki, program, serve, write
+from command_line import PATIENCE, Served, environment, make_pki, program, serve, write
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": b"", "more_body": True})
         await trio.sleep_forever()
     await send({"type": "http.response.body", "body": body})
+
+async def hangs(scope, receive, send):
+    print("starting", flush=True)
+    await trio.sleep_forever()
 
 async def broken(scope, receive, send):
     await receive()
@@ -174,6 +179,27 @@ def test_told_twice_it_waits_for_nothing(folder: Path) -> None:
                 response.read()
     assert status == 130
     assert "second signal: open channels, services and requests are cancelled" in log
+    assert "Traceback" not in log
+
+
+def test_told_while_it_starts(folder: Path) -> None:
+    """An application that does not start is not waited for; nor is its node, which has started."""
+    command = [sys.executable, "-W", "error", "-m", "trionode", "serve", BETA, "--listen", ANYWHERE]
+    with subprocess.Popen(
+        [*command, "--asgi", "application:hangs", "--asgi-listen", ANYWHERE],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "starting\n":
+                break
+        process.send_signal(signal.SIGINT)
+        out, log = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (130, "")
     assert "Traceback" not in log
 
 

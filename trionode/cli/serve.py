@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import click
 import trio
@@ -56,7 +56,7 @@ from .terminal import Terminal, reload_signals
 from .words import in_command_words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from trionode import (
         CertManager,
@@ -195,10 +195,11 @@ def serve(
 
 
 async def _serve(plan: Plan, *, with_status: bool, as_json: bool) -> ExitStatus:
-    terminal = Terminal()
+    orders = _Orders()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *reload_signals()) as signals:
         async with trio.open_nursery() as nursery:
             follower = await nursery.start(follow_source, plan.manager, plan.source)
+            nursery.start_soon(orders.watch, signals, nursery, follower)
             async with AsyncExitStack() as running:  # the application ends first
                 if plan.node is not None:
                     node = _node(*plan.node, with_status=with_status, as_json=as_json)
@@ -206,10 +207,48 @@ async def _serve(plan: Plan, *, with_status: bool, as_json: bool) -> ExitStatus:
                 if plan.application is not None:
                     application = _application(plan.application, plan.manager, with_status=with_status, as_json=as_json)
                     await running.enter_async_context(application)
-                number = await _told_to_end(signals, terminal, partial(nursery.start_soon, _reload, follower))
-                nursery.start_soon(_hasten, signals, nursery.cancel_scope)
+                orders.started = True
+                await orders.end.wait()
             nursery.cancel_scope.cancel()
-    return ExitStatus.INTERRUPTED if number == signal.SIGINT else ExitStatus.OK
+    return ExitStatus.INTERRUPTED if orders.number == signal.SIGINT else ExitStatus.OK
+
+
+@final
+class _Orders:
+    """What the signals say: to read the files, to end gracefully, to end at once.
+
+    Attributes:
+        started: whether there is something that could end gracefully.
+        end: set when it is to end.
+        number: of the signal that said so, or None.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.end = trio.Event()
+        self.number: int | None = None
+        self._terminal = Terminal()
+
+    async def watch(self, signals: AsyncIterator[int], nursery: trio.Nursery, follower: Follower) -> None:
+        """Obey them; a second one that ends, and one that comes while it starts, cancels the nursery."""
+        async for number in signals:  # pragma: no branch -- they never end
+            if number in reload_signals():
+                if self.end.is_set():
+                    continue
+                if not self._terminal.lost():
+                    nursery.start_soon(_reload, follower)
+                    continue
+                _log.warning(
+                    "the terminal is gone: ending, as after SIGTERM; nohup or a service manager keep it running"
+                )
+            if self.end.is_set():
+                _log.warning("second signal: open channels, services and requests are cancelled")
+                break
+            self.number = number
+            self.end.set()
+            if not self.started:
+                break
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -244,33 +283,12 @@ async def _answer_status(nursery: trio.Nursery, what: Node | ServerMonitor) -> N
         _log.warning("`trionode status` is not answered: %s", exc)
 
 
-async def _told_to_end(signals: AsyncIterator[int], terminal: Terminal, reload: Callable[[], None]) -> int:
-    """Wait for a signal that ends the program; those that do not, reload."""
-    async for number in signals:
-        if number not in reload_signals():
-            return number
-        if terminal.lost():
-            _log.warning("the terminal is gone: ending, as after SIGTERM; nohup or a service manager keep it running")
-            return number
-        reload()
-    raise AssertionError("signals do not end")  # pragma: no cover
-
-
 async def _reload(follower: Follower) -> None:
     """Read the files now; what is wrong with them is logged by the follower."""
     _log.info("SIGHUP: reading %r", follower.source)
     with contextlib.suppress(Exception):
         generation = await follower.reload()
         _log.info("SIGHUP: generation %d is what %r has", generation, follower.source)
-
-
-async def _hasten(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """Wait for a second signal, which cancels the graceful end."""
-    async for number in signals:  # pragma: no branch -- they never end
-        if number not in reload_signals():
-            break
-    _log.warning("second signal: open channels, services and requests are cancelled")
-    scope.cancel()
 
 
 # Reporting -------------------------------------------------------------------------------------------------------
