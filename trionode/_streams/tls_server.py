@@ -42,6 +42,7 @@ class TLSServer:
 
     Attributes:
         managers: which serve which names.
+        closed: whether its caller has closed a listener.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class TLSServer:
         self._flood = RateLimitedLog(_log, "handshakes refused")
         self._uses = ExitStack()
         self._holders = 0
+        self.closed = False
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -134,6 +136,7 @@ class TLSServer:
                 try:
                     transport: trio.abc.Stream = await accept_patiently(listener, where)
                 except trio.ClosedResourceError:
+                    self.closed = True
                     return
                 self._hold()  # here: the task begins later
                 try:

@@ -207,6 +207,7 @@ class _Serving:
         self._grace = grace
         self._lifespan = Lifespan(app)
         self._stopping = False
+        self._cancelled = False
         self._connections: set[ServerConnection] = set()
         self._managers: ManagersByName | None = None
         self._accepting = trio.CancelScope()
@@ -238,10 +239,14 @@ class _Serving:
         try:
             await trio.sleep_forever()
         finally:
+            self._cancelled = True
             if self._stopping:
-                self._waited_enough.set()
-                self._shutting_down.cancel()
+                self._hurry()
             self._accepting.cancel()
+
+    def _hurry(self) -> None:
+        self._waited_enough.set()
+        self._shutting_down.cancel()
 
     async def _accept(
         self, server: TLSServer, listeners: Sequence[AnyListener], started: Callable[[], None], inside: trio.Nursery
@@ -250,6 +255,8 @@ class _Serving:
             with self._accepting:
                 await server.run(listeners, handlers, started)
             self._stopping = True
+            if self._cancelled and server.closed:  # both at once
+                self._hurry()
             for connection in self._connections:
                 if connection.selected_alpn_protocol() == "h2":
                     inside.start_soon(connection.end_when_quiet)
