@@ -214,6 +214,8 @@ async def test_watching_costs_nothing_and_readers_come_and_go(registry: EtcdRegi
                     await second({BETA})
                     assert await registry.resolve(BETA) == [Endpoint(*HERE)]
                     assert registry.requests - before == 2  # the lease and the key
+                    assert await registry.resolve(ALPHA) == []
+                    assert registry.requests - before == 3  # what the watch has not said may be on its way
             async with named(registry) as third:
                 await third({BETA})
                 async with registry.names() as answers:

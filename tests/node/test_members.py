@@ -52,6 +52,12 @@ def book() -> AddressBook:
     return AddressBook()
 
 
+async def echo(channel: ServiceChannel) -> None:
+    """Send back what comes."""
+    async for message in channel:
+        await channel.send(message)
+
+
 async def next_of(events: EventStream, *kinds: type[NodeEvent]) -> Any:
     """The next event of a kind."""
     async for event in events:
@@ -398,6 +404,29 @@ async def test_draining_member_gets_nothing_more(node: NodeFactory, book: Addres
                     assert await alpha.call("worker-*@*", "who", b"") == str(second.name).encode()
                 finish.set()
                 assert await channel.receive() == b"done"
+
+
+async def test_member_at_its_limit_is_passed_over(node: NodeFactory, book: AddressBook) -> None:
+    """One that allows no further channel has certainly not run the request: the next one gets it."""
+    with trio.fail_after(10):
+        async with (
+            node(str(ALPHA), resolver=book) as alpha,
+            node(str(WORKERS[0]), services={"echo": echo}, max_channels=1) as narrow,
+            node(str(WORKERS[1]), services={"echo": echo}) as wide,
+            AsyncExitStack() as stack,
+        ):
+            for each in narrow, wide:
+                book.enter_node(each)
+            await alpha.wait_members("worker-*@*", 2)
+            for name in (WORKERS[0], WORKERS[1], WORKERS[1]):
+                await stack.enter_async_context(alpha.open_channel(name, "echo"))
+            for _ in range(3):
+                assert await alpha.call("worker-*@*", "echo", b"x") == b"x"
+            channel = await stack.enter_async_context(alpha.open_channel("worker-*@*", "echo"))
+            assert channel.peer.name == WORKERS[1]
+            book.drop(WORKERS[1])
+            with pytest.raises(RemoteError, match="limit"):
+                await alpha.call("worker-0@*", "echo", b"x")
 
 
 async def test_what_may_have_run_is_not_repeated(node: NodeFactory, book: AddressBook) -> None:

@@ -249,7 +249,8 @@ class Node:
         deadline is sampled here and bounds the service.
 
         With a pattern, it is opened to one of the `members` that match, chosen as for `call`, and to the next one only
-        where the first could not be reached. What the peer says of a channel that is open is the application's.
+        where the first could not be reached, or allows no further channel. What the peer says of a channel that is open
+        is the application's.
 
         Args:
             name: of the node, `name@host`; or a glob over node names, for one of these.
@@ -267,8 +268,7 @@ class Node:
     async def _open(self, name: str | NodeName, service: str, route: Route | None) -> ServiceChannel:
         """A channel on a connection that takes one: it may have begun to end between its making and our turn."""
         if is_glob(name):
-            connection = await self._reach_one(self._pattern(name, route), {})
-            return connection.open_channel(service)
+            return await self._open_one(self._pattern(name, route), service)
         for last in _TRIES:
             connection = await self._reach(name, route)
             try:
@@ -278,6 +278,18 @@ class Node:
                 if last or not (exc.not_run and exc.code in _ELSEWHERE):
                     raise
         raise AssertionError("the last one returns or raises")  # pragma: no cover
+
+    async def _open_one(self, pattern: NamePattern, service: str) -> ServiceChannel:
+        """A channel to one of the members that match."""
+        failures: dict[NodeName, Exception] = {}
+        while True:
+            connection = await self._reach_one(pattern, failures)
+            try:
+                return connection.open_channel(service)
+            except RemoteError as exc:
+                if not may_go_elsewhere(exc):
+                    raise
+                self._failed(connection.peer.name, exc, failures)
 
     async def _reach(self, name: str | NodeName, route: Route | None) -> Connection:
         """As `connect`, and no checkpoint where there is a connection."""

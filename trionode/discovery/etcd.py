@@ -138,7 +138,7 @@ class EtcdRegistry:
     async def resolve(self, name: NodeName, /) -> Sequence[Endpoint]:
         """Where a node said that it listens.
 
-        While names or a name are watched, what is known by that answers, and etcd is not asked.
+        While names or a name are watched, what is known by that answers; etcd is asked for a name that is not.
 
         Args:
             name: of the node that is dialled.
@@ -146,14 +146,13 @@ class EtcdRegistry:
         Raises:
             ResolverError: etcd does not answer, or refuses.
         """
-        entries = self._feed.entries
-        if entries is not None:
+        entry = (self._feed.entries or {}).get(name)
+        if entry is not None:
             await trio.lowlevel.checkpoint()
         else:
             async with self._session() as session:
                 found = await session.range(self._key(name), None, limit=1)
-            entries = dict(self._entries(found.kvs))
-        entry = entries.get(name)
+            entry = dict(self._entries(found.kvs)).get(name)
         return [] if entry is None else list(entry.endpoints)
 
     def watch(self, name: NodeName, /) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Sequence[Endpoint]]]:
