@@ -25,8 +25,7 @@ import hashlib
 import ipaddress
 import re
 from datetime import UTC, datetime
-from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -34,48 +33,19 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode._util.der import BOOLEAN, CONTEXT_0, CONTEXT_3, OID, SEQUENCE, dotted, element, elements, encoded
+from trionode._util.kept import kept_by_bytes
 from trionode._util.quiet import quietly
 from trionode._util.text import printable
 
+from .distinguished_name import NAME_SHOWN, attributes, shown_name
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 E = TypeVar("E", bound=x509.ExtensionType)
-T = TypeVar("T")
-P = ParamSpec("P")
-
-#: A name is shown as far as this. Characters.
-_NAME_SHOWN: Final = 120
-
-#: Attribute types by their usual names (RFC 4514 section 3 and what OpenSSL adds).
-_ATTRIBUTES: Final = {
-    "2.5.4.3": "CN",
-    "2.5.4.5": "serialNumber",
-    "2.5.4.6": "C",
-    "2.5.4.7": "L",
-    "2.5.4.8": "ST",
-    "2.5.4.9": "STREET",
-    "2.5.4.10": "O",
-    "2.5.4.11": "OU",
-    "0.9.2342.19200300.100.1.1": "UID",
-    "0.9.2342.19200300.100.1.25": "DC",
-    "1.2.840.113549.1.9.1": "emailAddress",
-}
-
-#: String types (X.680) by identifier octet.
-_STRINGS: Final = {
-    0x0C: "utf-8",
-    0x12: "ascii",
-    0x13: "ascii",
-    0x14: "latin-1",  # TeletexString, as OpenSSL and others read it
-    0x16: "ascii",
-    0x1A: "ascii",
-    0x1C: "utf-32-be",
-    0x1E: "utf-16-be",
-}
 
 #: GeneralName (RFC 5280 section 4.2.1.6) by identifier octet, for the kinds that are only shown.
 _OTHER_NAMES: Final = {
@@ -97,14 +67,8 @@ _WORDS: Final[dict[type, str]] = {
     x509.SubjectKeyIdentifier: "subject key identifier",
 }
 
-#: A name that is longer is not shown. Bytes.
-_LONGEST_NAME: Final = 4096
-
 #: Of so many certificates the encoding is kept.
 _ENCODED: Final = 128
-
-#: What is read of encodings that are longer is not kept. Bytes.
-_LARGEST_KEPT: Final = 8192
 
 _NEVER_BEGAN: Final = datetime.max.replace(tzinfo=UTC)
 _LONG_OVER: Final = datetime.min.replace(tzinfo=UTC)
@@ -126,25 +90,6 @@ class SubjectAltName(NamedTuple):
     kind: str
     value: str | None
     shown: str
-
-
-def _kept(count: int) -> Callable[[Callable[Concatenate[bytes, P], T]], Callable[Concatenate[bytes, P], T]]:
-    """Keep what a function made of the last encodings, unless they are large.
-
-    Args:
-        count: of how many.
-    """
-
-    def decorate(function: Callable[Concatenate[bytes, P], T]) -> Callable[Concatenate[bytes, P], T]:
-        kept = cast("Callable[Concatenate[bytes, P], T]", lru_cache(maxsize=count)(function))
-
-        @wraps(function)
-        def call(der: bytes, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            return (kept if len(der) <= _LARGEST_KEPT else function)(der, *args, **kwargs)
-
-        return cast("Callable[Concatenate[bytes, P], T]", call)
-
-    return decorate
 
 
 # The certificate itself -----------------------------------------------------------------------------------------------
@@ -290,9 +235,9 @@ def issuer(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
 
 def common_name(certificate: x509.Certificate) -> str | None:
     """The first Common Name in its subject, for people; it is no identity (RFC 9525 section 2)."""
-    for each in _attributes(_names(_der(certificate))[1]):
+    for each in attributes(_names(_der(certificate))[1]):
         if each.kind == "CN":
-            return printable(each.text, _NAME_SHOWN)
+            return printable(each.text, NAME_SHOWN)
     return None
 
 
@@ -312,7 +257,7 @@ def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
     return _extension(_der(certificate), kind)
 
 
-@_kept(1024)
+@kept_by_bytes(1024)
 def _extension(der: bytes, kind: type[E]) -> E | None:
     name = _WORDS.get(kind, kind.__name__)
     try:
@@ -425,7 +370,7 @@ def first_alt_names(certificate: x509.Certificate) -> Iterator[SubjectAltName]:
     return _each_alt_name(_der(certificate))
 
 
-@_kept(256)
+@kept_by_bytes(256)
 def _alt_names(der: bytes) -> tuple[SubjectAltName, ...]:
     return tuple(_each_alt_name(der))
 
@@ -499,7 +444,7 @@ def _der(certificate: x509.Certificate) -> bytes:
     return der
 
 
-@_kept(1024)
+@kept_by_bytes(1024)
 def _names(der: bytes) -> tuple[bytes, bytes]:
     """Issuer and subject, encoded; empty where the certificate's outline cannot be read."""
     try:
@@ -550,71 +495,3 @@ def _with_one_extension(der: bytes, one: bytes) -> x509.Certificate:
     lists = encoded(CONTEXT_3, encoded(SEQUENCE, one))
     copy = encoded(SEQUENCE, encoded(SEQUENCE, kept + lists) + der[tbs_end:outer_end])
     return decode(copy)
-
-
-class _Attribute(NamedTuple):
-    kind: str
-    text: str
-    dumped: bool = False  # its encoding, as it is no string
-
-    def __str__(self) -> str:
-        return f"{self.kind}={self.text if self.dumped else _escaped(self.text)}"
-
-
-def _attributes(name: bytes) -> Iterator[_Attribute]:
-    """The attributes of an encoded name, as far as it can be read."""
-    try:
-        _, start, end = element(name, 0)
-        for _, _, content, after in elements(name, start, end):
-            for _, _, attribute, stop in elements(name, content, after):
-                (_, _, oid, oid_end), (tag, _, at, value_end) = elements(name, attribute, stop)
-                oid_text = dotted(name[oid:oid_end])
-                # Twice what is shown is enough, in the widest encoding.
-                value = name[at : min(value_end, at + 8 * _NAME_SHOWN)]
-                encoding = _STRINGS.get(tag)
-                kind = _ATTRIBUTES.get(oid_text, oid_text)
-                if encoding is None:
-                    yield _Attribute(kind, f"#{value.hex()}", dumped=True)
-                else:
-                    yield _Attribute(kind, value.decode(encoding, "replace"))
-    except ValueError:
-        yield _Attribute("…", "unreadable")
-
-
-def shown_name(name: bytes, what: str) -> str:
-    """An encoded name (RFC 4514), escaped and cut; `what` it is of, for one that cannot be read or is empty."""
-    if not name:
-        return f"(unreadable {what})"
-    if len(name) > _LONGEST_NAME:  # walked from its end, so that all of it would have to be read
-        return f"(a {what} of {len(name)} bytes)"
-    return _rfc4514(name) or f"(empty {what})"
-
-
-@_kept(1024)
-def _rfc4514(name: bytes) -> str:
-    """As RFC 4514 writes it, the last RDN first; made no longer than it is shown."""
-    rdns: list[str] = []
-    try:
-        _, start, end = element(name, 0)
-        spans = [(begin, after) for _, begin, _, after in elements(name, start, end)]
-    except ValueError:
-        return "(unreadable name)"
-    length = 0
-    for begin, after in reversed(spans):
-        shown = "+".join(map(str, _attributes(encoded(SEQUENCE, name[begin:after]))))
-        rdns.append(shown)
-        length += len(shown) + 1
-        if length > 2 * _NAME_SHOWN:
-            break
-    return printable(",".join(rdns), _NAME_SHOWN)
-
-
-def _escaped(value: str) -> str:
-    """As RFC 4514 section 2.4 has it."""
-    value = value[: 2 * _NAME_SHOWN]
-    shown = "".join(f"\\{c}" if c in '",+;<>\\' else "\\00" if c == "\0" else c for c in value)
-    if shown[:1] in ("#", " "):
-        shown = f"\\{shown}"
-    if value.endswith(" ") and len(value) > 1:
-        shown = f"{shown[:-1]}\\ "
-    return shown

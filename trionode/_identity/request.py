@@ -11,7 +11,8 @@ from trionode._util.der import CONTEXT_0, OID, dotted, element, elements
 from trionode._util.quiet import quietly
 from trionode._util.text import printable
 
-from .certificate import general_names, shown_name
+from .certificate import general_names
+from .distinguished_name import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

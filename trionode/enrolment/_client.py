@@ -27,7 +27,7 @@ from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import MAX_CRL_BYTES
 from trionode._credentials.policy import TLSPolicy
 from trionode._errors import CertificateError, PeerUnverifiedError, TrionodeError
-from trionode._identity.certificate import fingerprint, is_ca, is_self_issued, issuer_der, subject_der
+from trionode._identity.certificate import fingerprint, is_ca, is_self_issued, issuer_der, public_key, subject_der
 from trionode._identity.names import URI_SCHEME, NodeName, SubjectNames
 from trionode._managers.manager import CertManager
 from trionode._managers.publisher import Publisher
@@ -307,7 +307,7 @@ def key_pair_of(name: NodeName | str, key: ec.EllipticCurvePrivateKey, found: li
         ValueError: there is no certificate of the key, or it does not speak for the name.
         CertificateError: it cannot be used.
     """
-    mine = [each for each in found if not is_ca(each) and each.public_key() == key.public_key()]
+    mine = [each for each in found if not is_ca(each) and public_key(each) == key.public_key()]
     if not mine:
         msg = "the answer has no certificate for the key that was asked for"
         raise ValueError(msg)
