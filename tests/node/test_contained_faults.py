@@ -47,7 +47,7 @@ STEPS: list[tuple[type | ModuleType, str]] = [
     (ConnectionCore, "_write"),
     (ConnectionCore, "become"),
     (ConnectionCore, "end"),
-    (_runtime, "close"),
+    (ConnectionCore, "cut_off"),
     (_runtime, "retire"),
     (Channels, "dispatch"),
     (Channels, "end"),
@@ -69,6 +69,8 @@ STEPS: list[tuple[type | ModuleType, str]] = [
     (Runtime, "_attach"),
     (Runtime, "_detach"),
     (Runtime, "_forget"),
+    (Runtime, "_limit_leaving"),
+    (Runtime, "_limit_unverified"),
     (Runtime, "_no_longer_retiring"),
     (Runtime, "_report_end"),
     (Runtime, "_retire"),
@@ -81,7 +83,7 @@ STEPS: list[tuple[type | ModuleType, str]] = [
 
 
 #: What the scenario may do without: no control path shows a connection, and little is refused, closed or renewed.
-UNUSUAL = {"__repr__", "__str__", "refused", "close"}
+UNUSUAL = {"__repr__", "__str__", "refused", "cut_off"}
 
 
 class InjectedError(Exception):

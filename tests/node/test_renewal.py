@@ -154,6 +154,10 @@ class Double:
             self.live, self.ended = False, True
             self.ends.append((trio.current_time(), reason))
 
+    def expire(self) -> None:
+        """It ends now, for that reason."""
+        self.end(EndReason.EXPIRED)
+
 
 def _certificate(end: float | None) -> Any:
     return None if end is None else SimpleNamespace(not_valid_after_utc=START + timedelta(seconds=end))

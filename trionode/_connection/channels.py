@@ -11,7 +11,9 @@ number.
 - Its service runs, and neither side had closed the channel cleanly: the service is cancelled.
 - Its service runs, and one of them had: nothing more is to come or to go, so the service may finish.
 - Its service still waits: it has its turn if the peer had closed cleanly, since it has everything that the peer sent.
-  Else it never begins.
+  Else it never begins, and the peer is told so.
+
+Where trust in the peer has ended, none of this holds: what runs is cancelled, what waits never begins (`withdraw`).
 
 Nothing here knows the connection: what has to happen to the whole of it is the caller's to do.
 """
@@ -32,6 +34,8 @@ from .flow_control import MessageBudget, Terms
 from .services import ServiceRefusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .link import Link
     from .send_queue import Outbox
     from .services import Service, Services
@@ -60,6 +64,7 @@ class Channels:
         "_quiet",
         "_services",
         "_terms",
+        "_then",
         "accepting",
         "open",
         "opened",
@@ -104,6 +109,7 @@ class Channels:
         self._last_of_peer = 0 if link.dialled else -1
         self._quiet = trio.lowlevel.ParkingLot()
         self._ended = False
+        self._then: Callable[[], None] | None = None
         self.open: dict[int, ChannelEnd] = {}
         self.served: dict[int, ChannelEnd] = {}
         self.waiting: dict[int, tuple[Service, ChannelEnd]] = {}
@@ -248,6 +254,7 @@ class Channels:
             self._outbox.flush()  # its reply and its end, in one write
         self._start_services()
         self._wake_if_quiet()
+        self._check_served()
 
     # All of them
 
@@ -285,6 +292,29 @@ class Channels:
                 channel.on_lost(error)
         self.open.clear()
         self._quiet.unpark_all()
+
+    def withdraw(self) -> None:
+        """Trust in the peer has ended: nothing runs for it any more, and nothing begins."""
+        waiting, self.waiting = self.waiting, {}
+        for number in waiting:
+            self._refuse(number, ServiceRefusal(RemoteCode.SHUTTING_DOWN, "the connection ended before its turn"))
+        for channel in self.served.values():
+            if channel.scope is not None:
+                channel.scope.cancel()
+
+    def when_served(self, then: Callable[[], None]) -> None:
+        """Call a function once nothing runs for the peer any more, now or later; to be asked for when it has ended.
+
+        Args:
+            then: raises nothing.
+        """
+        self._then = then
+        self._check_served()
+
+    def _check_served(self) -> None:
+        if self._then is not None and not (self.served or self.waiting):
+            then, self._then = self._then, None
+            then()
 
 
 def not_taken(cause: Exception) -> RemoteError:

@@ -15,7 +15,8 @@ that may close it, each in its case:
   reader for `CLOSE_GRACE`: what was received may say why (a TLS alert, a GOODBYE).
 - *The reader* has come to the peer's end, or the link broke. It closes, unless this was the old link of a hand-over and
   something is still to be written on the new one.
-- *Time* is up: the peer has taken no byte for `grace` seconds. This is what bounds the other two.
+- *Time* is up: the peer has taken no byte for `grace` seconds, or a forced end has taken `FORCED_GRACE`. This is what
+  bounds the other two.
 
 Services run in the node's nursery, each in a cancel scope of its own; see `channels` for how the connection's end
 concerns them, and `hand_over` for how it goes on when its link is exchanged.
@@ -41,7 +42,15 @@ from trionode._util.log import Log
 from trionode._util.text import at, printable
 
 from .channels import Channels, not_taken
-from .end import ConnectionEnd, EndReason, end_of, flushes, says_goodbye
+from .end import (
+    ConnectionEnd,
+    EndReason,
+    end_of,
+    flushes,
+    is_forced,
+    says_goodbye,
+    words_for_peer,
+)
 from .hand_over import SETTLE_GRACE, HandOver, RenewalCause
 from .liveness import Liveness
 from .owner import ConnectionStatistics
@@ -62,6 +71,8 @@ _log = Log("trionode.connection")
 
 #: How long an ending connection may take to flush its last words and to see the peer's end. Seconds.
 CLOSE_GRACE: Final = 1.0
+#: How long an end may take that this program did not ask for, however slowly the peer takes what is written. Seconds.
+FORCED_GRACE: Final = 5.0
 
 
 @final
@@ -83,6 +94,7 @@ class ConnectionCore:
         "__weakref__",
         "_bytes_received",
         "_closed",
+        "_deadline",
         "_distrusted",
         "_end_grace",
         "_give_up",
@@ -121,6 +133,8 @@ class ConnectionCore:
         # Once it has begun to end: when it gives the peer up, unless more bytes were taken by then than so far.
         self._give_up = math.inf
         self._end_grace = CLOSE_GRACE
+        # And when it gives it up in any case.
+        self._deadline = math.inf
         self._taken = 0
         self._closed = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -306,13 +320,28 @@ class ConnectionCore:
         self.end(EndReason.LOST, error)
 
     def distrust(self, error: PeerUnverifiedError) -> None:
-        """As `end()`: its peer is no longer trusted.
+        """As `end()`: its peer is no longer trusted. Where it has ended before, what still runs for the peer is ended.
 
         Args:
             error: why; the `error` of its end.
         """
         self.end(EndReason.UNVERIFIED, error)
+        self.channels.withdraw()
         self._distrusted = error
+
+    def expire(self) -> None:
+        """As `distrust`: a certificate that it was authenticated with has ended."""
+        self.end(EndReason.EXPIRED)
+        self.channels.withdraw()
+
+    def cut_off(self, reason: EndReason) -> None:
+        """As `end()`, and close at once: what is closing is too much. The peer is told if that can be done at once.
+
+        Args:
+            reason: what is told as the reason.
+        """
+        self.end(reason)
+        self.cancel()
 
     def check_trusted(self) -> None:
         """Check that its peer was not found to be untrusted after all.
@@ -355,14 +384,17 @@ class ConnectionCore:
         if not self.become(State.ENDING):
             return
         end = self.ended = end_of(self.peer.name, reason, error)
-        self._end_grace, self._give_up = grace, trio.current_time() + grace
+        now = trio.current_time()
+        if is_forced(reason):
+            self._deadline = now + FORCED_GRACE
+        self._end_grace, self._give_up = grace, min(now + grace, self._deadline)
         self.hand_over.end()
         self.owner.connection_ended(self, end)
         containing(self.channels.end, _log, "ending channels")(end.error, taken)
         if not flushes(reason):
             self.outbox.discard()
         if says_goodbye(reason):
-            message = "" if end.error is None else wire.text(str(end.error))
+            message = wire.text(words_for_peer(end))
             goodbye = wire.Goodbye(code=reason, message=message, last=self.channels.last_taken)
             self.outbox.append(wire.control(wire.GOODBYE, 0, goodbye))
         self.outbox.close()
@@ -396,10 +428,10 @@ class ConnectionCore:
                 self.cancel()
         while not scope.cancel_called:
             await trio.sleep_until(self._give_up)
-            taken = self._bytes_taken()
-            if taken == self._taken:
+            taken, now = self._bytes_taken(), trio.current_time()
+            if taken == self._taken or now >= self._deadline:
                 scope.cancel()
-            self._taken, self._give_up = taken, trio.current_time() + self._end_grace
+            self._taken, self._give_up = taken, min(now + self._end_grace, self._deadline)
 
     def _bytes_taken(self) -> int:
         return sum(link.stream.bytes_taken for link in self.hand_over.links)

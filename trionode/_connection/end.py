@@ -12,6 +12,11 @@ was accepted for sending is written first, except after a protocol error: the pe
 
 *The peer or the network ended it* (`CLOSED_BY_PEER`, `LOST`): channels raise `trio.BrokenResourceError`; nothing more
 is written, since the peer does not read.
+
+An end that this program did not ask for is *forced*: no task of the program's waits for it, so how long it takes is
+bounded, whatever the peer does (`FORCED_GRACE`). Where trust in the peer has ended (`UNVERIFIED`, `EXPIRED`) nothing
+runs for it any more, not even what it had handed over cleanly before (`Channels.withdraw`), and all that it is told
+concerns itself.
 """
 
 from __future__ import annotations
@@ -21,6 +26,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import trio
+
+from trionode._errors import PeerUnverifiedError
+from trionode._identity.describe import describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,16 +86,18 @@ class _Consequences(NamedTuple):
         flush: whether what was accepted for sending is still written.
         goodbye: whether the peer is told.
         text: what channels say, where nothing that happened says more.
+        forced: whether the time that it takes is bounded, whatever the peer does.
     """
 
     flush: bool
     goodbye: bool
     text: str = ""
+    forced: bool = True
 
 
 _CONSEQUENCES: Final[Mapping[EndReason, _Consequences]] = {
-    EndReason.CLOSED: _Consequences(flush=True, goodbye=True),
-    EndReason.SHUTTING_DOWN: _Consequences(flush=True, goodbye=True),
+    EndReason.CLOSED: _Consequences(flush=True, goodbye=True, forced=False),
+    EndReason.SHUTTING_DOWN: _Consequences(flush=True, goodbye=True, forced=False),
     EndReason.REPLACED: _Consequences(
         flush=True, goodbye=True, text="a newer connection to the same node took its place"
     ),
@@ -138,3 +148,21 @@ def flushes(reason: EndReason) -> bool:
 def says_goodbye(reason: EndReason) -> bool:
     """Whether the peer is told of the end."""
     return _CONSEQUENCES[reason].goodbye
+
+
+def is_forced(reason: EndReason) -> bool:
+    """Whether the time that it takes is bounded, whatever the peer does."""
+    return _CONSEQUENCES[reason].forced
+
+
+def words_for_peer(end: ConnectionEnd) -> str:
+    """What the peer is told, besides the reason.
+
+    What we trust, and what our operator should do about it, is none of its business: a peer that is not trusted is told
+    of its own certificate, and of nothing else.
+    """
+    error = end.error
+    if isinstance(error, PeerUnverifiedError):
+        own = "" if error.certificate is None else f": {describe(error.certificate)}"
+        return f"your certificate is not trusted any more, {error.reason.value}{own}"
+    return "" if error is None else str(error)

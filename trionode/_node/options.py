@@ -195,7 +195,8 @@ class NetworkOptions(Checked):
         max_handshakes: handshakes that acceptors may have under way at once. Beyond that, the oldest of those in the
             earliest stage are shed: first those before the ClientHello, then those in TLS, then those in the hello.
         max_handshakes_per_address: of these, from one source address (of IPv6, one /64 network).
-        max_unverified: inbound connections of unverified peers at once.
+        max_unverified: inbound connections of unverified peers at once, those that are closing included; at the limit
+            the oldest is ended.
         handshake_timeout: for contexts, TLS and hello, seconds; accepting it runs from the accept.
         connect_timeout: for DNS and TCP, seconds.
     """

@@ -248,11 +248,13 @@ class Renewal:
         """Do what is due, and see to it that it is looked at again when there may be more."""
         connection, options, now = watched.connection, self._options, trio.current_time()
         watched.look = math.inf
-        if connection.ended:
-            return
         left = self._time_left(watched)
         if left <= 0:
-            connection.end(EndReason.EXPIRED)
+            connection.expire()
+            return
+        if connection.ended:  # services of its peer's may outlive it
+            if not math.isinf(left):
+                self._look_at(watched, now + min(left, LOOK_AT_CLOCK))
             return
         if connection.worn(_WORN_END * options.max_records):
             connection.end(EndReason.WORN)

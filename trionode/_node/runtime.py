@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trionode._connection.closing import at_the_cost_of, close, retire
+from trionode._connection.closing import at_the_cost_of, retire
 from trionode._connection.connection import Connection
 from trionode._connection.core import ConnectionCore
-from trionode._connection.end import ConnectionEnd, EndReason
+from trionode._connection.end import ConnectionEnd, EndReason, is_forced
 from trionode._connection.owner import ConnectionOwner, ConnectionSettings, protocol_log
 from trionode._connection.registry import Registry
 from trionode._connection.services import Services
@@ -127,8 +127,11 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         self._home: Home | None = None
         self._arbiter = Arbiter(name, self.registry)
         self._public: dict[ConnectionCore, Connection] = {}
-        self._retiring: dict[NodeName, list[ConnectionCore]] = {}
-        self._attached: dict[ConnectionCore, Link] = {}
+        # Those that were replaced or are forced to end, by name and whether that was verified, the oldest first.
+        self._retiring: dict[tuple[NodeName, bool], dict[ConnectionCore, None]] = {}
+        # Those of peers that were not verified, the oldest first.
+        self._unverified: dict[ConnectionCore, None] = {}
+        self._attached: dict[ConnectionCore, tuple[CertManager, Link]] = {}
         self._warned: set[InsecureOption] = set()
         self._settings: dict[tuple[CertManager, Limits], ConnectionSettings] = {}
         self._hand_over_flood = RateLimitedLog(_log, "hand-overs failed")
@@ -325,10 +328,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         for replaced in self.registry.add(connection):
             with at_the_cost_of(replaced):
                 self._retire(replaced)
-        for surplus in self.registry.unverified[: -self.options.network.max_unverified or None]:
-            with at_the_cost_of(surplus):
-                self.registry.remove(surplus)
-                self.spawn_for_peer(partial(close, surplus, EndReason.LIMIT), f"close {surplus.peer.name}")
+        self._limit_unverified(connection)
         side = Side.DIAL if link.dialled else Side.ACCEPT
         self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=self.public(connection)))
         _log.info("connection up: %s", connection)
@@ -363,22 +363,38 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         return settings
 
     def _retire(self, replaced: ConnectionCore) -> None:
-        """Read a replaced connection to its end; `_MAX_RETIRING` of one name at most, however often a peer replaces."""
-        retiring = self._retiring.setdefault(replaced.peer.name, [])
-        retiring.append(replaced)
+        """Read a replaced connection to its end."""
+        self._limit_leaving(replaced)
         self.spawn_for_peer(partial(retire, replaced), f"retire {replaced.peer.name}")
-        for surplus in retiring[:-_MAX_RETIRING]:
-            self.spawn_for_peer(partial(close, surplus, EndReason.REPLACED), f"close {surplus.peer.name}")
+
+    def _limit_leaving(self, connection: ConnectionCore) -> None:
+        """Count a connection that was replaced or is forced to end; `_MAX_RETIRING` of one name may take their time."""
+        leaving = self._retiring.setdefault((connection.peer.name, connection.peer.verified), {})
+        leaving[connection] = None
+        for surplus in list(leaving)[:-_MAX_RETIRING]:
+            with at_the_cost_of(surplus):
+                surplus.cut_off(EndReason.REPLACED)
+
+    def _limit_unverified(self, connection: ConnectionCore) -> None:
+        """Count a connection of a peer that is not verified, until it is closed: what is closing counts, too."""
+        if connection.peer.verified or connection.link.insecure:
+            return
+        self._unverified[connection] = None
+        for surplus in list(self._unverified)[: -self.options.network.max_unverified or None]:
+            with at_the_cost_of(surplus):
+                self.registry.remove(surplus)
+                surplus.cut_off(EndReason.LIMIT)
 
     def _attach(self, connection: ConnectionCore) -> None:
         """Tell its manager of the link, which may find that the peer is not trusted any more and end the connection."""
-        link = self._attached[connection] = connection.link
-        publisher_of(self.running[connection]).attach(link, connection.distrust)
+        manager, link = self._attached[connection] = self.running[connection], connection.link
+        publisher_of(manager).attach(link, connection.distrust)
 
     def _detach(self, connection: ConnectionCore) -> None:
-        link = self._attached.pop(connection, None)
-        if link is not None:
-            publisher_of(self.running[connection]).detach(link)
+        attached = self._attached.pop(connection, None)
+        if attached is not None:
+            manager, link = attached
+            publisher_of(manager).detach(link)
 
     # What its connections tell their owner
 
@@ -389,6 +405,8 @@ class Runtime(ConnectionOwner[ConnectionCore]):
     def connection_ended(self, connection: ConnectionCore, end: ConnectionEnd) -> None:
         """Report that a connection has begun to end."""
         containing(self._report_end, _log, "reporting the end of a connection")(connection, end)
+        if is_forced(end.reason):
+            containing(self._limit_leaving, _log, "counting a connection that ends")(connection)
 
     def connection_finished(self, connection: ConnectionCore) -> None:
         """Forget a connection whose tasks are gone."""
@@ -411,19 +429,26 @@ class Runtime(ConnectionOwner[ConnectionCore]):
 
     def _forget(self, connection: ConnectionCore) -> None:
         with ExitStack() as steps:  # the last first; each is taken, whatever another raises
-            steps.callback(self.renewal.forget, connection)
+            # While anything runs for its peer, whether it may is asked on.
+            end_watch = containing(self._end_watch, _log, "forgetting a connection")
+            steps.callback(connection.channels.when_served, partial(end_watch, connection))
             steps.callback(lambda: self.counters.add_ended(connection.statistics()))
             steps.callback(self.running.pop, connection, None)
             steps.callback(self._public.pop, connection, None)
+            steps.callback(self._unverified.pop, connection, None)
             steps.callback(self._no_longer_retiring, connection)
+
+    def _end_watch(self, connection: ConnectionCore) -> None:
+        with ExitStack() as steps:
+            steps.callback(self.renewal.forget, connection)
             steps.callback(self._detach, connection)
 
     def _no_longer_retiring(self, connection: ConnectionCore) -> None:
-        retiring = self._retiring.get(connection.peer.name, [])
-        if connection in retiring:
-            retiring.remove(connection)
-            if not retiring:
-                del self._retiring[connection.peer.name]
+        key = connection.peer.name, connection.peer.verified
+        leaving = self._retiring.get(key, {})
+        leaving.pop(connection, None)
+        if not leaving:
+            self._retiring.pop(key, None)
 
     def _report_hand_over(self, connection: ConnectionCore, cause: RenewalCause) -> None:
         self.counters.hand_overs[cause] += 1
