@@ -36,7 +36,7 @@ class Registry:
     def __init__(self) -> None:
         self._dialable: dict[NodeName, list[ConnectionCore]] = {}
         self._unverified: list[ConnectionCore] = []
-        self.changed = trio.lowlevel.ParkingLot()
+        self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self._cancelling: dict[NodeName, dict[trio.CancelScope, Callable[[ConnectionCore], bool]]] = {}
 
     @property

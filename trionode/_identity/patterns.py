@@ -25,7 +25,7 @@ class NamePattern:
             ValueError: it is neither a node name nor a glob over one.
         """
         text = str(pattern)
-        self.is_glob = is_glob(text)
+        self.is_glob: bool = is_glob(text)
         if not self.is_glob:
             text = str(NodeName.parse(text))
         elif "@" in text:

@@ -45,7 +45,7 @@ class ResolverError(TrionodeError):
 
     def __init__(self, text: str, *, temporary: bool = False) -> None:
         super().__init__(text)
-        self.temporary = temporary
+        self.temporary: bool = temporary
 
 
 @final

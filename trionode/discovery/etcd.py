@@ -119,8 +119,8 @@ class EtcdRegistry:
         if not given or not prefix:
             msg = "at least one server and a prefix are needed"
             raise ValueError(msg)
-        self.prefix = prefix
-        self.requests = 0
+        self.prefix: str = prefix
+        self.requests: int = 0
         self._servers = tuple(_server(each) for each in given)
         self._manager = cert_manager
         self._ttl = ttl

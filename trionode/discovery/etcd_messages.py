@@ -133,9 +133,9 @@ class EtcdError(Exception):
         hint = _NO_COMMON_NAME if "CommonName" in failure.message else ""
         super().__init__(f"etcd refused: {printable(failure.message.strip(), 200)}{hint}")
         code = failure.code or failure.grpc_code
-        self.temporary = code in _TEMPORARY or code == Code.RESOURCE_EXHAUSTED
-        self.token = code == Code.UNAUTHENTICATED or _TOKEN in failure.message
-        self.missing = code == Code.NOT_FOUND
+        self.temporary: bool = code in _TEMPORARY or code == Code.RESOURCE_EXHAUSTED
+        self.token: bool = code == Code.UNAUTHENTICATED or _TOKEN in failure.message
+        self.missing: bool = code == Code.NOT_FOUND
 
 
 def request(**fields: object) -> bytes:

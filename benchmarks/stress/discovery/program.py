@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, metavar="N", help="in memory; by default 500, and 0 for none")
     parser.add_argument("--processes", type=int, metavar="N", help="with etcd; by default 50, and 0 for none")
     parser.add_argument(
-        "--within", type=float, default=60, metavar="S", help="what each change may take; by default 60"
+        "--within", type=float, default=120, metavar="S", help="what each change may take; by default 120"
     )
     parser.add_argument("--ttl", type=int, metavar="S", help="of the leases in etcd; by default 15")
     parser.add_argument("--idle", type=float, metavar="S", help="how long requests are counted; by default 60")
