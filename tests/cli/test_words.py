@@ -133,6 +133,13 @@ def test_a_certificate_goes_below_the_line(hosts: tuple[str, ...]) -> None:
     assert hosts[0] in details[0]
 
 
+def test_the_systems_words_come_without_numbers_of_python() -> None:
+    """The operator knows the address, and `errno` is a programmer's."""
+    said = "cannot connect to h port 1: [Errno 111] Error connecting to ('127.0.0.1', 1): Connection refused. Nothing"
+    assert in_command_words(said) == "cannot connect to h port 1: Connection refused. Nothing"
+    assert in_command_words("[Errno -2] Name or service not known") == "Name or service not known"
+
+
 def test_a_line_without_certificates_is_as_it_was() -> None:
     """Whatever it has in parentheses."""
     assert one_line("no (issuer of it; SHA-256)") == ("no (issuer of it; SHA-256)", [])

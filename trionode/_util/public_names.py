@@ -25,6 +25,7 @@ import re
 import sys
 import types
 import typing
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -61,16 +62,19 @@ def show_as(module: str, names: Mapping[str, object]) -> None:
             if "__firstlineno__" in vars(value):  # from Python 3.13 on: a line of the file that it is defined in
                 delattr(value, "__firstlineno__")
     _done.add(module)
-    known = _known_names()
+    known = _KnownNames()
     _incomplete[:] = [(value, scope) for value, scope in _incomplete if not _make_evaluable(value, scope, known)]
 
 
-def _make_evaluable(value: type | FunctionType, scope: dict[str, Any], known: Mapping[str, object]) -> bool:
+def _make_evaluable(value: type | FunctionType, scope: dict[str, Any], known: _KnownNames) -> bool:
     """Make the annotations of a class or function evaluable. Returns False if a module that is not loaded is needed."""
     complete = True
     for function in _functions(value):
-        _show_context_manager(function)
-        complete &= _complete(inspect.unwrap(function).__globals__, function.__annotations__, known)
+        written: Any = function
+        if hasattr(function, "__wrapped__"):
+            written = inspect.unwrap(function)
+            _show_context_manager(function, written)
+        complete &= _complete(written.__globals__, function.__annotations__, known)
     if inspect.isclass(value):
         annotations = inspect.get_annotations(value)
         if not _complete(scope, annotations, known):
@@ -99,40 +103,51 @@ _CONTEXT_MANAGERS: Final = (
 )
 
 
-def _show_context_manager(function: FunctionType) -> None:
+def _show_context_manager(function: FunctionType, written: FunctionType) -> None:
     """Have `help` and `inspect.signature` say what a function returns that was made of a generator."""
-    written: Any = inspect.unwrap(function)
     for is_generator, yields, returns in _CONTEXT_MANAGERS:
         result = function.__annotations__.get("return")
-        if written is not function and is_generator(written) and isinstance(result, str) and result.startswith(yields):
+        if is_generator(written) and isinstance(result, str) and result.startswith(yields):
             shown = returns + result.removeprefix(yields)
             function.__annotations__ = {**function.__annotations__, "return": shown}
             signature = inspect.signature(written).replace(return_annotation=shown)
             function.__signature__ = signature  # type: ignore[attr-defined]  # `inspect` looks there first
 
 
-def _known_names() -> dict[str, object]:
-    """What the modules of this package that are loaded have by each name: the same in all of them."""
-    known: dict[str, object] = {}
-    for name, module in list(sys.modules.items()):
-        if name.startswith(f"{_PACKAGE}."):
-            for each, value in vars(module).items():
-                known.setdefault(each, value)
-    return known
+class _KnownNames(dict[str, object]):
+    """What annotations may mention, by name: what the modules of this package have, which is the same in all of them.
+
+    Looked up when asked for: it is a small part of what there is. A name that is nowhere is `_MISSING`.
+    """
+
+    def __init__(self) -> None:
+        ours = [vars(module) for name, module in sys.modules.items() if name.startswith(f"{_PACKAGE}.")]
+        self._sources: list[Mapping[str, object]] = [*ours, *map(vars, _STANDARD), sys.modules]
+
+    def __missing__(self, word: str) -> object:
+        found = self[word] = next((source[word] for source in self._sources if word in source), _MISSING)
+        return found
 
 
-def _complete(scope: dict[str, Any], annotations: Mapping[str, object], known: Mapping[str, object]) -> bool:
+_MISSING: Final = object()
+
+
+@cache
+def _words(text: str) -> tuple[str, ...]:
+    """The names in an annotation that are not built in."""
+    return tuple(word for word in _WORD.findall(text) if word not in _BUILT_IN)
+
+
+def _complete(scope: dict[str, Any], annotations: Mapping[str, object], known: _KnownNames) -> bool:
     """Add the names that annotations mention and a namespace lacks. Returns False if one is not to be had yet."""
     complete = True
     for text in annotations.values():
-        for word in _WORD.findall(text) if isinstance(text, str) else ():
-            if word not in scope and word not in _BUILT_IN:
-                for source in (known, *map(vars, _STANDARD), sys.modules):
-                    if word in source:
-                        scope[word] = source[word]
-                        break
-                else:
+        for word in _words(text) if isinstance(text, str) else ():
+            if word not in scope:
+                if known[word] is _MISSING:
                     complete = False
+                else:
+                    scope[word] = known[word]
     return complete
 
 

@@ -60,6 +60,9 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
     (r"\bclient_cas\b", "--client-ca"),
 )
 
+#: What Python and Trio put before the words of the operating system.
+_NOISE: Final = re.compile(r"\[Errno -?\d+\] (?:Error connecting to \('[^']*', \d+(?:, \d+)*\): )?")
+
 _ROWS: Final = [(re.compile(pattern), words) for pattern, words in ROWS]
 
 #: What `describe` makes of a certificate, behind its subject.
@@ -72,7 +75,7 @@ def in_command_words(text: str) -> str:
     """A text of the library in the words of the command line."""
     for pattern, words in _ROWS:
         text = pattern.sub(words, text)
-    return text
+    return _NOISE.sub("", text)
 
 
 def one_line(text: str) -> tuple[str, list[str]]:
