@@ -22,6 +22,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "crossing": "crossing",
     "discovery": "discovery.program",
     "interleaving": "interleaving",
+    "enrolment": "enrolment",
 }
 
 USAGE: Final = """\

@@ -205,8 +205,8 @@ async def test_a_ca_that_rolls_over(est: Service) -> None:
     """Overlap, then retire; in between, the certificate changes to the new CA by an ordinary renewal."""
     source = est.source(NAME, revocation_lists=True)
     old = (await source.read()).root_cas
-    following = CertificateAuthority.create(subordinates=True, clock=est.clock).subordinate()
-    est.ca.begin_roll_over(following)
+    est.ca.begin_roll_over()
+    following = CertificateAuthority.load(est.folder / "next", clock=est.clock)
     est.clock.forward(DAY * 0.35)
     both = (await source.read()).root_cas
     assert old is not None
@@ -227,8 +227,7 @@ async def test_trust_is_given_although_the_renewal_failed(est: Service, tmp_path
     """What could be had counts; what could not is told with the next reading."""
     source = est.source(NAME)
     first = await source.read()
-    following = CertificateAuthority.create(clock=est.clock)
-    est.ca.begin_roll_over(following)
+    est.ca.begin_roll_over()
     (tmp_path / "pki/denied").write_text(f"{NAME}\n")
     est.clock.forward(DAY * 0.8)
     second = await source.read()

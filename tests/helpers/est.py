@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trionode.enrolment import EnrolmentPolicy, ESTSource, serve_est
-from trionode.pki import CertificateAuthority, PKIDirectory
+from trionode.pki import PKIDirectory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,9 +46,7 @@ class Service:
     def __init__(self, folder: Path, nursery: trio.Nursery, policy: EnrolmentPolicy) -> None:
         self.folder = folder
         self.clock = Clock()
-        root = CertificateAuthority.create(subordinates=True, clock=self.clock)
-        root.subordinate().save(folder)
-        self.ca = PKIDirectory(folder, clock=self.clock)
+        self.ca = PKIDirectory.create(folder, clock=self.clock)
         self.policy = policy
         self.port = 0
         self._nursery = nursery

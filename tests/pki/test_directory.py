@@ -46,9 +46,7 @@ def clock() -> Clock:
 
 def make(folder: Path, clock: Clock) -> PKIDirectory:
     """A directory with a root and an intermediate."""
-    root = CertificateAuthority.create(subordinates=True, clock=clock)
-    root.subordinate().save(folder)
-    return PKIDirectory(folder, clock=clock)
+    return PKIDirectory.create(folder, clock=clock)
 
 
 @pytest.fixture
@@ -214,20 +212,24 @@ def test_lists_are_refreshed_before_they_end(ca: PKIDirectory, clock: Clock) -> 
 
 def test_a_ca_rolls_over(ca: PKIDirectory, tmp_path: Path, clock: Clock) -> None:
     """Overlap, switch, retire; what the old one issued renews under the new one, and what it revoked stays revoked."""
-    old, new = ca.authority, CertificateAuthority.create(subordinates=True, clock=clock).subordinate()
+    old = ca.authority
     leaf, lost = (ca.enrol(request(), ca.make_token(name))[0] for name in ("alpha@localhost", "beta@localhost"))
     ca.revoke(lost)
-    ca.begin_roll_over(new)
+    ca.begin_roll_over()
+    new = CertificateAuthority.load(tmp_path / "pki/next", clock=clock)
+    assert {crl.issuer for crl in ca.refresh_lists()} >= {new.issuer.subject, new.certificate.subject}
     assert set(ca.roots) == {old.certificate, new.certificate}
     assert ca.authority.certificate == old.certificate
     with pytest.raises(FileExistsError):
-        ca.begin_roll_over(new)
+        ca.begin_roll_over()
     ca.switch()
     assert set(ca.roots) == {old.certificate, new.certificate}
     renewed = ca.renew(request(), leaf)
     renewed[0].verify_directly_issued_by(new.issuer)
     refused(RequestRefusal.REVOKED, ca.renew, request(), lost)
-    assert {crl.issuer for crl in ca.refresh_lists()} == {old.issuer.subject, new.issuer.subject}
+    assert {crl.issuer for crl in ca.refresh_lists()} == {
+        each.subject for ca_ in (old, new) for each in (ca_.issuer, ca_.certificate)
+    }
     assert ca.refresh_lists().listed(lost)
     ca.retire()
     assert set(ca.roots) == {new.certificate}

@@ -83,6 +83,8 @@ def _extra() -> Iterator[None]:
 @click.option(
     "--crl-lifetime", callback=duration, default="7d", show_default=True, help="Of revocation lists, at most."
 )
+@click.option("--per-address", type=click.IntRange(1, 2**20), default=60, show_default=True, help="Requests a minute.")
+@click.option("--per-name", type=click.IntRange(1, 2**20), default=12, show_default=True, help="Certificates a minute.")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
 @json_option
 def pki_serve(
@@ -92,6 +94,8 @@ def pki_serve(
     allowed: tuple[str, ...],
     lifetime: timedelta,
     crl_lifetime: timedelta,
+    per_address: int,
+    per_name: int,
     password_file: Path | None,
     *,
     as_json: bool,
@@ -123,7 +127,13 @@ def pki_serve(
     with _extra():
         from trionode.enrolment import EnrolmentPolicy
     try:
-        policy = EnrolmentPolicy(names=allowed or ("*",), lifetime=lifetime, crl_lifetime=crl_lifetime)
+        policy = EnrolmentPolicy(
+            names=allowed or ("*",),
+            lifetime=lifetime,
+            crl_lifetime=crl_lifetime,
+            per_address=per_address,
+            per_name=per_name,
+        )
         called = tuple(map(canonical_host, names)) or (host,)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None

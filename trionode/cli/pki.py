@@ -40,7 +40,6 @@ from trionode.pki import (
     CertificateAuthority,
     KeyType,
     PKIDirectory,
-    write_crl_set,
     write_key_pair,
 )
 
@@ -163,16 +162,25 @@ def init(
     password = read_password(password_file)
     for name in () if force else (CA_FILE, CA_KEY_FILE, CRL_FILE):
         _refuse_to_overwrite(directory / name, "name another --pki directory")
-    made = _new_ca(common_name, lifetime, permitted if intermediate else None)
-    _written(f"write the CA to {directory}", lambda: _save(*made, directory, password))
-    root, authority = made
+    try:
+        with _for_files(f"write the CA to {directory}"):
+            authority = PKIDirectory.create(
+                directory,
+                common_name=common_name,
+                lifetime=lifetime,
+                intermediate=intermediate,
+                permitted=permitted,
+                password=None if password is None else password.data,
+            ).authority
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
     notes = _shortened(authority.certificate, lifetime, "no certificate can be valid for longer")
     if as_json:
         ca = str(directory / CA_FILE)
         put_json({"ca": ca, **certificate_values(authority.certificate, now_utc()), "notes": notes})
         return ExitStatus.OK
     rows: list[tuple[str, str | Text]] = [(str(directory / CA_FILE), describe_subject(authority.certificate))]
-    if authority is not root:
+    if authority.intermediate is not None:
         limits = f"issues for {', '.join(permitted)} alone" if permitted else "issues in the root's place"
         rows += [
             (str(directory / ROOT_KEY_FILE), "the root's key: take it offline"),
@@ -480,39 +488,6 @@ def _open(directory: Path, password_file: Path | None) -> PKIDirectory:
     """The CA with its memory; `_load_ca` has said what is wrong with it."""
     password = read_password(password_file)
     return PKIDirectory(directory, password=None if password is None else password.data)
-
-
-def _new_ca(
-    common_name: str, lifetime: timedelta, permitted: tuple[str, ...] | None
-) -> tuple[CertificateAuthority, CertificateAuthority]:
-    """A root, and what issues: the root itself, or an intermediate for what is permitted.
-
-    Raises:
-        click.UsageError: an option is not valid.
-    """
-    try:
-        root = CertificateAuthority.create(
-            common_name=common_name, lifetime=lifetime, subordinates=permitted is not None
-        )
-        if permitted is None:
-            return root, root
-        return root, root.subordinate(common_name=common_name, lifetime=lifetime, permitted=permitted)
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from None
-
-
-def _save(root: CertificateAuthority, issuing: CertificateAuthority, directory: Path, password: Secret | None) -> None:
-    """Write a new CA, with empty lists."""
-    secret = None if password is None else password.data
-    issuing.save(directory, password=secret)
-    lists = list(issuing.revocation_list(lifetime=_rest(issuing)))
-    if issuing is root:
-        (directory / ROOT_KEY_FILE).unlink(missing_ok=True)
-    else:
-        root.save_key(directory / ROOT_KEY_FILE, password=secret)
-        lists += root.revocation_list(lifetime=_rest(root))
-    write_crl_set(CRLSet(lists), directory / CRL_FILE)
-    (directory / CRL_MARKER).touch()
 
 
 def _written(what: str, *steps: Callable[[], object]) -> None:

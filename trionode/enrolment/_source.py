@@ -145,6 +145,7 @@ class ESTSource:
         self._retry_at = -float("inf")
         self._failures = 0
         self._given: Credentials | None = None
+        self._presents: CertAuthManager | None = None
         self._loaded = self._file is None
         self._lock = trio.Lock()
 
@@ -290,7 +291,10 @@ class ESTSource:
                 msg = "there is no token, and no certificate that is still valid; give a new token"
                 raise EnrolmentError(msg, reason=EnrolmentReason.NO_CREDENTIALS)
             return AnonymousManager(roots, clock=self._clock)
-        return CertAuthManager(pair, root_cas=roots, clock=self._clock)
+        manager = self._presents
+        if manager is None or manager.key_pair != pair or manager.root_cas != roots:
+            manager = self._presents = CertAuthManager(pair, root_cas=roots, clock=self._clock)
+        return manager
 
     def _usable_pair(self) -> KeyPair | None:
         now = self._now()

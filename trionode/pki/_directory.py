@@ -46,6 +46,7 @@ from ._tokens import JoinToken, checked_names, names_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
     from trionode._credentials.pem import FilePath
     from trionode._credentials.policy import Clock
@@ -133,6 +134,52 @@ class PKIDirectory:
         self._clock = clock
         self._journal = Journal(self._folder)
         self._loaded = self._load()
+
+    @classmethod
+    def create(
+        cls,
+        directory: FilePath,
+        *,
+        common_name: str = "trionode CA",
+        lifetime: timedelta = timedelta(days=3650),
+        intermediate: bool = True,
+        permitted: Iterable[str] = (),
+        password: str | bytes | None = None,
+        clock: Clock | None = None,
+    ) -> Self:
+        """Make a CA in a directory, as `trionode pki init` does; one that was there is replaced.
+
+        Args:
+            directory: made with mode 0700, if it is missing.
+            common_name: of the CA's subjects.
+            lifetime: of the CA, from now on.
+            intermediate: whether an intermediate issues; its root's key is then in `root.key`, to be taken offline.
+            permitted: what the intermediate may issue for, see `CertificateAuthority.subordinate`.
+            password: to encrypt the keys with.
+            clock: source of "now" (aware); by default the machine's clock.
+
+        Raises:
+            OSError: a file could not be written.
+            ValueError: an argument is not valid.
+        """
+        folder = Path(directory)
+        root = CertificateAuthority.create(
+            common_name=common_name, lifetime=lifetime, subordinates=intermediate, clock=clock
+        )
+        issuing = root
+        if intermediate:
+            issuing = root.subordinate(common_name=common_name, lifetime=lifetime, permitted=permitted)
+        issuing.save(folder, password=password)
+        now = datetime.now(UTC) if clock is None else clock()
+        lists = list(issuing.revocation_list(lifetime=_rest(issuing, now)))
+        if issuing is root:
+            (folder / ROOT_KEY_FILE).unlink(missing_ok=True)
+        else:
+            root.save_key(folder / ROOT_KEY_FILE, password=password)
+            lists += root.revocation_list(lifetime=_rest(root, now))
+        write_crl_set(CRLSet(lists), folder / CRL_FILE)
+        (folder / CRL_MARKER).touch()
+        return cls(folder, password=password, clock=clock)
 
     def __repr__(self) -> str:
         return f"<PKIDirectory {self._folder}>"
@@ -429,7 +476,9 @@ class PKIDirectory:
         """
         signs, file = self._look().signs, self._folder / CRL_FILE
         with self._journal.exclusive() as state:
-            present = CRLSet.load(file).lists if file.exists() else ()
+            # Verifiers need the lists of a CA that is to come before it issues.
+            files = [each for each in (file, self._folder / _NEXT / CRL_FILE) if each.exists()]
+            present = CRLSet.load(*files).lists if files else ()
             ours = signs.issuer
             entries = {each.serial_number: each for crl in present if crl.issuer == ours.subject for each in crl}
             for serial, entry in state.revoked.items():
@@ -455,9 +504,7 @@ class PKIDirectory:
             return ()
         password = None if self._password is None else self._password.data
         key = KeyPair.load(self._folder / CA_FILE, file, password=password).private_key
-        return CertificateAuthority(root, key, clock=self._clock).revocation_list(
-            lifetime=max(root.not_valid_after_utc - self.now(), timedelta(days=1))
-        )
+        return CertificateAuthority(root, key, clock=self._clock).revocation_list(lifetime=_rest(signs, self.now()))
 
     def refresh_lists(self, *, lifetime: timedelta = timedelta(days=7)) -> CRLSet:
         """The lists; signed anew where less than half of `lifetime` is left, or they lack what the journal has.
@@ -490,21 +537,39 @@ class PKIDirectory:
 
     # Roll-over
 
-    def begin_roll_over(self, following: CertificateAuthority) -> None:
-        """Have clients trust a CA that is to come; it does not issue yet.
+    def begin_roll_over(
+        self,
+        *,
+        common_name: str = "trionode CA",
+        lifetime: timedelta = timedelta(days=3650),
+        permitted: Iterable[str] = (),
+    ) -> None:
+        """Make the CA that is to come, and have clients trust it; it does not issue yet.
 
         Args:
-            following: the CA.
+            common_name: see `create`.
+            lifetime: see `create`.
+            permitted: see `create`.
 
         Raises:
             FileExistsError: a roll-over is under way.
             OSError: a file could not be written.
+            ValueError: an argument is not valid.
         """
         folder = self._folder / _NEXT
         if (folder / CA_FILE).exists() or (self._folder / _OLD_FILE).exists():
             msg = f"a roll-over is under way in {self._folder}: switch or retire first"
             raise FileExistsError(msg)
-        following.save(folder, password=None if self._password is None else self._password.data)
+        password = None if self._password is None else self._password.data
+        PKIDirectory.create(
+            folder,
+            common_name=common_name,
+            lifetime=lifetime,
+            permitted=permitted,
+            password=password,
+            clock=self._clock,
+        )
+        self._sign_long_lists()
 
     def switch(self) -> None:
         """Have the CA that was to come issue from now on; the one before is still trusted. Safe to repeat.
@@ -523,20 +588,20 @@ class PKIDirectory:
         with suppress(CertificateError):
             # The old CA signs a last list, for as long as certificates of its may be around. On a second try it may
             # be gone already.
-            present = self.authority
-            if present.certificate != coming.certificate:
-                self.sign_lists(lifetime=present.issuer.not_valid_after_utc - self.now())
+            if self.authority.certificate != coming.certificate:
+                self._sign_long_lists()
         root = CAPool.load(self._folder / CA_FILE)
         if coming.certificate not in root.certificates:
             replace_files([(self._folder / _OLD_FILE, to_pem(root), PUBLIC)])
         coming.save(self._folder, password=password)
         if (following / ROOT_KEY_FILE).exists():
             (following / ROOT_KEY_FILE).replace(self._folder / ROOT_KEY_FILE)
-        if (following / CRL_FILE).exists():
-            present_lists = CRLSet.load(self._folder / CRL_FILE).lists if (self._folder / CRL_FILE).exists() else ()
-            write_crl_set(CRLSet([*CRLSet.load(following / CRL_FILE), *present_lists]), self._folder / CRL_FILE)
-        self.sign_lists()
+        self._sign_long_lists()
         shutil.rmtree(following)
+
+    def _sign_long_lists(self) -> None:
+        """Sign lists that last as long as the CA: services shorten that when they sign the next."""
+        self.sign_lists(lifetime=_rest(self.authority, self.now()))
 
     def retire(self) -> None:
         """Have clients no longer trust the CA that was before.
@@ -545,6 +610,11 @@ class PKIDirectory:
             FileNotFoundError: there is none.
         """
         (self._folder / _OLD_FILE).unlink()
+
+
+def _rest(authority: CertificateAuthority, now: datetime) -> timedelta:
+    """The rest of the CA's lifetime: until there is a service, its lists need not be attended to before that."""
+    return max(authority.certificate.not_valid_after_utc - now, timedelta(days=1))
 
 
 def _hex(serial: int) -> str:

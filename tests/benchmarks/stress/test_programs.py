@@ -132,6 +132,7 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("discovery", ["--processes", "1"]),
         ("discovery", ["--ttl", "0"]),
         ("interleaving", ["--calls", "0"]),
+        ("enrolment", ["--lifetime", "1"]),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(
