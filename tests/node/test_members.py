@@ -12,6 +12,7 @@ import trio.testing
 from address_book import AddressBook
 from trionode import (
     AcceptorOptions,
+    ConnectorChanged,
     ConnectorPhase,
     Endpoint,
     HandshakeError,
@@ -596,6 +597,26 @@ async def test_mesh_follows_membership(node: NodeFactory, book: AddressBook) -> 
                 book.enter_node(three[1])
                 await alpha.wait_members(WORKERS[1])
                 assert (await alpha.wait_connected(WORKERS[1])).live
+
+
+async def test_mesh_spreads_its_first_dials(
+    node: NodeFactory, book: AddressBook, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Of many members that are found at once each is dialled at a time of its own, soon; a single one at once."""
+    async with node(str(ALPHA), resolver=book, keep_connected=["*"]) as alpha, alpha.events() as events:
+        for count, most in (1, 0.02), (40, 0.8), (200, 2.0):
+            book.entries = {NodeName.parse(f"n{n}-of-{count}@localhost"): (DEAD,) for n in range(count)}
+            book.tell()
+            await next_of(events, PeerFound)
+            began = trio.current_time()
+            times: list[float] = []
+            while len(times) < count:
+                event = await next_of(events, ConnectorChanged)
+                if event.state.attempts == 1 and event.state.phase is ConnectorPhase.CONNECTING:
+                    times.append(trio.current_time() - began)
+            assert len(set(times)) == count
+            assert max(times) <= most + 0.001
+            assert count < 40 or max(times) > most / 2
 
 
 async def test_mesh_that_stops(node: NodeFactory, book: AddressBook) -> None:

@@ -149,6 +149,7 @@ class ConnectorTask:
         changed: Callable[[Connector], None],
         draw: Callable[[], float] = random.random,
         wait_news: Callable[[], Awaitable[None]] = trio.sleep_forever,
+        within: float = 0,
     ) -> None:
         """Make one; `run()` does the work.
 
@@ -158,7 +159,9 @@ class ConnectorTask:
             changed: called after each change of state.
             draw: a number from 0 to 1, for the jitter.
             wait_news: returns when the peer may have become reachable.
+            within: the first dial comes within so many seconds, drawn at random.
         """
+        self._within = within
         self._wait_news = wait_news
         self._early_from = -math.inf
         self._connect = connect
@@ -179,6 +182,8 @@ class ConnectorTask:
     async def _keep_up(self) -> None:
         attempts = failures = 0
         error: Exception | None = None
+        if self._within:
+            await trio.sleep(self._draw() * self._within)
         lost = trio.current_time()
         while True:
             attempts += 1

@@ -6,14 +6,14 @@ Theory. A peer is kept because the program named it, or because a mesh wants it;
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from .connector import ConnectorTask
 from .events import ConnectorChanged
 from .mesh import Mesh
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from trionode._identity.names import NodeName
     from trionode._identity.patterns import NamePattern
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from .dialer import Dialer
     from .membership import Membership
     from .runtime import Runtime
+
+#: A mesh begins to dial each of the members that it found at once within so many seconds, drawn at random, for each of
+#: them; by then the member has mostly dialled itself.
+SPREAD_FOR_EACH: Final = 0.02
+#: Not longer than this, however many. Seconds.
+MOST_SPREAD: Final = 2.0
 
 
 @final
@@ -69,8 +75,7 @@ class Connectors:
         mesh = self._meshes.get(pattern.text)
         if mesh is None:
             mesh = self._meshes[pattern.text] = Mesh(pattern, self._leave)
-            for name in sorted(self._membership.named):
-                self._join(mesh, name)
+            self._join(mesh, sorted(self._membership.named))
         return mesh
 
     def stop(self) -> None:
@@ -82,18 +87,20 @@ class Connectors:
 
     # Members come and go
 
-    def _follow(self, name: NodeName, found: bool) -> None:  # noqa: FBT001 -- as followers are called
+    def _follow(self, found: Collection[NodeName], lost: Collection[NodeName]) -> None:
         for mesh in self._meshes.values():
-            if found:
-                self._join(mesh, name)
-            elif mesh._connectors.pop(name, None) is not None:  # noqa: SLF001 -- the mesh's other half
-                self._release(name)
-                mesh._look()  # noqa: SLF001 -- likewise
+            for name in lost:
+                if mesh._connectors.pop(name, None) is not None:  # noqa: SLF001 -- the mesh's other half
+                    self._release(name)
+            self._join(mesh, found)
 
-    def _join(self, mesh: Mesh, name: NodeName) -> None:
-        if mesh._wants(name) and name != self._runtime.name:  # noqa: SLF001 -- likewise
-            mesh._connectors[name] = self._keep(name)  # noqa: SLF001 -- likewise
-            mesh._look()  # noqa: SLF001 -- likewise
+    def _join(self, mesh: Mesh, names: Collection[NodeName]) -> None:
+        """Keep those that a mesh wants. Their first dials are spread: many nodes may have found each other at once."""
+        wanted = [name for name in names if mesh._wants(name)]  # noqa: SLF001 -- likewise
+        within = min(SPREAD_FOR_EACH * len(wanted), MOST_SPREAD)
+        for name in wanted:
+            mesh._connectors[name] = self._keep(name, within)  # noqa: SLF001 -- likewise
+        mesh._look()  # noqa: SLF001 -- likewise
 
     def _leave(self, mesh: Mesh) -> None:
         """A mesh has stopped."""
@@ -110,7 +117,7 @@ class Connectors:
 
     # Their tasks
 
-    def _keep(self, peer: NodeName) -> Connector:
+    def _keep(self, peer: NodeName, within: float = 0) -> Connector:
         connector = self._by_peer.get(peer)
         if connector is None or connector.stopped:
             task = ConnectorTask(
@@ -118,6 +125,7 @@ class Connectors:
                 lambda: self._dialer.connect(peer, None),
                 self._report,
                 wait_news=lambda: self._dialer.wait_news(peer),
+                within=within,
             )
             self._runtime.spawn_for_peer(partial(self._run, task), f"connector to {peer}")
             connector = self._by_peer[peer] = task.connector

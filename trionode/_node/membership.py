@@ -26,7 +26,7 @@ from .options import NetworkMode
 from .resolvers import MAX_NAMES, NamingResolver, ResolverError, checked_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from trionode._identity.names import NodeName
 
@@ -46,7 +46,7 @@ class Membership:
     """The members that a node knows of.
 
     Attributes:
-        followers: called with each name that the resolver names newly (True) or no longer (False).
+        followers: called with the names that the resolver names newly, and those that it names no longer.
     """
 
     def __init__(self, runtime: Runtime, is_usable: Callable[[NodeName], bool]) -> None:
@@ -62,7 +62,7 @@ class Membership:
         self._named: frozenset[NodeName] = frozenset()
         self._lost_touch: dict[str, float] = {}
         self._flood = RateLimitedLog(_log, "troubles with the names of members")
-        self.followers: list[Callable[[NodeName, bool], None]] = []
+        self.followers: list[Callable[[Collection[NodeName], Collection[NodeName]], None]] = []
 
     @property
     def named(self) -> frozenset[NodeName]:
@@ -142,17 +142,14 @@ class Membership:
         self._by_pattern[pattern] = _matching(wanted, names - {own})
         before, self._named = self._named, frozenset().union(*self._by_pattern.values())
         publish = self._runtime.events.publish
-        for name in sorted(before - self._named):
+        found, lost = sorted(self._named - before), sorted(before - self._named)
+        for name in lost:
             publish(PeerLost(node=own, name=name))
-            self._tell(name, found=False)
-        for name in sorted(self._named - before):
+        for name in found:
             publish(PeerFound(node=own, name=name))
-            self._tell(name, found=True)
-        self._runtime.registry.changed.unpark_all()
-
-    def _tell(self, name: NodeName, *, found: bool) -> None:
         for follower in self.followers:
-            follower(name, found)
+            follower(found, lost)
+        self._runtime.registry.changed.unpark_all()
 
 
 def _matching(pattern: NamePattern, names: frozenset[NodeName]) -> frozenset[NodeName]:
