@@ -346,7 +346,7 @@ def test_status_shows_first_what_cannot_be_used(trionode_command: Command, monke
     lines = said.out.strip().splitlines()
     assert "it is damaged" in lines[1]
     assert "2030-01-02 01:04:05" in lines[1]
-    assert "<FileSource x.pem>" in lines[1]
+    assert "x.pem cannot be used" in lines[1]
     assert "CN=new" in lines[2]
     assert trionode_command("status", "--json").status == 1
 

@@ -15,6 +15,7 @@ import trionode
 from python_names import PYTHON
 from trionode import KeyPair
 from trionode._identity.describe import describe
+from trionode.cli.logs import LogWords
 from trionode.cli.words import ROWS, in_command_words, one_line
 from trionode.pki import CertificateAuthority, write_key_pair
 
@@ -138,6 +139,26 @@ def test_the_systems_words_come_without_numbers_of_python() -> None:
     said = "cannot connect to h port 1: [Errno 111] Error connecting to ('127.0.0.1', 1): Connection refused. Nothing"
     assert in_command_words(said) == "cannot connect to h port 1: Connection refused. Nothing"
     assert in_command_words("[Errno -2] Name or service not known") == "Name or service not known"
+
+
+def test_a_source_is_the_file_that_it_reads() -> None:
+    """And no object of Python."""
+    assert in_command_words("<FileSource pki/a@b.pem>: <KeyPair CN=a> was not published") == (
+        "pki/a@b.pem: CN=a was not published"
+    )
+
+
+def test_a_line_of_the_log_of_serve() -> None:
+    """In the same words; what the certificate holds comes last, once."""
+    shown = describe(KeyPair.self_signed("localhost").certificate)
+    text = f"{shown} was not published: {shown}. Issue a new one, and rotate to it with manager.update()"
+    record = logging.LogRecord("trionode.sources", logging.WARNING, "", 0, "%s", (text,), None)
+    line = LogWords("%(levelname)s %(name)s: %(message)s").format(record)
+    assert line.startswith("WARNING trionode.sources: ")
+    assert "was not published" in line
+    assert "a node that serves them follows [" in line
+    assert line.count("SHA-256") == 1
+    assert line.endswith("…]")
 
 
 def test_a_line_without_certificates_is_as_it_was() -> None:

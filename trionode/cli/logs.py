@@ -37,11 +37,13 @@ class HeldLog(logging.Handler):
         _LOGGER.removeHandler(self)
 
 
-class _Words(logging.Formatter):
-    """Lines of the log in the words of the command line."""
+class LogWords(logging.Formatter):
+    """Lines of the log in the words of the command line; what certificates hold comes last in a line."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return in_command_words(super().format(record))
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's
+        """A line, without the traceback that may follow it."""
+        line, details = one_line(in_command_words(super().formatMessage(record)))
+        return f"{line} [{'; '.join(details)}]" if details else line
 
 
 def log_to_stderr(level: str) -> None:
@@ -54,6 +56,6 @@ def log_to_stderr(level: str) -> None:
         if isinstance(each, HeldLog):
             _LOGGER.removeHandler(each)
     handler = logging.StreamHandler()
-    handler.setFormatter(_Words("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(LogWords("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler])
     _LOGGER.setLevel(level.upper())

@@ -179,7 +179,7 @@ def _manager(manager: ManagerStatus, status: Status) -> list[tuple[str, str | Te
         left = time_left(each.not_before, each.not_after, status.at)
         rows.append(("", Text(f"{each.role.replace('_', ' ')} {each.subject}: ") + left))
     if manager.source is not None:
-        rows.append(("", f"follows {manager.source.name}"))
+        rows.append(("", f"follows {in_command_words(manager.source.name)}"))
     return rows
 
 
@@ -192,7 +192,7 @@ def _trouble(manager: ManagerStatus, status: Status) -> list[tuple[str, str | Te
     source = manager.source
     assert source is not None
     since = f"{source.since:%Y-%m-%d %H:%M:%S} UTC ({describe_duration(status.at - source.since)} ago)"
-    what = f"since {since}, {source.name} cannot be used, and generation {manager.generation} stays: "
+    what = f"since {since}, {in_command_words(source.name)} cannot be used, and generation {manager.generation} stays: "
     what += one_line(in_command_words(source.error or ""))[0]
     rows: list[tuple[str, str | Text]] = [(f"{FAILED} {manager.label}", Text(what, style="bold red"))]
     if source.pending is not None:

@@ -31,8 +31,8 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
     (r"trionode\.generate_cookie\(\) makes one", "`trionode cookie` makes one"),
     (r"give both the same one in their options", "give both the same one (--cookie-file)"),
     (
-        r"register it there with node\.add_service\(\)",
-        "the peer needs --service in its trionode serve, or add_service in its program",
+        r"no such service; register it there with node\.add_service\(\)",
+        "no such service: it needs --service in its trionode serve, or add_service in its program",
     ),
     (
         r"or pass stranded=StrandedPeers\.CLOSE to end their connections, KEEP to leave them as they are",
@@ -60,8 +60,11 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
     (r"\bclient_cas\b", "--client-ca"),
 )
 
-#: What Python and Trio put before the words of the operating system.
-_NOISE: Final = re.compile(r"\[Errno -?\d+\] (?:Error connecting to \('[^']*', \d+(?:, \d+)*\): )?")
+#: What Python, Trio and we put around the words of the operating system, and around what a source or key pair is.
+_NOISE: Final = (
+    (re.compile(r"\[Errno -?\d+\] (?:Error connecting to \('[^']*', \d+(?:, \d+)*\): )?"), ""),
+    (re.compile(r"<(?:FileSource|KeyPair) ((?:[^<>]|<[^<>]*>)*)>"), r"\1"),
+)
 
 _ROWS: Final = [(re.compile(pattern), words) for pattern, words in ROWS]
 
@@ -75,7 +78,9 @@ def in_command_words(text: str) -> str:
     """A text of the library in the words of the command line."""
     for pattern, words in _ROWS:
         text = pattern.sub(words, text)
-    return _NOISE.sub("", text)
+    for noise, kept in _NOISE:
+        text = noise.sub(kept, text)
+    return text
 
 
 def one_line(text: str) -> tuple[str, list[str]]:
