@@ -3,35 +3,30 @@
 Theory. A registry follows its source (a directory, a file, etcd) by one function that runs until it fails and publishes
 everything that is known, at first and after each change. Any number of tasks read, and none of them owns the others; so
 each brings a task that is ready to follow, and a lock sees to it that one does. When that one's reader leaves, the next
-takes over. A failure ends every reader that was there: each has its owner, who is told and comes back.
+takes over. A failure is raised by every reader that was there: each has its owner, who is told and comes back.
 
 While the feed is live it answers look-ups, too, which then cost the source nothing.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, final
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, TypeVar, final
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncGenerator,
-        Awaitable,
-        Callable,
-        Collection,
-        Iterator,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
     from trionode._identity.names import NodeName
     from trionode._node.resolvers import Endpoint
 
     Publish: TypeAlias = Callable[[Mapping[NodeName, "Entry"]], None]
     Follow: TypeAlias = Callable[[Publish], Awaitable[NoReturn]]
+
+
+T = TypeVar("T")
 
 
 @final
@@ -57,16 +52,34 @@ class _Reader:
     news: trio.Event = field(default_factory=trio.Event)
     failure: Exception | None = None
 
-    async def told(self) -> bool:
-        """Wait for news; False where there will be none any more."""
-        await self.news.wait()
-        self.news = trio.Event()
-        return self.failure is None
+    async def told(self) -> None:
+        """Wait for news.
 
-    def failed(self) -> Exception:
-        """Why not."""
-        assert self.failure is not None
-        return self.failure
+        Raises:
+            Exception: what following the source failed with.
+        """
+        await self.news.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.news = trio.Event()
+
+
+@final
+class _Answers(trio.abc.ReceiveChannel[T]):
+    """What a reader is told, as a channel; a slow one is told what is last."""
+
+    def __init__(self, reader: _Reader, look: Callable[[], T]) -> None:
+        self._reader = reader
+        self._look = look
+
+    async def receive(self) -> T:
+        """The next answer; cancelling loses nothing."""
+        await self._reader.told()
+        return self._look()
+
+    async def aclose(self) -> None:
+        """Do nothing: the block that it belongs to ends it."""
+        await trio.lowlevel.checkpoint()
 
 
 @final
@@ -99,26 +112,38 @@ class Feed:
         """Everything that is known, as of now; None where it is not being followed."""
         return self._entries if self._live else None
 
-    @trio.as_safe_channel
-    async def watch(self, name: NodeName) -> AsyncGenerator[Sequence[Endpoint]]:
+    @asynccontextmanager
+    async def watch(self, name: NodeName) -> AsyncIterator[trio.abc.ReceiveChannel[Sequence[Endpoint]]]:
         """The endpoints of a name: now, and whenever they are told."""
+
+        def told() -> Sequence[Endpoint]:
+            entry = self._entries.get(name)
+            return [] if entry is None else list(entry.endpoints)
+
+        async with self._followed(name) as reader:
+            yield _Answers(reader, told)
+
+    @asynccontextmanager
+    async def names(self) -> AsyncIterator[trio.abc.ReceiveChannel[Collection[NodeName]]]:
+        """All names: now, and whenever they change."""
+        async with self._followed(None) as reader:
+            yield _Answers(reader, lambda: self._entries.keys() | ())
+
+    @asynccontextmanager
+    async def _followed(self, name: NodeName | None) -> AsyncIterator[_Reader]:
+        """A reader, for the length of a block in which it is ready to follow the source for all."""
+        await trio.lowlevel.checkpoint()
+        body: BaseException | None = None
         with self._reading(name) as reader:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._take_turn, reader)
-                while await reader.told():
-                    entry = self._entries.get(name)
-                    yield _told(entry)  # noqa: ASYNC101, ASYNC119 -- `as_safe_channel` makes it safe
-            raise reader.failed()
-
-    @trio.as_safe_channel
-    async def names(self) -> AsyncGenerator[Collection[NodeName]]:
-        """All names: now, and whenever they change."""
-        with self._reading(None) as reader:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_turn, reader)
-                while await reader.told():
-                    yield self._entries.keys() | ()  # noqa: ASYNC101, ASYNC119 -- likewise
-            raise reader.failed()
+                try:
+                    yield reader
+                except BaseException as exc:  # noqa: ASYNC103, BLE001 -- raised again below, outside of the nursery
+                    body = exc  # which would wrap it in a group
+                nursery.cancel_scope.cancel()
+        if body is not None:
+            raise body
 
     @contextmanager
     def _reading(self, name: NodeName | None) -> Iterator[_Reader]:
@@ -154,7 +179,3 @@ class Feed:
             told = changed if reader.name is None else before.get(reader.name) != entries.get(reader.name)
             if began or told:
                 reader.news.set()
-
-
-def _told(entry: Entry | None) -> list[Endpoint]:
-    return [] if entry is None else list(entry.endpoints)
