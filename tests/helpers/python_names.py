@@ -24,4 +24,5 @@ def _classes() -> set[str]:
 PYTHON: Final = re.compile(
     rf"\b(?:{'|'.join(sorted(_called()))})\(\)|\b(?:{'|'.join(sorted(_classes()))})\b"
     r"|\b(?:manager|node|trionode)\.(?!toml)\w+\(|\b(?:root_cas|client_cas|crls|crl_policy)\b"
+    r"|\b(?:host|port|stranded|bind_names)=\S"
 )

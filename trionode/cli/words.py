@@ -44,6 +44,7 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
         "Give 0.0.0.0 (or [::]) as its host to listen on all interfaces, or an address",
     ),
     (r"or host='0\.0\.0\.0' \(or '::'\) for all that it has", "or 0.0.0.0 (or [::]) for all that it has"),
+    (r"give an address, or host='0\.0\.0\.0'", "give an address, or 0.0.0.0"),
     (
         r"Choose another port, widen port_range, or port=0 for any free one",
         "Choose another port, or 0 for any free one",
