@@ -18,6 +18,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "faults": "faults.program",
     "fuzz": "fuzz.program",
     "flood": "flood.program",
+    "outage": "outage",
     "mesh": "mesh",
     "crossing": "crossing",
     "discovery": "discovery.program",

@@ -5,33 +5,45 @@ from __future__ import annotations
 import random
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final
 
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 
 from benchmarks.stress.nodes import LOOPBACK
+from trionode._protocol import ALPN
 
 #: How long a client that was disconnected stays away at most. Seconds.
 AWAY: Final = 3.0
 #: Between the single bytes of the clients that drip. Seconds.
 DRIP: Final = 0.2
+#: How many names a large certificate has, twice: that makes 50 KB.
+PARTS: Final = 1700
 #: In how much time the crowd arrives. Seconds.
 ARRIVAL: Final = 1.0
 
 
 async def attack(number: int, port: int) -> None:
-    """One client, for ever: a third of them say nothing, a third drip, a third send garbage."""
+    """One client, for ever: of each four one says nothing, one drips, one sends garbage, one a large certificate."""
     draw = random.Random(number)  # noqa: S311 -- as random as it has to be
     while True:
-        with suppress(OSError, trio.BrokenResourceError):
+        with suppress(OSError, trio.BrokenResourceError, SSL.Error):
             async with await trio.open_tcp_stream(LOOPBACK, port) as stream:
-                if number % 3 == 1:
+                if number % 4 == 1:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(drip, stream, nursery.cancel_scope)
                         await until_disconnected(stream)
                         nursery.cancel_scope.cancel()
-                elif number % 3 == 2:
+                elif number % 4 == 2:
                     await stream.send_all(draw.randbytes(draw.randrange(1, 2000)))
+                elif number % 4 == 3:
+                    await show_large_certificate(stream)
                 await until_disconnected(stream)
         await trio.sleep(draw.uniform(0, AWAY))
 
@@ -43,6 +55,47 @@ async def drip(stream: trio.SocketStream, over: trio.CancelScope) -> None:
             await stream.send_all(bytes([byte]))
             await trio.sleep(DRIP)
     over.cancel()
+
+
+@cache
+def large_context() -> SSL.Context:
+    """A client's, whose certificate no CA has signed, and which has 50 KB of names."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"n{number}") for number in range(PARTS)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_alpn_protos([ALPN.encode()])
+    context.use_certificate(certificate)
+    context.use_privatekey(key)
+    return context
+
+
+async def show_large_certificate(stream: trio.SocketStream) -> None:
+    """Do TLS as far as the certificate: the node refuses it."""
+    session = SSL.Connection(large_context(), None)
+    session.set_connect_state()
+    finished = False
+    while not finished:
+        with suppress(SSL.WantReadError):
+            session.do_handshake()
+            finished = True
+        with suppress(SSL.WantReadError):
+            while True:
+                await stream.send_all(session.bio_read(65536))
+        if not finished:
+            data = await stream.receive_some()
+            if not data:
+                return
+            session.bio_write(data)
 
 
 async def until_disconnected(stream: trio.SocketStream) -> None:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 EXPLANATION: Final = """\
 Opens a node, and in a second process a crowd of clients that connect to it over loopback and never finish a handshake:
-a third of them say nothing, a third send one byte at a time, a third send garbage. A client that is disconnected comes
-back a little later. Meanwhile honest peers connect to the node with mutual TLS, one after the other, as they did before
-the flood began.
+a quarter of them say nothing, a quarter send one byte at a time, a quarter send garbage, a quarter finish TLS with a
+certificate of 50 KB that no CA has signed. A client that is disconnected comes back a little later. Meanwhile honest
+peers connect to the node with mutual TLS, one after the other, as they did before the flood began.
 
 Every honest connect has to succeed and, but with --quick, its median must be at most twice what it was in the quiet.
 

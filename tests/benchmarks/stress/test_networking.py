@@ -14,6 +14,7 @@ from benchmarks.stress.discovery.program import Found
 from benchmarks.stress.flood.program import Flooded
 from benchmarks.stress.interleaving import Interleaved
 from benchmarks.stress.mesh import Converged
+from benchmarks.stress.outage import Outage
 from etcd_servers import needs_etcd
 
 if TYPE_CHECKING:
@@ -83,6 +84,31 @@ def test_honest_peers_get_through_a_flood(run: Run) -> None:
     assert result["flooded"]["count"] > 0
     assert result["accepted"] >= result["crowd"] == 60
     assert "flood: 60 arrive" in told
+
+
+def test_clients_are_back_after_an_outage(run: Run) -> None:
+    """All of them, and none was refused."""
+    status, result, told = run("outage", "--quick")
+    assert (status, result["problems"], result["refused"]) == (0, [], 0)
+    assert result["back"]["count"] == result["clients"] == 5
+    assert "outage: 5 connected" in told
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (Outage(clients=2, seconds=3, back=Latency.of([1.1, 2])), "half of the clients were back after 1100 ms only"),
+        (Outage(clients=2, seconds=3, back=Latency.of([0.5, 5])), "the last client was back after 5000 ms only"),
+        (Outage(clients=3, seconds=3, back=Latency.of([0.5, 1])), "1 of 3 clients are not back"),
+        (Outage(clients=1, seconds=3, back=Latency.of([0.5]), refused=2, shed=1), "2 handshakes were refused, 1 of"),
+        (Outage(clients=2, seconds=10, back=Latency.of([0.5, 7])), None),
+    ],
+)
+def test_an_outage_is_judged(result: Outage, problem: str | None) -> None:
+    """By time, by number, by what the node did with those that came."""
+    result.judge(by_time=True)
+    assert result.ok is (problem is None)
+    assert problem is None or problem in result.report() + result.problems[0]
 
 
 def test_a_flood_is_judged() -> None:

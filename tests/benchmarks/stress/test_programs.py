@@ -126,6 +126,8 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("fuzz", ["--reproduce", "00"]),
         ("flood", ["--crowd", "0"]),
         ("flood", ["--seconds", "0"]),
+        ("outage", ["--clients", "0"]),
+        ("outage", ["--seconds", "0"]),
         ("mesh", ["--nodes", "1"]),
         ("crossing", ["--rounds", "0"]),
         ("discovery", ["--nodes", "5"]),
