@@ -1,4 +1,7 @@
-"""The crowd, in a process of its own: `python -m benchmarks.stress.flood.crowd PORT SIZE`, until it is killed."""
+"""The crowd, in a process of its own, until it is killed: `python -m benchmarks.stress.flood.crowd PORT SIZE DIRECTORY`
+
+The directory has a certificate that the node accepts, and its key.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,44 @@ from OpenSSL import SSL
 from benchmarks.stress.nodes import LOOPBACK
 from trionode._protocol import ALPN
 
+from . import key_updates
+
 #: How long a client that was disconnected stays away at most. Seconds.
 AWAY: Final = 3.0
 #: Between the single bytes of the clients that drip. Seconds.
 DRIP: Final = 0.2
+#: How many clients send KeyUpdates at once: each blocks a thread.
+THREADS: Final = 8
 #: How many names a large certificate has, twice: that makes 50 KB.
 PARTS: Final = 1700
 #: In how much time the crowd arrives. Seconds.
 ARRIVAL: Final = 1.0
 
 
-async def attack(number: int, port: int) -> None:
-    """One client, for ever: of each four one says nothing, one drips, one sends garbage, one a large certificate."""
+async def attack(number: int, port: int, directory: str, threads: trio.CapacityLimiter) -> None:
+    """One client, for ever: of each five one says nothing, one drips, one sends garbage, one a large certificate.
+
+    The last is let in by its certificate, and sends KeyUpdates where there is something that can.
+    """
     draw = random.Random(number)  # noqa: S311 -- as random as it has to be
     while True:
+        if number % 5 == 4 and key_updates.LIBSSL is not None:
+            with suppress(OSError):
+                await trio.to_thread.run_sync(
+                    key_updates.flood, port, directory, limiter=threads, abandon_on_cancel=True
+                )
+            await trio.sleep(draw.uniform(0, AWAY))
+            continue
         with suppress(OSError, trio.BrokenResourceError, SSL.Error):
             async with await trio.open_tcp_stream(LOOPBACK, port) as stream:
-                if number % 4 == 1:
+                if number % 5 == 1:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(drip, stream, nursery.cancel_scope)
                         await until_disconnected(stream)
                         nursery.cancel_scope.cancel()
-                elif number % 4 == 2:
+                elif number % 5 == 2:
                     await stream.send_all(draw.randbytes(draw.randrange(1, 2000)))
-                elif number % 4 == 3:
+                elif number % 5 == 3:
                     await show_large_certificate(stream)
                 await until_disconnected(stream)
         await trio.sleep(draw.uniform(0, AWAY))
@@ -105,13 +122,14 @@ async def until_disconnected(stream: trio.SocketStream) -> None:
             pass
 
 
-async def attack_all(port: int, size: int) -> None:
+async def attack_all(port: int, size: int, directory: str) -> None:
     """All of them."""
+    threads = trio.CapacityLimiter(THREADS)
     async with trio.open_nursery() as nursery:
         for number in range(size):
-            nursery.start_soon(attack, number, port)
+            nursery.start_soon(attack, number, port, directory, threads)
             await trio.sleep(ARRIVAL / size)
 
 
 if __name__ == "__main__":
-    trio.run(attack_all, int(sys.argv[1]), int(sys.argv[2]))
+    trio.run(attack_all, int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

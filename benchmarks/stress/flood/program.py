@@ -6,6 +6,8 @@ import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,7 +18,7 @@ from benchmarks.stress.log import watching_log
 from benchmarks.stress.nodes import accepting, manager_of, route_to
 from benchmarks.stress.program import Program, Progress, Result
 from trionode import HandshakeError, NetworkMode, NetworkOptions, NodeOptions, open_node
-from trionode.pki import CertificateAuthority
+from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
     import argparse
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
 
 EXPLANATION: Final = """\
 Opens a node, and in a second process a crowd of clients that connect to it over loopback and never finish a handshake:
-a quarter of them say nothing, a quarter send one byte at a time, a quarter send garbage, a quarter finish TLS with a
-certificate of 50 KB that no CA has signed. A client that is disconnected comes back a little later. Meanwhile honest
-peers connect to the node with mutual TLS, one after the other, as they did before the flood began.
+a fifth of them say nothing, a fifth send one byte at a time, a fifth send garbage, a fifth finish TLS with a
+certificate of 50 KB that no CA has signed, a fifth with a good one, and send KeyUpdates without end. A client that is
+disconnected comes back a little later. Meanwhile honest peers connect to the node with mutual TLS, one after the other,
+as they did before the flood began.
 
 Every honest connect has to succeed and, but with --quick, its median must be at most twice what it was in the quiet.
 
@@ -40,7 +43,7 @@ What is reported:
   shed      of these, ended because there were too many unfinished (max_handshakes, max_handshakes_per_address)
 """
 
-ALPHA, BETA = "alpha@localhost", "beta@localhost"
+ALPHA, BETA, EVE = "alpha@localhost", "beta@localhost", "eve@localhost"
 #: How much longer an honest connect may take beside the flood.
 SLOWER: Final = 2.0
 #: Between two honest connects. Seconds.
@@ -88,10 +91,10 @@ class Flooded(Result):
 
 
 @asynccontextmanager
-async def crowd(acceptor: Acceptor, size: int) -> AsyncIterator[bool]:
+async def crowd(acceptor: Acceptor, size: int, directory: str) -> AsyncIterator[bool]:
     """A crowd in a process of its own, for the length of a block; gives whether all have connected before it begins."""
     nicer = partial(os.nice, 10)  # the flood is what is tested, not which of the two gets the processor
-    where = acceptor.address[1], size
+    where = acceptor.address[1], size, directory
     async with child.running("benchmarks.stress.flood.crowd", *where, preexec_fn=nicer):
         goal = acceptor.statistics().accepted + size
         with trio.move_on_after(PATIENCE):
@@ -129,10 +132,12 @@ async def measure(size: int, seconds: float, progress: Progress, *, by_time: boo
         result.quiet = await connect_honestly(alpha, route, result, seconds / 4)
         before = acceptor.statistics()
         progress.say(f"{size} arrive")
-        async with crowd(acceptor, size) as all_here:
-            if not all_here:
-                result.problems.append(f"not all of {size} clients connected within {PATIENCE:g} s: a busy machine?")
-            result.flooded = await connect_honestly(alpha, route, result, seconds)
+        with TemporaryDirectory() as directory:
+            write_key_pair(ca.issue(EVE), Path(directory, "cert.pem"), Path(directory, "key.pem"))
+            async with crowd(acceptor, size, directory) as all_here:
+                if not all_here:
+                    result.problems.append(f"not all of {size} clients connected in {PATIENCE:g} s: a busy machine?")
+                result.flooded = await connect_honestly(alpha, route, result, seconds)
         after = acceptor.statistics()
     result.accepted = after.accepted - before.accepted
     result.shed = after.shed - before.shed
