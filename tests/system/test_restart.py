@@ -99,6 +99,9 @@ async def test_no_connection_is_refused(how: str, node: NodeFactory, ca: Certifi
     write_key_pair(ca.issue(BETA), tmp_path / "beta.pem", tmp_path / "beta-key.pem")
     made = AsyncValue[dict[int, int]]({})
 
+    def count(process: int) -> None:
+        made.value = {**made.value, process: made.value.get(process, 0) + 1}
+
     async def connect_again_and_again(client: Node, route: Route) -> None:
         while True:
             connection = await client.connect(BETA, route)
@@ -107,23 +110,29 @@ async def test_no_connection_is_refused(how: str, node: NodeFactory, ca: Certifi
             except (RemoteError, trio.BrokenResourceError, trio.ClosedResourceError):  # it is leaving
                 pass
             else:
-                made.value = {**made.value, process: made.value.get(process, 0) + 1}
+                count(process)
             await connection.aclose()
+
+    async def call_again_and_again(client: Node, route: Route) -> None:
+        while True:
+            count(int(await client.call(BETA, "process", b"", route=route)))
 
     with socket.create_server(("127.0.0.1", 0), backlog=128) as sock, trio.fail_after(30):
         route = Route(host="127.0.0.1", port=sock.getsockname()[1])
-        async with processes(tmp_path, sock, how) as (old, new), trio.open_nursery() as nursery:
+        async with processes(tmp_path, sock, how) as (old, new), trio.open_nursery() as nodes:
             await serve(old)
-            for number in range(CLIENTS):
-                client = await nursery.start(keep_open, node, f"client-{number}@localhost")
-                nursery.start_soon(connect_again_and_again, client, route)
-            await made.wait_value(lambda made: made.get(old.pid, 0) >= CLIENTS)
-            await serve(new)
-            old.terminate()
-            assert await old.wait() == 0
-            before = made.value.get(new.pid, 0)
-            await made.wait_value(lambda made: made.get(new.pid, 0) >= before + 3 * CLIENTS)
-            nursery.cancel_scope.cancel()
+            clients = [await nodes.start(keep_open, node, f"client-{number}@localhost") for number in range(CLIENTS)]
+            async with trio.open_nursery() as nursery:
+                for number, client in enumerate(clients):
+                    nursery.start_soon((connect_again_and_again, call_again_and_again)[number % 2], client, route)
+                await made.wait_value(lambda made: made.get(old.pid, 0) >= CLIENTS)
+                await serve(new)
+                old.terminate()
+                assert await old.wait() == 0
+                before = made.value.get(new.pid, 0)
+                await made.wait_value(lambda made: made.get(new.pid, 0) >= before + 3 * CLIENTS)
+                nursery.cancel_scope.cancel()
+            nodes.cancel_scope.cancel()
 
 
 async def keep_open(node: NodeFactory, name: str, *, task_status: trio.TaskStatus[Node]) -> None:

@@ -168,6 +168,7 @@ class AcceptLoop:
         self._on_refused = refused
         self._timed = timed
         self._where = place(self.acceptor.address)
+        self._closed = False
         self._flood = RateLimitedLog(_log, f"handshakes refused on {self._where}")
 
     def __repr__(self) -> str:
@@ -195,6 +196,7 @@ class AcceptLoop:
 
     def close(self) -> None:
         """Close the listeners. Idempotent."""
+        self._closed = True
         for listener in self._listeners:
             listener.close()
 
@@ -204,6 +206,10 @@ class AcceptLoop:
             # No failure of anything: a port scan or a health check says nothing and leaves; a crossing dial lost to a
             # connection that is there; a link was to join a connection that ended just then, or got a later one.
             _log.debug("handshake on %s: %s", self._where, error)
+            return
+        if self._closed and error.reason in (HandshakeReason.CLOSED, HandshakeReason.BROKEN):
+            # A peer that gives up a node which is stopping: it is stopping, too, or has found the successor.
+            _log.debug("handshake on %s, which was closed meanwhile: %s", self._where, error)
             return
         self._flood.warning("handshake refused on %s: %s", self._where, error)
 

@@ -1,4 +1,4 @@
-"""The crowd, in a process of its own, until it is killed: `python -m benchmarks.stress.flood.crowd PORT SIZE DIRECTORY`
+"""The crowd, in a process of its own until it is killed: `python -m benchmarks.stress.flood.crowd PORT SIZE DIRECTORY`.
 
 The directory has a certificate that the node accepts, and its key.
 """
