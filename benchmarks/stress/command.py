@@ -19,6 +19,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "fuzz": "fuzz.program",
     "flood": "flood.program",
     "outage": "outage",
+    "interrupt": "interrupt.program",
     "mesh": "mesh",
     "crossing": "crossing",
     "discovery": "discovery.program",

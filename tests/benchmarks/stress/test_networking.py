@@ -13,6 +13,7 @@ from benchmarks.stress.crossing import Crossing
 from benchmarks.stress.discovery.program import Found
 from benchmarks.stress.flood.program import Flooded
 from benchmarks.stress.interleaving import Interleaved
+from benchmarks.stress.interrupt.program import problems_of
 from benchmarks.stress.mesh import Converged
 from benchmarks.stress.outage import Outage
 from etcd_servers import needs_etcd
@@ -84,6 +85,31 @@ def test_honest_peers_get_through_a_flood(run: Run) -> None:
     assert result["flooded"]["count"] > 0
     assert result["accepted"] >= result["crowd"] == 60
     assert "flood: 60 arrive" in told
+
+
+def test_a_program_that_is_interrupted_ends(run: Run) -> None:
+    """Once, at a moment drawn at random."""
+    status, result, _ = run("interrupt", "--quick")
+    assert (status, result["problems"], result["rounds"]) == (0, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "problem"),
+    [
+        ((130, "KeyboardInterrupt\n", ""), None),
+        ((130, "ClosedResourceError KeyboardInterrupt\n", ""), None),
+        ((None, "", ""), "did not end within 30 s"),
+        ((0, "", ""), "ended with 0, by nothing"),
+        ((130, "ClosedResourceError\n", ""), "ended with 130, by ClosedResourceError"),
+        ((130, "KeyboardInterrupt ValueError\n", ""), "ended with 130, by KeyboardInterrupt ValueError"),
+        ((130, "refused: it\nKeyboardInterrupt\n", ""), "said 'refused: it'"),
+        ((130, "KeyboardInterrupt\n", "RuntimeWarning: 'x' was never awaited"), "left a coroutine behind"),
+        ((130, "KeyboardInterrupt\n", "handshake refused on …: the peer closed the connection\n"), None),
+    ],
+)
+def test_an_interruption_is_judged(end: tuple[int | None, str, str], problem: str | None) -> None:
+    """By how it ended, and by what was said."""
+    assert list(problems_of(*end)) == ([] if problem is None else [problem])
 
 
 def test_clients_are_back_after_an_outage(run: Run) -> None:

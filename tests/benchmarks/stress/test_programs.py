@@ -127,6 +127,7 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("flood", ["--crowd", "0"]),
         ("flood", ["--seconds", "0"]),
         ("outage", ["--clients", "0"]),
+        ("interrupt", ["--rounds", "0"]),
         ("outage", ["--seconds", "0"]),
         ("mesh", ["--nodes", "1"]),
         ("crossing", ["--rounds", "0"]),

@@ -1,0 +1,1 @@
+"""Ctrl-C at random moments: `worker` is the program that is interrupted, `program` does it and judges."""
