@@ -26,6 +26,7 @@ from trionode import _protocol as wire
 from trionode._errors import RemoteCode, RemoteError
 from trionode._util.fields import with_article
 from trionode._util.home import home
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .receive_half import ReceiveHalf, ReceiveState
 from .send_half import CLOSED_HERE, SendHalf, SendState, closed_here
@@ -52,6 +53,7 @@ _SEND: Final = SendState.SEND
 _RECV: Final = ReceiveState.RECV
 
 
+@interrupted_at_checkpoints
 @final
 class ChannelEnd:
     """One side's end of a channel, as the connection knows it.
@@ -241,6 +243,7 @@ class ChannelEnd:
             self.scope.cancel()
 
 
+@interrupted_at_checkpoints
 @final
 class ServiceChannel(trio.abc.Channel[bytes]):
     """One end of a channel between a caller and a service; a `trio.abc.Channel[bytes]`.

@@ -28,6 +28,7 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._errors import RemoteCode, RemoteError, RemoteProtocolError
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .channel import ChannelEnd
 from .flow_control import MessageBudget, Terms
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .services import Service, Services
 
 
+@interrupted_at_checkpoints
 @final
 class Channels:
     """All channels of one connection, and the services that run for its peer.

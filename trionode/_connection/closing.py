@@ -2,7 +2,8 @@
 
 Theory. Each ends the connection by `ConnectionCore.end`, and returns when it is closed. What comes before that differs:
 nothing; a wait for channels and services to end, with or without a bound, while no further ones begin; or a bounded
-time in which the peer's last words are read. Cancelling any of them closes at once.
+time in which the peer's last words are read. Cancelling any of them closes at once, and so does a KeyboardInterrupt:
+each step is the connection's own and done as a whole, and `finally` sees to the rest.
 
 *No request is left in doubt by a graceful end.* The peer may open channels until it has heard that this side drains. So
 the wait begins with a round trip: DRAIN, and a PING whose answer comes behind all that the peer had opened. What was

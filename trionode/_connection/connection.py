@@ -12,6 +12,7 @@ import trio
 
 from trionode._errors import RemoteCode, RemoteError
 from trionode._util.home import home
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .channel import ServiceChannel
 from .closing import close, drain
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 
+@interrupted_at_checkpoints
 @final
 class Connection:
     """One authenticated relation to one peer; carries any number of channels.

@@ -38,6 +38,7 @@ from trionode._errors import (
     RemoteProtocolError,
 )
 from trionode._util.contained import contained, containing
+from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.log import Log
 from trionode._util.text import at, printable
 
@@ -75,6 +76,7 @@ CLOSE_GRACE: Final = 1.0
 FORCED_GRACE: Final = 5.0
 
 
+@interrupted_at_checkpoints
 @final
 class ConnectionCore:
     """A connection at work, for the node that owns it; `Connection` is what applications see of it.

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 import trio
 
 from trionode._errors import RemoteProtocolError
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +76,7 @@ class Terms:
     send_limit: int
 
 
+@interrupted_at_checkpoints
 @final
 class ReceiveWindow:
     """The receiver's view of one channel's credit. All amounts are message costs: bytes plus overhead."""
@@ -162,6 +164,7 @@ class _Claim(NamedTuple):
     grant: Callable[[], None]
 
 
+@interrupted_at_checkpoints
 @final
 class MessageBudget:
     """Bytes that a connection may hold for messages beyond their channels' windows."""

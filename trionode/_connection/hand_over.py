@@ -37,6 +37,7 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._errors import RemoteProtocolError
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .link import connection_id
 
@@ -84,6 +85,7 @@ class Move:
     heard: trio.Event = field(default_factory=trio.Event)
 
 
+@interrupted_at_checkpoints
 @final
 class HandOver:
     """The link that a connection is on, and its move to another.

@@ -18,6 +18,7 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._transport.interfaces import Watched
+from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _LAST_CHANCE_TICKS: Final = 3
 
 
+@interrupted_at_checkpoints
 @final
 class Liveness:
     """Watches over one peer, until the connection ends."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from trionode import _protocol as wire
 from trionode._errors import RemoteProtocolError
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 if TYPE_CHECKING:
     from .flow_control import ReceiveWindow, Terms
@@ -37,6 +38,7 @@ class Place(Enum):
     GRANTED = auto()
 
 
+@interrupted_at_checkpoints
 @final
 class Reassembly:
     """The fragments of one message.

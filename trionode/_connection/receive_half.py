@@ -21,6 +21,7 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._errors import RemoteProtocolError
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .flow_control import ReceiveWindow
 from .reassembly import Place, Reassembly
@@ -57,6 +58,7 @@ _NEXT: Final[Mapping[ReceiveState, tuple[ReceiveState, ...]]] = {
 _RECV: Final = ReceiveState.RECV
 
 
+@interrupted_at_checkpoints
 @final
 class ReceiveHalf:
     """One side's receiving half.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from trionode._identity.names import NodeName
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .core import ConnectionCore
 
 
+@interrupted_at_checkpoints
 @final
 class Registry:
     """A node's live connections.

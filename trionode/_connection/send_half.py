@@ -26,6 +26,7 @@ import trio
 
 from trionode import _protocol as wire
 from trionode._errors import LocalProtocolError, RemoteProtocolError
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .send_queue import HIGH_WATER
 
@@ -85,6 +86,7 @@ _SEND: Final = SendState.SEND
 CLOSED_HERE: Final = (SendState.CLOSED, SendState.RESET_SENT, SendState.ABANDONED)
 
 
+@interrupted_at_checkpoints
 @final
 class SendHalf:
     """One side's sending half.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode._tls.session import RECORD_SIZE
+from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _ignore_wear() -> None:
     """How worn its keys are makes no difference to a connection that ends."""
 
 
+@interrupted_at_checkpoints
 @final
 class Outbox:
     """Bytes to be written, and the task that writes them."""

@@ -212,6 +212,8 @@ class Services:
         if self._cancelled:
             scope.cancel()
 
+        # A KeyboardInterrupt is for the service, so these lines are not protected: one in them ends the node, and with
+        # it all that they would have put right.
         async def run() -> None:
             try:
                 await self._run(service, channel, scope)

@@ -32,6 +32,7 @@ from trionode._identity.describe import describe_issuer, describe_subject
 from trionode._tls.failures import HandshakeErrors
 from trionode._tls.judge import Judge
 from trionode._tls.verification import refusal_of
+from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.log import Log
 from trionode._util.text import Address, at
 
@@ -176,6 +177,7 @@ class LiveEntry(NamedTuple):
     stranded: StrandedPeers | None = None
 
 
+@interrupted_at_checkpoints
 @final
 class LiveLinks:
     """One manager's ledger."""

@@ -24,6 +24,7 @@ from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern, is_glob
 from trionode._util.checkpoints import at_both_ends
 from trionode._util.fields import check_argument, integer
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .acceptors import Acceptors
 from .choice import Choice, exhausted, may_go_elsewhere
@@ -102,6 +103,7 @@ async def serve_node(
     raise AssertionError("sleep_forever ends by cancellation only")  # pragma: no cover
 
 
+@interrupted_at_checkpoints
 @final
 class Node:
     """An open node; made by `open_node` and `serve_node`. One that was merely constructed is closed.

@@ -44,6 +44,7 @@ from trionode._errors import HandshakeReason, HandshakeTimeoutError, Stage
 from trionode._identity.certificate import not_after
 from trionode._managers.manager import publisher_of
 from trionode._util.backoff import Backoff
+from trionode._util.interrupts import interrupted_at_checkpoints
 
 from .options import LiveConnections, Renew
 
@@ -111,6 +112,7 @@ class _Watched:
     moving: RenewalCause | None = None
 
 
+@interrupted_at_checkpoints
 @final
 class Renewal:
     """Closes or hands over the connections of a node when it is time."""

@@ -40,6 +40,7 @@ from trionode._managers.manager import publisher_of
 from trionode._protocol import Limits, Refusal
 from trionode._util.contained import contained, containing, keep_running
 from trionode._util.home import Home, home
+from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
@@ -76,6 +77,7 @@ _security_log = Log("trionode.security")
 _MAX_RETIRING: Final = 32
 
 
+@interrupted_at_checkpoints
 @final
 class Runtime(ConnectionOwner[ConnectionCore]):
     """What the parts of one node share; the owner of its connections.
@@ -206,7 +208,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         if nursery is None:
             msg = f"the node {self.name} is closed"
             raise trio.ClosedResourceError(msg)
-        self._context.copy().run(lambda: nursery.start_soon(function, name=name))
+        self._context.copy().run(lambda: nursery.start_soon(_interrupted_elsewhere, function, name=name))
 
     def spawn_for_peer(self, function: Callable[[], Awaitable[object]], name: str) -> None:
         """Start a task of the node that a peer causes: what it raises is logged, and does not reach the nursery.
@@ -527,3 +529,9 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         if option not in self._warned:
             self._warned.add(option)
             _security_log.warning("%s: %s: %s", self.name, option.value, text)
+
+
+@trio.lowlevel.enable_ki_protection
+async def _interrupted_elsewhere(function: Callable[[], Awaitable[object]]) -> None:
+    """Await a function; KeyboardInterrupt is for the main task, not for one of the node's."""
+    await function()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast, final
 import outcome
 import trio
 
+from trionode._util.interrupts import interrupted_at_checkpoints
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
@@ -28,6 +30,7 @@ class _Dial(Generic[T]):
         self.waiters = 0
 
 
+@interrupted_at_checkpoints
 @final
 class SharedDials(Generic[T]):
     """Dials under way, by what they are for."""

@@ -5,6 +5,8 @@ handles; this is for the rest: a fault of ours, which must still not be a peer's
 application has supplied (a clock, a listener, a registrar, anything that is called). An `Exception` is logged with its
 traceback. What is no `Exception` passes: `KeyboardInterrupt` and `SystemExit` mean the program, `trio.Cancelled` the
 scope.
+
+Nor is a KeyboardInterrupt for such a task: see `interrupts`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ P = ParamSpec("P")
 PAUSE: Final = 60.0
 
 
+@trio.lowlevel.enable_ki_protection
 async def contained(function: Callable[[], Awaitable[object]], log: Log, what: str) -> None:
     """Await a function; an exception is logged with its traceback, and goes no further. Cancellation passes.
 
