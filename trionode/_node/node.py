@@ -324,6 +324,7 @@ class Node:
         self._choice.avoid(name)
 
     def _pattern(self, given: str | NodeName, route: Route | None = None) -> NamePattern:
+        self._runtime.check_home()
         if route is not None:
             msg = f"a route leads to one node, and {given} may be several; give one of the two"
             raise LocalProtocolError(msg)
