@@ -139,7 +139,7 @@ async def test_it_backs_off(est: Service) -> None:
     waits = []
     for _ in range(4):
         await fails(source, EnrolmentReason.UNREACHABLE)
-        waits.append(source._seconds_until_due())
+        waits.append(source._schedule.wait())
     assert waits == pytest.approx([5, 10, 10, 10], abs=0.5)
     with trio.move_on_after(0.01) as scope:
         await source.wait_changed(None)

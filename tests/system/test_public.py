@@ -175,6 +175,8 @@ SHOWN: dict[str, str] = {
         "authority begin_roll_over clock create enrol make_token now record refresh_lists release renew retire revoke "
         "roots sign_lists switch"
     ),
+    "trionode.enrolment.ESTSource": "read read_now wait_changed",
+    "trionode.enrolment.ACMESource": "read read_now wait_changed",
     "trionode.pki.JoinToken": "ca_fingerprint digest names parse reveal",
     "trionode.testing.Attempt": "",
     "trionode.testing.ExpectedRefusal": "error",

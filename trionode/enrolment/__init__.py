@@ -12,13 +12,15 @@ from trionode._util.public_names import show_as as _show_as
 from ._errors import EnrolmentError as EnrolmentError, EnrolmentReason as EnrolmentReason
 
 if TYPE_CHECKING:
+    from ._acme import ACMESource as ACMESource
     from ._server import EnrolmentPolicy as EnrolmentPolicy, est_app as est_app
     from ._service import serve_est as serve_est
     from ._source import ESTSource as ESTSource
 
-__all__ = ["ESTSource", "EnrolmentError", "EnrolmentPolicy", "EnrolmentReason", "est_app", "serve_est"]
+__all__ = ["ACMESource", "ESTSource", "EnrolmentError", "EnrolmentPolicy", "EnrolmentReason", "est_app", "serve_est"]
 
 _HOMES: Final = {
+    "ACMESource": "_acme",
     "ESTSource": "_source",
     "EnrolmentPolicy": "_server",
     "est_app": "_server",

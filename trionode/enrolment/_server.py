@@ -42,6 +42,7 @@ from trionode.http.caller import Caller, caller_of
 from trionode.pki import JoinToken, RequestRefusal, RequestRefusedError, parse_request
 from trionode.pki._tokens import checked_names, names_match
 
+from ._lifespan import nothing_to_start
 from ._limits import RateLimit, address_key
 from ._wire import (
     CERTIFICATES_TYPE,
@@ -194,6 +195,8 @@ class _Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; an ASGI application."""
+        if scope["type"] == "lifespan":
+            await nothing_to_start(receive, send)
         if scope["type"] != "http":
             return
         request = _Request(scope, receive)

@@ -4,11 +4,9 @@ Theory. The source has a state: a key pair, the CAs that the cluster trusts, rev
 reading brings up to date what is due: CAs first (they may be needed to believe the rest), then the certificate, then
 the lists. What is not due is not asked for, so readings are cheap, and the waiting in between is `wait_changed`'s.
 
-A certificate is due at a share of its lifetime that is drawn anew each time, so that nodes that started together do
-not renew together. What fails is tried again with exponential back-off and jitter, never more seldom than four times in
-what is left of the certificate. A failure is raised by `read()`: the follower tells it once, keeps the last good
-generation, and goes on. But what could be brought up to date before is given first, and the failure with the next
-reading.
+When that is, and when to try again what failed, is `_schedule`'s. A failure is raised by `read()`: the follower tells
+it once, keeps the last good generation, and goes on. But what could be brought up to date before is given first, and
+the failure with the next reading.
 
 CAs roll over as the server says: while it has the old and the new one, both are trusted (overlap); once it has the new
 one alone, the old one goes (retire), which the follower holds back while live peers need it. A set of CAs that has none
@@ -18,7 +16,7 @@ of those before is not taken in their place but beside them.
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
@@ -29,11 +27,10 @@ from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import private_key_to_pem, read_file, to_pem
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.certificate import not_after, not_before
+from trionode._identity.certificate import not_before
 from trionode._identity.names import NodeName, canonical_host
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.sources import Credentials
-from trionode._util.backoff import Backoff
 from trionode._util.decoding import UndecodableError, decode_untrusted
 from trionode._util.fields import SECONDS, check_argument
 from trionode._util.log import Log
@@ -43,6 +40,7 @@ from trionode.pki._files import PRIVATE, replace_files
 
 from ._client import AnonymousManager, Exchange, Server, pinned, roots_in
 from ._errors import EnrolmentError, EnrolmentReason
+from ._schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,11 +54,6 @@ if TYPE_CHECKING:
 
 _log: Final = Log("trionode.enrolment")
 
-#: The share of the lifetime by which renewals are spread, before `renew_after`.
-_JITTER: Final = 0.1
-#: The longest wait after failures; and the shortest. Seconds.
-_LONGEST: Final = 600.0
-_SHORTEST: Final = 0.5
 #: Clocks are looked at this often: machines sleep, and clocks are set. Seconds.
 _LOOK: Final = 30.0
 
@@ -126,24 +119,17 @@ class ESTSource:
         """
         check_argument("trust_interval", trust_interval, SECONDS)
         check_argument("exchange_timeout", exchange_timeout, SECONDS)
-        if not 0.2 <= renew_after <= 0.9:
-            msg = f"renew_after must be a share from 0.2 to 0.9, not {renew_after}"
-            raise ValueError(msg)
         self._name: NodeName | str = NodeName.parse(name) if "@" in str(name) else canonical_host(str(name))
         self._server = Server(url, seconds=exchange_timeout)
         self._token = JoinToken.parse(token) if isinstance(token, str) else token
         self._first_pair, self._auth, self._given_roots = key_pair, auth, root_cas
         self._file = None if state_file is None else Path(state_file)
         self._with_lists = revocation_lists
-        self._renew_after, self._trust_interval = renew_after, trust_interval
-        self._clock, self._draw = clock, draw
-        self._pair: KeyPair | None = None
+        self._trust_interval, self._clock = trust_interval, clock
+        self._schedule = Schedule(self._name, renew_after=renew_after, clock=clock, draw=draw)
         self._roots: CAPool | None = None
         self._lists: CRLSet | None = None
-        self._renew_at: datetime | None = None
         self._trust_at: datetime | None = None
-        self._retry_at = -float("inf")
-        self._failures = 0
         self._given: Credentials | None = None
         self._presents: CertAuthManager | None = None
         self._loaded = self._file is None
@@ -166,12 +152,12 @@ class ESTSource:
             try:
                 await self._bring_up_to_date()
             except EnrolmentError as exc:
-                self._back_off(exc)
+                self._schedule.failed(exc)
                 current = self._current()
                 if current is None or current == self._given:
-                    raise EnrolmentError(self._with_time_left(exc), reason=exc.reason) from exc
+                    raise self._schedule.told(exc) from exc
             else:
-                self._failures, self._retry_at = 0, -float("inf")
+                self._schedule.succeeded()
             current = self._current()
             assert current is not None
             self._given = current
@@ -187,7 +173,8 @@ class ESTSource:
         """
         found = trio.run(self.read)
         # Another run has another clock; and its first reading gives the same again, whether something failed or not.
-        self._given, self._retry_at = None, -float("inf")
+        self._given = None
+        self._schedule.another_run()
         return found
 
     async def wait_changed(self, seen: Credentials | None, /) -> None:
@@ -201,7 +188,7 @@ class ESTSource:
             if seen is not None and current is not None and seen != current:
                 await trio.lowlevel.checkpoint()
                 return
-            wait = self._seconds_until_due()
+            wait = self._schedule.wait(self._trust_at)
             if wait <= 0:
                 await trio.lowlevel.checkpoint()
                 return
@@ -209,58 +196,20 @@ class ESTSource:
 
     # State
 
-    def _now(self) -> datetime:
-        return datetime.now(UTC) if self._clock is None else self._clock()
-
     def _current(self) -> Credentials | None:
-        if self._pair is None:
+        pair = self._schedule.pair
+        if pair is None:
             return None
-        return Credentials(key_pair=self._pair, client_cas=self._roots, root_cas=self._roots, crls=self._lists)
-
-    def _seconds_until_due(self) -> float:
-        if self._failures:
-            return self._retry_at - trio.current_time()
-        if self._renew_at is None or self._trust_at is None:
-            return 0
-        return (min(self._renew_at, self._trust_at) - self._now()).total_seconds()
-
-    def _take(self, pair: KeyPair, began: datetime) -> None:
-        """A new certificate: say when the next one is due."""
-        lifetime = not_after(pair.certificate) - began
-        share = self._renew_after - _JITTER * self._draw()
-        self._pair, self._renew_at = pair, began + lifetime * share
+        return Credentials(key_pair=pair, client_cas=self._roots, root_cas=self._roots, crls=self._lists)
 
     def _trust_due_after(self) -> timedelta:
-        assert self._pair is not None
-        left = max(not_after(self._pair.certificate) - self._now(), timedelta())
-        return min(timedelta(seconds=self._trust_interval), max(left / 3, timedelta(seconds=1)))
-
-    def _back_off(self, exc: EnrolmentError) -> None:
-        self._failures += 1
-        left = _LONGEST
-        if self._pair is not None:
-            left = (not_after(self._pair.certificate) - self._now()).total_seconds()
-        longest = max(_SHORTEST, min(_LONGEST, left / 4 if left > 0 else _LONGEST))
-        wait = Backoff(first=min(5.0, longest), longest=longest, least=0.5).wait(self._failures, self._draw)
-        if exc.retry_after is not None:
-            wait = max(wait, min(exc.retry_after, longest))
-        self._retry_at = trio.current_time() + wait
-
-    def _with_time_left(self, exc: EnrolmentError) -> str:
-        if self._pair is None:
-            return f"{self._name} has no certificate yet: {exc}"
-        end = not_after(self._pair.certificate)
-        left = end - self._now()
-        if left <= timedelta():
-            return f"the certificate of {self._name} has ended ({end:%Y-%m-%d %H:%M:%S} UTC): {exc}"
-        shown = timedelta(seconds=int(left.total_seconds()))
-        return f"the certificate of {self._name} ends in {shown} ({end:%Y-%m-%d %H:%M:%S} UTC): {exc}"
+        third = max(self._schedule.left() / 3, timedelta(seconds=1))
+        return min(timedelta(seconds=self._trust_interval), third)
 
     # Asking
 
     async def _bring_up_to_date(self) -> None:
-        now = self._now()
-        renewing = self._renew_at is None or now >= self._renew_at
+        now, renewing = self._schedule.now(), self._schedule.is_due()
         if not renewing and self._trust_at is not None and now < self._trust_at:
             return
         if self._roots is None and self._token is not None:
@@ -269,7 +218,7 @@ class ESTSource:
             found = await exchange.ca_certificates()
             self._follow_roots(roots_in(found))
             if renewing:
-                self._take(await self._renewed(exchange, found), now)
+                self._schedule.take(await self._renewed(exchange, found), now)
             if self._with_lists:
                 self._lists = await exchange.revocation_lists()
         self._trust_at = now + self._trust_due_after()
@@ -297,9 +246,8 @@ class ESTSource:
         return manager
 
     def _usable_pair(self) -> KeyPair | None:
-        now = self._now()
-        for pair in (self._pair, self._first_pair):
-            if pair is not None and not_before(pair.certificate) <= now < not_after(pair.certificate):
+        for pair in (self._schedule.pair, self._first_pair):
+            if self._schedule.is_usable(pair):
                 return pair
         return None
 
@@ -311,7 +259,7 @@ class ESTSource:
             token = self._token
             auth = self._auth if token is None else (str(self._name), token.reveal())
         fresh = await exchange.enrol(
-            self._name, renew=pair is not None and pair is self._pair, auth=auth, intermediates=found
+            self._name, renew=pair is not None and pair is self._schedule.pair, auth=auth, intermediates=found
         )
         self._token = self._first_pair = None
         _log.info("%r: %r", self, fresh)
@@ -341,13 +289,14 @@ class ESTSource:
         kept = await in_thread(Purpose.ENROLLING, _read_state, file)
         if kept is not None:
             pair, self._roots = kept
-            self._take(pair, not_before(pair.certificate))
+            self._schedule.take(pair, not_before(pair.certificate))
             self._token = None if self._usable_pair() is not None else self._token
         self._loaded = True
 
     async def _save(self) -> None:
-        if self._file is not None and self._pair is not None and self._roots is not None:
-            await in_thread(Purpose.ENROLLING, _write_state, self._file, self._pair, self._roots)
+        pair = self._schedule.pair
+        if self._file is not None and pair is not None and self._roots is not None:
+            await in_thread(Purpose.ENROLLING, _write_state, self._file, pair, self._roots)
 
 
 def _read_state(file: Path) -> tuple[KeyPair, CAPool] | None:
