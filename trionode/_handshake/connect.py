@@ -42,7 +42,8 @@ async def connect(
             return await (TCP if transport is None else transport).connect(host, port)
         except LookupTimeoutError as exc:
             if trio.current_effective_deadline() < scope.deadline:
-                await trio.sleep_forever()  # the caller's own deadline is about to pass: a cancellation, and no error
+                # The caller's own deadline is about to pass: a cancellation, and no error.
+                await trio.sleep_forever()  # noqa: ASYNC120 -- it is what shall take the error's place
             raise errors.at_stage(Stage.RESOLVE).timed_out(
                 f"cannot look up {host}: {exc.strerror}, most of connect_timeout ({connect_timeout:g} s). See to the "
                 "name servers of this machine, or give an address as the route's host"

