@@ -83,7 +83,7 @@ def refusals(found: list[Use], words: str) -> list[str]:
         except RuntimeError as exc:
             if not str(exc).startswith(f"this {what} belongs to") or words not in str(exc):
                 missing.append(f"{what}: {exc}")
-        except BaseException as exc:  # noqa: BLE001 -- told
+        except BaseException as exc:  # noqa: BLE001, ASYNC103 -- told
             missing.append(f"{what}: {exc!r}")
         else:
             missing.append(f"{what}: nothing")
