@@ -22,6 +22,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "interrupt": "interrupt.program",
     "mesh": "mesh",
     "crossing": "crossing",
+    "drains": "drains",
     "discovery": "discovery.program",
     "interleaving": "interleaving",
     "enrolment": "enrolment",

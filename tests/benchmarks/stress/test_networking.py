@@ -11,15 +11,19 @@ from benchmarks.latency import Latency
 from benchmarks.stress.command import main
 from benchmarks.stress.crossing import Crossing
 from benchmarks.stress.discovery.program import Found
+from benchmarks.stress.drains import Drains, Load
 from benchmarks.stress.flood.program import Flooded
 from benchmarks.stress.interleaving import Interleaved
 from benchmarks.stress.interrupt.program import problems_of
 from benchmarks.stress.mesh import Converged
 from benchmarks.stress.outage import Outage
 from etcd_servers import needs_etcd
+from trionode import _protocol as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trionode import ServiceChannel
 
 #: Runs a program with `--json`: gives the exit status, the result, and standard error.
 Run: TypeAlias = "Callable[..., tuple[int, dict[str, Any], str]]"
@@ -66,6 +70,31 @@ def test_two_nodes_that_dial_each_other_have_one_connection(run: Run) -> None:
     assert result["rounds"] == result["connect"]["count"] == 50
     assert 50 <= result["dials"] <= 100
     assert result["crossed"] > 0
+
+
+def test_each_call_says_whether_it_ran(run: Run) -> None:
+    """Drains, rotations and restarts under load: answered, or certainly not run; aclose may leave some in doubt."""
+    status, result, _ = run("drains", "--quick")
+    assert (status, result["problems"], result["in_doubt"]) == (0, [], 0)
+    assert result["answered"] + result["not_run"] == result["calls"] > 50
+    assert set(result["ends"]) <= {"drain", "rotate", "restart by drain", "restart by leaving"}
+    status, result, _ = run("drains", "--abrupt", "--seconds", "0.5")
+    assert (status, result["problems"]) == (0, [])
+
+
+def test_a_call_that_lies_about_whether_it_ran_is_a_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that ran and says that it did not, and a call in doubt, would be noticed."""
+
+    async def lie(load: Load, channel: ServiceChannel) -> None:
+        load._ran[int(await channel.receive())] += 1
+        channel._end.sending._outbox.append(
+            wire.control(wire.RESET, channel._end.number, wire.End(code="shutting_down", not_run=True))
+        )
+
+    monkeypatch.setattr(Load, "serve", lie)
+    status, result, _ = run("drains", "--seconds", "0.2")
+    assert status == 1
+    assert "ran, and said that it did not" in str(result["problems"])
 
 
 def test_two_connections_for_one_pair_are_a_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +226,10 @@ def test_reports_for_people() -> None:
     crossing = Crossing(rounds=5, seconds=1, connect=latency, dials=9, crossed=4, won=3, problems=["odd"]).report()
     assert "5 rounds in 1.00 s: 1 PROBLEMS" in crossing
     assert "4  (the dial of alpha@localhost won 3 rounds)" in crossing
+    drains = Drains(seconds=1, calls=9, answered=6, not_run=2, in_doubt=1, ends={"drain": 3}, problems=["odd"]).report()
+    assert "9 calls in 1.0 s: 1 PROBLEMS" in drains
+    assert "answered 6, not run 2, in doubt 1" in drains
+    assert "3 drain" in drains
     flood = Flooded(crowd=60, seconds=1, quiet=latency, flooded=latency, accepted=70, shed=5).report()
     assert "60 clients for 1 s: every honest peer gets in" in flood
     assert "70, 5 shed" in flood
