@@ -236,6 +236,23 @@ def test_a_revocation_outlives_its_list(pki: Command, tmp_path: Path) -> None:
     assert pki("check", "alpha@localhost").status == 1
 
 
+def test_a_roll_over(pki: Command, tmp_path: Path) -> None:
+    """Three steps, each of which says which is the next; what makes no sense is one line."""
+    old = CAPool.load(tmp_path / "pki/ca.pem")
+    pki("pki", "roll", "switch").is_one_line("no roll-over was begun", status=3)
+    pki("pki", "roll", "retire").is_one_line("there is no CA to retire", status=3)
+    assert "trionode pki roll switch" in pki("pki", "roll", "begin").out
+    pki("pki", "roll", "begin").is_one_line("a roll-over is under way", status=3)
+    assert "trionode pki roll retire" in pki("pki", "roll", "switch").out
+    new = CAPool.load(tmp_path / "pki/ca.pem")
+    assert new != old
+    assert CAPool.load(tmp_path / "pki/old.pem") == old
+    assert pki("pki", "issue", "beta@localhost").status == 0
+    assert pki("check", "beta@localhost").status == 0
+    assert len(pki("pki", "roll", "retire", "--json").document["roots"]) == 1
+    pki("pki", "roll", "begin", "--permit", "no/host").is_one_line("neither a host", status=2)
+
+
 # show ---------------------------------------------------------------------------------------------------------------
 
 

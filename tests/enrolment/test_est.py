@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from cryptography.x509.oid import AttributeOID
 from csr import P256, names, request
 from est import Service, serving_est
 from specimens import authority
-from trionode import CAPool, CertAuthManager, CertificateError, Follower, KeyPair, follow_source
+from trionode import CAPool, CertAuthManager, CertificateError, ClientAuth, Follower, KeyPair, follow_source
 from trionode._identity.names import SubjectNames
 from trionode.enrolment import EnrolmentError, EnrolmentPolicy, EnrolmentReason, ESTSource
 from trionode.enrolment._client import AnonymousManager
@@ -528,3 +528,74 @@ async def test_curl_and_openssl(tmp_path: Path) -> None:
         assert "challengePassword" in shown
         shown = await sh(f"{curl} {est.url}/crl | openssl crl -inform DER -noout -text")
         assert "No Revoked Certificates" in shown
+
+
+@needs_tools
+async def test_a_server_that_is_not_ours(tmp_path: Path) -> None:
+    """A CA that is openssl alone: it reads our request, signs, and makes the PKCS#7.
+
+    With user name and password, a root that issues itself, line ends of its own, and without what is optional.
+    """
+
+    async def sh(script: str, data: bytes = b"") -> bytes:
+        done = await trio.run_process(
+            ["sh", "-euc", script], stdin=data, cwd=tmp_path, capture_stdout=True, capture_stderr=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return bytes(done.stdout)
+
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    await sh(f"{make} -keyout ca.key -out ca.pem -subj /CN=theirs -addext keyUsage=critical,keyCertSign,cRLSign")
+    sign = "openssl x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -copy_extensions copy"
+    await sh(
+        "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key -subj /CN=s"
+        f" -addext subjectAltName=DNS:localhost | {sign} -out server.pem"
+    )
+    p7 = "openssl crl2pkcs7 -nocrl -certfile {} -outform DER | openssl base64 | sed 's/$/\\r/'"
+    seen: list[tuple[str, str]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        data, more = b"", True
+        while more:
+            message = await receive()
+            data, more = data + message.get("body", b""), message.get("more_body", False)
+        resource = scope["path"].removeprefix("/ca-7/.well-known/est/")
+        seen.append((resource, dict(scope["headers"]).get(b"authorization", b"").decode()))
+        answer = b""
+        if resource == "cacerts":
+            answer = await sh(p7.format("ca.pem"))
+        elif resource in ("simpleenroll", "simplereenroll"):
+            await sh("openssl base64 -d -out csr.der", data)
+            assert b"verify OK" in await sh("openssl req -inform DER -in csr.der -noout -verify 2>&1")
+            answer = await sh(f"{sign} -inform DER -in csr.der -out issued.pem && {p7.format('issued.pem')}")
+        await send({"type": "http.response.start", "status": 200 if answer else 404, "headers": []})
+        await send({"type": "http.response.body", "body": answer})
+
+    pool = CAPool.load(tmp_path / "ca.pem")
+    server = CertAuthManager(
+        KeyPair.load(tmp_path / "server.pem", tmp_path / "server.key"),
+        client_cas=pool,
+        client_auth=ClientAuth.VERIFY_CLIENT_CERT_IF_GIVEN,
+    )
+    moment = datetime.now(UTC)
+    async with trio.open_nursery() as nursery:
+        [listener, *_] = await nursery.start(partial(serve_asgi, app, 0, host="127.0.0.1", cert_manager=server))
+        url = f"https://localhost:{listener.socket.getsockname()[1]}/ca-7"
+        source = ESTSource(url, NAME, auth=("user", "pass"), root_cas=pool, clock=lambda: moment)
+        first = await source.read()
+        assert first.root_cas == pool
+        assert SubjectNames.of(first.key_pair.certificate).cover_host("host-a.example")
+        moment += timedelta(hours=17)
+        assert (await source.read()).key_pair.fingerprint != first.key_pair.fingerprint
+        nursery.cancel_scope.cancel()
+    assert [resource for resource, _ in seen] == [
+        "cacerts",
+        "csrattrs",
+        "simpleenroll",
+        "cacerts",
+        "csrattrs",
+        "simplereenroll",
+    ]
+    assert [bool(said) for _, said in seen] == [False, False, True, False, False, False]

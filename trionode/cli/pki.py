@@ -117,6 +117,7 @@ def pki() -> None:
       trionode pki revoke alpha@localhost           put it on pki/ca.crl
       trionode pki unrevoke alpha@localhost         take it off again
       trionode pki token beta@localhost             a token for `trionode join`
+      trionode pki roll begin                       replace the CA, step by step
     """
 
 
@@ -397,6 +398,60 @@ def token(names: str, directory: Path, ttl: timedelta, password_file: Path | Non
     return ExitStatus.OK
 
 
+_STEPS: Final = {
+    "begin": "a new CA is trusted beside the present one; next, once every node has looked: trionode pki roll switch",
+    "switch": "the new CA issues; next, once every certificate was renewed: trionode pki roll retire",
+    "retire": "the old CA is not trusted any more",
+}
+
+
+@pki.command(short_help="Replace the CA by a new one, in three steps.")
+@click.argument("step", type=click.Choice(list(_STEPS)))
+@pki_option
+@click.option("--common-name", default="trionode CA", show_default=True, help="For begin: of the new CA.")
+@click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="For begin: of the new CA.")
+@click.option("--permit", "permitted", multiple=True, metavar="HOST|NETWORK", help="For begin: see `pki init`.")
+@click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
+@json_option
+def roll(
+    step: str,
+    directory: Path,
+    common_name: str,
+    lifetime: timedelta,
+    permitted: tuple[str, ...],
+    password_file: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Replace the CA by a new one while nodes that have joined go on: begin, switch, retire.
+
+    Between the steps, wait until every node has looked: an hour, or a third of a certificate's lifetime if that is
+    less; and before retire until every certificate was renewed. A `trionode pki serve` that runs notices. A step that
+    was interrupted is finished by doing it again. ca.pem is the root that issues; the old one is in old.pem until it is
+    retired.
+    """
+    _load_ca(directory, password_file)
+    kept = _open(directory, password_file)
+    try:
+        with _for_files(f"write to {directory}"):
+            match step:
+                case "begin":
+                    kept.begin_roll_over(common_name=common_name, lifetime=lifetime, permitted=permitted)
+                case "switch":
+                    kept.switch()
+                case _:
+                    kept.retire()
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    roots = [describe_subject(each) for each in kept.roots]
+    if as_json:
+        put_json({"step": step, "roots": roots, "issuer": describe_subject(kept.authority.issuer)})
+    else:
+        put(console(), f"{_STEPS[step]}{pki_words(directory) if step != 'retire' else ''}")
+        put(console(), f"trusted: {'; '.join(roots)}")
+    return ExitStatus.OK
+
+
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +556,8 @@ def _for_files(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
+        if exc.errno is None:  # ours, in words: a step that is not due
+            raise Trouble(str(exc), ExitStatus.FILES) from None
         raise unreadable(exc, what) from None
 
 

@@ -609,7 +609,11 @@ class PKIDirectory:
         Raises:
             FileNotFoundError: there is none.
         """
-        (self._folder / _OLD_FILE).unlink()
+        file = self._folder / _OLD_FILE
+        if not file.exists():
+            msg = f"there is no CA to retire in {self._folder}"
+            raise FileNotFoundError(msg)
+        file.unlink()
 
 
 def _rest(authority: CertificateAuthority, now: datetime) -> timedelta:
