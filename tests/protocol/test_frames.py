@@ -206,7 +206,19 @@ def test_frames_byte_by_byte(frame: bytes, as_bytes: str) -> None:
         (wire.control(wire.OPEN, 1, wire.Open(service="a", call=True)), 0x01, 1, {"service": "a", "call": True}),
         (wire.control(wire.OPEN, 3, wire.Open(service="é", timeout=1.5)), 0x01, 3, {"service": "é", "timeout": 1.5}),
         (wire.control(wire.RESET, 4, wire.End(code="failed")), 0x08, 4, {"code": "failed", "message": ""}),
-        (wire.control(wire.GOODBYE, 0, wire.End(code="c", message="m")), 0x0A, 0, {"code": "c", "message": "m"}),
+        (
+            wire.control(wire.RESET, 4, wire.End(code="limit", not_run=True)),
+            0x08,
+            4,
+            {"code": "limit", "message": "", "not_run": True},
+        ),
+        (wire.control(wire.GOODBYE, 0, wire.Goodbye(code="c", message="m")), 0x0A, 0, {"code": "c", "message": "m"}),
+        (
+            wire.control(wire.GOODBYE, 0, wire.Goodbye(code="c", last=7)),
+            0x0A,
+            0,
+            {"code": "c", "message": "", "last": 7},
+        ),
     ],
 )
 def test_control_frames_hold_a_msgpack_map_with_string_keys(

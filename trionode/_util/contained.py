@@ -6,7 +6,7 @@ application has supplied (a clock, a listener, a registrar, anything that is cal
 traceback. What is no `Exception` passes: `KeyboardInterrupt` and `SystemExit` mean the program, `trio.Cancelled` the
 scope.
 
-Nor is a KeyboardInterrupt for such a task: see `interrupts`.
+A Ctrl-C is not for such a task: it waits for the main task's next checkpoint, see `interrupts`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ HELLOS: Final[dict[str, list[msgspec.Struct]]] = {
 }
 CONTROLS: Final[dict[str, list[msgspec.Struct]]] = {
     "open": [wire.Open(service="echo"), wire.Open(service="echo", timeout=1.5)],
-    "end": [wire.End(code="failed", message="words")],
+    "end": [wire.End(code="failed", message="words"), wire.End(code="limit", not_run=True)],
+    "goodbye": [wire.Goodbye(code="closed", message="words"), wire.Goodbye(code="closed", last=7)],
 }
 
 
@@ -205,7 +206,7 @@ class ControlTarget(Target):
             msg = f"a timeout of {message.timeout}"
             raise Violation(msg)
         if isinstance(message, wire.End):
-            repr(RemoteError(message.message, code=message.code))
+            repr(RemoteError(message.message, code=message.code, not_run=message.not_run is True))
         return "message"
 
 

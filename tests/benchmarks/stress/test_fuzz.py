@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 SEED: Final = datetime.now(UTC).toordinal()
 
 NAMES: Final = (
-    *("frames", "hello", "answer", "confirmation", "open", "end", "records", "registry", "certificates"),
+    *("frames", "hello", "answer", "confirmation", "open", "end", "goodbye", "records", "registry", "certificates"),
     *("chains", "live-chain"),
     *("typed-points", "typed-tagged", "typed-anything", "typed-sets"),
     *("connection-dialled", "connection-accepted"),
