@@ -12,7 +12,7 @@ import contextlib
 import os
 from threading import get_ident
 from typing import Final, final
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import trio
 
@@ -61,7 +61,8 @@ class Home:
 
 _here: Final[trio.lowlevel.RunVar[Home]] = trio.lowlevel.RunVar("trionode.home")
 _homes: Final[WeakSet[Home]] = WeakSet()
-_sockets: Final[WeakSet[trio.socket.SocketType]] = WeakSet()
+#: By descriptor, which bounds their number. Not a `WeakSet`: what Ctrl-C raises in a callback of a reference is lost.
+_sockets: Final[dict[int, ref[trio.socket.SocketType]]] = {}
 
 
 def home() -> Home:
@@ -78,16 +79,18 @@ def home() -> Home:
 
 def close_in_children(sock: trio.socket.SocketType) -> None:
     """Have a socket closed in every child that is forked while it is open."""
-    _sockets.add(sock)
+    _sockets[sock.fileno()] = ref(sock)
 
 
 def _leave() -> None:
     for each in list(_homes):
         each.leave()
-    for sock in list(_sockets):
-        with contextlib.suppress(OSError):  # closed already
-            # Not `close()`, which tells Trio's event loop, and that is the parent's.
-            os.close(sock.detach())
+    for descriptor, reference in list(_sockets.items()):
+        sock = reference()
+        if sock is not None and sock.fileno() == descriptor >= 0:
+            with contextlib.suppress(OSError):
+                # Not `close()`, which tells Trio's event loop, and that is the parent's.
+                os.close(sock.detach())
     _sockets.clear()
 
 
