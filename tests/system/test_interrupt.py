@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from OpenSSL import SSL
 
 from trionode import (
     AcceptorOptions,
@@ -140,3 +142,23 @@ def test_a_publication_is_not_torn(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         trio.run(rotate)
     assert seen == [2]
+
+
+def test_a_signal_while_a_session_is_forgotten() -> None:
+    """By a callback of a weak reference pyOpenSSL notices that, and what is raised in one is lost."""
+
+    def press(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def forget() -> None:
+        connection = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+        known = weakref.ref(connection, press)
+        made = session.TLSSession.__new__(session.TLSSession)
+        made._connection = connection
+        del connection
+        assert known() is not None
+        del made
+        await trio.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(forget)

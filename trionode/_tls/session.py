@@ -135,6 +135,12 @@ class TLSSession:
         "verified",
     )
 
+    @enable_ki_protection
+    def __del__(self) -> None:
+        """Forget OpenSSL's part here: pyOpenSSL notices by a callback, in which a Ctrl-C would be lost."""
+        if hasattr(self, "_connection"):  # it was made
+            del self._connection
+
     def __init__(self, connection: SSL.Connection, examination: Examination) -> None:
         self._connection = connection
         self._examination = examination
