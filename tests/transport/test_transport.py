@@ -173,6 +173,10 @@ async def test_a_cancelled_connect_to_an_address_leaves_no_socket(monkeypatch: p
         def __init__(self, *args: Any) -> None:
             made.append(make(*args))
 
+        def fileno(self) -> int:
+            """Its descriptor."""
+            return made[-1].fileno()
+
         async def connect(self, _: object) -> None:
             """Nobody answers."""
             await trio.sleep_forever()

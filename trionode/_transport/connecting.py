@@ -45,8 +45,8 @@ async def connect_tcp(host: str, port: int) -> trio.SocketStream:
 async def _connected(address: SocketAddress) -> trio.socket.SocketType:
     family, where = address
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
-    close_in_children(sock)
     try:
+        close_in_children(sock)
         await sock.connect(where)
     except BaseException:
         sock.close()
