@@ -24,7 +24,7 @@ from specimens import authority
 from trionode import CAPool, CertAuthManager, CertificateError, ClientAuth, Follower, KeyPair, follow_source
 from trionode._identity.names import SubjectNames
 from trionode.enrolment import EnrolmentError, EnrolmentPolicy, EnrolmentReason, ESTSource
-from trionode.enrolment._client import AnonymousManager
+from trionode.enrolment._client import AnonymousManager, Exchange
 from trionode.enrolment._limits import RateLimit, address_key
 from trionode.enrolment._wire import certificates_body
 from trionode.http import HTTPTransport, serve_asgi
@@ -221,6 +221,28 @@ async def test_a_ca_that_rolls_over(est: Service) -> None:
     est.ca.retire()
     est.clock.forward(DAY * 0.35)
     assert (await source.read()).root_cas == following.pool
+
+
+async def test_a_ca_that_changes_in_the_middle_of_a_renewal(est: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it was asked for its certificates, before it issues: the chain is completed all the same."""
+    source = est.source(NAME)
+    await source.read()
+    est.ca.begin_roll_over()
+    est.clock.forward(DAY * 0.35)
+    await source.read()
+    ask = Exchange.ca_certificates
+
+    async def then_switch(exchange: Exchange) -> list[x509.Certificate]:
+        found = await ask(exchange)
+        if (est.folder / "next").exists():
+            est.ca.switch()
+        return found
+
+    monkeypatch.setattr(Exchange, "ca_certificates", then_switch)
+    est.clock.forward(DAY * 0.35)
+    renewed = (await source.read()).key_pair
+    assert renewed.chain[1:] == (est.ca.authority.issuer,)
+    renewed.chain[1].verify_directly_issued_by(est.ca.authority.certificate)
 
 
 async def test_trust_is_given_although_the_renewal_failed(est: Service, tmp_path: Path) -> None:

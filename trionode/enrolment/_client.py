@@ -166,7 +166,7 @@ class Exchange:
             name: what the certificate is to speak for.
             renew: whether by the certificate that the connection presents.
             auth: user name and password.
-            intermediates: what the chain may be completed with.
+            intermediates: the server's CA certificates, for the chain.
 
         Raises:
             EnrolmentError: there is none, and whether the server has issued one is not known unless the reason is
@@ -182,11 +182,19 @@ class Exchange:
             content=to_base64(request.public_bytes(Encoding.DER)),
             auth=auth,
         )
-        issued = self._certificates(body)
+        issued, known = self._certificates(body), list(intermediates)
         try:
-            return key_pair_of(name, key, [*issued, *intermediates])
+            pair = key_pair_of(name, key, [*issued, *known])
+            if not _reaches(pair, known):
+                # The CA has changed since it was asked for its certificates.
+                known = await self.ca_certificates()
+                pair = key_pair_of(name, key, [*issued, *known])
         except (CertificateError, ValueError) as exc:
             raise self._bad_answer(exc) from None
+        if not _reaches(pair, known):
+            msg = f"{self._server}: the certificate that came is of none of the CAs that it has"
+            raise EnrolmentError(msg, reason=EnrolmentReason.BAD_ANSWER)
+        return pair
 
     async def _attributes(self) -> bytes:
         try:
@@ -327,6 +335,15 @@ def key_pair_of(name: NodeName | str, key: ec.EllipticCurvePrivateKey, found: li
     ]:
         chain.append(issuers[0])
     return KeyPair(chain, key)
+
+
+def _reaches(pair: KeyPair, cas: Iterable[x509.Certificate]) -> bool:
+    """Whether a chain ends in one of these CAs, or was signed by one."""
+    last = pair.chain[-1]
+    return any(
+        is_ca(each) and (each == last or (subject_der(each) == issuer_der(last) and _has_signed(each, last)))
+        for each in cas
+    )
 
 
 def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:

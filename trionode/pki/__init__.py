@@ -7,7 +7,8 @@ journal of all of them; `trionode.enrolment` serves it. The key of either lies i
 
 from trionode._util.public_names import show_as as _show_as
 
-from ._authority import CertificateAuthority as CertificateAuthority, KeyType as KeyType
+from ._authority import CertificateAuthority as CertificateAuthority
+from ._certificates import KeyType as KeyType
 from ._directory import (
     PKIDirectory as PKIDirectory,
     RequestRefusal as RequestRefusal,

@@ -18,14 +18,12 @@ It keeps no record of what it issued or revoked; `PKIDirectory` does.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import CRLSet
@@ -33,8 +31,6 @@ from trionode._credentials.issuing import (
     BACKDATE,
     BOTH_PURPOSES,
     authority_key_identifier,
-    ca_builder,
-    general_name,
     leaf_builder,
     signing_hash,
 )
@@ -48,51 +44,28 @@ from trionode._identity.describe import (
     describe_subject,
     describe_time,
 )
-from trionode._identity.names import (
-    URI_SCHEME,
-    NodeName,
-    canonical_host,
-)
 from trionode._util.fields import check_argument, check_each
 from trionode._util.immutable import HoldsPrivateKey
 
+from ._certificates import GENERATE, KeyType, Wanted, aware, ca_certificate, end_of, key_digits, now_of, revoked_entry
 from ._constraints import name_constraints, refuse_outside
 from ._files import PRIVATE, PUBLIC, replace_files
 from ._requests import checked_key, refuse_more_than
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
     from trionode._credentials.pem import FilePath, PrivateKey
     from trionode._credentials.policy import Clock
+    from trionode._identity.names import NodeName
 
 __all__ = ["CertificateAuthority", "KeyType"]
 
 _CA_FILE: Final = "ca.pem"
 _INTERMEDIATE_FILE: Final = "intermediate.pem"
 _KEY_FILE: Final = "ca.key"
-
-#: RFC 5280 appendix A.1, ub-common-name: longer ones make a certificate that strict parsers refuse.
-_MAX_COMMON_NAME_BYTES: Final = 64
-
-#: RFC 5280 section 4.1.2.5: stands for "no well-defined expiration date", and is the last one that can be encoded.
-_END_OF_TIME: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-
-
-@final
-class KeyType(StrEnum):
-    """The kind of key that a leaf is issued for."""
-
-    P256 = "p256"
-    """ECDSA on P-256: small, fast, supported by every peer. The default."""
-    P384 = "p384"
-    """ECDSA on P-384."""
-    ED25519 = "ed25519"
-    """Ed25519 (RFC 8410)."""
-    RSA2048 = "rsa2048"
-    """RSA with 2048 bits; slow to make (a fraction of a second) and slow to sign with."""
 
 
 @final
@@ -181,11 +154,11 @@ class CertificateAuthority(HoldsPrivateKey):
         check_argument("common_name", common_name, str)
         check_argument("intermediate", intermediate, bool)
         check_argument("subordinates", subordinates, bool)
-        now = _now(clock)
-        validity = now - BACKDATE, _end(now, lifetime)
+        now = now_of(clock)
+        validity = now - BACKDATE, end_of(now, lifetime)
         root_key = ec.generate_private_key(ec.SECP256R1())
-        root = _ca_certificate(
-            f"root {_key_digits(root_key)}",
+        root = ca_certificate(
+            f"root {key_digits(root_key)}",
             common_name,
             root_key,
             validity,
@@ -218,11 +191,11 @@ class CertificateAuthority(HoldsPrivateKey):
         if self.intermediate is not None or basic is None or basic.path_length == 0:
             msg = "only a root that may have CAs below it signs one: CertificateAuthority.create(subordinates=True)"
             raise ValueError(msg)
-        now = _now(self._clock)
-        validity = now - BACKDATE, min(_end(now, lifetime), self.certificate.not_valid_after_utc)
+        now = now_of(self._clock)
+        validity = now - BACKDATE, min(end_of(now, lifetime), self.certificate.not_valid_after_utc)
         key = ec.generate_private_key(ec.SECP256R1())
-        issuer = _ca_certificate(
-            f"issuing {_key_digits(key)}",
+        issuer = ca_certificate(
+            f"issuing {key_digits(key)}",
             common_name,
             key,
             validity,
@@ -289,9 +262,9 @@ class CertificateAuthority(HoldsPrivateKey):
             ValueError: there is no name, or one is neither a node name nor a host; the validity is empty or a date is
                 naive; the purposes are an empty sequence; the key type is unknown; the common name is empty.
         """
-        key = _GENERATE[KeyType(key_type)]()
+        key = GENERATE[KeyType(key_type)]()
         validity = self._validity(lifetime, not_before, not_after)
-        leaf = self._leaf(key.public_key(), _Wanted(names, extended_key_usage, common_name), validity)
+        leaf = self._leaf(key.public_key(), Wanted(names, extended_key_usage, common_name), validity)
         return KeyPair([leaf, *self._intermediates], key)
 
     def sign(
@@ -329,7 +302,7 @@ class CertificateAuthority(HoldsPrivateKey):
             ValueError: the request is not to be signed, or an argument is not valid; the text says why.
         """
         key = checked_key(request)
-        wanted = _Wanted(names, extended_key_usage, common_name)
+        wanted = Wanted(names, extended_key_usage, common_name)
         refuse_more_than(request, wanted.sans)
         validity = self._validity(lifetime, not_before, not_after)
         return self._leaf(key, wanted, validity, serial_number), *self._intermediates
@@ -346,7 +319,7 @@ class CertificateAuthority(HoldsPrivateKey):
     def _leaf(
         self,
         key: CertificatePublicKeyTypes,
-        wanted: _Wanted,
+        wanted: Wanted,
         validity: tuple[datetime, datetime],
         serial_number: int | None = None,
     ) -> x509.Certificate:
@@ -393,7 +366,7 @@ class CertificateAuthority(HoldsPrivateKey):
         check_argument("reason", reason, x509.ReasonFlags)
         released = check_each("released", released, KeyPair, x509.Certificate)
         check_each("revoked", revoked, KeyPair, x509.Certificate)
-        now = _now(self._clock)
+        now = now_of(self._clock)
         lists = [crl for crl in previous or () if crl.issuer == self._issuer.subject]
         entries = {entry.serial_number: entry for crl in lists for entry in crl}
         for each in revoked:
@@ -407,12 +380,12 @@ class CertificateAuthority(HoldsPrivateKey):
         return self._sign_list(entries.values(), lifetime)
 
     def _sign_list(self, entries: Iterable[x509.RevokedCertificate], lifetime: timedelta) -> CRLSet:
-        now = _now(self._clock)
+        now = now_of(self._clock)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._issuer.subject)
             .last_update(now - BACKDATE)
-            .next_update(_end(now, lifetime))
+            .next_update(end_of(now, lifetime))
             .add_extension(authority_key_identifier(self._issuer), critical=False)
             .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
         )
@@ -461,11 +434,11 @@ class CertificateAuthority(HoldsPrivateKey):
     def _validity(
         self, lifetime: timedelta, not_before: datetime | None, not_after: datetime | None
     ) -> tuple[datetime, datetime]:
-        now = _now(self._clock)
-        start = now - BACKDATE if not_before is None else _aware(not_before, "not_before")
+        now = now_of(self._clock)
+        start = now - BACKDATE if not_before is None else aware(not_before, "not_before")
         if not_after is None:
-            not_after = _end(now if not_before is None else start, lifetime)
-        end = min(_aware(not_after, "not_after"), self._issuer.not_valid_after_utc)
+            not_after = end_of(now if not_before is None else start, lifetime)
+        end = min(aware(not_after, "not_after"), self._issuer.not_valid_after_utc)
         if start >= self._issuer.not_valid_after_utc:
             msg = (
                 f"the CA's own validity ends before the certificate's would begin ({describe_time(start)}): "
@@ -485,35 +458,6 @@ class CertificateAuthority(HoldsPrivateKey):
         )
 
 
-@final
-class _Wanted:
-    """What a leaf is to say: subject, names and purposes."""
-
-    def __init__(
-        self,
-        names: tuple[str | NodeName, ...],
-        extended_key_usage: Iterable[x509.ObjectIdentifier] | None,
-        common_name: str | None,
-    ) -> None:
-        self.hosts, nodes = _sort_names(names)
-        self.purposes = None if extended_key_usage is None else x509.ExtendedKeyUsage(extended_key_usage)
-        if self.purposes is not None and not len(self.purposes):
-            msg = "extended_key_usage is empty; name a purpose, or give None for a certificate without restriction"
-            raise ValueError(msg)
-        first = str(nodes[0] if "@" in str(names[0]) else self.hosts[0])
-        self.subject = _name(first if common_name is None else common_name)
-        uris = [x509.UniformResourceIdentifier(f"{URI_SCHEME}://{node}") for node in nodes]
-        self.sans = x509.SubjectAlternativeName([*map(general_name, self.hosts), *uris])
-
-
-def revoked_entry(serial: int, when: datetime, reason: x509.ReasonFlags) -> x509.RevokedCertificate:
-    """An entry of a revocation list."""
-    entry = x509.RevokedCertificateBuilder(serial, when)
-    if reason is not x509.ReasonFlags.unspecified:  # which RFC 5280 wants left out
-        entry = entry.add_extension(x509.CRLReason(reason), critical=False)
-    return entry.build()
-
-
 def _certificate_of(given: KeyPair | x509.Certificate) -> x509.Certificate:
     return given.certificate if isinstance(given, KeyPair) else given
 
@@ -527,91 +471,3 @@ def _only(certificates: tuple[x509.Certificate, ...], file: Path) -> x509.Certif
         msg = f"{file} holds {len(certificates)} certificates; a CA's own certificate has to be alone in it"
         raise CertificateError(msg, reason=CertificateReason.CHAIN_ORDER)
     return certificate
-
-
-# Making certificates ------------------------------------------------------------------------------------------------
-
-
-def _ca_certificate(
-    unit: str,
-    common_name: str,
-    key: ec.EllipticCurvePrivateKey,
-    validity: tuple[datetime, datetime],
-    *,
-    path_length: int,
-    signed_by: tuple[x509.Certificate, PrivateKey] | None = None,
-    constraints: x509.NameConstraints | None = None,
-) -> x509.Certificate:
-    subject = _name(common_name, unit)
-    issuer: x509.Certificate | None
-    issuer_key: PrivateKey
-    issuer, issuer_key = (None, key) if signed_by is None else signed_by
-    issuer_name = subject if issuer is None else issuer.subject
-    builder = ca_builder(subject, issuer_name, key.public_key(), validity, path_length=path_length)
-    if issuer is not None:
-        builder = builder.add_extension(authority_key_identifier(issuer), critical=False)
-    if constraints is not None:
-        builder = builder.add_extension(constraints, critical=True)
-    return builder.sign(issuer_key, signing_hash(issuer_key))
-
-
-_GENERATE: Final[dict[KeyType, Callable[[], PrivateKey]]] = {
-    KeyType.P256: lambda: ec.generate_private_key(ec.SECP256R1()),
-    KeyType.P384: lambda: ec.generate_private_key(ec.SECP384R1()),
-    KeyType.ED25519: ed25519.Ed25519PrivateKey.generate,
-    KeyType.RSA2048: lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
-}
-
-
-def _key_digits(key: ec.EllipticCurvePrivateKey) -> str:
-    return x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest[:4].hex()
-
-
-def _name(common_name: str, unit: str | None = None) -> x509.Name:
-    cut = common_name.encode()[:_MAX_COMMON_NAME_BYTES].decode(errors="ignore")
-    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, cut)]
-    if unit is not None:
-        attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit))
-    return x509.Name(attributes)
-
-
-def _sort_names(names: tuple[str | NodeName, ...]) -> tuple[list[str], list[NodeName]]:
-    """The hosts and the node names that a leaf is to speak for, canonical, each once."""
-    if not names:
-        msg = "a certificate needs at least one name: a node name (alpha@host), a host name or an address"
-        raise ValueError(msg)
-    hosts: dict[str, None] = {}
-    nodes: dict[NodeName, None] = {}
-    for name in names:
-        if isinstance(name, NodeName) or "@" in name:
-            node = NodeName.parse(name)
-            nodes[node] = hosts[node.host] = None
-        else:
-            hosts[canonical_host(name)] = None
-    return list(hosts), list(nodes)
-
-
-# Time ---------------------------------------------------------------------------------------------------------------
-# Certificates know no fractions of a second.
-
-
-def _now(clock: Clock | None) -> datetime:
-    return (datetime.now(UTC) if clock is None else clock().astimezone(UTC)).replace(microsecond=0)
-
-
-def _aware(moment: datetime, label: str) -> datetime:
-    check_argument(label, moment, datetime)
-    if moment.tzinfo is None:
-        msg = f"{label} has no time zone; give an aware datetime, for example datetime.now(UTC)"
-        raise ValueError(msg)
-    return moment.astimezone(UTC).replace(microsecond=0)
-
-
-def _end(start: datetime, lifetime: timedelta) -> datetime:
-    if lifetime <= timedelta(0):
-        msg = f"a lifetime is positive, not {lifetime}"
-        raise ValueError(msg)
-    try:
-        return start + lifetime
-    except OverflowError:
-        return _END_OF_TIME

@@ -39,7 +39,8 @@ from trionode._identity.certificate import extension, fingerprint, serial_number
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName, canonical_host
 
-from ._authority import CertificateAuthority, revoked_entry
+from ._authority import CertificateAuthority
+from ._certificates import revoked_entry
 from ._files import PUBLIC, replace_files, write_crl_set
 from ._journal import Entry, Journal
 from ._tokens import JoinToken, checked_names, names_match
