@@ -15,7 +15,7 @@ import random
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import requests
 import trio
@@ -47,7 +47,7 @@ from ._lifespan import nothing_to_start
 from ._schedule import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.pem import FilePath
@@ -211,7 +211,7 @@ class ACMESource:
         try:
             ca = self._logged_in()
             order = ca.new_order(request)
-            for authorization in order.authorizations:
+            for authorization in _each(order.authorizations):
                 if authorization.body.status == messages.STATUS_PENDING:
                     self._accept(ca, authorization)
             issued = ca.poll_and_finalize(order, deadline)
@@ -238,9 +238,9 @@ class ACMESource:
         return ca
 
     def _accept(self, ca: client.ClientV2, authorization: messages.AuthorizationResource) -> None:
-        for each in authorization.body.challenges:
+        for each in _each(authorization.body.challenges):
             if isinstance(each.chall, challenges.HTTP01):
-                response, validation = each.chall.response_and_validation(ca.net.key)
+                response, validation = each.chall.response_and_validation(JWKEC(key=self._key()))
                 self._answers[each.chall.path] = validation
                 ca.answer_challenge(each, response)
                 return
@@ -306,12 +306,17 @@ class ACMESource:
         await send({"type": "http.response.body", "body": body})
 
 
+def _each(decoded: object) -> list[Any]:
+    """The items of a field that josepy decodes; to type checkers that is its decoder."""
+    return list(cast("Iterable[Any]", decoded))
+
+
 def _words(exc: Exception) -> str:
     if isinstance(exc, errors.ValidationError):
         found = [
             f"{each.body.identifier.value}: {challenge.error}"
             for each in exc.failed_authzrs
-            for challenge in each.body.challenges
+            for challenge in _each(each.body.challenges)
             if challenge.error is not None
         ]
         return printable("; ".join(found))
