@@ -325,9 +325,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def complete(options: argparse.Namespace) -> str | None:
     """Certificates that the machine can keep up with."""
     if options.lifetime is None:
-        options.lifetime = 12.0 if options.quick else 30.0
+        options.lifetime = 16.0 if options.quick else 30.0
     if options.seconds is None:
-        options.seconds = 28.0 if options.quick else 3600.0
+        options.seconds = 36.0 if options.quick else 3600.0
     return None if options.lifetime >= 2 and options.seconds > 0 else "--lifetime is 2 at least, --seconds above 0"
 
 
@@ -342,7 +342,7 @@ PROGRAM: Final = Program(
     asks="A CA and two nodes with certificates of seconds: is anything lost while they renew by themselves?",
     explanation=EXPLANATION,
     examples=[("", "an hour with certificates of 30 s"), ("--seconds 60 --lifetime 8 --json", "")],
-    quick="half a minute with certificates of 12 s",
+    quick="36 seconds with certificates of 16 s",
     add_options=add_options,
     complete=complete,
     run=run,
