@@ -28,7 +28,7 @@ from trionode.enrolment._client import AnonymousManager, Exchange
 from trionode.enrolment._limits import RateLimit, address_key
 from trionode.enrolment._wire import certificates_body
 from trionode.http import HTTPTransport, serve_asgi
-from trionode.pki import CertificateAuthority, JoinToken, write_ca_pool
+from trionode.pki import CertificateAuthority, JoinToken, parse_request, write_ca_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -413,6 +413,24 @@ async def test_a_request_that_was_relayed(est: Service) -> None:
         answer = await http.post("simpleenroll", content=body(tied), auth=(NAME, token.reveal()))
     assert (answer.status_code, "it was relayed" in answer.text) == (400, True)
     assert (await est.source(NAME, token=token).read()).root_cas
+
+
+async def test_our_requests_are_tied_to_their_connection(est: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with the channel binding of its own, so that no other connection can carry it."""
+    seen: list[bytes] = []
+
+    def look(data: bytes) -> x509.CertificateSigningRequest:
+        asked = parse_request(data)
+        seen.append(asked.attributes.get_attribute_for_oid(AttributeOID.CHALLENGE_PASSWORD).value)
+        return asked
+
+    monkeypatch.setattr("trionode.enrolment._server.parse_request", look)
+    source = est.source(NAME)
+    await source.read()
+    est.clock.forward(DAY * 0.7)
+    await source.read()
+    assert len(set(seen)) == len(seen) == 2
+    assert {len(base64.b64decode(each)) for each in seen} == {32}
 
 
 async def test_who_may_renew(est: Service) -> None:
