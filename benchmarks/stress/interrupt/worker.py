@@ -46,6 +46,6 @@ def leaves(error: BaseException) -> set[str]:
 if __name__ == "__main__":
     try:
         trio.run(connect_again_and_again)
-    except BaseException as exc:  # noqa: BLE001 -- told, and then the end
+    except BaseException as exc:  # noqa: ASYNC103, BLE001 -- told, and then the end
         print(*sorted(leaves(exc)), flush=True)
         sys.exit(130)
