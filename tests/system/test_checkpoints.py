@@ -50,6 +50,8 @@ INTERNAL: Final = {
     "DNSResolver._names",
     "DNSResolver._watch",
     "EtcdRegistry._session",
+    "Feed._followed",
+    "Server.exchange",
     "Session.watch",
     "_Upload",
     "_Way.connected",
