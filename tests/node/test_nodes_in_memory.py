@@ -301,7 +301,7 @@ async def test_a_peer_that_reads_slowly_holds_up_only_itself(
 async def test_a_connector_backs_off_for_hours_and_comes_back(
     node: NodeFactory, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """While the peer cannot be reached each wait is drawn from a share of a cap that doubles to all of it; then it is up in no time."""
+    """While the peer cannot be reached each wait is drawn, from a cap that doubles; then it is up in no time."""
     network = MemoryNetwork(latency=0.01)
     a, b = network.host("a.example"), network.host("b.example")
     async with node(str(ALPHA), transport=a, acceptors=(), keep_connected=[BETA]) as alpha, alpha.events() as events:
