@@ -52,7 +52,7 @@ class Ending:
     """
 
     def __init__(self) -> None:
-        self.ended = False
+        self.ended: bool = False
         self._waiting: set[trio.CancelScope] = set()
 
     def end(self) -> None:

@@ -42,20 +42,20 @@ class ServerConnection:
     """
 
     def __init__(self, stream: TLSStream, drains: trio.Nursery) -> None:
-        self.context = WorkerContext(None)
-        self.ending = Ending()
-        self.lost = False
-        self.scope = trio.CancelScope()
+        self.context: WorkerContext = WorkerContext(None)
+        self.ending: Ending = Ending()
+        self.lost: bool = False
+        self.scope: trio.CancelScope = trio.CancelScope()
         self.drains = drains
-        self.sending = 0
+        self.sending: int = 0
         # Since when the reader is not waiting for the client, or None while it is.
         self._elsewhere: float | None = None
-        self.calls = 0
+        self.calls: int = 0
         self._work = 0
         self._begun = 0
         self._through = trio.lowlevel.ParkingLot()
         self._stream = stream
-        self.transport_stream = _Transport(stream.transport_stream)
+        self.transport_stream: _Transport = _Transport(stream.transport_stream)
 
     async def cut_when_stuck(self) -> None:
         """End it where what is to be sent waits for the client's word, and that for an application, for too long."""
