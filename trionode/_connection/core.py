@@ -20,6 +20,9 @@ that may close it, each in its case:
 
 Services run in the node's nursery, each in a cancel scope of its own; see `channels` for how the connection's end
 concerns them, and `hand_over` for how it goes on when its link is exchanged.
+
+The file is long because all who may end a connection (reader, writer, timer, owner) are read together with the one step
+that ends it. What can be understood apart from that has files of its own beside it.
 """
 
 from __future__ import annotations
