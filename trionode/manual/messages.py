@@ -84,17 +84,18 @@ class Message:
     place: str
 
     @property
-    def parts(self) -> list[str]:
-        """What is fixed in it, and is not in every text."""
-        return [part.strip() for part in self.text.split(_GAP) if len(part.strip()) > _SHORT]
-
-    @property
     def page(self) -> tuple[str, str]:
         """The topic that is about it, and the heading; which may be empty."""
         for pattern, topic, heading in _BY_WORDS:
             if pattern.search(self.text):
                 return topic, heading
         return _BY_PLACE.get(self.place, "errors"), ""
+
+
+@cache
+def _parts(text: str) -> tuple[str, ...]:
+    """What is fixed in a message, and is not in every text."""
+    return tuple(part.strip() for part in text.split(_GAP) if len(part.strip()) > _SHORT)
 
 
 @cache
@@ -106,7 +107,7 @@ def messages() -> tuple[Message, ...]:
         place = file.relative_to(root).parts[0]
         for text in _texts(ast.parse(file.read_text(encoding="utf-8"))):
             message = Message(text, place)
-            if sum(map(len, message.parts)) >= _LEAST and " " in text.strip():
+            if sum(map(len, _parts(text))) >= _LEAST and " " in text.strip():
                 found.setdefault(text, message)
     return tuple(found.values())
 
@@ -135,7 +136,7 @@ def explain(said: str, *, reworded: Callable[[str], str] = str) -> list[Hit]:
     found: list[tuple[float, Message, str]] = []
     for message in messages():
         for text in dict.fromkeys((message.text, reworded(message.text))):
-            score = _score(Message(text, message.place).parts, wanted)
+            score = _score(_parts(text), wanted)
             if score >= _LEAST or (len(wanted) >= _LEAST and wanted in text.lower()):
                 found.append((score, message, text))
                 break
@@ -149,7 +150,7 @@ def _hit(message: Message, text: str) -> Hit:
     return Hit(topic=topic, heading=heading, line=line, text=text)
 
 
-def _score(parts: list[str], text: str) -> float:
+def _score(parts: tuple[str, ...], text: str) -> float:
     """How many characters of the parts are in a text, in order; a little more where that is all of them."""
     at = score = 0
     for part in parts:

@@ -51,7 +51,7 @@ def test_a_mesh_converges_to_one_connection_per_pair(run: Run) -> None:
     assert result["changes_afterwards"] == 0
     # Each node dials each other one once: two for each pair. On a very busy machine a few more; a storm has hundreds.
     assert 15 <= result["dials"] <= 45
-    assert result["established"] >= 15
+    assert result["established"] >= 10  # a node may be dialled before its events are read
     assert 0 < result["seconds"] < 30
     assert result["calls"]["count"] == 30
 
