@@ -6,6 +6,8 @@ happened to cause them.
 
 Whatever fails in these steps, or in what a connection reports, costs that connection and is logged: `adopt` undoes what
 it did, callbacks raise nothing, and tasks that a peer causes are `contained`.
+
+The file is long because it is what a node's parts call each other by: one object, and a method for each occasion.
 """
 
 from __future__ import annotations

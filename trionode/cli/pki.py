@@ -3,6 +3,9 @@
 The directory holds the CA, as `trionode.pki.PKIDirectory` has it, and `NAME.pem` and `NAME-key.pem` of each node. No
 file is replaced without `--force`. Files are replaced atomically, the key first, as `trionode.pki` does it, so that
 nodes that follow them rotate.
+
+The file is long because the commands of the group stand together, one after the other: options, a few calls of
+`trionode.pki`, and what is printed.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ The files are looked at before each use, so that a service that runs sees what a
 A roll-over has three steps, with time for every client to look between them. `begin`: there is a second CA, which
 everyone is told to trust, too. `switch`: it issues in the first one's place. `retire`: the first is not trusted any
 more. A step that was interrupted is finished by doing it again.
+
+The file is long because whatever changes the directory has to be read together: in which order files are written is
+what makes each change whole or absent.
 """
 
 from __future__ import annotations
