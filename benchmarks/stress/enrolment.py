@@ -333,8 +333,14 @@ def complete(options: argparse.Namespace) -> str | None:
 
 def run(options: argparse.Namespace, progress: Progress) -> Iterator[Result]:
     """Do it. That certificates of seconds are near their end is no news."""
-    logging.getLogger("trionode.certificates").setLevel(logging.ERROR)
-    yield trio.run(measure, options.lifetime, options.seconds, progress)
+    logger = logging.getLogger("trionode.certificates")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        result = trio.run(measure, options.lifetime, options.seconds, progress)
+    finally:
+        logger.setLevel(level)
+    yield result
 
 
 PROGRAM: Final = Program(
