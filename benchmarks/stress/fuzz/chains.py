@@ -392,7 +392,7 @@ class ChainTarget(ForgedTarget):
                     try:
                         follower = await nursery.start(follow_source, manager, source)
                     except (CertificateError, TrustRotationError):
-                        return "not followed"
+                        return "not followed"  # noqa: ASYNC121 -- out of the whole case
                     repr((follower, follower.status))
                     nursery.cancel_scope.cancel()
                 return "followed"
