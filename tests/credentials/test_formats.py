@@ -301,6 +301,7 @@ def test_a_bundle_of_pkcs7_is_put_in_order(tmp_path: Path) -> None:
         (base64.b64encode(LEAF.public_bytes(Encoding.DER)), "base64 without the BEGIN and END lines"),
         (b"some words", "neither PEM nor DER"),
     ],
+    ids=lambda each: each if isinstance(each, str) else "",  # what it holds differs between processes
 )
 def test_other_files_are_named(tmp_path: Path, data: bytes, said: str) -> None:
     """What downloads, secrets and keystores leave in a file; as certificate, key, pool and list."""
