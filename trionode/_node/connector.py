@@ -79,6 +79,27 @@ class ConnectorState:
     attempts: int = 0
 
 
+async def until_up(state: AsyncValue, what: str) -> Connection:
+    """Wait until there is a connection. Cancelling is harmless.
+
+    Args:
+        state: the `ConnectorState` of a connector or of a mesh.
+        what: which of them, for the message.
+
+    Raises:
+        trio.ClosedResourceError: it was stopped.
+    """
+    await trio.lowlevel.checkpoint()
+    # The value that woke us: by now it may be doing something else again.
+    reached: ConnectorState = await state.wait_value(
+        lambda state: state.phase in (ConnectorPhase.UP, ConnectorPhase.STOPPED)
+    )
+    if reached.connection is None:
+        msg = f"{what} was stopped"
+        raise trio.ClosedResourceError(msg)
+    return reached.connection
+
+
 @final
 class Connector:
     """Keeps a connection to one peer up; made by `node.keep_connected`.
@@ -119,15 +140,7 @@ class Connector:
         Raises:
             trio.ClosedResourceError: the connector was stopped.
         """
-        await trio.lowlevel.checkpoint()
-        # The value that woke us: by now the connector may be doing something else again.
-        state: ConnectorState = await self._state.wait_value(
-            lambda state: state.phase in (ConnectorPhase.UP, ConnectorPhase.STOPPED)
-        )
-        if state.connection is None:
-            msg = f"the connector to {self.name} was stopped"
-            raise trio.ClosedResourceError(msg)
-        return state.connection
+        return await until_up(self._state, f"the connector to {self.name}")
 
     def stop(self) -> None:
         """Stop reconnecting; a connection that is up stays. Idempotent."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
-import trio
 from trio_util import AsyncValue
 
-from .connector import ConnectorPhase, ConnectorState
+from .connector import ConnectorPhase, ConnectorState, until_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,14 +71,7 @@ class Mesh:
         Raises:
             trio.ClosedResourceError: the mesh was stopped.
         """
-        await trio.lowlevel.checkpoint()
-        state: ConnectorState = await self._state.wait_value(
-            lambda state: state.phase in (ConnectorPhase.UP, ConnectorPhase.STOPPED)
-        )
-        if state.connection is None:
-            msg = f"the mesh of {self.name} was stopped"
-            raise trio.ClosedResourceError(msg)
-        return state.connection
+        return await until_up(self._state, f"the mesh of {self.name}")
 
     def stop(self) -> None:
         """Follow no members and reconnect to none any more; connections that are up stay. Idempotent."""
