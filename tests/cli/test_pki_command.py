@@ -22,7 +22,7 @@ from trionode import (
     KeyPair,
 )
 from trionode.cli.given import host_and_port
-from trionode.pki import CertificateAuthority, JoinToken, write_ca_pool, write_key_pair
+from trionode.pki import PRIVATE_NAMES, CertificateAuthority, JoinToken, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,11 +195,12 @@ def test_a_root_that_issues_itself(trionode_command: Command, tmp_path: Path) ->
     assert trionode_command("pki", "unrevoke", "alpha@localhost").status == 0
     assert trionode_command("check", "alpha@localhost").status == 0
     usage = trionode_command("pki", "init", "--no-intermediate", "--pki", "x", "--permit", "example")
-    usage.is_one_line("--permit is about an intermediate", status=2)
+    usage.is_one_line("are about an intermediate", status=2)
 
 
 def test_what_a_ca_may_issue_for(trionode_command: Command) -> None:
     """Name constraints: hosts with those below them, and networks; the rest is refused, by us and by OpenSSL."""
+    assert "--permit-any exclude each other" in trionode_command("pki", "init", "--permit", "a", "--permit-any").err
     permit = ("--permit", "cluster.example", "--permit", "10.0.0.0/8")
     assert trionode_command("pki", "init", *permit).status == 0
     for name in ("alpha@host-a.cluster.example", "beta@cluster.example", "10.1.2.3"):
@@ -208,6 +209,29 @@ def test_what_a_ca_may_issue_for(trionode_command: Command) -> None:
     for name in ("alpha@other.example", "alpha@xcluster.example", "11.0.0.1", "alpha@[::1]"):
         trionode_command("pki", "issue", name).is_one_line("its name constraints permit", status=2)
     trionode_command("pki", "init", "--pki", "x", "--permit", "no/host").is_one_line("neither a host", status=2)
+    remedy = "trionode pki init --permit other.example; if nodes use this one, trionode pki roll begin --permit other"
+    trionode_command("pki", "token", "alpha@other.example").is_one_line(remedy, status=2)
+    assert trionode_command("pki", "token", "*@*.other.example").status == 0  # which names, the join will show
+
+
+def test_a_ca_issues_for_private_names_unless_told_otherwise(trionode_command: Command, tmp_path: Path) -> None:
+    """Names and addresses that no public network has; OpenSSL believes them, and every name after a loud word."""
+    said = trionode_command("pki", "init", "--json").document
+    assert (said["permitted"], said["notes"]) == ([*PRIVATE_NAMES], [])
+    private = ("alpha@localhost", "beta@host-b.cluster.internal", "gamma@[::1]", "10.1.2.3", "localhost")
+    for name in private:
+        assert trionode_command("pki", "issue", name).status == 0
+        assert trionode_command("check", name).status == 0
+    files = [f"pki/{name}.pem" for name in private]
+    openssl = ["openssl", "verify", "-x509_strict", "-CAfile", "pki/ca.pem", "-untrusted", "pki/intermediate.pem"]
+    found = subprocess.run([*openssl, *files], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.stdout.count(": OK\n") == len(files), found
+    for name in ("alpha@host.trionode.org", "8.8.8.8", "alpha@[2600::1]", "single-label"):
+        trionode_command("pki", "issue", name).is_one_line("--permit", status=2)
+    said = trionode_command("pki", "init", "--force", "--permit-any")
+    assert "issues for any name" in said.out
+    assert "note: the CA may issue for any name: who has ca.key can pose as any server" in said.out
+    assert trionode_command("pki", "issue", "alpha@host.trionode.org").status == 0
 
 
 def test_tokens(pki: Command, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 from cryptography import x509
@@ -21,6 +22,7 @@ from trionode import CertificateError
 from trionode._credentials.crl import next_update
 from trionode._identity.certificate import fingerprint
 from trionode.pki import CertificateAuthority, JoinToken, PKIDirectory, RequestRefusal, RequestRefusedError
+from trionode.pki._constraints import permitted_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +68,51 @@ def refused(reason: RequestRefusal, call: Callable[..., object], *args: object, 
         call(*args, **more)
     assert caught.value.reason is reason
     return str(caught.value)
+
+
+# What it may issue for ----------------------------------------------------------------------------------------------
+
+
+def test_names_outside_are_refused_early(ca: PKIDirectory) -> None:
+    """No token is made for them, and none is taken by who chooses one."""
+    with pytest.raises(ValueError, match=r"may not issue for trionode\.org.*among what is permitted"):
+        ca.make_token("alpha@trionode.org")
+    token = ca.make_token("alpha@*")
+    refused(RequestRefusal.NOT_ALLOWED, ca.enrol, request(), token, name="alpha@trionode.org")
+    assert ca.enrol(request(), token, name="alpha@localhost")
+
+
+@pytest.mark.parametrize("permitted", [("trionode.org", "10.0.0.0/8"), ("192.0.2.1",), ("trionode.org",), ("*",)])
+def test_a_successor_may_issue_for_the_same(permitted: tuple[str, ...], tmp_path: Path, clock: Clock) -> None:
+    """Unless something else is said."""
+    ca = PKIDirectory.create(tmp_path / "pki", permitted=permitted, clock=clock)
+    before = permitted_by(ca.authority.issuer)
+    ca.begin_roll_over()
+    ca.switch()
+    assert permitted_by(ca.authority.issuer) == before
+    assert set(permitted_by(ca.authority.issuer)) <= {*permitted, "192.0.2.1/32"}
+    ca.retire()
+    ca.begin_roll_over(permitted=["other.example"])
+    ca.switch()
+    with pytest.raises(ValueError, match=r"other\.example alone"):
+        ca.authority.issue("alpha@localhost")
+
+
+@pytest.mark.parametrize("permitted", [(), ("*", "localhost")])
+def test_what_is_no_constraint(permitted: tuple[str, ...], tmp_path: Path) -> None:
+    """Nothing means nothing, and everything is said alone."""
+    with pytest.raises(ValueError, match="alone, for everything"):
+        PKIDirectory.create(tmp_path / "pki", permitted=permitted)
+
+
+def test_constraints_of_others(tmp_path: Path) -> None:
+    """They are not copied in part: the successor of such a CA has to be told."""
+    theirs = x509.NameConstraints(permitted_subtrees=[x509.RFC822Name("example")], excluded_subtrees=None)
+    root = CertificateAuthority.create(subordinates=True)
+    with patch("trionode.pki._authority.name_constraints", return_value=theirs):
+        root.subordinate().save(tmp_path)
+    with pytest.raises(ValueError, match="say what is permitted"):
+        PKIDirectory(tmp_path).begin_roll_over()
 
 
 # Tokens -------------------------------------------------------------------------------------------------------------

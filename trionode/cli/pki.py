@@ -10,11 +10,12 @@ The file is long because the commands of the group stand together, one after the
 
 from __future__ import annotations
 
+import functools
 import os
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 from cryptography import x509
@@ -40,11 +41,13 @@ from trionode._identity.certificate import (
 )
 from trionode._identity.describe import describe, describe_subject
 from trionode.pki import (
+    PRIVATE_NAMES,
     CertificateAuthority,
     KeyType,
     PKIDirectory,
     write_key_pair,
 )
+from trionode.pki._constraints import ANY_NAME, permitted_by
 
 from .contents import shown_parts
 from .exits import ExitStatus, Trouble
@@ -91,6 +94,8 @@ if TYPE_CHECKING:
 
     from trionode._credentials.pem import Secret
 
+R = TypeVar("R")
+
 INTERMEDIATE_FILE: Final = "intermediate.pem"
 
 #: RFC 5280 appendix A.1, ub-common-name.
@@ -103,6 +108,28 @@ _REASONS: Final = {
     "affiliation-changed": x509.ReasonFlags.affiliation_changed,
     "cessation-of-operation": x509.ReasonFlags.cessation_of_operation,
 }
+
+
+def permit_options(about: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """A decorator: what a CA may issue for, as `permitted`; None where nothing was said.
+
+    Args:
+        about: the help of `--permit`.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        @click.option("--permit", "names", multiple=True, metavar="HOST|NETWORK", help=about)
+        @click.option("--permit-any", is_flag=True, help="Issue for any name: no name constraints.")
+        @functools.wraps(function)
+        def wrapped(*arguments: object, names: tuple[str, ...], permit_any: bool, **others: object) -> R:
+            if names and permit_any:
+                msg = "--permit and --permit-any exclude each other"
+                raise click.UsageError(msg)
+            return function(*arguments, permitted=(ANY_NAME,) if permit_any else names or None, **others)
+
+        return wrapped
+
+    return decorate
 
 
 @click.group(short_help="A CA, and certificates for nodes, in a directory.")
@@ -129,13 +156,7 @@ def pki() -> None:
 @click.option("--common-name", default="trionode development CA", show_default=True, help="Of the CA, for people.")
 @click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="90d, 12h, 30m …")
 @click.option("--password-file", type=FILE, help="Encrypt ca.key with the first line of this file.")
-@click.option(
-    "--permit",
-    "permitted",
-    multiple=True,
-    metavar="HOST|NETWORK",
-    help="Issue for this host, those below it, or this network alone (name constraints); repeatable.",
-)
+@permit_options("Issue for this host, those below it, or this network alone; repeatable. Default: private names.")
 @click.option("--intermediate/--no-intermediate", default=True, show_default=True, help="Issue by an intermediate CA.")
 @click.option("--force", is_flag=True, help="Replace the CA that is there: peers no longer accept what it issued.")
 @json_option
@@ -144,7 +165,7 @@ def init(
     common_name: str,
     lifetime: timedelta,
     password_file: Path | None,
-    permitted: tuple[str, ...],
+    permitted: tuple[str, ...] | None,
     *,
     intermediate: bool,
     force: bool,
@@ -155,13 +176,17 @@ def init(
     ca.pem is the root, which nodes trust; root.key is its key, which may be taken offline. intermediate.pem and ca.key
     issue; ca.crl has the revocation lists, which are empty. Keys have mode 0600.
 
+    What is issued is limited (name constraints): by default to names and addresses that no public network has, such as
+    localhost, *.internal and 10.0.0.0/8; by --permit to others in their place. So a stolen ca.key is good for no other
+    server.
+
     The directory is made with mode 0700 if it is missing.
     """
     if len(common_name.encode(errors="replace")) > _MAX_COMMON_NAME_BYTES:
         msg = f"--common-name is longer than the {_MAX_COMMON_NAME_BYTES} bytes that a common name may have; shorten it"
         raise click.UsageError(msg)
     if permitted and not intermediate:
-        msg = "--permit is about an intermediate: a root's own name constraints are not looked at by every verifier"
+        msg = "--permit and --permit-any are about an intermediate: not every verifier looks at a root's constraints"
         raise click.UsageError(msg)
     password = read_password(password_file)
     for name in () if force else (CA_FILE, CA_KEY_FILE, CRL_FILE):
@@ -173,22 +198,24 @@ def init(
                 common_name=common_name,
                 lifetime=lifetime,
                 intermediate=intermediate,
-                permitted=permitted,
+                permitted=PRIVATE_NAMES if permitted is None else permitted,
                 password=None if password is None else password.data,
             ).authority
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     notes = _shortened(authority.certificate, lifetime, "no certificate can be valid for longer")
+    limits = permitted_by(authority.issuer)
+    if limits == [ANY_NAME]:
+        notes.append("the CA may issue for any name: who has ca.key can pose as any server to those who trust ca.pem")
     if as_json:
-        ca = str(directory / CA_FILE)
-        put_json({"ca": ca, **certificate_values(authority.certificate, now_utc()), "notes": notes})
+        file, values = str(directory / CA_FILE), certificate_values(authority.certificate, now_utc())
+        put_json({"file": file, **values, "permitted": limits, "notes": notes})
         return ExitStatus.OK
     rows: list[tuple[str, str | Text]] = [(str(directory / CA_FILE), describe_subject(authority.certificate))]
     if authority.intermediate is not None:
-        limits = f"issues for {', '.join(permitted)} alone" if permitted else "issues in the root's place"
         rows += [
             (str(directory / ROOT_KEY_FILE), "the root's key: take it offline"),
-            (str(directory / INTERMEDIATE_FILE), limits),
+            (str(directory / INTERMEDIATE_FILE), f"issues for {_limits(limits)}"),
         ]
     rows += [
         (str(directory / CA_KEY_FILE), "signs certificates: keep it private"),
@@ -413,7 +440,7 @@ _STEPS: Final = {
 @pki_option
 @click.option("--common-name", default="trionode CA", show_default=True, help="For begin: of the new CA.")
 @click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="For begin: of the new CA.")
-@click.option("--permit", "permitted", multiple=True, metavar="HOST|NETWORK", help="For begin: see `pki init`.")
+@permit_options("For begin: see `pki init`. Default: what the present CA may issue for.")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
 @json_option
 def roll(
@@ -421,7 +448,7 @@ def roll(
     directory: Path,
     common_name: str,
     lifetime: timedelta,
-    permitted: tuple[str, ...],
+    permitted: tuple[str, ...] | None,
     password_file: Path | None,
     *,
     as_json: bool,
@@ -456,6 +483,15 @@ def roll(
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
+
+
+def _limits(permitted: list[str]) -> str:
+    """What a CA may issue for, in words."""
+    if permitted == [ANY_NAME]:
+        return "any name"
+    if permitted == [*PRIVATE_NAMES]:
+        return "names that no public network has"
+    return f"{', '.join(permitted)} alone"
 
 
 def _refuse_to_overwrite(file: Path, instead: str) -> None:

@@ -56,6 +56,10 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
     ),
     (r"within (?:connect_timeout|handshake_timeout) \(([^)]*)\)", r"within \1"),
     (r"most of connect_timeout \(([^)]*)\)", r"most of \1"),
+    (
+        r"Have (\S+) among what is permitted when .* or its successor \(begin_roll_over\)",
+        r"Make one that may: trionode pki init --permit \1; if nodes use this one, trionode pki roll begin --permit \1",
+    ),
     (r"\broot_cas and client_cas\b", "--ca"),
     (r"\broot_cas\b", "--root-ca"),
     (r"\bclient_cas\b", "--client-ca"),

@@ -9,6 +9,7 @@ from trionode._util.public_names import show_as as _show_as
 
 from ._authority import CertificateAuthority as CertificateAuthority
 from ._certificates import KeyType as KeyType
+from ._constraints import PRIVATE_NAMES as PRIVATE_NAMES
 from ._directory import (
     PKIDirectory as PKIDirectory,
     RequestRefusal as RequestRefusal,
@@ -23,6 +24,7 @@ from ._requests import parse_request as parse_request
 from ._tokens import JoinToken as JoinToken
 
 __all__ = [
+    "PRIVATE_NAMES",
     "CertificateAuthority",
     "JoinToken",
     "KeyType",

@@ -48,7 +48,7 @@ from trionode._util.fields import check_argument, check_each
 from trionode._util.immutable import HoldsPrivateKey
 
 from ._certificates import GENERATE, KeyType, Wanted, aware, ca_certificate, end_of, key_digits, now_of, revoked_entry
-from ._constraints import name_constraints, refuse_outside
+from ._constraints import ANY_NAME, PRIVATE_NAMES, name_constraints, refuse_outside
 from ._files import PRIVATE, PUBLIC, replace_files
 from ._requests import checked_key, refuse_more_than
 
@@ -143,8 +143,8 @@ class CertificateAuthority(HoldsPrivateKey):
         Args:
             common_name: of the subject; cut to 64 bytes of UTF-8, the limit of RFC 5280.
             lifetime: how long the CA is valid, from now on. By default ten years (3650 days).
-            intermediate: whether an intermediate is to issue in the root's place. The root's private key is then
-                forgotten at once: nothing else can ever be signed with it.
+            intermediate: whether an intermediate is to issue in the root's place, for any name. The root's private key
+                is then forgotten at once: nothing else can ever be signed with it.
             subordinates: whether the root is to be one that signs intermediates, by `subordinate`, and is kept.
             clock: source of "now" (aware), here and for what is issued; by default the machine's clock.
 
@@ -165,14 +165,16 @@ class CertificateAuthority(HoldsPrivateKey):
             path_length=1 if intermediate or subordinates else 0,
         )
         made = cls(root, root_key, clock=clock)
-        return made.subordinate(common_name=common_name, lifetime=lifetime) if intermediate else made
+        if not intermediate:
+            return made
+        return made.subordinate(common_name=common_name, lifetime=lifetime, permitted=[ANY_NAME])
 
     def subordinate(
         self,
         *,
         common_name: str = "trionode development CA",
         lifetime: timedelta = timedelta(days=3650),
-        permitted: Iterable[str] = (),
+        permitted: Iterable[str] = PRIVATE_NAMES,
     ) -> Self:
         """A CA that issues through a new intermediate, signed by this root, whose key it does without.
 
@@ -182,7 +184,8 @@ class CertificateAuthority(HoldsPrivateKey):
             common_name: of the intermediate's subject, see `create`.
             lifetime: how long the intermediate is valid, from now on, at most as long as the root.
             permitted: the hosts, addresses and networks that the intermediate may issue for, with all hosts below these
-                (name constraints, RFC 5280 section 4.2.1.10); none for no constraint.
+                (name constraints, RFC 5280 section 4.2.1.10). `"*"` alone is for everything: who has the key can then
+                pose as any server to those who trust this root.
 
         Raises:
             ValueError: this CA issues through an intermediate itself, or may have none; or an argument is not valid.
@@ -254,8 +257,8 @@ class CertificateAuthority(HoldsPrivateKey):
             extended_key_usage: the purposes; by default serverAuth and clientAuth, as a node is both. None leaves the
                 extension out, which allows every purpose.
             key_type: the kind of key, see `KeyType`.
-            common_name: of the subject, for people; by default the first name. Cut to 64 bytes of UTF-8. Peers never
-                match it.
+            common_name: of the subject, for people; by default the first name (`address …` of an address). Cut to 64
+                bytes of UTF-8. Peers never match it.
 
         Raises:
             CertificateError: the issuer's own validity ends before the leaf's would begin (reason `expired`).

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from trionode._credentials.issuing import authority_key_identifier, ca_builder, general_name, signing_hash
-from trionode._identity.names import URI_SCHEME, NodeName, canonical_host
+from trionode._identity.names import URI_SCHEME, NodeName, canonical_host, host_address
 from trionode._util.fields import check_argument
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class Wanted:
             msg = "extended_key_usage is empty; name a purpose, or give None for a certificate without restriction"
             raise ValueError(msg)
         first = str(nodes[0] if "@" in str(names[0]) else self.hosts[0])
+        if host_address(first) is not None:
+            # OpenSSL holds an IPv4 address there against name constraints for DNS names, if there is no DNS SAN.
+            first = f"address {first}"
         self.subject = subject_name(first if common_name is None else common_name)
         uris = [x509.UniformResourceIdentifier(f"{URI_SCHEME}://{node}") for node in nodes]
         self.sans = x509.SubjectAlternativeName([*map(general_name, self.hosts), *uris])

@@ -1,24 +1,43 @@
 """Name constraints (RFC 5280 section 4.2.1.10): the hosts and addresses for which an intermediate may issue.
 
-Whoever steals the key of such a CA can name only these. Constraints on DNS names leave addresses free, and the other
-way round, so where there is any, the kind that was not mentioned is excluded as a whole. URIs are left free: what is
-after `trionode://` restricts a certificate, it never entitles to a host.
+Whoever steals the key of such a CA can name only these. Where nothing else is said, they are those that no public
+network has: the cluster's machines on a private network have such names and addresses, and no bank has. Constraints on
+DNS names leave addresses free, and the other way round, so where there is any, the kind that was not mentioned is
+excluded as a whole. URIs are left free: what is after `trionode://` restricts a certificate, it never entitles to a
+host.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, final
 
 from cryptography import x509
 
 from trionode._identity.certificate import extension
+from trionode._identity.describe import describe_subject
 from trionode._identity.names import canonical_host, host_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+#: Names and networks that no public network has: RFC 6761, RFC 6762 (with its appendix G), RFC 8375, and `internal`,
+#: which ICANN has reserved; loopback, RFC 1918, RFC 6598, RFC 4193, link-local.
+PRIVATE_NAMES: Final = (
+    *("localhost", "internal", "local", "home.arpa", "test", "example", "intranet", "private", "corp", "home", "lan"),
+    *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"),
+    *("::1/128", "fc00::/7", "fe80::/10"),
+)
+#: Stands for every name and address: no constraint.
+ANY_NAME: Final = "*"
+
 _EVERY_ADDRESS: Final = ("0.0.0.0/0", "::/0")
+
+
+@final
+class OutsideError(ValueError):
+    """A CA may not issue for a name."""
 
 
 def name_constraints(permitted: Iterable[str]) -> x509.NameConstraints | None:
@@ -26,14 +45,18 @@ def name_constraints(permitted: Iterable[str]) -> x509.NameConstraints | None:
 
     Args:
         permitted: hosts, which stand for themselves and all below them (a leading dot makes no difference), addresses,
-            and networks (`10.0.0.0/8`).
+            and networks (`10.0.0.0/8`); or `*` alone, for everything.
 
     Raises:
-        ValueError: one is none of these.
+        ValueError: one is none of these, or there is none.
     """
-    subtrees = [_subtree(each) for each in permitted]
-    if not subtrees:
+    texts = list(permitted)
+    if texts == [ANY_NAME]:
         return None
+    if not texts or ANY_NAME in texts:
+        msg = "what a CA may issue for is a list of hosts, addresses and networks; or '*' alone, for everything"
+        raise ValueError(msg)
+    subtrees = [_subtree(each) for each in texts]
     excluded: list[x509.GeneralName] = []
     if not any(isinstance(each, x509.DNSName) for each in subtrees):
         excluded.append(x509.DNSName(""))
@@ -54,6 +77,23 @@ def _subtree(text: str) -> x509.GeneralName:
         raise ValueError(msg) from None
 
 
+def permitted_by(issuer: x509.Certificate) -> list[str]:
+    """What `name_constraints` made an issuer's constraints of.
+
+    Raises:
+        ValueError: they are not of its making.
+    """
+    constraints = extension(issuer, x509.NameConstraints)
+    if constraints is None:
+        return [ANY_NAME]
+    texts = [str(each.value) for each in constraints.permitted_subtrees or ()]
+    with suppress(ValueError):
+        if name_constraints(texts) == constraints:
+            return texts
+    msg = f"the name constraints of {describe_subject(issuer)} are not of trionode's making: say what is permitted"
+    raise ValueError(msg)
+
+
 def refuse_outside(hosts: Iterable[str], issuer: x509.Certificate) -> None:
     """Insist that an issuer may name these hosts, so that no certificate is made that every peer refuses.
 
@@ -62,7 +102,7 @@ def refuse_outside(hosts: Iterable[str], issuer: x509.Certificate) -> None:
         issuer: the CA's certificate.
 
     Raises:
-        ValueError: its name constraints do not permit one.
+        OutsideError: its name constraints do not permit one.
     """
     constraints = extension(issuer, x509.NameConstraints)
     if constraints is None:
@@ -72,11 +112,18 @@ def refuse_outside(hosts: Iterable[str], issuer: x509.Certificate) -> None:
         address = host_address(host)
         kind: type[x509.GeneralName] = x509.DNSName if address is None else x509.IPAddress
         allowed = [each for each in permitted if isinstance(each, kind)]
-        good = not allowed or any(_covers(each, host) for each in allowed)
-        if not good or any(_covers(each, host) for each in excluded):
-            shown = ", ".join(str(each.value) for each in permitted)
-            msg = f"the CA may not issue for {host}: its name constraints permit {shown or 'other names'}"
-            raise ValueError(msg)
+        excludes = [each for each in excluded if _covers(each, host)]
+        if excludes or (allowed and not any(_covers(each, host) for each in allowed)):
+            limits = f"exclude {excludes[0].value or 'every name'}" if excludes else f"permit {_listed(allowed)} alone"
+            msg = (
+                f"the CA may not issue for {host}: its name constraints {limits}. Have {host} among what is permitted "
+                "when you make a CA (PKIDirectory.create), or its successor (begin_roll_over)"
+            )
+            raise OutsideError(msg)
+
+
+def _listed(subtrees: Iterable[x509.GeneralName]) -> str:
+    return ", ".join(str(each.value) for each in subtrees)
 
 
 def _covers(subtree: x509.GeneralName, host: str) -> bool:

@@ -41,9 +41,11 @@ from trionode._errors import CertificateError, TrionodeError
 from trionode._identity.certificate import extension, fingerprint, serial_number
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName, canonical_host
+from trionode._identity.patterns import is_glob
 
 from ._authority import CertificateAuthority
 from ._certificates import revoked_entry
+from ._constraints import PRIVATE_NAMES, OutsideError, permitted_by, refuse_outside
 from ._files import PUBLIC, replace_files, write_crl_set
 from ._journal import Entry, Journal
 from ._tokens import JoinToken, checked_names, names_match
@@ -147,7 +149,7 @@ class PKIDirectory:
         common_name: str = "trionode CA",
         lifetime: timedelta = timedelta(days=3650),
         intermediate: bool = True,
-        permitted: Iterable[str] = (),
+        permitted: Iterable[str] = PRIVATE_NAMES,
         password: str | bytes | None = None,
         clock: Clock | None = None,
     ) -> Self:
@@ -158,7 +160,8 @@ class PKIDirectory:
             common_name: of the CA's subjects.
             lifetime: of the CA, from now on.
             intermediate: whether an intermediate issues; its root's key is then in `root.key`, to be taken offline.
-            permitted: what the intermediate may issue for, see `CertificateAuthority.subordinate`.
+            permitted: what the intermediate may issue for, see `CertificateAuthority.subordinate`; by default names
+                and addresses that no public network has.
             password: to encrypt the keys with.
             clock: source of "now" (aware); by default the machine's clock.
 
@@ -249,15 +252,18 @@ class PKIDirectory:
             lifetime: how long it may be used.
 
         Raises:
-            ValueError: it is no name, or the lifetime is not positive.
-            CertificateError: the journal is damaged.
+            ValueError: it is no name, or one that the CA may not issue for; or the lifetime is not positive.
+            CertificateError: the CA's files or the journal are damaged.
             OSError: it could not be written.
         """
         wanted, now = checked_names(str(names)), self.now()
         if lifetime <= timedelta():
             msg = "the token's lifetime has to be positive"
             raise ValueError(msg)
-        token = JoinToken._draw(fingerprint(self._look().signs.certificate), wanted)  # noqa: SLF001 -- the one maker
+        signs, host = self._look().signs, wanted.rpartition("@")[2]
+        if not is_glob(host):
+            refuse_outside([host], signs.issuer)
+        token = JoinToken._draw(fingerprint(signs.certificate), wanted)  # noqa: SLF001 -- the one maker
         with self._journal.exclusive():
             entry = Entry(event="token", at=now, token=token.digest, names=(wanted,), until=now + lifetime)
             self._journal.append(entry)
@@ -379,7 +385,8 @@ class PKIDirectory:
         try:
             chain = signs.sign(request, *names, lifetime=lifetime, serial_number=serial)
         except ValueError as exc:
-            raise RequestRefusedError(str(exc), reason=RequestRefusal.BAD_REQUEST) from None
+            reason = RequestRefusal.NOT_ALLOWED if isinstance(exc, OutsideError) else RequestRefusal.BAD_REQUEST
+            raise RequestRefusedError(str(exc), reason=reason) from None
         # It was signed, but leaves this function only once it is on record.
         self._note(chain[0], names, token=token, renews=renews, address=address)
         return chain
@@ -546,16 +553,17 @@ class PKIDirectory:
         *,
         common_name: str = "trionode CA",
         lifetime: timedelta = timedelta(days=3650),
-        permitted: Iterable[str] = (),
+        permitted: Iterable[str] | None = None,
     ) -> None:
         """Make the CA that is to come, and have clients trust it; it does not issue yet.
 
         Args:
             common_name: see `create`.
             lifetime: see `create`.
-            permitted: see `create`.
+            permitted: see `create`; None for what the present CA may issue for.
 
         Raises:
+            CertificateError: the CA's files are damaged.
             FileExistsError: a roll-over is under way.
             OSError: a file could not be written.
             ValueError: an argument is not valid.
@@ -569,7 +577,7 @@ class PKIDirectory:
             folder,
             common_name=common_name,
             lifetime=lifetime,
-            permitted=permitted,
+            permitted=permitted_by(self.authority.issuer) if permitted is None else permitted,
             password=password,
             clock=self._clock,
         )
