@@ -262,7 +262,7 @@ class ScriptedPeer:
         )
 
 
-LIMITS = wire.Limits(max_message_size=65536, window=65536, max_channels=16)
+LIMITS = wire.Limits(max_message_size=65536, window=65536, max_channels=16, max_metadata_size=4096)
 
 MemoryStream: TypeAlias = "trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]"
 
@@ -553,7 +553,7 @@ def scripted(manager: ManagerFactory) -> ScriptedFactory:
         **settings: Any,
     ) -> AsyncIterator[Scripted]:
         near, far = trio.testing.memory_stream_pair()
-        limits = wire.Limits(max_message_size=2**20, window=65536, max_channels=max_channels)
+        limits = wire.Limits(max_message_size=2**20, window=65536, max_channels=max_channels, max_metadata_size=4096)
         party = Party(name=own, incarnation=2, limits=limits, arbiter=Arbiter(own, Registry()))
         ours, theirs = manager(str(own)), manager(str(other))
         links: list[Link] = []

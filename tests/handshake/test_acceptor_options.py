@@ -300,6 +300,24 @@ async def test_max_message_size_of_one_acceptor(node: NodeFactory) -> None:
                 await connection.aclose()
 
 
+async def test_max_metadata_size_of_one_acceptor(node: NodeFactory) -> None:
+    """As much for metadata, where 0 is an answer, too."""
+    plans = [plan(), plan(max_metadata_size=0), plan(max_metadata_size=20)]
+    with trio.fail_after(10):
+        async with (
+            node("beta@localhost", acceptors=plans, services={"echo": echo}, max_metadata_size=1000) as beta,
+            node(str(ALPHA)) as alpha,
+        ):
+            for acceptor, limit in zip(beta.acceptors, (1000, 0, 20), strict=True):
+                connection = await alpha.connect(BETA, to(acceptor))
+                assert core_of(connection).link.peer_limits.max_metadata_size == limit
+                if limit:
+                    assert await connection.call("echo", b"x", metadata={"k": "x" * 12}) == b"x"
+                with pytest.raises(LocalProtocolError, match="metadata"):
+                    await connection.call("echo", b"x", metadata={"k": bytes(limit)})
+                await connection.aclose()
+
+
 async def test_handshake_timeout_of_one_acceptor(node: NodeFactory) -> None:
     """An acceptor's handshake limit holds for those who come in there; the others have the node's."""
     plans = [plan(), plan(handshake_timeout=0.2)]

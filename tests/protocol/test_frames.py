@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import pytest
 from hypothesis import example, given, settings, strategies as st
+from msgspec import Raw
 
 from trionode import RemoteProtocolError, _protocol as wire
 
@@ -28,7 +29,13 @@ frames: Final = st.lists(
 names: Final = st.text(min_size=1, max_size=60)
 u32s: Final = st.integers(0, 2**32 - 1)
 u64s: Final = st.integers(0, 2**64 - 1)
-limits: Final = st.builds(wire.Limits, max_message_size=u32s, window=st.integers(4096, 2**31 - 1), max_channels=u32s)
+limits: Final = st.builds(
+    wire.Limits,
+    max_message_size=u32s,
+    window=st.integers(4096, 2**31 - 1),
+    max_channels=u32s,
+    max_metadata_size=u32s,
+)
 codes: Final = st.text(min_size=1, max_size=64)
 refusals: Final = st.none() | st.builds(wire.Refusal, code=codes, message=st.text(max_size=100))
 hellos: Final = st.builds(
@@ -205,6 +212,14 @@ def test_frames_byte_by_byte(frame: bytes, as_bytes: str) -> None:
         (wire.control(wire.OPEN, 1, wire.Open(service="feed")), 0x01, 1, {"service": "feed"}),
         (wire.control(wire.OPEN, 1, wire.Open(service="a", call=True)), 0x01, 1, {"service": "a", "call": True}),
         (wire.control(wire.OPEN, 3, wire.Open(service="é", timeout=1.5)), 0x01, 3, {"service": "é", "timeout": 1.5}),
+        (
+            wire.control(
+                wire.OPEN, 1, wire.Open(service="a", metadata=Raw(wire.encode_metadata({"t": "x", "b": b"y"})))
+            ),
+            0x01,
+            1,
+            {"service": "a", "metadata": {"t": "x", "b": b"y"}},
+        ),
         (wire.control(wire.RESET, 4, wire.End(code="failed")), 0x08, 4, {"code": "failed", "message": ""}),
         (
             wire.control(wire.RESET, 4, wire.End(code="limit", not_run=True)),
@@ -246,7 +261,7 @@ def test_a_hello_byte_by_byte() -> None:
         "name": "a@b",
         "incarnation": 2**64 - 1,
         "generation": 3,
-        "limits": {"max_message_size": 1, "window": 4096, "max_channels": 2},
+        "limits": {"max_message_size": 1, "window": 4096, "max_channels": 2, "max_metadata_size": 0},
         "verified": False,
         "replace": False,
         "proof": b"",
@@ -400,6 +415,10 @@ def test_deep_nesting_and_bold_lengths_are_refused_cheaply(kind: type[Any], nest
         (wire.Hello, {"limits": {"max_message_size": 1, "window": 4095, "max_channels": 1}}),
         (wire.Hello, {"limits": {"max_message_size": 1, "window": 2**31, "max_channels": 1}}),
         (wire.Hello, {"limits": {"max_message_size": 2**32, "window": 4096, "max_channels": 1}}),
+        (
+            wire.Hello,
+            {"limits": {"max_message_size": 1, "window": 4096, "max_channels": 1, "max_metadata_size": -1}},
+        ),
         (wire.Answer, {"version": 2**32}),
         (wire.Confirmation, {"refusal": {"code": ""}}),
         (wire.Confirmation, {"refusal": {"code": "c" * 65}}),

@@ -236,6 +236,7 @@ FIELDS: Final[dict[type[Any], dict[str, Kind]]] = {
         "insecure_skip_verify": BOOL,
         "bind_names": BOOL,
         "max_message_size": SIZE,
+        "max_metadata_size": integer(0, 60 * 1024),
         "max_channels": COUNT,
         "max_pending_opens": COUNT,
         "channel_window": integer(4096, 2**30),
@@ -258,6 +259,7 @@ FIELDS: Final[dict[type[Any], dict[str, Kind]]] = {
         "cookie": COOKIE | None,
         "bind_names": BOOL | None,
         "max_message_size": SIZE | None,
+        "max_metadata_size": integer(0, 60 * 1024) | None,
         "handshake_timeout": SECONDS | None,
     },
     Route: {

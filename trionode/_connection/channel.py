@@ -27,15 +27,17 @@ from trionode._errors import RemoteCode, RemoteError
 from trionode._util.fields import with_article
 from trionode._util.home import home
 from trionode._util.interrupts import interrupted_at_checkpoints
+from trionode._util.metadata import NO_METADATA
 
 from .receive_half import ReceiveHalf, ReceiveState
 from .send_half import CLOSED_HERE, SendHalf, SendState, closed_here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from trionode._identity.peer import Peer
+    from trionode._util.metadata import Metadata
 
     from .flow_control import Terms
 
@@ -61,12 +63,13 @@ class ChannelEnd:
     Attributes:
         number: the channel's on its connection.
         service: the name of the service that it was opened to.
+        metadata: what the caller said beside its messages.
         scope: the service task's, at the service's end; None at the caller's.
         sending: the half that sends.
         receiving: the half that receives.
     """
 
-    __slots__ = ("_on_over", "_outbox", "number", "receiving", "scope", "sending", "service")
+    __slots__ = ("_on_over", "_outbox", "metadata", "number", "receiving", "scope", "sending", "service")
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class ChannelEnd:
         terms: Terms,
         on_over: Callable[[ChannelEnd], None],
         scope: trio.CancelScope | None = None,
+        metadata: Metadata = NO_METADATA,
     ) -> None:
         """Begin open in both directions.
 
@@ -84,9 +88,11 @@ class ChannelEnd:
             terms: the connection's.
             on_over: called when the connection may forget the channel; may be called again.
             scope: around the service task, if this is the service's end.
+            metadata: the caller's.
         """
         self.number: int = number
         self.service: str = service
+        self.metadata: Metadata = metadata
         self.scope: trio.CancelScope | None = scope
         self.sending: SendHalf = SendHalf(number, service, terms)
         self.receiving: ReceiveHalf = ReceiveHalf(number, terms)
@@ -273,6 +279,14 @@ class ServiceChannel(trio.abc.Channel[bytes]):
     def peer(self) -> Peer:
         """Who is at the other end; after a hand-over, as it proved to be then."""
         return self._end.peer
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """What the caller said beside its messages, read-only; what was sent, at the caller's end.
+
+        It is the caller's word, as its messages are: `peer` is what was verified.
+        """
+        return self._end.metadata
 
     async def send(self, value: bytes) -> None:
         """Send a message. Returning means accepted locally, in order; not that the peer has it.

@@ -24,11 +24,13 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, final
 
+import msgspec
 import trio
 
 from trionode import _protocol as wire
-from trionode._errors import RemoteCode, RemoteError, RemoteProtocolError
+from trionode._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
 from trionode._util.interrupts import interrupted_at_checkpoints
+from trionode._util.metadata import NO_METADATA
 
 from .channel import ChannelEnd
 from .flow_control import MessageBudget, Terms
@@ -36,6 +38,8 @@ from .services import ServiceRefusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trionode._util.metadata import Metadata
 
     from .link import Link
     from .send_queue import Outbox
@@ -106,6 +110,8 @@ class Channels:
             credit=link.peer_limits.window,
             receive_limit=limits.max_message_size,
             send_limit=link.peer_limits.max_message_size,
+            receive_metadata=limits.max_metadata_size,
+            send_metadata=link.peer_limits.max_metadata_size,
         )
         self._next = 1 if link.dialled else 2
         self._last_of_peer = 0 if link.dialled else -1
@@ -120,16 +126,19 @@ class Channels:
 
     # Opened by us
 
-    def begin(self, service: str, *, call: bool = False) -> ChannelEnd:
+    def begin(self, service: str, metadata: Metadata = NO_METADATA, *, call: bool = False) -> ChannelEnd:
         """Open a channel to a service of the peer, for as long as the caller's effective deadline lets it run.
 
         Args:
             service: its name over there.
+            metadata: what the caller says beside its messages; what `as_metadata` gave.
             call: whether the caller takes one message, and no more.
 
         Raises:
             RemoteError: code `limit`: the peer does not allow more channels at once.
+            LocalProtocolError: the metadata is larger than the peer accepts.
         """
+        encoded = self._encoded(metadata, service) if metadata else wire.ABSENT
         limit, mine = self._peer_max_channels, self._next & 1
         if len(self.open) >= limit and sum(number & 1 == mine for number in self.open) >= limit:
             msg = f"{self._outbox.link.peer.name} allows {limit} channels at once (max_channels); close some first"
@@ -138,8 +147,28 @@ class Channels:
         timeout = None if deadline == math.inf else max(0.0, deadline - trio.current_time())
         number = self._next
         self._next += 2
-        self._outbox.append(wire.control(wire.OPEN, number, wire.Open(service=service, timeout=timeout, call=call)))
-        return self._add(number, service)
+        request = wire.Open(service=service, timeout=timeout, call=call, metadata=encoded)
+        self._outbox.append(wire.control(wire.OPEN, number, request))
+        return self._add(number, service, metadata)
+
+    def _encoded(self, metadata: Metadata, service: str) -> msgspec.Raw:
+        terms, peer = self._terms, self._outbox.link.peer.name
+        encoded = wire.encode_metadata(metadata)
+        size = len(encoded)
+        if size <= terms.send_metadata:
+            return msgspec.Raw(encoded)
+        if terms.send_metadata:
+            msg = (
+                f"metadata of {size} bytes for {service!r} is more than the {terms.send_metadata} that {peer} accepts "
+                f"(we accept {terms.receive_metadata}); send less, or raise max_metadata_size in the peer's "
+                "NetworkOptions"
+            )
+        else:
+            msg = (
+                f"{peer} accepts no metadata, and {size} bytes for {service!r} were given; its max_metadata_size is 0, "
+                "or its trionode does not know metadata yet"
+            )
+        raise LocalProtocolError(msg)
 
     @property
     def last_taken(self) -> int:
@@ -151,8 +180,8 @@ class Channels:
         """Whether our numbers are used up, and no further channel can be opened."""
         return self._next > wire.LAST_CHANNEL - 2
 
-    def _add(self, number: int, service: str, scope: trio.CancelScope | None = None) -> ChannelEnd:
-        channel = self.open[number] = ChannelEnd(number, service, self._terms, self._forget, scope)
+    def _add(self, number: int, service: str, metadata: Metadata, scope: trio.CancelScope | None = None) -> ChannelEnd:
+        channel = self.open[number] = ChannelEnd(number, service, self._terms, self._forget, scope, metadata)
         self.opened += 1
         self._terms.budget.company(len(self.open))
         return channel
@@ -218,6 +247,9 @@ class Channels:
         if number & 1 == self._next & 1 or number <= self._last_of_peer:
             msg = f"the peer opened channel {number}, which is not its to open"
             raise RemoteProtocolError(msg)
+        metadata = NO_METADATA
+        if request.metadata:
+            metadata = wire.decode_metadata(request.metadata, self._terms.receive_metadata)
         self._last_of_peer = number
         try:
             service = self._services.find(request.service, self._outbox.link.peer)
@@ -230,7 +262,7 @@ class Channels:
             self._refuse(number, refusal)
             return
         deadline = math.inf if request.timeout is None else trio.current_time() + request.timeout
-        channel = self._add(number, request.service, trio.CancelScope(deadline=deadline))
+        channel = self._add(number, request.service, metadata, trio.CancelScope(deadline=deadline))
         channel.sending.only_one = request.call
         self.waiting[number] = service, channel
         self._start_services()

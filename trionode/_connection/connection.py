@@ -5,20 +5,20 @@ A `Connection` is a thin face of a `ConnectionCore`, which does the work and doe
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
-import trio
-
-from trionode._errors import RemoteCode, RemoteError
 from trionode._util.home import home
 from trionode._util.interrupts import interrupted_at_checkpoints
+from trionode._util.metadata import NO_METADATA, as_metadata
 
+from .calling import call
 from .channel import ServiceChannel
 from .closing import close, drain
 from .end import EndReason
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trionode._identity.peer import Peer
 
     from .core import ConnectionCore
@@ -83,7 +83,7 @@ class Connection:
         """A snapshot of what it did and does."""
         return self._core.statistics()
 
-    def open_channel(self, service: str) -> ServiceChannel:
+    def open_channel(self, service: str, *, metadata: Mapping[str, str | bytes] | None = None) -> ServiceChannel:
         """Open a channel to a service of the peer; synchronous, nothing is waited for.
 
         The caller's effective deadline is sampled now and bounds the service task. Use it as
@@ -92,17 +92,22 @@ class Connection:
 
         Args:
             service: its name over there; 1 to 255 characters.
+            metadata: a small mapping of strings to strings or bytes, which the service finds as `channel.metadata`; at
+                most the peer's `max_metadata_size` bytes, encoded.
 
         Raises:
-            LocalProtocolError: the service name is not a string of 1 to 255 characters that UTF-8 can encode.
+            LocalProtocolError: the service name is not a string of 1 to 255 characters that UTF-8 can encode; or the
+                metadata is larger than the peer accepts.
+            TypeError, ValueError: the metadata is no such mapping.
             trio.ClosedResourceError: the connection was closed here, or drains.
             RemoteError: code `limit`: the peer does not allow more channels at once; `shutting_down`: it drains;
                 `not_taken`: the connection was lost, or the peer closed it (`__cause__`). In each case `not_run`.
         """
         self._home.check("Connection")
-        return ServiceChannel(self._core.open_channel(service))
+        given = NO_METADATA if metadata is None else as_metadata(metadata)
+        return ServiceChannel(self._core.open_channel(service, given))
 
-    async def call(self, service: str, request: bytes) -> bytes:
+    async def call(self, service: str, request: bytes, *, metadata: Mapping[str, str | bytes] | None = None) -> bytes:
         """Open a channel, send one message, half-close, receive exactly one message, close.
 
         At most once: after a `BrokenResourceError` the service may have run; nothing is retried. Where it certainly
@@ -112,43 +117,19 @@ class Connection:
         Args:
             service: its name over there; 1 to 255 characters.
             request: the message, of up to the peer's `max_message_size` bytes.
+            metadata: as for `open_channel`.
 
         Raises:
             RemoteError: the service did not do it; code `no_reply` if it ended without a message, `not_taken` if the
                 connection had ended, or ended before the peer took the request.
             trio.ClosedResourceError: this program closed the connection, before or meanwhile.
             trio.BrokenResourceError: the connection ended; the service may have run.
-            LocalProtocolError: the request is larger than the peer accepts.
+            LocalProtocolError: the request or the metadata is larger than the peer accepts.
+            TypeError, ValueError: the metadata is none.
         """
         self._home.check("Connection")
-        await trio.lowlevel.checkpoint_if_cancelled()
-        core = self._core
-        try:
-            channel = core.open_channel(service, call=True)
-        except Exception:
-            # A loop that goes on after errors must not stop everything else; cancelled, it is.
-            await trio.lowlevel.checkpoint()  # noqa: ASYNC120
-            raise
-        try:
-            # Where the service has ended already, receiving knows how: by a reply, an error, or without either.
-            with suppress(trio.BrokenResourceError):
-                # At once where there is room, which saves two scheduler ticks of about a dozen.
-                if channel.try_send_last(request):
-                    if len(core.channels.open) == 1:
-                        core.outbox.flush()
-                else:
-                    await ServiceChannel(channel).send(request)
-                    await channel.sending.send_eof()
-            reply = await channel.receive()
-        except trio.EndOfChannel:
-            channel.close()
-            msg = f"service {service!r} of {self.peer.name}"
-            raise RemoteError(msg, code=RemoteCode.NO_REPLY) from None
-        except BaseException:
-            channel.reset()
-            raise
-        channel.close()
-        return reply
+        given = NO_METADATA if metadata is None else as_metadata(metadata)
+        return await call(self._core, service, request, given)
 
     async def reauthenticate(self) -> None:
         """Hand this connection over to a new link: a new TLS session on the certificates that both sides have now.

@@ -43,6 +43,7 @@ from trionode._errors import (
 from trionode._util.contained import contained, containing
 from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.log import Log
+from trionode._util.metadata import NO_METADATA
 from trionode._util.text import at, printable
 
 from .channels import Channels, not_taken
@@ -65,6 +66,7 @@ from .state import NEXT, OPENING, State
 if TYPE_CHECKING:
     from trionode._errors import PeerUnverifiedError
     from trionode._identity.peer import Peer
+    from trionode._util.metadata import Metadata
 
     from .channel import ChannelEnd
     from .hand_over import Move
@@ -203,7 +205,7 @@ class ConnectionCore:
 
     # Channels
 
-    def open_channel(self, service: str, *, call: bool = False) -> ChannelEnd:
+    def open_channel(self, service: str, metadata: Metadata = NO_METADATA, *, call: bool = False) -> ChannelEnd:
         """Open a channel to a service of the peer; see `Connection.open_channel`, and `call`."""
         try:
             check_service_name(service)
@@ -214,7 +216,7 @@ class ConnectionCore:
             self.end(EndReason.LOST, trio.BrokenResourceError(msg))
             self.cancel()
         self._check_live()
-        channel = self.channels.begin(service, call=call)
+        channel = self.channels.begin(service, metadata, call=call)
         if self.channels.exhausted:
             self.become(State.DRAINING)  # the next verb dials anew
         return channel

@@ -66,6 +66,8 @@ class Terms:
         credit: what the peer grants, likewise.
         receive_limit: bytes of a message that this side accepts.
         send_limit: bytes of a message that the peer accepts.
+        receive_metadata: bytes of metadata that this side accepts.
+        send_metadata: bytes of metadata that the peer accepts.
     """
 
     outbox: Outbox
@@ -74,6 +76,8 @@ class Terms:
     credit: int
     receive_limit: int
     send_limit: int
+    receive_metadata: int = 0
+    send_metadata: int = 0
 
 
 @interrupted_at_checkpoints

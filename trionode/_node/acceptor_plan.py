@@ -41,6 +41,7 @@ class AcceptorPlan:
     cookie: bytes | None
     bind_names: bool
     max_message_size: int
+    max_metadata_size: int
     handshake_timeout: float
 
 
@@ -60,6 +61,7 @@ def acceptor_plans(name: NodeName, options: NodeOptions) -> Sequence[AcceptorPla
             cookie=as_cookie(network.cookie if each.cookie is None else each.cookie),
             bind_names=network.bind_names if each.bind_names is None else each.bind_names,
             max_message_size=each.max_message_size or network.max_message_size,
+            max_metadata_size=(network.max_metadata_size if each.max_metadata_size is None else each.max_metadata_size),
             handshake_timeout=each.handshake_timeout or network.handshake_timeout,
         )
         for each in network.acceptors or default

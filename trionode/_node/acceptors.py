@@ -94,7 +94,7 @@ class Acceptors:
 
     async def _open(self, plan: AcceptorPlan) -> AcceptLoop:
         runtime, managers = self._runtime, plan.managers
-        limits = runtime.limits(plan.max_message_size)
+        limits = runtime.limits(plan.max_message_size, plan.max_metadata_size)
 
         async def established(link: Link, joined: Joined | None) -> None:
             manager = managers.manager(link.stream.server_name)

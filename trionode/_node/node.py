@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
+from trionode._connection.calling import call
+from trionode._connection.channel import ServiceChannel
+from trionode._connection.connection import core_of
 from trionode._connection.registry import ConnectionsView
 from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteCode, RemoteError
 from trionode._identity.names import NodeName
@@ -25,6 +28,7 @@ from trionode._identity.patterns import NamePattern, is_glob
 from trionode._util.checkpoints import at_both_ends
 from trionode._util.fields import check_argument, integer
 from trionode._util.interrupts import interrupted_at_checkpoints
+from trionode._util.metadata import NO_METADATA, as_metadata
 
 from .acceptors import Acceptors
 from .choice import Choice, exhausted, may_go_elsewhere
@@ -40,10 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from trionode._connection.channel import ServiceChannel
     from trionode._connection.connection import Connection
     from trionode._connection.services import Allow, Service
     from trionode._handshake.acceptor import Acceptor
+    from trionode._util.metadata import Metadata
 
     from .connector import Connector
     from .events import EventStream
@@ -194,7 +198,15 @@ class Node:
         """
         return await self._dialer.connect(self._other(name, route), route)
 
-    async def call(self, name: str | NodeName, service: str, request: bytes, *, route: Route | None = None) -> bytes:
+    async def call(
+        self,
+        name: str | NodeName,
+        service: str,
+        request: bytes,
+        *,
+        route: Route | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+    ) -> bytes:
         """Call a service of a node: connect if need be, send one message, receive exactly one.
 
         At most once: after a `trio.BrokenResourceError` the service may have run, and nothing is tried again. Where it
@@ -210,31 +222,38 @@ class Node:
             service: the name of the service at that node.
             request: the message, at most the peer's `max_message_size` bytes.
             route: as for `connect`; not with a pattern.
+            metadata: a small mapping of strings to strings or bytes, which the service finds as `channel.metadata`; at
+                most the peer's `max_metadata_size` bytes, encoded.
 
         Raises:
+            TypeError, ValueError: the metadata is no such mapping; nothing was done.
+            LocalProtocolError: the request or the metadata is larger than the peer accepts; the service did not run.
             RemoteError: the service failed or was refused; code `no_reply` if it ended without a message.
             trio.BrokenResourceError: the connection was lost before the reply; the service may have run.
             HandshakeError, NoRouteError and the rest: as `connect`; the service did not run.
         """
+        given = NO_METADATA if metadata is None else as_metadata(metadata)
         if not is_glob(name):
-            return await self._call_one(name, service, request, route)
+            return await self._call_one(name, service, request, route, given)
         pattern, failures = self._pattern(name, route), dict[NodeName, Exception]()
         while True:
             connection = await self._reach_one(pattern, failures)
             try:
-                return await connection.call(service, request)
+                return await call(core_of(connection), service, request, given)
             except RemoteError as exc:
                 if not may_go_elsewhere(exc):
                     raise
                 self._failed(connection.peer.name, exc, failures)
 
-    async def _call_one(self, name: str | NodeName, service: str, request: bytes, route: Route | None) -> bytes:
+    async def _call_one(
+        self, name: str | NodeName, service: str, request: bytes, route: Route | None, metadata: Metadata
+    ) -> bytes:
         """Call one node, on another connection where the request certainly did not run on the first."""
         for last in _TRIES:
             connection = await self._reach(name, route)
             try:
                 if connection.live or last:
-                    return await connection.call(service, request)
+                    return await call(core_of(connection), service, request, metadata)
             except RemoteError as exc:
                 if last or not (exc.not_run and exc.code in _ELSEWHERE):
                     raise
@@ -242,7 +261,12 @@ class Node:
 
     @asynccontextmanager
     async def open_channel(
-        self, name: str | NodeName, service: str, *, route: Route | None = None
+        self,
+        name: str | NodeName,
+        service: str,
+        *,
+        route: Route | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
     ) -> AsyncIterator[ServiceChannel]:
         """Open a channel to a service of a node for the length of an `async with` block.
 
@@ -259,35 +283,40 @@ class Node:
             service: the name of the service at that node; 1 to 255 characters.
             route: how to reach the node if it is not connected; by default what the routes and the resolver say. Not
                 with a pattern.
+            metadata: as for `call`.
 
         Raises:
+            TypeError, ValueError, LocalProtocolError: as for `call`.
             RemoteError: code `limit`: the peer does not allow more channels at once.
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
-        async with await self._open(name, service, route) as channel:
+        given = NO_METADATA if metadata is None else as_metadata(metadata)
+        async with await self._open(name, service, route, given) as channel:
             yield channel
 
-    async def _open(self, name: str | NodeName, service: str, route: Route | None) -> ServiceChannel:
+    async def _open(
+        self, name: str | NodeName, service: str, route: Route | None, metadata: Metadata
+    ) -> ServiceChannel:
         """A channel on a connection that takes one: it may have begun to end between its making and our turn."""
         if is_glob(name):
-            return await self._open_one(self._pattern(name, route), service)
+            return await self._open_one(self._pattern(name, route), service, metadata)
         for last in _TRIES:
             connection = await self._reach(name, route)
             try:
                 if connection.live or last:
-                    return connection.open_channel(service)
+                    return ServiceChannel(core_of(connection).open_channel(service, metadata))
             except RemoteError as exc:
                 if last or not (exc.not_run and exc.code in _ELSEWHERE):
                     raise
         raise AssertionError("the last one returns or raises")  # pragma: no cover
 
-    async def _open_one(self, pattern: NamePattern, service: str) -> ServiceChannel:
+    async def _open_one(self, pattern: NamePattern, service: str, metadata: Metadata) -> ServiceChannel:
         """A channel to one of the members that match."""
         failures: dict[NodeName, Exception] = {}
         while True:
             connection = await self._reach_one(pattern, failures)
             try:
-                return connection.open_channel(service)
+                return ServiceChannel(core_of(connection).open_channel(service, metadata))
             except RemoteError as exc:
                 if not may_go_elsewhere(exc):
                     raise

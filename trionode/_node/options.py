@@ -17,6 +17,7 @@ from trionode._identity.patterns import NamePattern, is_glob
 from trionode._identity.peer import Peer
 from trionode._managers.by_name import ManagersByName, ServerManagers
 from trionode._managers.manager import CertManager
+from trionode._protocol import MAX_METADATA
 from trionode._transport.given import GivenListener  # noqa: TC001 -- likewise
 from trionode._transport.interfaces import Transport  # noqa: TC001 -- likewise
 from trionode._util.fields import DURATION, SECONDS, Checked, Entries, Items, Parsed, Such, integer, rule, rule_of
@@ -40,6 +41,7 @@ HOST: Final = Parsed(canonical_host, "a DNS name or an IP address")
 PORT: Final = integer(1, 65535)
 _COUNT: Final = integer(1, 2**20)
 _MESSAGE_SIZE: Final = integer(1, 2**32 - 1, "bytes")
+_METADATA_SIZE: Final = integer(0, MAX_METADATA, "bytes")
 _COOKIE: Final = Parsed(as_cookie, "a string or bytes", kinds=(object,), keep=True)
 _SERVER_MANAGERS: Final = Parsed(
     _server_managers, "a CertManager or a mapping of server names to such", kinds=(CertManager, Mapping)
@@ -103,6 +105,7 @@ class AcceptorOptions(Checked):
         cookie: the shared secret that dialers of this acceptor must prove that they know, in place of the node's.
         bind_names: see `NetworkOptions`.
         max_message_size: see `NetworkOptions`.
+        max_metadata_size: see `NetworkOptions`.
         handshake_timeout: see `NetworkOptions`.
     """
 
@@ -115,6 +118,7 @@ class AcceptorOptions(Checked):
     cookie: str | bytes | None = field(default=None, repr=False, metadata=rule(_COOKIE))
     bind_names: bool | None = None
     max_message_size: int | None = field(default=None, metadata=rule(_MESSAGE_SIZE))
+    max_metadata_size: int | None = field(default=None, metadata=rule(_METADATA_SIZE))
     handshake_timeout: float | None = field(default=None, metadata=rule(SECONDS))
 
     def __post_init__(self) -> None:
@@ -181,14 +185,16 @@ class NetworkOptions(Checked):
         bind_names: whether acceptors insist that a verified client's certificate covers the node name it claims.
             False is for clusters that share one certificate.
         max_message_size: largest message that this node accepts, bytes.
+        max_metadata_size: most metadata that this node accepts with a call or channel, encoded, bytes; 0 for none.
         max_channels: channels that a peer may have open at once on one connection, and services that run for it.
         max_pending_opens: channels that a peer may have opened beyond that, whose service waits for another to end.
         channel_window: credit that each channel starts with towards this node, bytes. By default two messages of 64
             KiB and a bit, so that one can travel while another is read. A channel that is alone on its connection gets
             more as it keeps up, to 2 MiB.
         receive_budget: bytes that a connection may hold for messages larger than their window. What one connection
-            can make this node hold is at most `(max_channels + max_pending_opens) * channel_window + receive_budget +
-            max_message_size + 2 MiB`, and as much again for the channels that this node opens on it.
+            can make this node hold is at most `(max_channels + max_pending_opens) * (channel_window + 4 *
+            max_metadata_size + 20 KiB) + receive_budget + max_message_size + 2 MiB`, and as much again for the channels
+            that this node opens on it.
         heartbeat_interval: a connection that was silent for this long is pinged, seconds; infinite for never.
         heartbeat_tolerance: how long the answer to that may take, seconds. A dead peer is noticed at most
             `heartbeat_interval + heartbeat_tolerance` after its last sign of life.
@@ -214,6 +220,7 @@ class NetworkOptions(Checked):
     insecure_skip_verify: bool = False
     bind_names: bool = True
     max_message_size: int = field(default=16 * _MIB, metadata=rule(_MESSAGE_SIZE))
+    max_metadata_size: int = field(default=8 * 1024, metadata=rule(_METADATA_SIZE))
     max_channels: int = field(default=1024, metadata=rule(_COUNT))
     max_pending_opens: int = field(default=256, metadata=rule(_COUNT))
     channel_window: int = field(default=160 * 1024, metadata=rule(integer(4096, 2**30, "bytes")))

@@ -230,13 +230,14 @@ class Runtime(ConnectionOwner[ConnectionCore]):
 
     # Handshakes
 
-    def limits(self, max_message_size: int | None = None) -> Limits:
+    def limits(self, max_message_size: int | None = None, max_metadata_size: int | None = None) -> Limits:
         """What we accept, as our hello says it."""
         network = self.options.network
         return Limits(
             max_message_size=max_message_size or network.max_message_size,
             window=network.channel_window,
             max_channels=network.max_channels,
+            max_metadata_size=network.max_metadata_size if max_metadata_size is None else max_metadata_size,
         )
 
     def party(self, limits: Limits, cookie: bytes | None = None) -> Party:

@@ -16,7 +16,7 @@ from trionode._errors import RemoteCode, RemoteError
 from trionode._util.decoding import UndecodableError, decode_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
     from trionode._connection.channel import ServiceChannel
@@ -110,14 +110,23 @@ def typed_service(function: Callable[[S], Awaitable[R]], *, request: type[S]) ->
 
 
 async def call_typed(
-    node: Node, name: str | NodeName, service: str, request: object, *, reply: type[R], route: Route | None = None
+    node: Node,
+    name: str | NodeName,
+    service: str,
+    request: object,
+    *,
+    reply: type[R],
+    route: Route | None = None,
+    metadata: Mapping[str, str | bytes] | None = None,
 ) -> R:
     """As `node.call`, with a request that msgspec encodes and a reply of a given type.
+
+    The function behind a `typed_service` finds the metadata as `current_channel.get().metadata`.
 
     Raises:
         RemoteError: code `bad_message`: one of the two was not of the agreed type; and whatever `node.call` raises.
     """
-    data = await node.call(name, service, _encoder.encode(request), route=route)
+    data = await node.call(name, service, _encoder.encode(request), route=route, metadata=metadata)
     return _decode(msgspec.msgpack.Decoder(reply), data, None)
 
 

@@ -21,7 +21,8 @@ Hello
     3. Dialer: `refusal`, or nothing.
 
     `limits` is a map: `max_message_size` (the largest message that this side accepts, bytes), `window` (the credit that
-    the other side starts each channel with), `max_channels` (how many the other side may have open at once).
+    the other side starts each channel with), `max_channels` (how many the other side may have open at once),
+    `max_metadata_size` (the most metadata that this side accepts with one OPEN, encoded, bytes; 0 or absent for none).
     `refusal` is a map: `code`, and `message` for people. The side that refuses closes the link.
     The connection exists once the third message has arrived without a refusal. The dialer may send frames right behind
     that message, the acceptor only after it has read it.
@@ -33,8 +34,8 @@ Frames
 
     ==== ======== ============================ ======================================================================
     0x01 OPEN     msgpack `service`,           open a channel to a service; `timeout` is the caller's remaining time in
-                  `timeout`, `call`            seconds, null or absent for none; with `call` true the caller takes one
-                                               message, and the service SHOULD send no more
+                  `timeout`, `call`,           seconds, null or absent for none; with `call` true the caller takes one
+                  `metadata`                   message, and the service SHOULD send no more; `metadata` see below
     0x02 MESSAGE  the message                  a whole message, at most 65 536 bytes
     0x03 FIRST    u32 total, then bytes        the first fragment of a message of `total` bytes
     0x04 MORE     bytes                        the next fragment; the message ends when `total` bytes have come
@@ -62,6 +63,10 @@ Frames
     A channel is over for a side that sent or received CLOSE or RESET. What came before a CLOSE is still delivered.
     Frames for a channel that is over are ignored (they crossed with its end); frames for one that was never opened
     are a protocol error.
+
+    Metadata is what a caller says beside its messages: a map of text (1 to 255 characters) to text or bytes, absent for
+    none. It has at most 128 entries, no key twice, and encoded, the whole map, at most `max_metadata_size` bytes of the
+    receiver's; more is a protocol error.
 
     Credit. A message costs its length plus 64 (so that empty ones are not free), debited fragment by fragment, the
     64 with the first. A side MUST NOT send more than it has credit for. The receiver grants credit as its application
@@ -115,7 +120,6 @@ from .frames import (
     FIRST as FIRST,
     GOODBYE as GOODBYE,
     LAST_CHANNEL as LAST_CHANNEL,
-    MAX_CONTROL as MAX_CONTROL,
     MAX_FRAGMENT as MAX_FRAGMENT,
     MAX_PAYLOAD as MAX_PAYLOAD,
     MESSAGE as MESSAGE,
@@ -150,4 +154,10 @@ from .hello import (
     Limits as Limits,
     Refusal as Refusal,
     encode_hello as encode_hello,
+)
+from .metadata import (
+    ABSENT as ABSENT,
+    MAX_METADATA as MAX_METADATA,
+    decode_metadata as decode_metadata,
+    encode_metadata as encode_metadata,
 )

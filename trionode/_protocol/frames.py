@@ -6,16 +6,16 @@ import struct
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw
 
 from trionode._errors import RemoteProtocolError
 
 from .codec import U32, Code, Name, Text, encode
+from .metadata import ABSENT
 
 #: The largest fragment, bytes: a message of 64 KiB is one frame, and the frames of other channels need not wait long.
 MAX_FRAGMENT: Final = 64 * 1024
 MAX_PAYLOAD: Final = MAX_FRAGMENT + 4
-MAX_CONTROL: Final = 4096
 
 #: What a message costs beyond its bytes: about the memory of an empty one that waits to be received.
 MESSAGE_OVERHEAD: Final = 64
@@ -55,6 +55,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     service: Name
     timeout: Annotated[float, Meta(ge=0)] | None = None
     call: bool = False
+    metadata: Raw = ABSENT
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):

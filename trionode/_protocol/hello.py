@@ -30,6 +30,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_message_size: U32
     window: Annotated[int, Meta(ge=4096, lt=2**31)]
     max_channels: U32
+    max_metadata_size: U32 = 0
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

@@ -394,8 +394,9 @@ def _network(
         keep_connected=table.keep_connected,
         bind_names=table.bind_names,
     )
-    numbers = ("max_message_size", "max_channels", "heartbeat_interval", "heartbeat_tolerance")
-    return _changed(options, table, (*numbers, "handshake_timeout", "connect_timeout"))
+    sizes = ("max_message_size", "max_metadata_size", "max_channels")
+    times = ("heartbeat_interval", "heartbeat_tolerance", "handshake_timeout", "connect_timeout")
+    return _changed(options, table, (*sizes, *times))
 
 
 def _registry(

@@ -107,6 +107,7 @@ class NetworkTable(Table, frozen=True, kw_only=True):
         keep_connected: names of nodes, and globs over these, to which connections are kept up.
         bind_names: whether a client's certificate must cover the name that it claims.
         max_message_size: as `NetworkOptions.max_message_size`, bytes.
+        max_metadata_size: as `NetworkOptions.max_metadata_size`, bytes.
         max_channels: as `NetworkOptions.max_channels`.
         heartbeat_interval: as `NetworkOptions.heartbeat_interval`, seconds.
         heartbeat_tolerance: as `NetworkOptions.heartbeat_tolerance`, seconds.
@@ -121,6 +122,7 @@ class NetworkTable(Table, frozen=True, kw_only=True):
     keep_connected: list[str] = []
     bind_names: bool = True
     max_message_size: int | None = None
+    max_metadata_size: int | None = None
     max_channels: int | None = None
     heartbeat_interval: float | None = None
     heartbeat_tolerance: float | None = None

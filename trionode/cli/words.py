@@ -25,8 +25,8 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
     (r"set server_name on the route or the manager", "give --server-name"),
     (r"set server_name to one of them", "give one of them with --server-name"),
     (
-        r"raise max_message_size in the peer's NetworkOptions",
-        "raise max_message_size at the peer ([network] in the file of trionode serve)",
+        r"raise (max_message_size|max_metadata_size) in the peer's NetworkOptions",
+        r"raise \1 at the peer ([network] in the file of trionode serve)",
     ),
     (r"trionode\.generate_cookie\(\) makes one", "`trionode cookie` makes one"),
     (r"give both the same one in their options", "give both the same one (--cookie-file)"),

@@ -63,7 +63,7 @@ OURS: Final = range(0xE0, 0xF0)
 _HEADER: Final = struct.Struct(">II")
 KINDS: Final = range(wire.OPEN, wire.RENEW + 1)
 _WINDOW, _BUDGET, _LARGEST, _CHANNELS = 4096, 16384, 65536, 4
-LIMITS: Final = wire.Limits(max_message_size=_LARGEST, window=_WINDOW, max_channels=_CHANNELS)
+LIMITS: Final = wire.Limits(max_message_size=_LARGEST, window=_WINDOW, max_channels=_CHANNELS, max_metadata_size=1024)
 #: Ends that a peer may bring about, or that our side does in here.
 _ENDS: Final = frozenset(
     {

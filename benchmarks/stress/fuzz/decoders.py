@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from random import Random
 
 NAME: Final = "alpha@localhost"
-LIMITS: Final = wire.Limits(max_message_size=65536, window=4096, max_channels=4)
+LIMITS: Final = wire.Limits(max_message_size=65536, window=4096, max_channels=4, max_metadata_size=4096)
+METADATA: Final = msgspec.Raw(wire.encode_metadata({"tenant": "a", "token": b"\0\1"}))
 REFUSAL: Final = wire.Refusal(code="cookie", message="no")
 HELLO: Final = wire.Hello(versions=[1], name=NAME, incarnation=1, generation=1, limits=LIMITS, verified=True)
 JOIN: Final = wire.Join(connection=bytes(16), attempt=1, proof=bytes(32))
@@ -50,7 +51,11 @@ HELLOS: Final[dict[str, list[msgspec.Struct]]] = {
     "confirmation": [wire.Confirmation(), wire.Confirmation(refusal=REFUSAL)],
 }
 CONTROLS: Final[dict[str, list[msgspec.Struct]]] = {
-    "open": [wire.Open(service="echo"), wire.Open(service="echo", timeout=1.5)],
+    "open": [
+        wire.Open(service="echo"),
+        wire.Open(service="echo", timeout=1.5),
+        wire.Open(service="echo", metadata=METADATA),
+    ],
     "end": [wire.End(code="failed", message="words"), wire.End(code="limit", not_run=True)],
     "goodbye": [wire.Goodbye(code="closed", message="words"), wire.Goodbye(code="closed", last=7)],
 }
@@ -200,6 +205,8 @@ class ControlTarget(Target):
         """A message or a protocol error."""
         try:
             message = wire.decode(self._kind, data)
+            if isinstance(message, wire.Open) and message.metadata:
+                wire.decode_metadata(message.metadata, LIMITS.max_metadata_size)
         except RemoteProtocolError as exc:
             return f"{said(exc)} {str(exc)[-20:]}"
         if isinstance(message, wire.Open) and message.timeout is not None and not message.timeout >= 0:

@@ -82,6 +82,8 @@ class DispatchTarget(Target):
         encode = msgspec.msgpack.encode
         opened = frame(wire.OPEN, their, encode(wire.Open(service="echo", timeout=5.0)))
         idle = frame(wire.OPEN, their, encode(wire.Open(service="idle")))
+        said = msgspec.Raw(wire.encode_metadata({"tenant": "a", "token": b"\0\1"}))
+        with_metadata = frame(wire.OPEN, their, encode(wire.Open(service="echo", metadata=said)))
         here = frame(OPEN_HERE)
         ended = encode(wire.End(code="cancelled", message="words"))
         message = frame(wire.MESSAGE, their, b"message")
@@ -90,6 +92,7 @@ class DispatchTarget(Target):
         credit = frame(wire.CREDIT, our, (5000).to_bytes(4, "big"))
         return [
             opened + message * 3 + frame(wire.EOF, their),
+            with_metadata + message + frame(wire.CLOSE, their),
             opened + message + frame(wire.CLOSE, their) + frame(WAIT, 1),
             opened + large + frame(wire.MORE, their, bytes(8000)) * 2,
             idle + large + frame(wire.DISCARD, their) + frame(wire.RETURN, their, (100).to_bytes(4, "big")),
