@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,9 +37,13 @@ def test_from_an_empty_directory_to_a_cluster(trionode_command: Command, tmp_pat
     run = trionode_command
     assert run("pki", "init").status == 0
     (tmp_path / "token").write_text(run("pki", "token", BETA).out)
-    with running(tmp_path, "pki", "serve", "--listen", "127.0.0.1:0", "--lifetime", "1h") as ca:
+    lists = ("--crl-listen", "127.0.0.1:0")
+    with running(tmp_path, "pki", "serve", "--listen", "127.0.0.1:0", "--lifetime", "1h", *lists) as ca:
         url = f"https://127.0.0.1:{ca.port}"
-        joining = ("--join", url, "--token-file", "token", "--state-file", "beta.json")
+        [[host, plain]] = ca.first["crl_addresses"]
+        with urllib.request.urlopen(f"http://{host}:{plain}/ca.crl", timeout=30) as answer:
+            assert answer.read() == (tmp_path / "pki/ca.crl").read_bytes()
+        joining = ("--join", url, "--token-file", "token", "--state-file", "beta.json", "--renew-after", "0.5")
         node = (BETA, *joining, "--service", "echo", "--listen", "127.0.0.1:0")
         with serve(tmp_path, *node) as beta:
             token = run("pki", "token", ALPHA).out.strip()
@@ -97,6 +102,9 @@ def test_it_renews_and_hands_over(trionode_command: Command, tmp_path: Path) -> 
         (("serve", BETA, "--join", "https://localhost:1"), "there is no token", 5),
         (("serve", BETA, "--join", "https://localhost:1", "--cert", "x"), "exclude each other", 2),
         (("serve", BETA, "--token-file", "token"), "without --join", 2),
+        (("serve", BETA, "--renew-after", "0.5"), "without --join", 2),
+        (("serve", BETA, "--join", "https://localhost:1", "--renew-after", "1.5"), "--renew-after", 2),
+        (("pki", "serve", "--crl-listen", "x:y"), "--crl-listen", 2),
         (("serve", "--asgi", "a:b", "--join", "https://localhost:1"), "which name?", 2),
     ],
 )

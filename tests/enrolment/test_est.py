@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import trio
+import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -22,13 +24,15 @@ from csr import P256, names, request
 from est import Service, serving_est
 from specimens import authority
 from trionode import CAPool, CertAuthManager, CertificateError, ClientAuth, Follower, KeyPair, follow_source
+from trionode._handshake.admission import Admission
 from trionode._identity.names import SubjectNames
 from trionode.enrolment import EnrolmentError, EnrolmentPolicy, EnrolmentReason, ESTSource
 from trionode.enrolment._client import AnonymousManager, Exchange
 from trionode.enrolment._limits import RateLimit, address_key
+from trionode.enrolment._lists import Lists, _converse, serve_lists
 from trionode.enrolment._wire import certificates_body
 from trionode.http import HTTPTransport, serve_asgi
-from trionode.pki import CertificateAuthority, JoinToken, parse_request, write_ca_pool
+from trionode.pki import CertificateAuthority, JoinToken, PKIDirectory, parse_request, write_ca_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -510,6 +514,66 @@ async def test_what_is_there_and_what_is_not(est: Service) -> None:
         assert b"BEGIN X509 CRL" in lists.content
         crl = x509.load_der_x509_crl((await http.get(f"{est.url}/crl")).content)
         assert crl.issuer == est.ca.authority.issuer.subject
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "body"),
+    [
+        (b"GET /crl HTTP/1.1\r\nHost: ca\r\n\r\n", 200, b"\x30"),
+        (b"GET /ca.crl?x=1 HTTP/1.0\r\n\r\n", 200, b"-----BEGIN X509 CRL"),
+        (b"HEAD /crl HTTP/1.1\r\n\r\n", 200, b""),
+        (b"POST /crl HTTP/1.1\r\n\r\n", 405, b""),
+        (b"GET /.well-known/est/cacerts HTTP/1.1\r\n\r\n", 404, b""),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", 404, b""),
+        (b"\r\n\r\n", 400, b""),
+        (b"GET /crl HTTP/1.1\r\n", 400, b""),
+        (b"x" * 9000, 400, b""),
+    ],
+    ids=("der", "pem", "head", "post", "nothing-else", "odd-path", "nothing", "half", "too-long"),
+)
+async def test_lists_over_plain_http(request_: bytes, status: int, body: bytes, tmp_path: Path) -> None:
+    """One request, one answer, and the end."""
+    lists = Lists(PKIDirectory.create(tmp_path), DAY)
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_converse, theirs, lists, Admission())
+        await ours.send_all(request_)
+        await ours.send_eof()
+        answer = b"".join([part async for part in ours])
+    head, _, found = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert found.startswith(body)
+    length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+    assert length == len(found) or (request_.startswith(b"HEAD") and not found)
+
+
+async def test_plain_clients_that_drip(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """They are shown out, and the oldest for one that comes; what has gone is no trouble."""
+    lists = Lists(PKIDirectory.create(tmp_path), DAY)
+    admission = Admission(limit=2)
+    pairs = [trio.testing.memory_stream_pair() for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for _, theirs in pairs:
+            nursery.start_soon(_converse, theirs, lists, admission)
+            await trio.testing.wait_all_tasks_blocked()
+        assert await pairs[0][0].receive_some() == b""
+        await pairs[1][0].send_all(b"GET")
+        await pairs[2][0].aclose()
+    assert (trio.current_time(), admission.shed) == (10, 1)
+
+
+async def test_lists_that_there_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why, the stranger does not hear it; the listeners' end is the end."""
+    ca = PKIDirectory.create(tmp_path)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_lists, Lists(ca, DAY), listeners)
+        (tmp_path / "ca.crl").write_text("damaged")
+        async with await trio.open_tcp_stream(*listeners[0].socket.getsockname()) as stream:
+            await stream.send_all(b"GET /crl HTTP/1.1\r\n\r\n")
+            assert b"".join([part async for part in stream]).startswith(b"HTTP/1.1 503 Service Unavailable")
+        assert "ca.crl" in caplog.text
+        await listeners[0].aclose()
 
 
 async def test_a_damaged_journal_is_not_told_to_strangers(est: Service, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,7 +94,7 @@ def assemble(
     registry_password: Path | None,
     asgi: str | None,
     asgi_listen: tuple[str, ...],
-    join: tuple[str | None, Path | None, Path | None] = (None, None, None),
+    join: tuple[str | None, Path | None, Path | None, float | None] = (None, None, None, None),
 ) -> Plan:
     """What is to run.
 
@@ -112,7 +112,7 @@ def assemble(
         registry_password: its first line is the password of etcd's user.
         asgi: MODULE:APP of an ASGI application.
         asgi_listen: HOST:PORT of each place where that is served.
-        join: URL, token file and state file, to join by.
+        join: URL, token file, state file and share of the lifetime after which to renew, to join by.
 
     Raises:
         click.UsageError: something is missing.
@@ -188,26 +188,32 @@ def assemble(
 
 
 def _joining(
-    join: tuple[str | None, Path | None, Path | None], given: Given, config: Config, base: Path
+    join: tuple[str | None, Path | None, Path | None, float | None], given: Given, config: Config, base: Path
 ) -> Joining | None:
     """How to join, if that is wanted; options take precedence over the file.
 
     Raises:
         click.UsageError: files were named, too; or a token without a place to take it to.
     """
-    table, (url, token_file, state_file) = config.credentials, join
+    table, (url, token_file, state_file, renew_after) = config.credentials, join
     url = url or table.join
     token_file = token_file or (None if table.token_file is None else rereadable(base / table.token_file))
     state_file = state_file or (None if table.state_file is None else base / table.state_file)
     if url is None:
-        if token_file is not None or state_file is not None:
-            msg = "a token file or state file was given without --join, the URL of the CA's service"
+        if token_file is not None or state_file is not None or renew_after is not None:
+            msg = "a token file, state file or share for renewals was given without --join, the URL of the CA's service"
             raise click.UsageError(msg)
         return None
     if given.named or table.cert is not None:
         msg = "--join and --cert exclude each other: the certificate comes from the CA's service, or from a file"
         raise click.UsageError(msg)
-    return Joining(url=url, token_file=token_file, state_file=state_file, with_lists=not given.no_crl)
+    return Joining(
+        url=url,
+        token_file=token_file,
+        state_file=state_file,
+        renew_after=table.renew_after if renew_after is None else renew_after,
+        with_lists=not given.no_crl,
+    )
 
 
 def _credentials(

@@ -45,6 +45,7 @@ class CredentialsTable(Table, frozen=True, kw_only=True):
         join: URL of an EST server, `trionode pki serve` for one, to get the certificate from, in place of files.
         token_file: its first line is the join token.
         state_file: keeps that certificate and its key over a restart.
+        renew_after: at which share of its lifetime it is renewed, at the latest: 0.2 to 0.9.
     """
 
     cert: str | None = None
@@ -60,6 +61,7 @@ class CredentialsTable(Table, frozen=True, kw_only=True):
     join: str | None = None
     token_file: str | None = None
     state_file: str | None = None
+    renew_after: float = 2 / 3
 
 
 class AcceptorTable(Table, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ import trio
 from trionode import CertAuthManager
 from trionode._identity.names import canonical_host
 from trionode._streams.listeners import shown
+from trionode._transport.tcp import open_listeners
 from trionode.pki import JoinToken, PKIDirectory, write_ca_pool, write_key_pair
 
 from .exits import ExitStatus, Trouble, run
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from trionode.enrolment import EnrolmentPolicy, ESTSource
 
 _DEFAULT_PORT = 15443
+_HTTP_PORT = 80
 
 
 @contextmanager
@@ -81,6 +83,11 @@ def _extra() -> Iterator[None]:
 )
 @click.option("--lifetime", callback=duration, default="1d", show_default=True, help="Of what is issued: 1d, 12h …")
 @click.option(
+    "--crl-listen",
+    metavar="HOST:PORT",
+    help="Serve the revocation lists over plain HTTP there, too: http://HOST:PORT/crl and /ca.crl.",
+)
+@click.option(
     "--crl-lifetime", callback=duration, default="7d", show_default=True, help="Of revocation lists, at most."
 )
 @click.option("--per-address", type=click.IntRange(1, 2**20), default=60, show_default=True, help="Requests a minute.")
@@ -93,6 +100,7 @@ def pki_serve(
     names: tuple[str, ...],
     allowed: tuple[str, ...],
     lifetime: timedelta,
+    crl_listen: str | None,
     crl_lifetime: timedelta,
     per_address: int,
     per_name: int,
@@ -115,7 +123,7 @@ def pki_serve(
       trionode pki serve --listen '*:15443' --name ca.example --lifetime 12h
       trionode pki serve --allow 'worker-*@*.example'
     """
-    host, port = place_to_listen(listen, _DEFAULT_PORT)
+    (host, port), lists = place_to_listen(listen, _DEFAULT_PORT), _place_of_lists(crl_listen)
     if host == "*" and not names:
         msg = "--listen on all interfaces: say by --name what clients call this service; its certificate has that name"
         raise click.UsageError(msg)
@@ -139,15 +147,23 @@ def pki_serve(
         raise click.UsageError(str(exc)) from None
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("trionode").setLevel(logging.INFO)
-    return run(partial(_serve, kept, policy, called, None if host == "*" else host, port, as_json=as_json))
+    where = (None if host == "*" else host, port)
+    return run(partial(_serve, kept, policy, called, where, lists, as_json=as_json))
+
+
+def _place_of_lists(text: str | None) -> tuple[str | None, int] | None:
+    if text is None:
+        return None
+    host, port = place_to_listen(text, _HTTP_PORT, hint="--crl-listen")
+    return (None if host == "*" else host), port
 
 
 async def _serve(
     directory: PKIDirectory,
     policy: EnrolmentPolicy,
     names: Sequence[str],
-    host: str | None,
-    port: int,
+    where: tuple[str | None, int],
+    lists: tuple[str | None, int] | None,
     *,
     as_json: bool,
 ) -> ExitStatus:
@@ -155,16 +171,25 @@ async def _serve(
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            start = partial(serve_est, directory, port, names=names, host=host, policy=policy)
+            plain = [] if lists is None else await open_listeners(*lists)
+            start = partial(
+                serve_est, directory, where[1], names=names, host=where[0], policy=policy, crl_listeners=plain
+            )
             listeners: Sequence[trio.SocketListener] = await nursery.start(start)
-            addresses = [each.socket.getsockname()[:2] for each in listeners]
             if as_json:
-                click.echo(json.dumps({"event": "Serving", "addresses": addresses}))
+                facts = {"event": "Serving", "addresses": _addresses(listeners), "crl_addresses": _addresses(plain)}
+                click.echo(json.dumps(facts))
             else:
                 put(console(), f"EST for {directory} on {', '.join(map(shown, listeners))}")
+                if plain:
+                    put(console(), f"revocation lists over HTTP on {', '.join(map(shown, plain))}")
             number = await anext(aiter(signals))
             nursery.cancel_scope.cancel()
     return ExitStatus.INTERRUPTED if number == signal.SIGINT else ExitStatus.OK
+
+
+def _addresses(listeners: Sequence[trio.SocketListener]) -> list[Sequence[object]]:
+    return [each.socket.getsockname()[:2] for each in listeners]
 
 
 # join ---------------------------------------------------------------------------------------------------------------
@@ -246,7 +271,13 @@ def read_token(text: str | None, file: Path | None) -> JoinToken | None:
 
 
 def source_of(
-    url: str, name: NodeName | str, token: JoinToken | None, state_file: Path | None, *, with_lists: bool
+    url: str,
+    name: NodeName | str,
+    token: JoinToken | None,
+    state_file: Path | None,
+    *,
+    with_lists: bool,
+    renew_after: float = 2 / 3,
 ) -> ESTSource:
     """A source by which a program joins.
 
@@ -257,7 +288,9 @@ def source_of(
     with _extra():
         from trionode.enrolment import ESTSource
     try:
-        return ESTSource(url, name, token=token, state_file=state_file, revocation_lists=with_lists)
+        return ESTSource(
+            url, name, token=token, state_file=state_file, revocation_lists=with_lists, renew_after=renew_after
+        )
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
 
@@ -271,12 +304,14 @@ class Joining:
         url: of the EST server.
         token_file: its first line is the token; None once there is a state file.
         state_file: keeps certificate and key over a restart.
+        renew_after: at which share of the lifetime to renew, at the latest.
         with_lists: whether revocation lists come from the server, too.
     """
 
     url: str
     token_file: Path | None
     state_file: Path | None
+    renew_after: float
     with_lists: bool
 
     def credentials(
@@ -298,7 +333,9 @@ class Joining:
         ):
             token_file = None  # it was used
         token = read_token(None, token_file)
-        source = source_of(self.url, name, token, self.state_file, with_lists=self.with_lists)
+        source = source_of(
+            self.url, name, token, self.state_file, with_lists=self.with_lists, renew_after=self.renew_after
+        )
         found = source.read_now()
         manager = CertAuthManager(
             found.key_pair,

@@ -147,7 +147,7 @@ def host_and_port(text: str, default: int | None = None, *, hint: str | None = N
         raise click.BadParameter(str(exc), param_hint=hint and f"'{hint}'") from None
 
 
-def place_to_listen(text: str, default: int | None = None) -> tuple[str, int]:
+def place_to_listen(text: str, default: int | None = None, *, hint: str = "--listen") -> tuple[str, int]:
     """As `host_and_port`; the host may be `*`, for all interfaces.
 
     Raises:
@@ -155,8 +155,8 @@ def place_to_listen(text: str, default: int | None = None) -> tuple[str, int]:
     """
     host, colon, port = text.partition(":")
     if host != "*":
-        return host_and_port(text, default, hint="--listen")
-    return host, host_and_port(f"localhost{colon}{port}", default, hint="--listen")[1]
+        return host_and_port(text, default, hint=hint)
+    return host, host_and_port(f"localhost{colon}{port}", default, hint=hint)[1]
 
 
 @final

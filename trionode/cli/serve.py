@@ -99,6 +99,12 @@ _log = logging.getLogger("trionode.cli")
 @click.option("--join", metavar="URL", help="Get the certificate from `trionode pki serve`, and renew it there.")
 @click.option("--token-file", type=FILE, help="For --join; first line: a token of `trionode pki token`.")
 @click.option("--state-file", type=click.Path(path_type=Path), help="For --join: keep certificate and key there.")
+@click.option(
+    "--renew-after",
+    type=click.FloatRange(0.2, 0.9),
+    metavar="SHARE",
+    help="For --join: of the lifetime, when to renew, at the latest. Default: two thirds.",
+)
 @click.option("--status/--no-status", default=None, help="Answer `trionode status` of this user. Default: yes.")
 @json_option
 def serve(
@@ -117,6 +123,7 @@ def serve(
     join: str | None,
     token_file: Path | None,
     state_file: Path | None,
+    renew_after: float | None,
     *,
     status: bool | None,
     as_json: bool,
@@ -153,7 +160,7 @@ def serve(
       [credentials]            cert, key, password_file; ca, client_ca, root_ca
                                and crl, which are lists; client_auth,
                                server_name, poll_interval; or join,
-                               token_file, state_file
+                               token_file, state_file, renew_after
       [[acceptors]]            host, port, port_range, reuse_port; or socket,
                                by name, where systemd hands it over
       [routes."gamma@*"]       host, port, server_name
@@ -187,7 +194,7 @@ def serve(
         registry_password=registry_password,
         asgi=asgi,
         asgi_listen=asgi_listen,
-        join=(join, token_file, state_file),
+        join=(join, token_file, state_file, renew_after),
     )
     log_to_stderr(config.log_level)
     with_status = config.status if status is None else status

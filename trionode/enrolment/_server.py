@@ -27,10 +27,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
 
-from trionode._credentials.pem import to_pem
 from trionode._errors import CertificateError
 from trionode._identity.names import NodeName
 from trionode._util.fields import Checked, Parsed, Such, integer, rule
@@ -44,6 +42,7 @@ from trionode.pki._tokens import checked_names, names_match
 
 from ._lifespan import nothing_to_start
 from ._limits import RateLimit, address_key
+from ._lists import Lists
 from ._wire import (
     CERTIFICATES_TYPE,
     CRL_PATH,
@@ -181,6 +180,7 @@ class _Service:
     def __init__(self, directory: PKIDirectory, policy: EnrolmentPolicy) -> None:
         self._directory = directory
         self._policy = policy
+        self._lists = Lists(directory, policy.crl_lifetime)
         self._by_address = RateLimit(policy.per_address)
         self._by_name = RateLimit(policy.per_name)
         self._refusals = RateLimitedLog(_log, "requests were refused")
@@ -189,7 +189,7 @@ class _Service:
             f"{PATH}/csrattrs": ("GET", self._attributes),
             f"{PATH}/simpleenroll": ("POST", self._enrol),
             f"{PATH}/simplereenroll": ("POST", self._renew),
-            CRLS_PATH: ("GET", self._lists),
+            CRLS_PATH: ("GET", self._list),
             CRL_PATH: ("GET", self._list),
         }
 
@@ -233,15 +233,10 @@ class _Service:
     async def _attributes(self, _: _Request) -> tuple[str, bytes]:
         return "application/csrattrs", to_base64(CSR_ATTRIBUTES)
 
-    async def _lists(self, _: _Request) -> tuple[str, bytes]:
-        lists = await _in_thread(partial(self._directory.refresh_lists, lifetime=self._policy.crl_lifetime))
-        return "application/x-pem-file", to_pem(lists)
-
-    async def _list(self, _: _Request) -> tuple[str, bytes]:
-        lists = await _in_thread(partial(self._directory.refresh_lists, lifetime=self._policy.crl_lifetime))
-        issuer = self._directory.authority.issuer.subject
-        [crl] = [each for each in lists if each.issuer == issuer]
-        return "application/pkix-crl", crl.public_bytes(Encoding.DER)
+    async def _list(self, request: _Request) -> tuple[str, bytes]:
+        found = await self._lists.answer(request.path)
+        assert found is not None  # it is one of its paths
+        return found
 
     # Issuing
 

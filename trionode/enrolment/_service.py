@@ -12,14 +12,16 @@ from trionode._credentials.policy import ClientAuth
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.follower import follow_source
 from trionode._managers.sources import Credentials
+from trionode._streams.listeners import close_all
 from trionode._util.threads import Purpose, in_thread
 from trionode.http.server import serve_asgi
 from trionode.pki import KeyType
 
+from ._lists import Lists, serve_lists
 from ._server import EnrolmentPolicy, est_app
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
     from cryptography import x509
@@ -46,6 +48,7 @@ async def serve_est(  # noqa: ASYNC128 -- serve_asgi calls it
     policy: EnrolmentPolicy | None = None,
     grace: float = 5.0,
     monitor: ServerMonitor | None = None,
+    crl_listeners: Sequence[AnyListener] = (),
     task_status: trio.TaskStatus[Sequence[AnyListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `est_app` over TLS, until cancelled or until its listeners are closed.
@@ -62,6 +65,8 @@ async def serve_est(  # noqa: ASYNC128 -- serve_asgi calls it
         policy: see `est_app`.
         grace: see `serve_asgi`.
         monitor: see `serve_asgi`.
+        crl_listeners: where `/ca.crl` (PEM) and `/crl` (DER) are to be had over plain HTTP, too, and nothing else is:
+            for verifiers that know no EST, and for the distribution points of RFC 5280. Owned: closed when this ends.
         task_status: `started()` gets the listeners.
 
     Raises:
@@ -70,7 +75,33 @@ async def serve_est(  # noqa: ASYNC128 -- serve_asgi calls it
         ListenError: the port cannot be had.
         ValueError: a name is none, or one that the CA may not issue for.
     """
-    rules = policy or EnrolmentPolicy()
+    try:
+        await _serve(
+            directory,
+            policy or EnrolmentPolicy(),
+            names,
+            crl_listeners,
+            partial(
+                serve_asgi,
+                port=port,
+                host=host,
+                listeners=listeners,
+                grace=grace,
+                monitor=monitor,
+                task_status=task_status,
+            ),
+        )
+    finally:
+        await close_all([*crl_listeners, *(listeners or ())])  # noqa: ASYNC102 -- shielded in there
+
+
+async def _serve(
+    directory: PKIDirectory,
+    rules: EnrolmentPolicy,
+    names: Sequence[str | NodeName],
+    crl_listeners: Sequence[AnyListener],
+    serve: Callable[..., Awaitable[None]],
+) -> None:
     source = _OwnSource(directory, names, rules)
     first = await source.read()
     manager = CertAuthManager(
@@ -82,16 +113,8 @@ async def serve_est(  # noqa: ASYNC128 -- serve_asgi calls it
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(follow_source, manager, source)
-        await serve_asgi(
-            est_app(directory, rules),
-            port,
-            host=host,
-            listeners=listeners,
-            cert_manager=manager,
-            grace=grace,
-            monitor=monitor,
-            task_status=task_status,
-        )
+        nursery.start_soon(serve_lists, Lists(directory, rules.crl_lifetime), crl_listeners)
+        await serve(est_app(directory, rules), cert_manager=manager)
         nursery.cancel_scope.cancel()
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 PATH: Final = "/.well-known/est"
+
 #: Where the CA's revocation lists are: all of them as PEM, and the list of the CA that issues, in DER.
 CRLS_PATH: Final = "/ca.crl"
 CRL_PATH: Final = "/crl"
