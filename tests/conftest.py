@@ -508,6 +508,7 @@ class Owner(ConnectionOwner[ConnectionCore]):
     """
 
     def __init__(self) -> None:
+        self.name = NodeName.parse("beta@localhost")
         self.unregistered = 0
         self.ends: list[ConnectionEnd] = []
         self.moves = 0

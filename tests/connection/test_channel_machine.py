@@ -85,6 +85,8 @@ class Config:
 class Bystander(ConnectionOwner[ConnectionCore]):
     """An owner that does nothing; its connections have one link."""
 
+    name = NodeName.parse("bystander@localhost")
+
     def unregister(self, connection: ConnectionCore) -> None:
         """They are in no registry."""
 

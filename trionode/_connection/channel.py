@@ -105,6 +105,11 @@ class ChannelEnd:
         return self._outbox.link.peer
 
     @property
+    def connection(self) -> str:
+        """What logs call its connection."""
+        return self._outbox.link.connection
+
+    @property
     def closed(self) -> bool:
         """Whether this end was closed here."""
         return self.sending.state in CLOSED_HERE
@@ -426,6 +431,11 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         else:
             self.reset()
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+def end_of(channel: ServiceChannel) -> ChannelEnd:
+    """What is behind a channel that an application has."""
+    return channel._end  # noqa: SLF001 -- the one door
 
 
 def as_bytes(value: object) -> bytes:

@@ -126,5 +126,5 @@ def at_the_cost_of(connection: ConnectionCore) -> Iterator[None]:
     try:
         yield
     except Exception as exc:  # noqa: BLE001 -- logged in full
-        _log.exception("the connection to %s crashed", connection.peer.name)
+        _log.exception("the connection to %s crashed", connection.peer.name, connection=connection)
         connection.fail(exc)

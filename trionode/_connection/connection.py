@@ -50,6 +50,11 @@ class Connection:
         return str(self._core)
 
     @property
+    def id(self) -> str:
+        """What logs call it: 16 hexadecimal digits, the same on both sides, and after a hand-over."""
+        return self._core.id
+
+    @property
     def peer(self) -> Peer:
         """Who is at the other end."""
         return self._core.peer

@@ -65,6 +65,7 @@ from .state import NEXT, OPENING, State
 
 if TYPE_CHECKING:
     from trionode._errors import PeerUnverifiedError
+    from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer
     from trionode._util.metadata import Metadata
 
@@ -157,6 +158,16 @@ class ConnectionCore:
         return f"{peer.name}{at(peer.address)}, {verified}, generation {self.generation}"
 
     # Facts
+
+    @property
+    def id(self) -> str:
+        """What logs call it, on both sides and whatever link it is on: 16 hexadecimal digits."""
+        return self.hand_over.link.connection
+
+    @property
+    def node(self) -> NodeName:
+        """Whose it is."""
+        return self.owner.name
 
     @property
     def link(self) -> Link:
@@ -273,7 +284,7 @@ class ConnectionCore:
                     self._nursery = None
         except* Exception as crash:  # noqa: BLE001 -- logged in full
             # A bug of ours, not a peer's doing; still, one connection must not end the node.
-            _log.exception("the connection to %s crashed", self.peer.name)
+            _log.exception("the connection to %s crashed", self.peer.name, connection=self)
             self.fail(crash)
         finally:
             self.end(EndReason.SHUTTING_DOWN)
@@ -282,7 +293,7 @@ class ConnectionCore:
                 if left:
                     with trio.CancelScope(shield=True):  # bounded inside; else a cancellation would leave one open
                         for link in left:
-                            await contained(link.stream.aclose, _log, "closing a link")
+                            await contained(link.stream.aclose, _log, "closing a link", connection=self)
                             await trio.aclose_forcefully(link.stream.transport_stream)
             finally:
                 self.become(State.CLOSED)
@@ -397,7 +408,7 @@ class ConnectionCore:
         self._end_grace, self._give_up = grace, min(now + grace, self._deadline)
         self.hand_over.end()
         self.owner.connection_ended(self, end)
-        containing(self.channels.end, _log, "ending channels")(end.error, taken)
+        containing(self.channels.end, _log, "ending channels", connection=self)(end.error, taken)
         if not flushes(reason):
             self.outbox.discard()
         if says_goodbye(reason):
@@ -480,7 +491,9 @@ class ConnectionCore:
                 self.owner.connection_moved(self)
                 return
         except RemoteProtocolError as exc:
-            self._settings.protocol_log.warning("%s broke the protocol: %s", self.peer.name, exc)
+            self._settings.protocol_log.warning(
+                "%s broke the protocol: %s", self.peer.name, exc, connection=self, error=exc
+            )
             self.end(EndReason.PROTOCOL_ERROR, exc)
             with suppress(trio.BrokenResourceError):
                 while await link.stream.receive_some():
@@ -613,5 +626,5 @@ def _closed_at_once(link: Link) -> bool:
     try:
         return link.stream.close_at_once()
     except Exception:  # noqa: BLE001 -- logged in full
-        _log.exception("closing a link to %s failed in an unexpected way", link.peer.name)
+        _log.exception("closing a link to %s failed in an unexpected way", link.peer.name, peer=link.peer)
         return False

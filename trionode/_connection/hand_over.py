@@ -39,8 +39,6 @@ from trionode import _protocol as wire
 from trionode._errors import RemoteProtocolError
 from trionode._util.interrupts import interrupted_at_checkpoints
 
-from .link import connection_id
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -96,7 +94,7 @@ class HandOver:
         moves: how many have settled.
     """
 
-    __slots__ = ("_changed", "_identifier", "_joining", "_move", "_over", "last_attempt", "link", "moves")
+    __slots__ = ("_changed", "_joining", "_move", "_over", "last_attempt", "link", "moves")
 
     def __init__(self, link: Link) -> None:
         """Begin on the connection's first link.
@@ -107,7 +105,6 @@ class HandOver:
         self.link: Link = link
         self.last_attempt: int = 0
         self.moves: int = 0
-        self._identifier: bytes | None = None
         self._joining: trio.CancelScope | None = None
         self._move: Move | None = None
         self._over = False
@@ -118,13 +115,6 @@ class HandOver:
     def links(self) -> list[Link]:
         """The links that are the connection's: one, or two between commit and settled."""
         return [self.link] if self._move is None else [self.link, self._move.old]
-
-    @property
-    def identifier(self) -> bytes:
-        """What both sides know the connection by, whatever link it is on."""
-        if self._identifier is None:  # asked for first while it is on its first link
-            self._identifier = connection_id(self.link.stream)
-        return self._identifier
 
     @contextmanager
     def joining(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -157,7 +147,7 @@ class HandOver:
         if self._move is not None or follows is not self.link:
             msg = "the connection has moved to another link meanwhile"
             raise trio.BrokenResourceError(msg)
-        _ = self.identifier  # which is the first link's to tell
+        link.follow(self.link)
         old, self.link = self.link, link
         first = wire.encode_hello(wire.Confirmation()) if link.dialled else b""
         written = outbox.switch(link, last=wire.header(wire.SWITCH, 0, 0), first=first)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _ID_LABEL: Final = b"EXPORTER-trionode-connection"
 _ID_BYTES: Final = 16
+#: Bytes of it that logs show: enough to tell the connections of a cluster apart.
+_ID_SHOWN: Final = 8
 
 
 @final
@@ -58,6 +60,27 @@ class Link:
     rest: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     finished: bool = False
+    _identifier: bytes | None = field(default=None, init=False, repr=False)
+
+    @property
+    def identifier(self) -> bytes:
+        """What both sides know the connection by that it carries: exported from the connection's first link."""
+        if self._identifier is None:
+            self._identifier = connection_id(self.stream)
+        return self._identifier
+
+    @property
+    def connection(self) -> str:
+        """The same as logs have it: its first 16 hexadecimal digits."""
+        return self.identifier[:_ID_SHOWN].hex()
+
+    def follow(self, former: Link) -> None:
+        """Carry the connection of another link from now on.
+
+        Args:
+            former: the link that it was on.
+        """
+        self._identifier = former.identifier
 
 
 def connection_id(first: SessionStream) -> bytes:

@@ -12,6 +12,7 @@ from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
 if TYPE_CHECKING:
+    from trionode._identity.names import NodeName
     from trionode._protocol import Limits
 
     from .end import ConnectionEnd
@@ -33,7 +34,13 @@ class Publisher(Protocol):
 
 
 class ConnectionOwner(Protocol[C]):
-    """The node of a connection, as the connection knows it. All but `reauthenticate` is synchronous."""
+    """The node of a connection, as the connection knows it. All but `reauthenticate` is synchronous.
+
+    Attributes:
+        name: the node's.
+    """
+
+    name: NodeName
 
     def unregister(self, connection: C) -> None:
         """It is not to be handed out any more; called once."""

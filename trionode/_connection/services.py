@@ -138,7 +138,15 @@ def _returns_constants(function: FunctionType) -> bool:
 class Services:
     """A node's services by name."""
 
-    def __init__(self, *, propagate_errors: bool, expose_errors: bool) -> None:
+    def __init__(self, *, propagate_errors: bool, expose_errors: bool, node: NodeName | None = None) -> None:
+        """Begin with none.
+
+        Args:
+            propagate_errors: whether what a service raises ends the node.
+            expose_errors: whether callers are shown what a service raised.
+            node: whose they are, for the log.
+        """
+        self._node = node
         self._entries: dict[str, _Entry] = {}
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
@@ -178,11 +186,19 @@ class Services:
             allowed = entry.allowed(peer)
         except Exception as exc:  # noqa: BLE001 -- logged in full; fail closed
             self._refusals.warning(
-                "the allow= function of service %r failed, which refuses %s", name, peer.name, exc_info=exc
+                "the allow= function of service %r failed, which refuses %s",
+                name,
+                peer.name,
+                exc_info=exc,
+                node=self._node,
+                peer=peer,
+                service=name,
             )
             allowed = False
         if allowed is not True:
-            self._refusals.warning("%s may not use the service %r", peer.name, name)
+            self._refusals.warning(
+                "%s may not use the service %r", peer.name, name, node=self._node, peer=peer, service=name
+            )
             raise ServiceRefusal(RemoteCode.NOT_ALLOWED, f"{peer.name} may not use the service {name!r}")
         return entry.service
 
@@ -272,16 +288,37 @@ class Services:
         gone = channel.is_end(error)
         if not gone and isinstance(error, RemoteError) and _raised_on_purpose(error):
             channel.reset(error.raw_code, error.message)
-            _log.info("service %r refused %s: %s", channel.service, channel.peer.name, error)
+            _log.info(
+                "service %r refused %s: %s",
+                channel.service,
+                channel.peer.name,
+                error,
+                node=self._node,
+                channel=channel,
+                error=error,
+            )
             return False
         channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")
         if gone:
-            _log.info("service %r ended: %s", channel.service, error)
+            _log.info("service %r ended: %s", channel.service, error, node=self._node, channel=channel, error=error)
         elif isinstance(error, RemoteError) and error.code is RemoteCode.BAD_MESSAGE:
-            self._refusals.warning("%r: bad message from %s: %s", channel.service, channel.peer.name, error.message)
+            self._refusals.warning(
+                "%r: bad message from %s: %s",
+                channel.service,
+                channel.peer.name,
+                error.message,
+                node=self._node,
+                channel=channel,
+                error=error,
+            )
         elif not self._propagate_errors:
             self._failures.error(
-                "service %r failed while serving %s", channel.service, channel.peer.name, exc_info=error
+                "service %r failed while serving %s",
+                channel.service,
+                channel.peer.name,
+                exc_info=error,
+                node=self._node,
+                channel=channel,
             )
         return not gone
 

@@ -183,7 +183,14 @@ class AcceptLoop:
 
         def take(transport: trio.abc.Stream) -> None:
             self._counts.accepted += 1
-            handle = partial(contained, partial(self.handle, transport), _log, f"a connection on {self._where}")
+            handle = partial(
+                contained,
+                partial(self.handle, transport),
+                _log,
+                f"a connection on {self._where}",
+                node=self._party.name,
+                acceptor=self._where,
+            )
             handler_nursery.start_soon(handle, name=f"handshake with {address_of(transport)}")
 
         try:
@@ -205,13 +212,34 @@ class AcceptLoop:
         if error.reason in (HandshakeReason.SILENT, HandshakeReason.SUPERSEDED, UnverifiedReason.DUPLICATE):
             # No failure of anything: a port scan or a health check says nothing and leaves; a crossing dial lost to a
             # connection that is there; a link was to join a connection that ended just then, or got a later one.
-            _log.debug("handshake on %s: %s", self._where, error)
+            _log.debug(
+                "handshake on %s: %s",
+                self._where,
+                error,
+                node=self._party.name,
+                acceptor=self._where,
+                error=error,
+            )
             return
         if self._closed and error.reason in (HandshakeReason.CLOSED, HandshakeReason.BROKEN):
             # A peer that gives up a node which is stopping: it is stopping, too, or has found the successor.
-            _log.debug("handshake on %s, which was closed meanwhile: %s", self._where, error)
+            _log.debug(
+                "handshake on %s, which was closed meanwhile: %s",
+                self._where,
+                error,
+                node=self._party.name,
+                acceptor=self._where,
+                error=error,
+            )
             return
-        self._flood.warning("handshake refused on %s: %s", self._where, error)
+        self._flood.warning(
+            "handshake refused on %s: %s",
+            self._where,
+            error,
+            node=self._party.name,
+            acceptor=self._where,
+            error=error,
+        )
 
     async def handle(self, transport: trio.abc.Stream) -> None:
         """One connection: the handshake, then whatever `established` does with the link; owns the transport.
@@ -242,7 +270,12 @@ class AcceptLoop:
         except Exception:  # noqa: BLE001 -- logged in full
             # Not a peer's fault but ours; still, one connection must not end the node.
             self._counts.refused += 1
-            _log.exception("a handshake on %s failed in an unexpected way", self._where)
+            _log.exception(
+                "a handshake on %s failed in an unexpected way",
+                self._where,
+                node=self._party.name,
+                acceptor=self._where,
+            )
             return
         finally:
             self._counts.handshaking -= 1

@@ -272,7 +272,7 @@ class Arbiter:
         """
         for connection in self._registry.named(peer.name):
             link = connection.link
-            if link.dialled or link.acceptor is not acceptor or connection.hand_over.identifier != identifier:
+            if link.dialled or link.acceptor is not acceptor or connection.link.identifier != identifier:
                 continue
             return connection
         msg = f"there is no connection of {peer.name} here that it could be moved to; dial anew"

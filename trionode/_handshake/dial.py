@@ -347,14 +347,14 @@ class _Joining:
             join_proof,
             connection.link.stream,
             stream,
-            connection=connection.hand_over.identifier,
+            connection=connection.link.identifier,
             attempt=connection.hand_over.last_attempt,
             ends=Ends(party.name, party.incarnation, peer.name, peer.incarnation),
             dialling=True,
         )
         proof = self._prove()
         self.request = wire.Join(
-            connection=connection.hand_over.identifier, attempt=connection.hand_over.last_attempt, proof=proof
+            connection=connection.link.identifier, attempt=connection.hand_over.last_attempt, proof=proof
         )
 
     def check(self, answer: wire.Answer, peer: Peer, party: Party, *, mutual: bool) -> None:

@@ -201,7 +201,9 @@ def check_authorized(peer: Peer, party: Party, handshake: Handshake) -> None:
             raise TypeError(msg)
     except Exception as exc:
         if not isinstance(exc, Refused):
-            party.flood.warning("authorize failed for %s, which refuses it", peer.name, exc_info=exc)
+            party.flood.warning(
+                "authorize failed for %s, which refuses it", peer.name, exc_info=exc, node=party.name, peer=peer
+            )
         words = said(exc) if isinstance(exc, Refused) else f"authorize raised {type(exc).__name__}"
         raise handshake.errors.unverified(
             UnverifiedReason.NOT_AUTHORIZED,

@@ -184,10 +184,18 @@ class Follower:
     async def _heed(self, signals: AsyncIterator[int]) -> None:
         """Reload at each signal."""
         async for number in signals:  # pragma: no branch -- they never end
-            _log.info("signal %d: reading %s", number, shown(self.source))
+            _log.info("signal %d: reading %s", number, shown(self.source), signal=number, source=self.source)
             with suppress(Exception):
                 generation = await self.reload()
-                _log.info("signal %d: what %s has is generation %d", number, shown(self.source), generation)
+                _log.info(
+                    "signal %d: what %s has is generation %d",
+                    number,
+                    shown(self.source),
+                    generation,
+                    signal=number,
+                    source=self.source,
+                    generation=generation,
+                )
 
     async def _refresh(self, *, asked: bool = False) -> None:
         """Read, and publish what differs; what is pending only if the caller asked for it, by `reload` or a signal."""
@@ -228,7 +236,11 @@ class Follower:
                 self._rotate_trust(manager, {"crls": change["crls"]}, found.key_pair)
             raise
         _log.info(
-            "%s: published other CA pools or revocation lists, generation %d", shown(self.source), manager.generation
+            "%s: published other CA pools or revocation lists, generation %d",
+            shown(self.source),
+            manager.generation,
+            source=self.source,
+            generation=manager.generation,
         )
 
     def _rotate_trust(self, manager: CertAuthManager, change: dict[str, Any], key_pair: KeyPair) -> None:
@@ -247,7 +259,15 @@ class Follower:
             msg = f"the key pair has errors that peers would find, so it was held back: {' '.join(errors)}"
             raise CertificateError(msg, reason=CertificateReason.FINDINGS)
         generation = self.manager.update(key_pair)
-        _log.info("%s: published another key pair, generation %d: %r", shown(self.source), generation, key_pair)
+        _log.info(
+            "%s: published another key pair, generation %d: %r",
+            shown(self.source),
+            generation,
+            key_pair,
+            source=self.source,
+            generation=generation,
+            certificate=key_pair.fingerprint,
+        )
 
     def _findings(self, key_pair: KeyPair) -> list[str]:
         found = self.manager.check(key_pair) if self._check else ()
@@ -296,11 +316,26 @@ class Follower:
             return
         generation, changed = self.manager.generation, _condition(old) != _condition(new)
         if error is None and changed:
-            _log.info("%s: works again, what it has is generation %d", shown(self.source), generation)
+            _log.info(
+                "%s: works again, what it has is generation %d",
+                shown(self.source),
+                generation,
+                source=self.source,
+                generation=generation,
+            )
         elif error is not None and (changed or asked):
             why = "; ".join(map(said, _each(error)))
             what = "it cannot be read" if new.pending is None else f"{new.pending.key_pair!r} was not published"
-            _log.warning("%s: %s, generation %d stays: %s", shown(self.source), what, generation, why)
+            _log.warning(
+                "%s: %s, generation %d stays: %s",
+                shown(self.source),
+                what,
+                generation,
+                why,
+                source=self.source,
+                generation=generation,
+                error=error,
+            )
         if changed:
             self._status.value = new
         publisher = publisher_of(self.manager)

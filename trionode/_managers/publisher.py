@@ -105,7 +105,7 @@ class Publisher:
         # What is wrong with pools and lists is said at once, what is wrong with the key pair when it is used.
         self._told: tuple[Finding, ...] = tuple(check_trust(policy, key_pair))
         for finding in self._told:
-            _log.warning("%s", finding)
+            _log.warning("%s", finding, code=finding.code)
         self._ownership = Ownership()
         self._uses = 0
         self._server_uses = 0
@@ -192,14 +192,25 @@ class Publisher:
             self._publish(contexts)
             self._warn_of_findings()
         for each in superseded:
-            _security_log.warning("%s", each)
+            _security_log.warning("%s", each, generation=contexts.generation)
         if policy.crls is None and before.crls is not None:
-            _security_log.warning("crls=None: certificates are no longer checked for revocation")
+            _security_log.warning(
+                "crls=None: certificates are no longer checked for revocation",
+                option="crls",
+                generation=contexts.generation,
+            )
         for peer, entry in found:
             if peer.revoked or StrandedPeers.CLOSE in (stranded, entry.stranded):
                 self._end(peer, entry)
             else:
-                _security_log.warning("connection kept, though its peer could not connect again: %s", peer.text)
+                _security_log.warning(
+                    "connection kept, though its peer could not connect again: %s",
+                    peer.text,
+                    peer=peer.name,
+                    address=peer.address,
+                    reason=peer.reason,
+                    generation=peer.generation,
+                )
         return contexts.generation
 
     def stranded_by(self, change: Callable[[TLSPolicy], TLSPolicy]) -> tuple[StrandedPeer, ...]:
@@ -361,11 +372,18 @@ class Publisher:
             await self._links.drained(generation)
 
     def _end(self, peer: StrandedPeer, entry: LiveEntry) -> None:
-        _security_log.warning("connection ended, its peer is no longer trusted: %s", peer.text)
+        _security_log.warning(
+            "connection ended, its peer is no longer trusted: %s",
+            peer.text,
+            peer=peer.name,
+            address=peer.address,
+            reason=peer.reason,
+            generation=peer.generation,
+        )
         try:
             entry.end(stranded_error(peer))
         except Exception:  # noqa: BLE001 -- logged in full; the other links must be ended all the same
-            _log.exception("ending the connection to %s failed", peer.name)
+            _log.exception("ending the connection to %s failed", peer.name, peer=peer.name, address=peer.address)
 
     # Uses
 
@@ -439,11 +457,11 @@ class Publisher:
         try:
             found = self.check(self.key_pair)
         except Exception:  # noqa: BLE001 -- logged in full; an examination that fails is no reason to refuse
-            _log.exception("our certificate could not be examined")
+            _log.exception("our certificate could not be examined", certificate=self.key_pair.fingerprint)
             return
         for finding in found:
             if finding not in self._told:
-                _log.warning("%s", finding)
+                _log.warning("%s", finding, code=finding.code, generation=self.generation)
         self._told = found
 
     @property

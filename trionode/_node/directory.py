@@ -89,7 +89,17 @@ class Directory:
                 msg = f"no route to {name}: {trouble}. Add a route, or check the resolver"
                 raise NoRouteError(msg, name=name) from trouble
             age = trio.current_time() - since
-            self._flood.warning("%s: dialling %s where it was %.0f s ago: %s", self._runtime.name, name, age, trouble)
+            self._flood.warning(
+                "%s: dialling %s where it was %.0f s ago: %s",
+                self._runtime.name,
+                name,
+                age,
+                trouble,
+                node=self._runtime.name,
+                peer=name,
+                error=trouble,
+                source=resolver,
+            )
             return Answer(last, age)
         self._last[name] = (endpoints, trio.current_time())
         self._last.move_to_end(name)

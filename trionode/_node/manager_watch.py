@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 
 from cryptography import x509
 
+from trionode._identity.certificate import fingerprint
 from trionode._identity.describe import describe, describe_duration, describe_issuer
 from trionode._managers.expiry import watch_expiry
 from trionode._managers.manager import publisher_of
@@ -118,7 +119,14 @@ class ManagerWatch:
         while True:
             error = await publisher_of(manager).wait_refused(seen + 1)
             seen = publisher_of(manager).refused_updates
-            _log.warning("a rotation was refused, generation %d stays: %s", manager.generation, error)
+            _log.warning(
+                "a rotation was refused, generation %d stays: %s",
+                manager.generation,
+                error,
+                node=self._node,
+                generation=manager.generation,
+                error=error,
+            )
             self._events.publish(RotationRefused(node=self._node, generation=manager.generation, error=error))
 
     async def _watch_source(self, manager: CertManager) -> None:
@@ -129,12 +137,25 @@ class ManagerWatch:
             self._events.publish(SourceTrouble(node=self._node, error=trouble))
 
     def _report_expiry(self, ending: Ending, left: timedelta) -> None:
+        seconds = max(0, int(left.total_seconds()))
         text = f"will end in {describe_duration(left)}" if left > timedelta() else "has ended"
         if isinstance(ending, x509.Certificate):
-            _log.warning("a certificate of ours %s; rotate it: %s", text, describe(ending))
+            _log.warning(
+                "a certificate of ours %s; rotate it: %s",
+                text,
+                describe(ending),
+                node=self._node,
+                left=seconds,
+                certificate=fingerprint(ending),
+            )
             self._events.publish(CertificateExpiring(node=self._node, certificate=ending, left=left))
         else:
             _log.warning(
-                "the revocation list of %s %s; then its peers are refused: get a new one", describe_issuer(ending), text
+                "the revocation list of %s %s; then its peers are refused: get a new one",
+                describe_issuer(ending),
+                text,
+                node=self._node,
+                left=seconds,
+                issuer=describe_issuer(ending),
             )
             self._events.publish(RevocationListExpiring(node=self._node, crl=ending, left=left))

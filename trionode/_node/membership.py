@@ -132,7 +132,13 @@ class Membership:
         trouble = ResolverError(f"the resolver failed to name the members: {what}", temporary=True)
         trouble.__cause__ = cause
         self._runtime.counters.resolver_troubles += 1
-        self._flood.warning("%s: %s; those known so far stay", self._runtime.name, trouble)
+        self._flood.warning(
+            "%s: %s; those known so far stay",
+            self._runtime.name,
+            trouble,
+            node=self._runtime.name,
+            error=cause or trouble,
+        )
         self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=None, error=trouble))
 
     def _take(self, pattern: str, names: frozenset[NodeName]) -> None:

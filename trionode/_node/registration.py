@@ -137,7 +137,13 @@ class Registration:
         self._runtime.counters.resolver_troubles += 1
         self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=None, error=error))
         if not self._opening:
-            _log.warning("%s: registration failed, trying again: %s", self._runtime.name, error)
+            _log.warning(
+                "%s: registration failed, trying again: %s",
+                self._runtime.name,
+                error,
+                node=self._runtime.name,
+                error=error,
+            )
 
 
 def _as_resolver_error(error: Exception, what: str) -> ResolverError:

@@ -107,7 +107,9 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         self.incarnation = secrets.randbits(64)
         self.registry = Registry()
         self.services = Services(
-            propagate_errors=options.propagate_service_errors, expose_errors=options.expose_service_errors
+            propagate_errors=options.propagate_service_errors,
+            expose_errors=options.expose_service_errors,
+            node=name,
         )
         for service_name, service in options.services.items():
             self.services.add(service_name, service)
@@ -218,7 +220,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         Raises:
             trio.ClosedResourceError: the node is closed.
         """
-        self.spawn(partial(contained, function, _log, name), name)
+        self.spawn(partial(contained, function, _log, name, node=self.name), name)
 
     def spawn_lasting(self, function: Callable[[], Awaitable[object]], name: str) -> None:
         """Start a task of the node that runs as long as the node does, whatever it raises on the way.
@@ -226,7 +228,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         Raises:
             trio.ClosedResourceError: the node is closed.
         """
-        self.spawn(partial(keep_running, function, _log, name), name)
+        self.spawn(partial(keep_running, function, _log, name, node=self.name), name)
 
     # Handshakes
 
@@ -295,7 +297,13 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             connection = ConnectionCore(link, self._settings_of(manager, limits), self)
             self._take_in(connection, manager, redial)
         except Exception as exc:
-            _log.exception("a link to %s could not be made a connection", link.peer.name)
+            _log.exception(
+                "a link to %s could not be made a connection",
+                link.peer.name,
+                node=self.name,
+                connection=link.connection,
+                peer=link.peer,
+            )
             self._undo(link, connection, exc)
             msg = f"a fault of ours has ended the connection to {link.peer.name}, see the log: {type(exc).__name__}"
             error = HandshakeError(
@@ -305,7 +313,9 @@ class Runtime(ConnectionOwner[ConnectionCore]):
                 address=link.peer.address,
                 generation=link.generation,
             )
-            containing(self.refused, _log, "reporting it")(Side.DIAL if link.dialled else Side.ACCEPT, error)
+            containing(self.refused, _log, "reporting it", node=self.name)(
+                Side.DIAL if link.dialled else Side.ACCEPT, error
+            )
             raise error from exc
         return connection
 
@@ -315,7 +325,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             ending: Callable[[], Awaitable[object]] = link.stream.aclose
         else:
             ending = connection.run
-            containing(connection.fail, _log, "ending it")(error)
+            containing(connection.fail, _log, "ending it", connection=connection)(error)
         try:
             self.spawn_for_peer(ending, f"close a link to {link.peer.name}")
         except Exception:  # noqa: BLE001 -- said already
@@ -336,7 +346,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         self._limit_unverified(connection)
         side = Side.DIAL if link.dialled else Side.ACCEPT
         self.events.publish(ConnectionUp(node=self.name, side=side, peer=link.peer, connection=self.public(connection)))
-        _log.info("connection up: %s", connection)
+        _log.info("connection up: %s", connection, connection=connection, side=side)
         self.renewal.watch(connection, manager, None if redial is None else partial(redial, connection))
         self._attach(connection)
 
@@ -405,23 +415,23 @@ class Runtime(ConnectionOwner[ConnectionCore]):
 
     def unregister(self, connection: ConnectionCore) -> None:
         """Hand a connection out no more."""
-        containing(self.registry.remove, _log, "unregistering a connection")(connection)
+        containing(self.registry.remove, _log, "unregistering a connection", connection=connection)(connection)
 
     def connection_ended(self, connection: ConnectionCore, end: ConnectionEnd) -> None:
         """Report that a connection has begun to end."""
-        containing(self._report_end, _log, "reporting the end of a connection")(connection, end)
+        containing(self._report_end, _log, "reporting the end of a connection", connection=connection)(connection, end)
         if is_forced(end.reason):
-            containing(self._limit_leaving, _log, "counting a connection that ends")(connection)
+            containing(self._limit_leaving, _log, "counting a connection that ends", connection=connection)(connection)
 
     def connection_finished(self, connection: ConnectionCore) -> None:
         """Forget a connection whose tasks are gone."""
-        containing(self._forget, _log, "forgetting a connection")(connection)
+        containing(self._forget, _log, "forgetting a connection", connection=connection)(connection)
 
     def connection_moved(self, connection: ConnectionCore) -> None:
         """Have its manager watch a connection's new link, and report it."""
         self._detach(connection)
         self._attach(connection)
-        _log.info("connection handed over: %s", connection)
+        _log.info("connection handed over: %s", connection, connection=connection)
         self.renewal.moved(connection)
 
     def renew(self, connection: ConnectionCore, cause: RenewalCause) -> None:
@@ -435,7 +445,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
     def _forget(self, connection: ConnectionCore) -> None:
         with ExitStack() as steps:  # the last first; each is taken, whatever another raises
             # While anything runs for its peer, whether it may is asked on.
-            end_watch = containing(self._end_watch, _log, "forgetting a connection")
+            end_watch = containing(self._end_watch, _log, "forgetting a connection", connection=connection)
             steps.callback(connection.channels.when_served, partial(end_watch, connection))
             steps.callback(lambda: self.counters.add_ended(connection.statistics()))
             steps.callback(self.running.pop, connection, None)
@@ -462,7 +472,12 @@ class Runtime(ConnectionOwner[ConnectionCore]):
     def _report_failed_hand_over(self, connection: ConnectionCore, cause: RenewalCause, error: Exception) -> None:
         self.counters.hand_overs_failed[cause] += 1
         self._hand_over_flood.warning(
-            "the hand-over of the connection to %s failed, it goes on as it was: %s", connection, error
+            "the hand-over of the connection to %s failed, it goes on as it was: %s",
+            connection,
+            error,
+            connection=connection,
+            error=error,
+            cause=cause,
         )
         self.events.publish(
             HandOverFailed(node=self.name, connection=self.public(connection), cause=cause, error=error)
@@ -479,7 +494,14 @@ class Runtime(ConnectionOwner[ConnectionCore]):
                 error=end.error,
             )
         )
-        _log.info("connection down: %s: %s", connection, end.error or end.reason)
+        _log.info(
+            "connection down: %s: %s",
+            connection,
+            end.error or end.reason,
+            connection=connection,
+            reason=end.reason,
+            error=end.error,
+        )
 
     # Statistics and warnings
 
@@ -531,7 +553,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         """Log that an option makes the node less strict, once per node and option."""
         if option not in self._warned:
             self._warned.add(option)
-            _security_log.warning("%s: %s: %s", self.name, option.value, text)
+            _security_log.warning("%s: %s: %s", self.name, option.value, text, node=self.name, option=option.value)
 
 
 @trio.lowlevel.enable_ki_protection

@@ -69,7 +69,13 @@ async def open_tls_stream(
     offered = protocols(alpn)
     reference = None if server_name is None else canonical_host(server_name)
     if insecure_skip_verify:
-        _security_log.warning("insecure_skip_verify: the server at %s port %d is not verified", host, port)
+        _security_log.warning(
+            "insecure_skip_verify: the server at %s port %d is not verified",
+            host,
+            port,
+            option="insecure_skip_verify",
+            address=(host, port),
+        )
     with publisher_of(cert_manager).use(as_server=False):
         transport = await connect(host, port, connect_timeout=connect_timeout)
         stream = await dial_tls(
@@ -122,7 +128,12 @@ async def wrap_client_stream(
         )
         reference = canonical_host(server_name)
         if insecure_skip_verify:
-            _security_log.warning("insecure_skip_verify: the server %s is not verified", reference)
+            _security_log.warning(
+                "insecure_skip_verify: the server %s is not verified",
+                reference,
+                option="insecure_skip_verify",
+                peer=reference,
+            )
         return await wrap_for_client(
             stream,
             reference,

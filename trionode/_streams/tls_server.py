@@ -172,7 +172,7 @@ class TLSServer:
             try:
                 publisher.attach(live, end, stranded=self._stranded)
             except Exception:  # noqa: BLE001 -- logged in full; not a peer's fault, and it costs one connection
-                _log.exception("a client's certificate could not be judged anew")
+                _log.exception("a client's certificate could not be judged anew", address=stream.peer_address)
                 return
             if not is_broken_off(stream):
                 await self._handler(stream)
@@ -196,9 +196,9 @@ class TLSServer:
             return TLSStream(stream)
         except HandshakeError as exc:
             if exc.reason == HandshakeReason.SILENT:
-                _log.debug("handshake on %s: %s", where, exc)
+                _log.debug("handshake on %s: %s", where, exc, acceptor=where, error=exc)
             else:
-                self._flood.warning("handshake refused on %s: %s", where, exc)
+                self._flood.warning("handshake refused on %s: %s", where, exc, acceptor=where, error=exc)
         except Exception:  # noqa: BLE001 -- logged in full; not a peer's fault but ours, and it costs one connection
-            _log.exception("a handshake on %s failed in an unexpected way", where)
+            _log.exception("a handshake on %s failed in an unexpected way", where, acceptor=where)
         return None

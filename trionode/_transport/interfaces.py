@@ -137,12 +137,12 @@ async def accept_patiently(listener: _Accepts[S] | trio.abc.Listener[S], where: 
             raise
         except Exception as exc:  # noqa: BLE001 -- whatever it is, later connections may come through
             if not failing:
-                _log.error("accept on %s failed, trying again: %s", where, exc)
+                _log.error("accept on %s failed, trying again: %s", where, exc, acceptor=where, error=exc)
             failing = True
             await trio.sleep(ACCEPT_PAUSE)
         else:
             if failing:
-                _log.warning("accept on %s works again", where)
+                _log.warning("accept on %s works again", where, acceptor=where)
             if isinstance(stream, trio.SocketStream):
                 close_in_children(stream.socket)
             return stream

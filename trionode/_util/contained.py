@@ -27,51 +27,54 @@ PAUSE: Final = 60.0
 
 
 @trio.lowlevel.enable_ki_protection
-async def contained(function: Callable[[], Awaitable[object]], log: Log, what: str) -> None:
+async def contained(function: Callable[[], Awaitable[object]], log: Log, what: str, **facts: object) -> None:
     """Await a function; an exception is logged with its traceback, and goes no further. Cancellation passes.
 
     Args:
         function: async, without arguments.
         log: where.
         what: the beginning of the line.
+        facts: what it is about, see `facts`.
     """
     try:
         await function()
     except* Exception:
-        log.exception("%s failed in an unexpected way", what)
+        log.exception("%s failed in an unexpected way", what, **facts)
 
 
-async def keep_running(function: Callable[[], Awaitable[object]], log: Log, what: str) -> None:
+async def keep_running(function: Callable[[], Awaitable[object]], log: Log, what: str, **facts: object) -> None:
     """Await a function until it returns; after an exception, which is logged, again, a minute later.
 
     Args:
         function: async, without arguments.
         log: where.
         what: the beginning of the line.
+        facts: what it is about, see `facts`.
     """
     while True:
         try:
             await function()
         except* Exception:
-            log.exception("%s failed in an unexpected way; it goes on in %g s", what, PAUSE)
+            log.exception("%s failed in an unexpected way; it goes on in %g s", what, PAUSE, **facts)
         else:
             break
         await trio.sleep(PAUSE)
 
 
-def containing(function: Callable[P, object], log: Log, what: str) -> Callable[P, None]:
+def containing(function: Callable[P, object], log: Log, what: str, **facts: object) -> Callable[P, None]:
     """The same for a synchronous function: one that raises nothing.
 
     Args:
         function: what to call.
         log: where.
         what: the beginning of the line.
+        facts: what it is about, see `facts`.
     """
 
     def call(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             function(*args, **kwargs)
         except Exception:
-            log.exception("%s failed in an unexpected way", what)
+            log.exception("%s failed in an unexpected way", what, **facts)
 
     return call

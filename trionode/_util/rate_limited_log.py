@@ -33,26 +33,33 @@ class RateLimitedLog:
         self._began = -math.inf
         self._count = 0
 
-    def warning(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+    def warning(self, message: str, *args: object, exc_info: BaseException | None = None, **facts: object) -> None:
         """Log a warning, or count it."""
-        self._emit(logging.WARNING, message, args, exc_info)
+        self._emit(logging.WARNING, message, args, exc_info, facts)
 
-    def error(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+    def error(self, message: str, *args: object, exc_info: BaseException | None = None, **facts: object) -> None:
         """Log an error, or count it."""
-        self._emit(logging.ERROR, message, args, exc_info)
+        self._emit(logging.ERROR, message, args, exc_info, facts)
 
-    def _emit(self, level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None) -> None:
+    def _emit(
+        self,
+        level: int,
+        message: str,
+        args: tuple[object, ...],
+        exc_info: BaseException | None,
+        facts: dict[str, object],
+    ) -> None:
         now = trio.current_time()
         if now - self._began >= LOG_WINDOW:
             self.summarise()
             self._began = now
         self._count += 1
         if self._count <= LOG_BURST:
-            self._log.log(level, message, *args, exc_info=exc_info)
+            self._log.log(level, message, *args, exc_info=exc_info, **facts)
 
     def summarise(self) -> None:
         """Log how many lines were left out since the window began, if any were; begin a new count."""
         unsaid = self._count - LOG_BURST
         self._count = 0
         if unsaid > 0:
-            self._log.warning("%d more %s, not logged one by one", unsaid, self._what)
+            self._log.warning("%d more %s, not logged one by one", unsaid, self._what, left_out=unsaid)

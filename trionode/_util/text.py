@@ -29,12 +29,12 @@ def shown(given: object) -> str:
         return f"a {type(given).__name__} that cannot be shown"
 
 
-def said(error: BaseException) -> str:
-    """What an exception of the application's says. Never raises."""
+def said(given: object) -> str:
+    """What something of the application's says by its `str`, an exception for one. Never raises, whatever that does."""
     try:
-        return printable(str(error))
+        return printable(str(given))
     except Exception:  # noqa: BLE001 -- it may do anything
-        return f"a {type(error).__name__} that cannot be shown"
+        return f"a {type(given).__name__} that cannot be shown"
 
 
 #: Text from a peer is cut to this length in our own messages: enough for a sentence, too little to flood a log.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -36,6 +35,7 @@ from trionode import (
 )
 from trionode._identity.certificate import fingerprint
 from trionode._streams.listeners import shown
+from trionode._util.log import Log
 
 from .application import serving_application
 from .assembly import assemble
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from .application import Application
     from .assembly import Plan
 
-_log = logging.getLogger("trionode.cli")
+_log = Log("trionode.cli")
 
 
 # Over 60 lines long: half of them are what --help shows.
@@ -287,15 +287,21 @@ async def _answer_status(nursery: trio.Nursery, what: Node | ServerMonitor) -> N
     try:
         await nursery.start(serve_status, what)
     except ListenError as exc:  # it runs without it
-        _log.warning("`trionode status` is not answered: %s", exc)
+        _log.warning("`trionode status` is not answered: %s", exc, error=exc)
 
 
 async def _reload(follower: Follower) -> None:
     """Read the files now; what is wrong with them is logged by the follower."""
-    _log.info("SIGHUP: reading %r", follower.source)
+    _log.info("SIGHUP: reading %r", follower.source, source=follower.source)
     with contextlib.suppress(Exception):
         generation = await follower.reload()
-        _log.info("SIGHUP: generation %d is what %r has", generation, follower.source)
+        _log.info(
+            "SIGHUP: generation %d is what %r has",
+            generation,
+            follower.source,
+            generation=generation,
+            source=follower.source,
+        )
 
 
 # Reporting -------------------------------------------------------------------------------------------------------

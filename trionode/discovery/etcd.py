@@ -223,7 +223,15 @@ class EtcdRegistry:
                 value = _decoder.decode(each.value[:_MAX_VALUE])
                 endpoints = tuple(Endpoint(host, port) for host, port in value.endpoints[:MAX_ENDPOINTS])
             except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-                self._odd.warning("%r: the value of %s is left out: %s", self, name, printable(str(exc), 200))
+                self._odd.warning(
+                    "%r: the value of %s is left out: %s",
+                    self,
+                    name,
+                    printable(str(exc), 200),
+                    source=self,
+                    peer=name,
+                    error=exc,
+                )
                 continue
             yield name, Entry(endpoints, each.mod_revision)
 
@@ -237,7 +245,9 @@ class EtcdRegistry:
         except ValueError:
             name = None
         if name is None or self._key(name) != pair.key:
-            self._odd.warning("%r: the key of %s is left out: it is no node name", self, printable(text, 80))
+            self._odd.warning(
+                "%r: the key of %s is left out: it is no node name", self, printable(text, 80), source=self
+            )
             return None
         return name
 
@@ -275,7 +285,7 @@ class EtcdRegistry:
                 finally:
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + _WITHDRAW_TIME):
                         await self._revoke(lease)
-                _log.warning("%r: the lease of %s is gone, registering anew", self, name)
+                _log.warning("%r: the lease of %s is gone, registering anew", self, name, source=self, node=name)
 
     async def _renew(self, session: Session, lease: int) -> None:
         """Renew a lease until it is gone.
@@ -304,7 +314,7 @@ class EtcdRegistry:
             async with self._session() as session:  # the other one's connection may have been cut by a cancellation
                 await session.revoke(lease)
         except ResolverError as exc:
-            _log.info("%r: a lease is left to run out: %s", self, exc)
+            _log.info("%r: a lease is left to run out: %s", self, exc, source=self, error=exc)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:

@@ -150,7 +150,7 @@ class ACMESource:
                     raise schedule.told(exc) from exc
                 schedule.succeeded()
                 schedule.take(pair, began)
-                _log.info("%r: %r", self, pair)
+                _log.info("%r: %r", self, pair, source=self, certificate=pair.fingerprint)
             assert schedule.pair is not None
             return Credentials(key_pair=schedule.pair)
 

@@ -203,7 +203,15 @@ class _Service:
         try:
             kind, body = await self._answer(request)
         except _Answer as answer:
-            self._refusals.warning("%s %s from %s: %s", request.method, request.path, request.address, answer)
+            self._refusals.warning(
+                "%s %s from %s: %s",
+                request.method,
+                request.path,
+                request.address,
+                answer,
+                address=request.address,
+                status=answer.status,
+            )
             await _send(send, answer.status, "text/plain; charset=utf-8", f"{answer}\n".encode(), answer.headers)
         else:
             await _send(send, 200, kind, body, {})
@@ -220,7 +228,7 @@ class _Service:
             challenge = {"www-authenticate": 'Basic realm="join token"'} if _STATUS[exc.reason] == 401 else {}
             raise _Answer(_STATUS[exc.reason], str(exc), **challenge) from None
         except (CertificateError, OSError) as exc:
-            _log.error("%r cannot issue: %s", self._directory, exc)
+            _log.error("%r cannot issue: %s", self._directory, exc, source=self._directory, error=exc)
             raise _Answer(503, "the CA cannot issue now; its log says why") from None
 
     # Reading
@@ -261,7 +269,15 @@ class _Service:
         )
         chain = await _in_thread(enrol)
         self._by_name.take(name, trio.current_time())
-        _log.info("%s has joined, from %s, with serial %x", name, request.address, chain[0].serial_number)
+        _log.info(
+            "%s has joined, from %s, with serial %x",
+            name,
+            request.address,
+            chain[0].serial_number,
+            peer=name,
+            address=request.address,
+            serial=f"{chain[0].serial_number:x}",
+        )
         return f"{CERTIFICATES_TYPE}; smime-type=certs-only", certificates_body(chain[:1])
 
     async def _renew(self, request: _Request) -> tuple[str, bytes]:
@@ -285,7 +301,15 @@ class _Service:
             self._directory.renew, asked, certificate, lifetime=self._policy.lifetime, address=request.address
         )
         chain = await _in_thread(renew)
-        _log.info("%s has renewed, from %s, with serial %x", name, request.address, chain[0].serial_number)
+        _log.info(
+            "%s has renewed, from %s, with serial %x",
+            name,
+            request.address,
+            chain[0].serial_number,
+            peer=name,
+            address=request.address,
+            serial=f"{chain[0].serial_number:x}",
+        )
         return f"{CERTIFICATES_TYPE}; smime-type=certs-only", certificates_body(chain[:1])
 
     async def _asked(self, request: _Request) -> x509.CertificateSigningRequest:

@@ -262,7 +262,7 @@ class ESTSource:
             self._name, renew=pair is not None and pair is self._schedule.pair, auth=auth, intermediates=found
         )
         self._token = self._first_pair = None
-        _log.info("%r: %r", self, fresh)
+        _log.info("%r: %r", self, fresh, source=self, certificate=fresh.fingerprint)
         return fresh
 
     def _follow_roots(self, found: CAPool | None) -> None:
@@ -277,6 +277,7 @@ class ESTSource:
                 self,
                 len(after.certificates),
                 len(before.certificates),
+                source=self,
             )
         self._roots = after
 

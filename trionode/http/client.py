@@ -137,7 +137,9 @@ class HTTPTransport(_Transport):
             msg = "a proxy's ssl_context would freeze its certificates: leave it away and give proxy_cert_manager"
             raise ValueError(msg)
         if insecure_skip_verify:
-            _security_log.warning("insecure_skip_verify: servers of this HTTPTransport are not verified")
+            _security_log.warning(
+                "insecure_skip_verify: servers of this HTTPTransport are not verified", option="insecure_skip_verify"
+            )
         alpn = (("h2",) if http2 else ()) + (("http/1.1",) if http1 else ())
         self._security = Security(cert_manager, alpn, named=True, insecure_skip_verify=insecure_skip_verify)
         self._proxy = proxy

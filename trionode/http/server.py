@@ -302,7 +302,7 @@ class _Serving:
 
     def _tell(self, failure: Exception, connection: ServerConnection) -> None:
         if connection.lost:  # hypercorn stumbles over what came before
-            _log.debug("a connection failed after its client had gone: %r", failure)
+            _log.debug("a connection failed after its client had gone: %r", failure, error=failure)
         else:
             self._flood.error("a connection failed in an unexpected way", exc_info=failure)
 
@@ -323,6 +323,7 @@ class _Serving:
                         "its connection is cut",
                         stream.peer_address,
                         connection.calls,
+                        address=stream.peer_address,
                     )
                     await connection.cut()
                     return

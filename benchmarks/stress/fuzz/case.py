@@ -168,9 +168,11 @@ class Case(ConnectionOwner[ConnectionCore]):
     """One input against one connection, which this owns.
 
     Attributes:
+        name: of the node that it stands for.
         generation: what the connection takes for that of its manager.
     """
 
+    name = NodeName.parse("fuzzed@localhost")
     generation: int = 1
 
     def __init__(self, *, dialled: bool) -> None:
