@@ -149,6 +149,6 @@ def test_no_state_leads_back() -> None:
 
 def test_what_applications_see_of_a_connection() -> None:
     """What a node does with it is none of theirs."""
-    facts = {"generation", "key_pair_fingerprint", "live", "peer", "peer_generation", "statistics", "superseded"}
+    facts = {"generation", "id", "key_pair_fingerprint", "live", "peer", "peer_generation", "statistics", "superseded"}
     verbs = {"aclose", "call", "drain", "open_channel", "reauthenticate", "wait_closed"}
     assert {name for name in dir(Connection) if not name.startswith("_")} == facts | verbs

@@ -31,7 +31,11 @@ class ContextFilter(logging.Filter):
         super().__init__()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the facts. True: the record passes."""
+        """Add the facts, and let the record pass.
+
+        Args:
+            record: to be marked.
+        """
         channel = current_channel.get(None)
         if channel is not None and not any(hasattr(record, name) for name in _OWN):
             record.__dict__.update(read_facts({"channel": end_of(channel)}))
