@@ -14,6 +14,12 @@ from trionode._managers.trust import LiveLink as LiveLink
 from ._connection.channel import ServiceChannel as ServiceChannel
 from ._connection.connection import Connection as Connection
 from ._connection.context_filter import ContextFilter as ContextFilter
+from ._connection.interceptors import (
+    CallSide as CallSide,
+    InterceptedCall as InterceptedCall,
+    Interceptor as Interceptor,
+    Proceed as Proceed,
+)
 from ._connection.owner import ConnectionStatistics as ConnectionStatistics
 from ._connection.services import Allow as Allow, Service as Service, current_channel as current_channel
 from ._credentials.crl import CRLPolicy as CRLPolicy, CRLSet as CRLSet

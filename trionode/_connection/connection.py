@@ -5,6 +5,7 @@ A `Connection` is a thin face of a `ConnectionCore`, which does the work and doe
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 from trionode._util.home import home
@@ -15,6 +16,7 @@ from .calling import call
 from .channel import ServiceChannel
 from .closing import close, drain
 from .end import EndReason
+from .interceptors import CallSide, InterceptedCall, call_through
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,6 +97,8 @@ class Connection:
         `async with connection.open_channel("feed") as channel`. That the service does not exist shows at the first
         `receive()`.
 
+        Interceptors of this node are not around it, since there is nothing to wait in: see `node.open_channel`.
+
         Args:
             service: its name over there; 1 to 255 characters.
             metadata: a small mapping of strings to strings or bytes, which the service finds as `channel.metadata`; at
@@ -134,7 +138,13 @@ class Connection:
         """
         self._home.check("Connection")
         given = NO_METADATA if metadata is None else as_metadata(metadata)
-        return await call(self._core, service, request, given)
+        core = self._core
+        if not core.interceptors:
+            return await call(core, service, request, given)
+        intercepted = InterceptedCall(
+            side=CallSide.CALLER, service=service, name=str(self.peer.name), metadata=given, request=request
+        )
+        return await call_through(core.interceptors, intercepted, partial(call, core, service, request))
 
     async def reauthenticate(self) -> None:
         """Hand this connection over to a new link: a new TLS session on the certificates that both sides have now.

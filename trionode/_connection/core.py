@@ -64,6 +64,8 @@ from .services import check_service_name
 from .state import NEXT, OPENING, State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trionode._errors import PeerUnverifiedError
     from trionode._identity.names import NodeName
     from trionode._identity.peer import Peer
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
 
     from .channel import ChannelEnd
     from .hand_over import Move
+    from .interceptors import Interceptor
     from .link import Link
     from .owner import ConnectionOwner, ConnectionSettings
 
@@ -215,6 +218,11 @@ class ConnectionCore:
         )
 
     # Channels
+
+    @property
+    def interceptors(self) -> Sequence[Interceptor]:
+        """The node's, the outermost first."""
+        return self._settings.interceptors
 
     def open_channel(self, service: str, metadata: Metadata = NO_METADATA, *, call: bool = False) -> ChannelEnd:
         """Open a channel to a service of the peer; see `Connection.open_channel`, and `call`."""

@@ -12,11 +12,14 @@ from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trionode._identity.names import NodeName
     from trionode._protocol import Limits
 
     from .end import ConnectionEnd
     from .hand_over import RenewalCause
+    from .interceptors import Interceptor
     from .services import Services
 
 __all__ = ["ConnectionStatistics"]
@@ -76,6 +79,7 @@ class ConnectionSettings:
         max_records: TLS records under one key after which the connection is to be renewed.
         manager: whose contexts its links take.
         protocol_log: where peers that break the protocol are logged.
+        interceptors: of the node's; the outermost first.
     """
 
     services: Services
@@ -87,6 +91,7 @@ class ConnectionSettings:
     max_records: int
     manager: Publisher
     protocol_log: RateLimitedLog = field(repr=False)
+    interceptors: Sequence[Interceptor] = ()
 
 
 def protocol_log() -> RateLimitedLog:

@@ -12,12 +12,9 @@ not the connection, knows which ones run, waits for them when it drains, and can
 from __future__ import annotations
 
 import contextvars
-import dis
-import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import trio
@@ -27,13 +24,17 @@ from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern
 from trionode._identity.peer import Peer
 from trionode._util.fields import show
+from trionode._util.functions import is_async, may_be_async
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
 from .channel import ChannelEnd, ServiceChannel
+from .interceptors import serve_through
 
 if TYPE_CHECKING:
-    from types import FunctionType
+    from collections.abc import Sequence
+
+    from .interceptors import Interceptor
 
 __all__ = ["Allow", "Service", "current_channel"]
 
@@ -92,61 +93,36 @@ def check_service_name(name: object) -> None:
 def check_service(service: object) -> None:
     """Insist on something that can serve: called with a channel, it gives something to await.
 
-    A function that is not async may do that too, as one does that passes the channel on to an async one. So only what
-    certainly gives nothing to await is refused: a generator, and a function that returns nothing or constants.
-
     Raises:
         TypeError: it cannot serve.
     """
-    if callable(service) and not _is_synchronous(service):
-        return
-    msg = f"a service is an async function of one argument, the channel, which {show(service)} is not"
-    raise TypeError(msg)
-
-
-def _is_synchronous(service: Callable[..., object]) -> bool:
-    function = _function_of(service)
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return True
-    return inspect.isfunction(function) and not inspect.iscoroutinefunction(function) and _returns_constants(function)
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Whether calling it gives something to await, as far as that shows."""
-    return inspect.iscoroutinefunction(_function_of(function))
-
-
-def _function_of(called: Callable[..., object]) -> object:
-    """The function that runs when it is called, as far as that shows: behind a partial, a method, an object's call."""
-    while isinstance(called, partial):
-        called = called.func
-    if not (inspect.isroutine(called) or isinstance(called, type)):
-        called = type(called).__call__
-    return getattr(called, "__func__", called)
-
-
-def _returns_constants(function: FunctionType) -> bool:
-    before = ""
-    for instruction in dis.get_instructions(function):
-        if instruction.opname == "RETURN_VALUE" and before != "LOAD_CONST":
-            return False
-        before = instruction.opname
-    return True
+    if not may_be_async(service):
+        msg = f"a service is an async function of one argument, the channel, which {show(service)} is not"
+        raise TypeError(msg)
 
 
 @final
 class Services:
     """A node's services by name."""
 
-    def __init__(self, *, propagate_errors: bool, expose_errors: bool, node: NodeName | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        propagate_errors: bool,
+        expose_errors: bool,
+        node: NodeName | None = None,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
         """Begin with none.
 
         Args:
             propagate_errors: whether what a service raises ends the node.
             expose_errors: whether callers are shown what a service raised.
             node: whose they are, for the log.
+            interceptors: around each; the outermost first.
         """
         self._node = node
+        self._interceptors = interceptors
         self._entries: dict[str, _Entry] = {}
         self._nursery: trio.Nursery | None = None
         self._context = contextvars.copy_context()
@@ -262,7 +238,11 @@ class Services:
         try:
             with scope:
                 await trio.lowlevel.checkpoint_if_cancelled()  # nothing runs for a caller that has already given up
-                await service(face)
+                if self._interceptors:
+                    one_reply = channel.sending.only_one
+                    await serve_through(self._interceptors, service, face, one_reply=one_reply)
+                else:
+                    await service(face)
         except Exception as exc:
             if self._failed(channel, exc) and self._propagate_errors:
                 raise

@@ -14,6 +14,7 @@ outlives the block. `Node` has the public verbs and hands each to the part that 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
@@ -21,6 +22,7 @@ import trio
 from trionode._connection.calling import call
 from trionode._connection.channel import ServiceChannel
 from trionode._connection.connection import core_of
+from trionode._connection.interceptors import CallSide, InterceptedBlock, InterceptedCall, call_through
 from trionode._connection.registry import ConnectionsView
 from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteCode, RemoteError
 from trionode._identity.names import NodeName
@@ -233,13 +235,25 @@ class Node:
             HandshakeError, NoRouteError and the rest: as `connect`; the service did not run.
         """
         given = NO_METADATA if metadata is None else as_metadata(metadata)
+        interceptors = self.options.interceptors
+        if not interceptors:
+            return await self._call(name, service, request, route, given)
+        intercepted = InterceptedCall(
+            side=CallSide.CALLER, service=service, name=str(name), metadata=given, request=request
+        )
+        return await call_through(interceptors, intercepted, partial(self._call, name, service, request, route))
+
+    async def _call(
+        self, name: str | NodeName, service: str, request: bytes, route: Route | None, metadata: Metadata
+    ) -> bytes:
+        """Call a node, or one of several."""
         if not is_glob(name):
-            return await self._call_one(name, service, request, route, given)
+            return await self._call_one(name, service, request, route, metadata)
         pattern, failures = self._pattern(name, route), dict[NodeName, Exception]()
         while True:
             connection = await self._reach_one(pattern, failures)
             try:
-                return await call(core_of(connection), service, request, given)
+                return await call(core_of(connection), service, request, metadata)
             except RemoteError as exc:
                 if not may_go_elsewhere(exc):
                     raise
@@ -291,7 +305,15 @@ class Node:
             HandshakeError, NoRouteError and the rest: as `connect`.
         """
         given = NO_METADATA if metadata is None else as_metadata(metadata)
-        async with await self._open(name, service, route, given) as channel:
+        interceptors = self.options.interceptors
+        if not interceptors:
+            async with await self._open(name, service, route, given) as channel:
+                yield channel
+            return
+        intercepted = InterceptedCall(
+            side=CallSide.CALLER, service=service, name=str(name), metadata=given, one_reply=False
+        )
+        async with InterceptedBlock(interceptors, intercepted, partial(self._open, name, service, route)) as channel:
             yield channel
 
     async def _open(

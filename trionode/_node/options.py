@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeAlias, final
 
-from trionode._connection.services import Service, check_service, check_service_name, is_async
+from trionode._connection.interceptors import Interceptor, check_interceptor
+from trionode._connection.services import Service, check_service, check_service_name
 from trionode._handshake.admission import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS
 from trionode._handshake.cookie import as_cookie
 from trionode._identity.names import NodeName, canonical_host
@@ -21,6 +22,7 @@ from trionode._protocol import MAX_METADATA
 from trionode._transport.given import GivenListener  # noqa: TC001 -- likewise
 from trionode._transport.interfaces import Transport  # noqa: TC001 -- likewise
 from trionode._util.fields import DURATION, SECONDS, Checked, Entries, Items, Parsed, Such, integer, rule, rule_of
+from trionode._util.functions import is_async
 
 from .resolvers import Resolver  # noqa: TC001 -- likewise
 
@@ -305,6 +307,11 @@ _SERVICES: Final = Entries(
 )
 
 
+_INTERCEPTORS: Final = Items(
+    Parsed(check_interceptor, "an async function of a call and proceed", kinds=(object,), keep=True)
+)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions(Checked):
@@ -318,6 +325,8 @@ class NodeOptions(Checked):
             `Refused("…")` to refuse with a reason that the peer may read; any other exception refuses as well.
         shutdown_grace: how long a clean end may take, seconds: open channels and running services get time to end,
             what was accepted for sending is flushed, peers are sent a goodbye.
+        interceptors: async functions around each call and channel, those that this node makes and those that it serves;
+            the first is the outermost. See `Interceptor`.
         live_connections: what becomes of them when certificates rotate or end; by default they stay as they are.
         propagate_service_errors: let an exception of a service crash the node instead of being logged: for tests.
         expose_service_errors: let callers read the type and text of a service's exception; by default they only learn
@@ -329,6 +338,7 @@ class NodeOptions(Checked):
     services: Mapping[str, Service] = field(default_factory=dict, metadata=rule(_SERVICES))
     authorize: Authorize | None = field(default=None, metadata=rule(_AUTHORIZE))
     shutdown_grace: float = field(default=1.0, metadata=rule(DURATION))
+    interceptors: Sequence[Interceptor] = field(default=(), metadata=rule(_INTERCEPTORS))
     live_connections: LiveConnections = field(default_factory=LiveConnections)
     propagate_service_errors: bool = False
     expose_service_errors: bool = False

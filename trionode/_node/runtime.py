@@ -110,6 +110,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             propagate_errors=options.propagate_service_errors,
             expose_errors=options.expose_service_errors,
             node=name,
+            interceptors=options.interceptors,
         )
         for service_name, service in options.services.items():
             self.services.add(service_name, service)
@@ -374,6 +375,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             max_records=self.options.live_connections.max_records,
             manager=manager,
             protocol_log=self._protocol_log,
+            interceptors=self.options.interceptors,
         )
         return settings
 

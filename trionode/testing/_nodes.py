@@ -31,9 +31,10 @@ from ._memory_network import MemoryNetwork
 from ._zoo import cluster_ca, node_name_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from trionode._connection.interceptors import Interceptor
     from trionode._connection.services import Service
     from trionode._credentials.crl import CRLSet
     from trionode._credentials.key_pair import KeyPair
@@ -120,6 +121,7 @@ class NodeFactory:
         authorize: Callable[[Peer], None] | None = None,
         network: NetworkOptions | None = None,
         live_connections: LiveConnections | None = None,
+        interceptors: Sequence[Interceptor] = (),
         propagate_service_errors: bool = False,
     ) -> AsyncIterator[Node]:
         """Open a node for the length of an `async with` block, with routes to and from all others that are open.
@@ -131,6 +133,7 @@ class NodeFactory:
             authorize: called for every peer.
             network: further options; acceptors and transport are added where there are none.
             live_connections: what becomes of live connections when certificates rotate or end.
+            interceptors: around each call and channel.
             propagate_service_errors: let an exception of a service crash the node, and so fail the test.
 
         Raises:
@@ -144,6 +147,7 @@ class NodeFactory:
             services=services or {},
             authorize=authorize,
             live_connections=live_connections or LiveConnections(),
+            interceptors=interceptors,
             propagate_service_errors=propagate_service_errors,
         )
         async with open_node(own, options) as node:
@@ -165,6 +169,7 @@ class NodeFactory:
         services: Mapping[str, Service] | None = None,
         network: NetworkOptions | None = None,
         live_connections: LiveConnections | None = None,
+        interceptors: Sequence[Interceptor] = (),
         propagate_service_errors: bool = False,
     ) -> AsyncIterator[tuple[Node, ...]]:
         """Open several nodes that differ only in their names, in order; they are closed in reverse order.
@@ -174,6 +179,7 @@ class NodeFactory:
             services: offered by each of them. This and the rest as for one node.
             network: likewise.
             live_connections: likewise.
+            interceptors: likewise.
             propagate_service_errors: likewise.
         """
         async with AsyncExitStack() as stack:
@@ -184,6 +190,7 @@ class NodeFactory:
                     services=services,
                     network=network,
                     live_connections=live_connections,
+                    interceptors=interceptors,
                     propagate_service_errors=propagate_service_errors,
                 )
                 nodes.append(await stack.enter_async_context(opening))
