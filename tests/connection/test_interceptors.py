@@ -771,6 +771,22 @@ async def test_an_interceptor_may_wait_before_and_after_the_block(nodes: NodeFac
         assert trio.current_time() - start == pytest.approx(6, abs=0.5)
 
 
+async def test_a_block_is_a_checkpoint_at_both_ends(nodes: NodeFactory) -> None:
+    """Also where no interceptor waits for anything."""
+
+    async def prompt(call: InterceptedCall, proceed: Proceed) -> bytes | None:
+        del call
+        return await proceed()
+
+    async with pair(nodes, caller=[prompt]) as (alpha, _):
+        await alpha.connect(BETA)
+        block = alpha.open_channel(BETA, "echo")
+        with trio.testing.assert_checkpoints():
+            await block.__aenter__()
+        with trio.testing.assert_checkpoints():
+            await block.__aexit__(None, None, None)
+
+
 async def test_blocks_nest(nodes: NodeFactory) -> None:
     """Within each other, and within the interceptors of others: one that calls calls through itself."""
     log: list[str] = []

@@ -51,6 +51,7 @@ INTERNAL: Final = {
     "DNSResolver._watch",
     "EtcdRegistry._session",
     "Feed._followed",
+    "InterceptedBlock",
     "Server.exchange",
     "Session.watch",
     "_Upload",

@@ -182,6 +182,11 @@ SERVICES: Final = Kind(
 )
 
 
+INTERCEPTORS: Final = Kind(
+    ([], (service,), [service, service]), (service, None, "x", 7, {"a": service}, [7], [None], *NEVER)
+)
+
+
 def integer(low: int, high: int) -> Kind:
     """Within bounds, both included."""
     return Kind(
@@ -218,6 +223,7 @@ FIELDS: Final[dict[type[Any], dict[str, Kind]]] = {
         "services": SERVICES,
         "authorize": Kind((authorize, print, lambda peer: None), (service, "x", 7, True, [authorize], Odd())) | None,
         "shutdown_grace": DURATION,
+        "interceptors": INTERCEPTORS,
         "live_connections": instance(LiveConnections()),
         "propagate_service_errors": BOOL,
         "expose_service_errors": BOOL,
