@@ -340,7 +340,7 @@ class PKIDirectory:
                 raise RequestRefusedError(msg, reason=RequestRefusal.REVOKED)
             if known is None or known.until is None or known.until <= self.now() or not _is_of(known, certificate):
                 msg = (
-                    "this CA has not issued the certificate, or keeps no record of it, as of those that are older than the "
+                    "this CA has not issued the certificate, or keeps no record of it, as of those older than the "
                     f"journal: {describe(certificate)}. Join with a token, which needs no record"
                 )
                 raise RequestRefusedError(msg, reason=RequestRefusal.UNKNOWN)
