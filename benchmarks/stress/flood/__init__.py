@@ -1,1 +1,4 @@
-"""A flood of clients that never finish a handshake: `crowd` is the flood, `program` the node and its honest peers."""
+"""A flood of clients that never finish a handshake, or never go.
+
+`crowd` is the flood, with `key_updates` and `overstay`; `program` the node and its honest peers.
+"""

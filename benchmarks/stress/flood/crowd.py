@@ -1,10 +1,12 @@
-"""The crowd, in a process of its own until it is killed: `python -m benchmarks.stress.flood.crowd PORT SIZE DIRECTORY`.
+"""The crowd, in a process of its own until it is killed.
 
-The directory has a certificate that the node accepts, and its key.
+`python -m benchmarks.stress.flood.crowd PORT OPEN_PORT SIZE DIRECTORY`: two ports of a node, of which the second is for
+those without a certificate. The directory has a certificate that the node accepts, its key, and the node's CA.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from contextlib import suppress
@@ -20,30 +22,42 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from benchmarks.stress.nodes import LOOPBACK
+from trionode import TrionodeError
 from trionode._protocol import ALPN
 
-from . import key_updates
+from . import key_updates, overstay
 
 #: How long a client that was disconnected stays away at most. Seconds.
 AWAY: Final = 3.0
 #: Between the single bytes of the clients that drip. Seconds.
 DRIP: Final = 0.2
-#: How many clients send KeyUpdates at once: each blocks a thread.
+#: How many clients send KeyUpdates at once, as each blocks a thread; and how many overstay, as each is a node.
 THREADS: Final = 8
+OVERSTAYING: Final = 24
+BETA: Final = "beta@localhost"
 #: How many names a large certificate has, twice: that makes 50 KB.
 PARTS: Final = 1700
 #: In how much time the crowd arrives. Seconds.
 ARRIVAL: Final = 1.0
 
 
-async def attack(number: int, port: int, directory: str, threads: trio.CapacityLimiter) -> None:
-    """One client, for ever: of each five one says nothing, one drips, one sends garbage, one a large certificate.
+async def attack(
+    number: int, ports: tuple[int, int], directory: str, threads: trio.CapacityLimiter, nodes: trio.CapacityLimiter
+) -> None:
+    """One client, for ever: of each six one says nothing, one drips, one sends garbage, one a large certificate.
 
-    The last is let in by its certificate, and sends KeyUpdates where there is something that can.
+    The fifth is let in by its certificate, and sends KeyUpdates where there is something that can; the sixth without
+    one, and overstays.
     """
-    draw = random.Random(number)  # noqa: S311 -- as random as it has to be
+    draw, port = random.Random(number), ports[0]  # noqa: S311 -- as random as it has to be
     while True:
-        if number % 5 == 4 and key_updates.LIBSSL is not None:
+        if number % 6 == 5:
+            async with nodes:
+                with suppress(TrionodeError, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    await overstay.overstay(number, BETA, ports[1], directory)
+            await trio.sleep(draw.uniform(0, AWAY))
+            continue
+        if number % 6 == 4 and key_updates.LIBSSL is not None:
             with suppress(OSError):
                 await trio.to_thread.run_sync(
                     key_updates.flood, port, directory, limiter=threads, abandon_on_cancel=True
@@ -52,14 +66,14 @@ async def attack(number: int, port: int, directory: str, threads: trio.CapacityL
             continue
         with suppress(OSError, trio.BrokenResourceError, SSL.Error):
             async with await trio.open_tcp_stream(LOOPBACK, port) as stream:
-                if number % 5 == 1:
+                if number % 6 == 1:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(drip, stream, nursery.cancel_scope)
                         await until_disconnected(stream)
                         nursery.cancel_scope.cancel()
-                elif number % 5 == 2:
+                elif number % 6 == 2:
                     await stream.send_all(draw.randbytes(draw.randrange(1, 2000)))
-                elif number % 5 == 3:
+                elif number % 6 == 3:
                     await show_large_certificate(stream)
                 await until_disconnected(stream)
         await trio.sleep(draw.uniform(0, AWAY))
@@ -122,14 +136,15 @@ async def until_disconnected(stream: trio.SocketStream) -> None:
             pass
 
 
-async def attack_all(port: int, size: int, directory: str) -> None:
+async def attack_all(ports: tuple[int, int], size: int, directory: str) -> None:
     """All of them."""
-    threads = trio.CapacityLimiter(THREADS)
+    threads, nodes = trio.CapacityLimiter(THREADS), trio.CapacityLimiter(OVERSTAYING)
     async with trio.open_nursery() as nursery:
         for number in range(size):
-            nursery.start_soon(attack, number, port, directory, threads)
+            nursery.start_soon(attack, number, ports, directory, threads, nodes)
             await trio.sleep(ARRIVAL / size)
 
 
 if __name__ == "__main__":
-    trio.run(attack_all, int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    logging.disable()  # what becomes of it is told by the node
+    trio.run(attack_all, (int(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3]), sys.argv[4])

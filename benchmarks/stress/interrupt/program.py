@@ -63,8 +63,9 @@ def problems_of(status: int | None, said: str, log: str) -> Iterator[str]:
         yield f"ended with {status}, by {last or 'nothing'}"
     if lines:
         yield f"said {lines[0]!r}"
-    if "never awaited" in log:
-        yield "left a coroutine behind"
+    for line in log.splitlines():
+        if "never awaited" in line:
+            yield f"left a coroutine behind: {line.strip()}"
 
 
 def interrupt(seconds: float) -> list[str]:

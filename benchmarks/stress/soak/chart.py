@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 #: What is marked, and how.
 _COLOURS: Final = {
     "kill": "#b91c1c",
+    "interrupt": "#db2777",
+    "flood": "#65a30d",
     "stop": "#d97706",
     "sever": "#7c3aed",
     "stall": "#2563eb",

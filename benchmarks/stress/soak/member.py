@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +17,6 @@ from benchmarks import child
 from .result import Sample
 
 if TYPE_CHECKING:
-    import signal
-
     from .process import Setup
     from .wire import Wire
 
@@ -119,6 +118,19 @@ class Member:
         self.ledgers[list(self.ledgers)[-1]] = True
         self.process.kill()
         await self.process.wait()
+
+    async def interrupt(self) -> int | None:
+        """SIGINT, as Ctrl-C sends it; the status that the process ends with, or None if it has to be killed.
+
+        Its node is gone in the middle of everything, so what it has noted counts as that of a process that was killed.
+        """
+        assert self.process is not None
+        self.ledgers[list(self.ledgers)[-1]] = True
+        self.process.send_signal(signal.SIGINT)
+        with trio.move_on_after(PATIENCE):
+            return await self.process.wait()
+        await self.kill()
+        return None
 
     async def aclose(self) -> bool:
         """Let the process end; False if it had to be killed."""

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,8 @@ import trio
 import trio.testing
 
 from benchmarks.child import Lines
+from benchmarks.stress.interrupt.program import ENDS
+from benchmarks.stress.interrupt.worker import leaves
 from benchmarks.stress.log import LogWatch, watching_log
 from benchmarks.stress.nodes import LOOPBACK, accepting
 from trionode import (
@@ -54,6 +57,8 @@ if TYPE_CHECKING:
 #: Silence after which a peer is pinged, and how long it may take to answer. Short, for faults are many. Seconds.
 HEARTBEAT: Final = 2.0
 TIMEOUT: Final = 5.0
+#: The exit status of a process that was interrupted and ended by that, and by nothing else.
+INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +210,8 @@ class NodeProcess:
                 await self._connect(command["peer"])
             case "hand over":
                 await self._hand_over(command["peer"])
+            case "drain":
+                await self._drain(command["peer"], command["within"])
             case "rotate":
                 self._issuer = command["issuer"]
                 self._manager.update(self._issue())
@@ -283,6 +290,14 @@ class NodeProcess:
                 await connections[peer].reauthenticate()
             except (HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._tallies["hand_overs"][f"by hand: {type(exc).__name__}"] += 1
+
+    async def _drain(self, peer: str, within: float) -> None:
+        """Have a connection end once what is under way on it has; cut short, it goes on draining."""
+        node = self._node
+        connections = {} if node is None else {str(name): each for name, each in node.connections.items()}
+        if peer in connections:
+            with trio.move_on_after(within), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await connections[peer].drain()
 
     async def _exchange(self, number: int, role: Role, command: dict[str, Any]) -> None:
         entry = self._ledger.begin(number, role)
@@ -364,5 +379,18 @@ def tell(what: dict[str, Any]) -> None:
     os.write(1, json.dumps(what).encode() + b"\n")
 
 
+def main(setup: Setup) -> int:
+    """Be the node; the exit status."""
+    try:
+        trio.run(NodeProcess(setup).run)
+    except BaseException as exc:
+        # Where it hits a task of the node, what goes on by the node fails with it.
+        found = leaves(exc)
+        if "KeyboardInterrupt" in found and found <= ENDS:
+            return INTERRUPTED
+        raise
+    return 0
+
+
 if __name__ == "__main__":
-    trio.run(NodeProcess(Setup(**json.loads(sys.argv[1]))).run)
+    sys.exit(main(Setup(**json.loads(sys.argv[1]))))

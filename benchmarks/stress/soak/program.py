@@ -27,6 +27,9 @@ through a forwarder in this process, which can cut and stall it. By chance, from
   hand-overs  by hand; and for each node, drawn anew whenever it opens: on rotation connections stay, are closed, or are
               handed over
   reopenings  a node drains, and opens again
+  drains      of one connection, while everything goes on
+  floods      a stranger with a good certificate sends KeyUpdates without end, in place of a hello
+  interrupts  SIGINT, as Ctrl-C sends it, and a new process after a while: it has to end by that, and by nothing else
   kills       SIGKILL, and a new process after a while. Never of the first node, whose memory is to be watched
   stops       SIGSTOP, and SIGCONT after a while
   partitions  between two nodes: connections are reset and refused, or nothing arrives any more and neither side is told

@@ -9,19 +9,20 @@ import tempfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations, count, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from benchmarks.stress.flood import key_updates
 from benchmarks.stress.program import PROGRESS_EVERY, Progress
 from trionode import Renew, StrandedPeers
-from trionode.pki import CertificateAuthority
+from trionode.pki import CertificateAuthority, write_key_pair
 
 from .ledger import End, how, judge, read
 from .member import PATIENCE, GoneError, Member
-from .process import HEARTBEAT, TIMEOUT, Setup
+from .process import HEARTBEAT, INTERRUPTED, TIMEOUT, Setup
 from .result import Soaked
 from .verdict import trend, unexpected
 from .wire import Wire
@@ -34,7 +35,10 @@ DECK: Final = (
     *("rotate",) * 3,
     *("hand over",) * 3,
     *("connect",) * 2,
+    *("drain",) * 2,
     "trust",
+    "flood",
+    "interrupt",
     "kill",
     "stop",
     "reopen",
@@ -103,6 +107,7 @@ class Soak:
         self._began = 0.0
         self._received = 0
         self._tallies: dict[str, Counter[str]] = {}
+        self._strangers = count()
         self._happened: Counter[str] = Counter()
         self.result = Soaked(nodes=pace.nodes, seed=seed)
 
@@ -274,6 +279,13 @@ class Soak:
                         nursery.start_soon(self._change_trust, self._chance.choice(["keep", "close"]))
                     case "hand over" | "connect":
                         nursery.start_soon(self._have, one, card, {"peer": other.name})
+                    case "drain":
+                        self._mark("drain")
+                        nursery.start_soon(self._have, one, card, {"peer": other.name, "within": length})
+                    case "flood":
+                        nursery.start_soon(self._flood, one)
+                    case "interrupt":
+                        nursery.start_soon(self._interrupt, self._chance.choice(self._members[1:]), length)
                     case "kill":
                         nursery.start_soon(self._kill, self._chance.choice(self._members[1:]), length)
                     case "stop":
@@ -329,6 +341,28 @@ class Soak:
             await trio.sleep(length)
             member.incarnation += 1
             await self._start(member)
+
+    async def _interrupt(self, member: Member, length: float) -> None:
+        async with member.lock:
+            self._mark("interrupt")
+            if (status := await member.interrupt()) != INTERRUPTED:
+                self._problem(f"{member.name} was interrupted, and ended with {status}")
+            await trio.sleep(length)
+            member.incarnation += 1
+            await self._start(member)
+
+    async def _flood(self, member: Member) -> None:
+        """A stranger whom the node's CA has certified, and who sends KeyUpdates in place of a hello."""
+        port = next(other.wires[member.name].target for other in self._members if other is not member)
+        if port is None or key_updates.LIBSSL is None:
+            return
+        folder = self._directory / f"eve{next(self._strangers)}"
+        folder.mkdir()
+        eve = CertificateAuthority.load(self._directory / self._issuer).issue("eve@localhost")
+        write_key_pair(eve, folder / "cert.pem", folder / "key.pem")
+        self._mark("flood")
+        with suppress(OSError):  # the node is not there, or not just now
+            await trio.to_thread.run_sync(key_updates.flood, port, str(folder), abandon_on_cancel=True)
 
     async def _stop(self, member: Member, length: float) -> None:
         async with member.lock:

@@ -107,13 +107,31 @@ def test_two_connections_for_one_pair_are_a_problem(run: Run, monkeypatch: pytes
 
 
 def test_honest_peers_get_through_a_flood(run: Run) -> None:
-    """Silence, drips and garbage, from more clients than honest ones: no honest connect fails."""
+    """Silence, drips, garbage, and those that do not go: no honest connect fails, and no limit is passed."""
     status, result, told = run("flood", "--quick")
     assert (status, result["failed"], result["problems"]) == (0, 0, [])
     assert result["quiet"]["count"] > 0
     assert result["flooded"]["count"] > 0
     assert result["accepted"] >= result["crowd"] == 60
+    assert result["evicted"] > 0
+    assert 0 < result["most_connections"] <= 6
     assert "flood: 60 arrive" in told
+
+
+@pytest.mark.parametrize(
+    ("most", "problem"),
+    [
+        ({"most_connections": 7}, "7 connections, where 4 may be"),
+        ({"most_descriptors": 400}, "400 descriptors more"),
+        ({"grown_mib": 100.0}, "100.0 MiB more memory"),
+    ],
+)
+def test_limits_that_a_flood_passes_are_a_problem(most: dict[str, Any], problem: str) -> None:
+    """Connections, descriptors and memory."""
+    some = Latency.of([0.001])
+    result = Flooded(crowd=1, seconds=1, quiet=some, flooded=some, **most)
+    result.judge(by_time=True)
+    assert problem in str(result.problems)
 
 
 def test_a_program_that_is_interrupted_ends(run: Run) -> None:
@@ -132,7 +150,7 @@ def test_a_program_that_is_interrupted_ends(run: Run) -> None:
         ((130, "ClosedResourceError\n", ""), "ended with 130, by ClosedResourceError"),
         ((130, "KeyboardInterrupt ValueError\n", ""), "ended with 130, by KeyboardInterrupt ValueError"),
         ((130, "refused: it\nKeyboardInterrupt\n", ""), "said 'refused: it'"),
-        ((130, "KeyboardInterrupt\n", "RuntimeWarning: 'x' was never awaited"), "left a coroutine behind"),
+        ((130, "KeyboardInterrupt\n", "'x' was never awaited"), "left a coroutine behind: 'x' was never awaited"),
         ((130, "KeyboardInterrupt\n", "handshake refused on …: the peer closed the connection\n"), None),
     ],
 )
