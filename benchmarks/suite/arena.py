@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 OURS: Final = "trionode"
 NOWAIT: Final = "trionode, send_nowait"
 NOWAIT_BOTH: Final = "trionode, nowait at both ends"
+MANY: Final = "trionode, send_many"
 NAIVE: Final = "trio.SSLStream"
+SERVED: Final = "trio.SSLStream, a task each"
 GRPC: Final = "grpc.aio"
 
 #: By title: the module in `benchmarks.suite.peers`, and what has to be installed for it.
 PEERS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
     OURS: ("nodes", ()),
+    MANY: ("nodes_many", ()),
     NOWAIT: ("nodes_nowait", ()),
     NOWAIT_BOTH: ("nodes_nowait_both", ()),
     NAIVE: ("trio_streams", ()),
+    SERVED: ("trio_services", ()),
     "asyncio streams": ("asyncio_streams", ()),
     "uvloop streams": ("uvloop_streams", ("uvloop",)),
     GRPC: ("grpc_aio", ("grpc",)),

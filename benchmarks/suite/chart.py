@@ -21,9 +21,9 @@ _WIDTH: Final = 11.0
 _BAR: Final = 0.24
 _SWEEP: Final = 3.4
 
-_OURS: Final = ("#c2410c", "#ea8a4b", "#f3b184")
-#: In the order of `PEERS`, whose first three are ours.
-_PEERS: Final = (*_OURS, "#1e293b", "#0f766e", "#0891b2", "#6d28d9", "#65a30d", "#a16207")
+_OURS: Final = ("#c2410c", "#de6b2c", "#ea8a4b", "#f3b184")
+#: In the order of `PEERS`, whose first four are ours.
+_PEERS: Final = (*_OURS, "#1e293b", "#475569", "#0f766e", "#0891b2", "#6d28d9", "#65a30d", "#a16207")
 _LIMITS: Final = ("#9ca3af", "#d1d5db")
 
 

@@ -209,4 +209,13 @@ def test_what_applications_see_of_a_channel() -> None:
     """What the connection does with it is none of theirs."""
     own = {name for name in dir(ServiceChannel) if not name.startswith("_")}
     usual = {"aclose", "receive", "send"}
-    assert own == usual | {"peer", "receive_nowait", "reset", "send_eof", "send_nowait", "service"}
+    assert own == usual | {
+        "metadata",
+        "peer",
+        "receive_nowait",
+        "reset",
+        "send_eof",
+        "send_many",
+        "send_nowait",
+        "service",
+    }

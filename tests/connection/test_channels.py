@@ -12,10 +12,11 @@ import logging
 import re
 import weakref
 from collections import deque
+from collections.abc import AsyncIterable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import msgspec
@@ -254,6 +255,16 @@ class ModelChannel(trio.abc.Channel[bytes]):
         """Send at once."""
         self._outgoing.send_nowait(value)
 
+    async def send_many(self, values: Iterable[bytes] | AsyncIterable[bytes]) -> None:
+        """Send each in turn."""
+        await trio.lowlevel.checkpoint()
+        if isinstance(values, AsyncIterable):
+            async for value in values:
+                await self.send(value)
+        else:
+            for value in values:
+                await self.send(value)
+
     async def send_eof(self) -> None:
         """Half-close."""
         if self._closed:
@@ -381,6 +392,21 @@ class SwallowsExceptions(ModelChannel):
         return True
 
 
+class AsksTooSoon(ModelChannel):
+    """`send_many` asks for a message before the last one was accepted."""
+
+    async def send_many(self, values: Iterable[bytes] | AsyncIterable[bytes]) -> None:
+        """Send each in turn, one behind what was asked for."""
+        if isinstance(values, AsyncIterable):
+            await super().send_many(values)
+        else:
+            at_hand = deque(islice(values, 1))
+            for value in values:
+                at_hand.append(value)
+                await super().send_many([at_hand.popleft()])
+            await super().send_many(at_hand)
+
+
 class Unbounded(ModelChannel):
     """Accepts everything, for ever."""
 
@@ -447,6 +473,7 @@ async def test_the_check_accepts_a_channel_that_has_nothing_to_do_with_nodes() -
         SendsIntoTheVoid,
         HushesReset,
         SwallowsExceptions,
+        AsksTooSoon,
         Unbounded,
         Reorders,
         Repeats,
@@ -798,6 +825,76 @@ async def test_sends_that_wait_go_out_in_the_order_of_their_calls(open_pair: Pai
                 received = [message async for message in theirs]
             assert received == [bytes([number]) * size for number, size in enumerate(sizes)]
         shielded.let_go.set()
+
+
+async def test_many_messages_are_sent_without_letting_others_run(open_pair: PairFactory) -> None:
+    """Where there is room; then once, that it is a checkpoint. Where there is none it waits, and others are heard."""
+    shielded = Shielded()
+    order: list[object] = []
+
+    async def other() -> None:
+        order.append("other")
+
+    def messages() -> Iterator[bytes]:
+        for number in range(5):
+            order.append(number)
+            yield b"%d" % number
+
+    async with open_pair(beta={"services": {"shielded": shielded}, "channel_window": 4096}) as pair:
+        async with pair.alpha.open_channel(BETA, "shielded") as channel, trio.open_nursery() as nursery:
+            theirs = await shielded.other_end(channel)
+            nursery.start_soon(other)
+            await channel.send_many(messages())
+            assert order[:5] == [0, 1, 2, 3, 4]
+            assert [await theirs.receive() for _ in range(5)] == [b"%d" % number for number in range(5)]
+            nursery.start_soon(channel.send_many, [b"m" * 1000] * 12)
+            await settled()
+            nursery.start_soon(channel.send, b"in between")
+            received = [await theirs.receive() for _ in range(13)]
+            assert received.count(b"m" * 1000) == 12
+            assert received.index(b"in between") < 12
+        shielded.let_go.set()
+
+
+async def test_many_messages_until_one_cannot_be_sent(open_pair: PairFactory) -> None:
+    """Those before it were; the channel goes on. Whatever else is raised, by what gives the messages, comes out."""
+    shielded = Shielded()
+
+    def failing() -> Iterator[bytes]:
+        yield b"before"
+        raise OopsError
+
+    async def failing_too() -> AsyncIterator[bytes]:
+        for message in failing():
+            yield message
+
+    async with open_pair(beta={"services": {"shielded": shielded}, "max_message_size": 2000}) as pair:
+        async with pair.alpha.open_channel(BETA, "shielded") as channel:
+            theirs = await shielded.other_end(channel)
+            with pytest.raises(LocalProtocolError, match="2001 bytes is larger than the 2000"):
+                await channel.send_many([b"before", bytes(2001), b"never"])
+            with pytest.raises(TypeError, match="a message is bytes"):
+                await channel.send_many([b"before", "text"])  # type: ignore[list-item]  # that is the point
+            for messages in (failing(), failing_too()):
+                with pytest.raises(OopsError):
+                    await channel.send_many(messages)
+            typed = TypedChannel[Any, Any](channel, receives=object)
+            with pytest.raises(TypeError):
+                await typed.send_many(["typed", OopsError])
+            await typed.send_many(message async for message in numbers())
+            assert [await theirs.receive() for _ in range(4)] == [b"before"] * 4
+            assert [msgspec.msgpack.decode(await theirs.receive()) for _ in range(3)] == ["typed", 1, 2]
+            await channel.send_eof()
+            with pytest.raises(trio.ClosedResourceError):
+                await channel.send_many([b"late"])
+        shielded.let_go.set()
+
+
+async def numbers() -> AsyncIterator[int]:
+    """Some."""
+    for number in (1, 2):
+        await trio.lowlevel.checkpoint()
+        yield number
 
 
 async def test_an_oversized_message_is_refused_before_a_byte_is_sent(open_pair: PairFactory) -> None:

@@ -52,7 +52,7 @@ from trionode.http import serve_asgi
 from trionode.testing import Attempt, Moment, cancel_at_every_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from typing import TypeAlias
@@ -347,6 +347,25 @@ async def test_send_without_credit(world: World) -> None:
             await channel.send_eof()
             got = await channel.receive()
             assert got == (b"[4032]" if attempt.cancelled else b"[4032, 7]"), attempt
+
+
+async def test_send_many(world: World) -> None:
+    """Those were accepted that the generator knows of behind its `yield`, whole and in order, and no others."""
+    sizes = [1, WINDOW, 3, 2 * WINDOW, 5]
+    async for attempt in world.every(any_task=True):
+        accepted: list[int] = []
+
+        def messages(accepted: list[int] = accepted) -> Iterator[bytes]:
+            for size in sizes:
+                yield bytes(size)
+                accepted.append(size)
+
+        async with world.connection.open_channel("late") as channel:
+            with attempt:
+                await channel.send_many(messages())
+            await channel.send_eof()
+            assert await channel.receive() == repr(accepted).encode(), attempt
+            assert attempt.cancelled or accepted == sizes
 
 
 async def test_receive(world: World) -> None:

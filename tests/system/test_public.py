@@ -140,7 +140,7 @@ SHOWN: dict[str, str] = {
     "trionode.Mesh": "connectors state stop stopped wait_up",
     "trionode.EventStream": "aclose close receive",
     "trionode.RouteHandle": "remove",
-    "trionode.TypedChannel": "aclose peer receive send send_eof",
+    "trionode.TypedChannel": "aclose peer receive send send_eof send_many",
     "trionode.LocalRegistry": "names register resolve watch",
     "trionode.discovery.DNSResolver": "names resolve watch",
     "trionode.discovery.EtcdRegistry": "names register resolve watch",

@@ -18,6 +18,7 @@ either side has closed cleanly before, nothing more is to come or to go on the c
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Final, Self, final
 
 import trio
@@ -33,7 +34,7 @@ from .receive_half import ReceiveHalf, ReceiveState
 from .send_half import CLOSED_HERE, SendHalf, SendState, closed_here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     from trionode._identity.peer import Peer
@@ -125,8 +126,8 @@ class ChannelEnd:
 
     # Sending and receiving
 
-    def try_send_last(self, value: bytes) -> bool:
-        """Send a message and half-close, if that is possible at once; otherwise do nothing and return False.
+    def try_send(self, value: bytes) -> bool:
+        """Send a message, if that is possible at once; otherwise do nothing and return False.
 
         Args:
             value: the message, of up to 128 KiB.
@@ -137,9 +138,20 @@ class ChannelEnd:
         value, sending = as_bytes(value), self.sending
         if sending.state is not _SEND or len(value) > sending.limit:
             sending.refuse(len(value))
-        if not sending.try_send(value):
+        return sending.try_send(value)
+
+    def try_send_last(self, value: bytes) -> bool:
+        """As `try_send`, and half-close if that could be done.
+
+        Args:
+            value: the message, of up to 128 KiB.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
+        """
+        if not self.try_send(value):
             return False
-        sending.half_close()
+        self.sending.half_close()
         return True
 
     async def receive(self) -> bytes:
@@ -318,6 +330,33 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         else:
             await sending.send_in_turn(value)
 
+    async def send_many(self, values: Iterable[bytes] | AsyncIterable[bytes]) -> None:
+        """Send messages, as `send` for each of them in turn, and let others run only where that has to wait.
+
+        A message is asked for when all before it have been accepted. So if this raises or is cancelled, those were
+        accepted that a generator knows of behind its `yield`; of a list, an unknown number of the first ones.
+
+        Messages that other tasks send meanwhile may go in between.
+
+        Args:
+            values: the messages, each at most the peer's `max_message_size` bytes; any iterable, also an async one.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
+        """
+        self._home.check("ServiceChannel")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if isinstance(values, AsyncIterable):
+            async for value in values:
+                if not self._end.try_send(value):
+                    await self.send(value)
+        else:
+            try_send = self._end.try_send
+            for value in values:
+                if not try_send(value):
+                    await self.send(value)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
     def send_nowait(self, value: bytes) -> None:
         """Send a message if that is possible at once.
 
@@ -330,10 +369,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
         """
         self._home.check("ServiceChannel")
-        value, sending = as_bytes(value), self._sending
-        if sending.state is not _SEND or len(value) > sending.limit:
-            sending.refuse(len(value))
-        if not sending.try_send(value):
+        if not self._end.try_send(value):
             raise trio.WouldBlock
 
     async def send_eof(self) -> None:

@@ -299,7 +299,7 @@ class Channels:
             await self._quiet.park()
 
     def _wake_if_quiet(self) -> None:
-        if not (self.open or self.served):
+        if self._quiet and not (self.open or self.served):
             self._quiet.unpark_all()
 
     def end(self, error: Exception | None, taken: int | None) -> None:

@@ -189,7 +189,8 @@ class MessageBudget:
         Args:
             channels: on the connection.
         """
-        self._company_until = math.inf if channels > 1 else trio.current_time() + ALONE_FOR
+        if channels:
+            self._company_until = math.inf if channels > 1 else trio.current_time() + ALONE_FOR
 
     @property
     def alone(self) -> bool:

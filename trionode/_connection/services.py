@@ -212,12 +212,13 @@ class Services:
             finally:
                 self._running.discard(scope)
                 over()
-                if not self._running:
+                if self._idle and not self._running:
                     self._idle.unpark_all()
 
-        # Not in the context of the task that happens to cause it, which may be the service that ended just now.
+        # Not in the context of the task that happens to cause it, which may be the service that ended just now, but in
+        # a copy of ours, which Trio makes.
         name = f"service {channel.service!r} for {channel.peer.name}"
-        self._context.copy().run(lambda: nursery.start_soon(run, name=name))
+        self._context.run(lambda: nursery.start_soon(run, name=name))
 
     async def wait_idle(self) -> None:
         """Wait until no service runs. Cancelling is harmless."""

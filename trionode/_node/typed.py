@@ -7,6 +7,8 @@ see `RemoteError(code="bad_message")` with msgspec's words on what is wrong wher
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, final
 
 import msgspec
@@ -16,7 +18,7 @@ from trionode._errors import RemoteCode, RemoteError
 from trionode._util.decoding import UndecodableError, decode_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
     from types import TracebackType
 
     from trionode._connection.channel import ServiceChannel
@@ -65,6 +67,18 @@ class TypedChannel(trio.abc.SendChannel[S], trio.abc.ReceiveChannel[R], Generic[
             TypeError: msgspec cannot encode the value.
         """
         await self.channel.send(_encoder.encode(value))
+
+    async def send_many(self, values: Iterable[S] | AsyncIterable[S]) -> None:
+        """Encode and send each in turn, when it is asked for; see `ServiceChannel.send_many`.
+
+        Raises:
+            TypeError: msgspec cannot encode one of the values; those before it were accepted.
+        """
+        if isinstance(values, AsyncIterable):
+            async with aclosing(_encoded(values)) as messages:
+                await self.channel.send_many(messages)
+        else:
+            await self.channel.send_many(map(_encoder.encode, values))
 
     async def send_eof(self) -> None:
         """Half-close; see `ServiceChannel.send_eof`."""
@@ -128,6 +142,11 @@ async def call_typed(
     """
     data = await node.call(name, service, _encoder.encode(request), route=route, metadata=metadata)
     return _decode(msgspec.msgpack.Decoder(reply), data, None)
+
+
+async def _encoded(values: AsyncIterable[object]) -> AsyncGenerator[bytes, None]:
+    async for value in values:
+        yield _encoder.encode(value)
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[R], data: bytes, channel: ServiceChannel | None) -> R:

@@ -8,8 +8,8 @@ talk through a socket. There are no deadlines: a channel that hangs, hangs in th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from functools import partial
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
@@ -48,6 +48,11 @@ class _NoWait(Protocol):
     def receive_nowait(self) -> bytes: ...
 
 
+@runtime_checkable
+class _Many(Protocol):
+    async def send_many(self, values: Iterable[bytes] | AsyncIterable[bytes], /) -> None: ...
+
+
 class _ResetOnPurpose(Exception):  # noqa: N818 -- no error, but a way to leave a block by an exception
     """Leaves an `async with` block."""
 
@@ -73,7 +78,10 @@ async def check_two_way_channel(channel_maker: ChannelMaker) -> None:
         in the middle of, and behind a message that is larger than what the channel takes at once.
     11. *`send_nowait` and `receive_nowait`*, where both ends have them: no checkpoints, `WouldBlock` when there is
         nothing to receive and when the channel is full; what was accepted arrives.
-    12. *Reset*: an exception or a cancellation that leaves `async with` comes out of it, closes that end, and is no
+    12. *`send_many`*, where both ends have it: messages of any iterable, also an async one, arrive whole and in order.
+        Each is asked for when those before it have been accepted, so that, cancelled, just those arrive whose `yield`
+        in a generator was returned to.
+    13. *Reset*: an exception or a cancellation that leaves `async with` comes out of it, closes that end, and is no
         `EndOfChannel` for the peer: its `receive` raises `BrokenResourceError` or `RemoteError` after at most what had
         arrived, its `send` `BrokenResourceError`, in tasks that wait as well.
 
@@ -426,6 +434,52 @@ async def _nowait(left: End, right: End) -> None:
     await _expect(trio.BrokenResourceError, partial(right.send_nowait, b""))
 
 
+async def _many(left: End, right: End) -> None:
+    if not (isinstance(left, _Many) and isinstance(right, _Many)):
+        return
+    messages = [bytes([number]) * size for number, size in enumerate(_SIZES)]
+
+    async def one_by_one() -> AsyncGenerator[bytes, None]:
+        for message in messages:
+            await trio.lowlevel.checkpoint()
+            yield message
+
+    received: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drain, right, received)
+        for _ in range(2):
+            with trio.testing.assert_checkpoints():
+                await left.send_many([])
+        await left.send_many(messages)
+        async with aclosing(one_by_one()) as generator:
+            await left.send_many(generator)
+        await _settled()
+        _require(received == messages * 2, "send_many() changed messages, their number or their order")
+        nursery.cancel_scope.cancel()
+
+    accepted: list[bytes] = []
+
+    def filler() -> Iterator[bytes]:
+        while len(accepted) < _FILLER_LIMIT:
+            yield _filler(len(accepted))
+            accepted.append(_filler(len(accepted)))
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await left.send_many(filler())
+    _require(not accepted, "send_many() in a cancelled scope sent something")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(left.send_many, filler())
+        await _settled()
+        nursery.cancel_scope.cancel()
+    received.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drain, right, received)
+        await _settled()
+        nursery.cancel_scope.cancel()
+    _require(received == accepted, "send_many() asked for more messages than it accepted, or accepted another one")
+
+
 async def _reset_by_exception(left: End, right: End) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_expect, trio.ClosedResourceError, left.receive)
@@ -488,6 +542,7 @@ _RULES: Final[tuple[Callable[[End, End], Awaitable[None]], ...]] = (
     _cancelled_receive,
     _cancelled_send,
     _nowait,
+    _many,
     _reset_by_exception,
     _reset_by_cancellation,
     _reset_wakes_the_peer,

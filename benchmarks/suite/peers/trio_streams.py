@@ -53,22 +53,10 @@ class Framed:
         return found
 
 
-async def serve_one(stream: trio.SSLStream[trio.SocketStream]) -> None:
-    """One client."""
-    try:
-        while mode := await stream.receive_some(1):
-            await stream.send_all(mode)
-            if mode == b"E":
-                while data := await stream.receive_some():
-                    await stream.send_all(data)
-            else:
-                framed, number = Framed(stream), 0
-                while await framed.receive():
-                    number += 1
-                await framed.send(number.to_bytes(8, "big"))
-        await stream.aclose()
-    except trio.BrokenResourceError:
-        pass
+async def echo(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    """Everything back as it is."""
+    while data := await stream.receive_some():
+        await stream.send_all(data)
 
 
 class StreamSession(Session):
@@ -122,16 +110,34 @@ class StreamClient(Client):
 class ThePeer(TrioPeer):
     """What comes with Trio."""
 
+    echo = staticmethod(echo)
+
     def __init__(self, credentials: Credentials) -> None:
         super().__init__(credentials)
         self._server = credentials.stdlib("server")
         self._client = credentials.stdlib("client")
 
+    async def serve_one(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        """One client."""
+        try:
+            while mode := await stream.receive_some(1):
+                await stream.send_all(mode)
+                if mode == b"E":
+                    await self.echo(stream)
+                else:
+                    framed, number = Framed(stream), 0
+                    while await framed.receive():
+                        number += 1
+                    await framed.send(number.to_bytes(8, "big"))
+            await stream.aclose()
+        except trio.BrokenResourceError:
+            pass
+
     @asynccontextmanager
     async def serve(self, width: int = 1) -> AsyncIterator[Sequence[int]]:
         """One listener, as `trio.serve_ssl_over_tcp` has it."""
         async with trio.open_nursery() as nursery:
-            serve = partial(trio.serve_ssl_over_tcp, serve_one, 0, self._server, host=ADDRESS)
+            serve = partial(trio.serve_ssl_over_tcp, self.serve_one, 0, self._server, host=ADDRESS)
             listeners: list[trio.SSLListener[trio.SocketStream]] = await nursery.start(serve)
             transport = listeners[0].transport_listener
             assert isinstance(transport, trio.SocketListener)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.suite import in_memory
-from benchmarks.suite.arena import GRPC, NAIVE, NOWAIT, NOWAIT_BOTH, OURS, contestant
+from benchmarks.suite.arena import GRPC, MANY, NAIVE, NOWAIT, NOWAIT_BOTH, OURS, contestant
 from benchmarks.suite.model import Better, Contestant, Placement, Scenario, Target
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ SCENARIOS: Final = (
         unit="/s",
         better=Better.HIGHER,
         contestants=[
-            *(contestant(title, pour, size=_SMALL) for title in (OURS, NOWAIT, NOWAIT_BOTH, *PEERS)),
+            *(contestant(title, pour, size=_SMALL) for title in (OURS, MANY, NOWAIT, NOWAIT_BOTH, *PEERS)),
             *IN_MEMORY,
         ],
         baseline=NAIVE,
         targets=[
             Target(of=OURS, against=NAIVE, at_least=8),
+            Target(of=OURS, against="asyncio streams", at_least=1),
+            Target(of=MANY, against=NAIVE, at_least=20),
             Target(of=NOWAIT, against=NAIVE, at_least=20),
             Target(of=NOWAIT_BOTH, against=NAIVE, at_least=20),
         ],

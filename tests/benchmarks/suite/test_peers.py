@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from benchmarks import suite
-from benchmarks.suite.arena import GRPC, NAIVE, NOWAIT, NOWAIT_BOTH, OURS, PEERS
+from benchmarks.suite.arena import GRPC, MANY, NAIVE, NOWAIT, NOWAIT_BOTH, OURS, PEERS
 from benchmarks.suite.credentials import ADDRESS, HOST, Credentials
 from benchmarks.suite.model import Job, Server
 from benchmarks.suite.peers import load
@@ -48,7 +48,7 @@ UPGRADE = (
 ALL_PEERS: Final = {**PEERS, **http.SERVERS}
 
 #: Variants of ours have one and the same server.
-SERVERS = [title for title in ALL_PEERS if title not in {NOWAIT, NOWAIT_BOTH}]
+SERVERS = [title for title in ALL_PEERS if title not in {MANY, NOWAIT, NOWAIT_BOTH}]
 
 #: What each would answer.
 OPENING: Final = dict.fromkeys(("trio-websocket", "websockets"), UPGRADE) | dict.fromkeys(http.SERVERS, http.REQUEST)
