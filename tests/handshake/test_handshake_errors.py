@@ -1199,13 +1199,19 @@ async def test_client_that_stalls_in_the_hello(
 async def test_client_that_never_confirms(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:
-    """A client that withholds the third message is never registered, and closed after `handshake_timeout`."""
+    """A client that withholds the third message is never registered, and told after `handshake_timeout` that it is not.
+
+    Were its confirmation only late, none of the channels that it opened behind that has run.
+    """
     with trio.fail_after(10):
         async with node("beta@localhost", handshake_timeout=0.3) as beta, beta.events() as events:
             peer = await scripted_dial(beta, manager("alpha@localhost"))
             async with peer.stream:
                 await peer.say(peer.hello("alpha@localhost"))
                 await peer.hear(wire.Answer)
+                kind, _, payload = await peer.frame()
+                assert (kind, wire.decode(wire.Goodbye, payload).last) == (wire.GOODBYE, 0)
+                await peer.stream.aclose()
                 event = await refusal(events)
                 assert not beta.connections
                 assert beta.acceptors[0].statistics().established == 0

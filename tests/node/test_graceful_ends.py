@@ -27,6 +27,7 @@ from trionode import (
 )
 from trionode._connection.closing import ACKNOWLEDGE_GRACE
 from trionode._connection.connection import core_of
+from trionode._handshake.collisions import Arbiter
 from trionode._node.dialer import Dialer
 from trionode._node.renewal import Renewal
 from trionode.testing import MemoryNetwork, cancel_at_every_checkpoint, node_factory
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import Connection, Node, Route, ServiceChannel
+    from trionode import Connection, Node, Peer, Route, ServiceChannel
 
 ALPHA, BETA = NodeName.parse("alpha@a.example"), NodeName.parse("beta@b.example")
 CALLERS: Final = 8
@@ -447,6 +448,54 @@ async def test_who_ends_each_connection_at_once_is_not_tried_for_ever(
                 assert refused.value.not_run
                 assert 1 <= accepted - before <= 5
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("jumping_clock")
+@pytest.mark.parametrize("how", ["times out", "shed"])
+async def test_a_dialer_that_confirms_too_late(node: NodeFactory, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The acceptor has given it up: what is called on that link provably does not run, and by name, on the next."""
+    may_confirm, late, ledger = Arbiter.may_confirm, True, Ledger()
+    network = MemoryNetwork(latency=0.01)
+
+    async def hesitate(self: Arbiter, peer: Peer, *, replace: bool) -> None:
+        await may_confirm(self, peer, replace=replace)
+        if late and peer.name == BETA:
+            await trio.sleep(0.5)
+
+    monkeypatch.setattr(Arbiter, "may_confirm", hesitate)
+    acceptor = AcceptorOptions(
+        host="b.example",
+        port=15000,
+        handshake_timeout=0.3 if how == "times out" else 10,
+    )
+    async with (
+        node(
+            str(BETA),
+            transport=network.host("b.example"),
+            acceptors=[acceptor],
+            max_handshakes=512 if how == "times out" else 1,
+            services={"serve": ledger.serve},
+        ) as beta,
+        node(str(ALPHA), transport=network.host("a.example"), acceptors=()) as alpha,
+        trio.open_nursery() as nursery,
+    ):
+        if how == "shed":
+
+            async def come_between() -> None:
+                await trio.sleep(0.3)
+                async with await network.host("c.example").connect("b.example", 15000):
+                    await trio.sleep(0.01)
+
+            nursery.start_soon(come_between)
+        connection = await alpha.connect(BETA)
+        with pytest.raises(RemoteError) as refused:
+            await connection.call("serve", b"1")
+        assert (refused.value.code, refused.value.not_run) == (RemoteCode.NOT_TAKEN, True)
+        assert (await connection.wait_closed()).reason is EndReason.CLOSED_BY_PEER
+        late = False
+        assert await alpha.call(BETA, "serve", b"2") == b"2"
+        assert not ledger.ran[b"1"]
+        assert beta.acceptors[0].statistics().established == 1
 
 
 @pytest.mark.parametrize("verb", ["call", "open_channel"])

@@ -29,8 +29,9 @@ from .state import State
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trionode._tls.stream import SessionStream
+
     from .core import ConnectionCore
-    from .link import Link
 
 _log = Log("trionode.connection")
 
@@ -106,14 +107,14 @@ async def retire(connection: ConnectionCore) -> None:
     await close(connection, EndReason.REPLACED)
 
 
-async def turn_away(link: Link) -> None:
-    """Close a link that came through when its node had begun to leave, and tell the peer that it took nothing.
+async def turn_away(stream: SessionStream, reason: EndReason) -> None:
+    """Close a link that is not taken, and tell the peer, which may count on it already, that nothing ran. Bounded.
 
     Args:
-        link: its peer may have opened channels; owned.
+        stream: the link's, on which the peer may have opened channels; owned.
+        reason: what the peer is told.
     """
-    goodbye = wire.Goodbye(code=EndReason.SHUTTING_DOWN, last=0)
-    await drain_and_close(link.stream, wire.control(wire.GOODBYE, 0, goodbye))
+    await drain_and_close(stream, wire.control(wire.GOODBYE, 0, wire.Goodbye(code=reason, last=0)))
 
 
 @contextmanager

@@ -19,6 +19,9 @@ A link that joins competes with no other. Having let it in, the acceptor waits f
 dialer's commit, without a timer of its own: one that ran out while the confirmation was under way would break a
 connection that is well. The dialer's deadline, the link's end and the connection's end bound the wait, and each
 connection has one such link at most.
+
+Any other dialer has the handshake's time for its confirmation. One that is late may have opened channels on what it
+takes for a link: it is told, by a GOODBYE, that none of them was taken.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 import trio
 
 from trionode import _protocol as wire
+from trionode._connection.closing import turn_away
+from trionode._connection.end import EndReason
 from trionode._connection.link import Link
 from trionode._errors import HandshakeReason, PeerUnverifiedError, UnverifiedReason
 from trionode._identity.describe import describe, describe_names
@@ -92,10 +97,10 @@ async def accept_tls(
         HandshakeError: it failed, see its subclasses; the transport is closed.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, ticket)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, handshake_timeout, ticket)
         stream, _ = await _accept_tls(transport, source, alpn, handshake)
         return stream
-    raise handshake.given_up(handshake_timeout)
+    raise handshake.given_up()
 
 
 async def accept_link(
@@ -127,13 +132,13 @@ async def accept_link(
         HandshakeError: it broke off, or spoke something else; or we gave it up, see `HandshakeReason`.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, ticket)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, handshake_timeout, ticket)
         stream, contexts = await _accept_tls(transport, source, (wire.ALPN,), handshake)
         handshake.finished_tls()
         handshake.reached(Progress.HELLO)
         async with closing_on_failure(stream, handshake):
             return await _AcceptorsHello(stream, contexts, party, handshake, bind_names=bind_names).run()
-    raise handshake.given_up(handshake_timeout)
+    raise handshake.given_up()
 
 
 async def _accept_tls(
@@ -261,27 +266,16 @@ class _AcceptorsHello:
                 await self._reserve(hello, verdict, until_confirmed)
             except (PeerUnverifiedError, Conflict) as exc:
                 await conversation.refuse(exc, wire.Answer)
-            if (
-                verdict.joined is not None
-            ):  # announced before it is let in: the dialer may commit before our send returns
-                self._handshake.joins = verdict.joined.connection
-                self._handshake.decided()
-                until_confirmed.enter_context(verdict.joined.connection.hand_over.joining(self._handshake.scope))
-            await conversation.send(
-                wire.Answer(
-                    version=verdict.version,
-                    name=str(self._party.name),
-                    incarnation=self._party.incarnation,
-                    generation=self._contexts.generation,
-                    limits=self._party.limits,
-                    verified=verdict.peer.verified,
-                    proof=verdict.proof,
-                    join=verdict.join_proof,
-                )
-            )
-            confirmation = await conversation.receive(wire.Confirmation)
-            if confirmation.refusal is not None:
-                raise self._errors.rejected_in_hello(confirmation.refusal.code, confirmation.refusal.message)
+            with self._handshake.last_stage() as scope:
+                if verdict.joined is not None:  # announced before it is let in: the dialer may commit before we go on
+                    self._handshake.joins = verdict.joined.connection
+                    self._handshake.decided()
+                    until_confirmed.enter_context(verdict.joined.connection.hand_over.joining(scope))
+                await self._let_in(verdict, conversation)
+        if scope.cancelled_caught:
+            if verdict.joined is None:  # the dialer may have confirmed meanwhile, and opened channels
+                await turn_away(self._stream, EndReason.CLOSED)
+            raise self._handshake.given_up()
         # The name stays reserved up to here; no checkpoint comes between this and the link's registration.
         link = Link(
             stream=self._stream,
@@ -298,6 +292,28 @@ class _AcceptorsHello:
             rest=conversation.rest(),
         )
         return link, verdict.joined
+
+    async def _let_in(self, verdict: _Verdict, conversation: Conversation) -> None:
+        """Answer, and read the confirmation.
+
+        Raises:
+            HandshakeError: the dialer has refused us, or the conversation failed.
+        """
+        await conversation.send(
+            wire.Answer(
+                version=verdict.version,
+                name=str(self._party.name),
+                incarnation=self._party.incarnation,
+                generation=self._contexts.generation,
+                limits=self._party.limits,
+                verified=verdict.peer.verified,
+                proof=verdict.proof,
+                join=verdict.join_proof,
+            )
+        )
+        confirmation = await conversation.receive(wire.Confirmation)
+        if confirmation.refusal is not None:
+            raise self._errors.rejected_in_hello(confirmation.refusal.code, confirmation.refusal.message)
 
     async def _judge(self, hello: wire.Hello) -> _Verdict:
         """Everything but whether another link stands for the name.

@@ -129,7 +129,7 @@ async def dial_link(
         CertificateError: the system's CAs are needed to verify it and there are none.
     """
     with trio.move_on_after(dial.handshake_timeout) as scope:
-        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, dial.handshake_timeout)
         contexts = await _take(transport, contexts_channel, handshake)
         stream = await client_handshake(
             transport,
@@ -147,7 +147,7 @@ async def dial_link(
             pending.counts = stream.verified and dial.join is None
             async with closing_on_failure(stream, handshake):
                 return await _DialersHello(stream, contexts, party, handshake, dial).run()
-    raise handshake.given_up(dial.handshake_timeout)
+    raise handshake.given_up()
 
 
 async def dial_tls(
@@ -176,7 +176,7 @@ async def dial_tls(
         CertificateError: the system's CAs are needed to verify it and there are none.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope)
+        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, handshake_timeout)
         contexts = await _take(transport, contexts_channel, handshake)
         return await client_handshake(
             transport,
@@ -186,7 +186,7 @@ async def dial_tls(
             insecure_skip_verify=insecure_skip_verify,
             decided=handshake.decided,
         )
-    raise handshake.given_up(handshake_timeout)
+    raise handshake.given_up()
 
 
 def reference_name(dial: Dial, contexts: TLSContexts) -> str:

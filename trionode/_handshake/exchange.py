@@ -24,7 +24,7 @@ A handshake ends in one of six ways. In all but the first the transport is close
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar, final
 
@@ -50,7 +50,7 @@ from trionode._util.text import printable, said
 from .collisions import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from trionode._connection.core import ConnectionCore
     from trionode._identity.peer import Peer
@@ -99,13 +99,15 @@ class Handshake:
 
     Attributes:
         errors: builds its errors.
-        scope: around all of it, with its deadline.
+        scope: around all of it, or around its last stage, with its deadline.
+        seconds: how long it may take.
         ticket: its place among the handshakes that acceptors have under way; None for a dial.
         joins: the connection that it was let in to carry, once it was.
     """
 
     errors: HandshakeErrors
     scope: trio.CancelScope
+    seconds: float
     ticket: Ticket | None = None
     joins: ConnectionCore | None = None
 
@@ -131,12 +133,18 @@ class Handshake:
         """There is a verdict: what is left is bounded by other means, and the deadline must not make it a timeout."""
         self.scope.deadline = math.inf
 
-    def given_up(self, seconds: float) -> HandshakeError:
-        """What it fails with after its scope was cancelled.
+    @contextmanager
+    def last_stage(self) -> Iterator[trio.CancelScope]:
+        """A scope for what is left of it, in place of the present one: what is to be given up ends there."""
+        with trio.CancelScope(deadline=self.scope.deadline) as scope:
+            self.decided()
+            self.scope = scope
+            if self.ticket is not None:
+                self.ticket.begin(scope)
+            yield scope
 
-        Args:
-            seconds: its deadline, in case that was it.
-        """
+    def given_up(self) -> HandshakeError:
+        """What it fails with after its scope was cancelled."""
         errors, stage = self.errors, self.errors.stage.value
         if self.ticket is not None and self.ticket.shed:
             text = (
@@ -149,8 +157,8 @@ class Handshake:
             cause = trio.BrokenResourceError("the connection ended, or a later link joined it")
             return errors.failed(HandshakeReason.SUPERSEDED, text, cause)
         return errors.timed_out(
-            f"the handshake with {errors.peer} did not finish within handshake_timeout ({seconds:g} s); it had reached "
-            f"the stage {stage!r}"
+            f"the handshake with {errors.peer} did not finish within handshake_timeout ({self.seconds:g} s); it "
+            f"had reached the stage {stage!r}"
         )
 
 

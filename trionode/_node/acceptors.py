@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from trionode._connection.closing import turn_away
+from trionode._connection.end import EndReason
 from trionode._errors import HandshakeError
 from trionode._handshake.acceptor import AcceptLoop
 from trionode._transport.given import close_given, opened
@@ -104,7 +105,7 @@ class Acceptors:
             elif joined is not None:  # it asked for another server name than its connection did
                 await link.stream.aclose()
             elif not runtime.is_open:
-                await turn_away(link)
+                await turn_away(link.stream, EndReason.SHUTTING_DOWN)
             else:
                 try:
                     connection = runtime.adopt(link, manager, limits)

@@ -20,6 +20,7 @@ import trio
 
 from trionode._connection.closing import turn_away
 from trionode._connection.connection import core_of
+from trionode._connection.end import EndReason
 from trionode._errors import (
     HandshakeError,
     NoRouteError,
@@ -190,7 +191,7 @@ class Dialer:
         plan = self._plan(name, route, demands, replace=replace)
         link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
         if not runtime.is_open:
-            await turn_away(link)
+            await turn_away(link.stream, EndReason.SHUTTING_DOWN)
             msg = f"the node {runtime.name} was closed while it was dialling"
             raise trio.ClosedResourceError(msg)
         return runtime.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))

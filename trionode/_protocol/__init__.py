@@ -81,7 +81,8 @@ Ending
     `not_run`. When its channels and services have ended, or it may wait no longer, it says GOODBYE. A side that ends
     the connection at once only says GOODBYE. Either way `last` tells the other side which of its requests may have
     run: those up to `last`, but for the ones that a RESET with `not_run` has come for. Without `last`, as from older
-    releases, any may have run.
+    releases, any may have run. An acceptor that has answered a hello, and waits for the confirmation no longer, says
+    GOODBYE with `last` 0, as the dialer may have confirmed meanwhile.
 
 Hand-over
     A connection can be moved to a new TLS session between the same two nodes. Only the side that dialled it begins one,
