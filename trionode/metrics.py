@@ -1,10 +1,13 @@
-"""Metrics in the Prometheus format; needs the extra `metrics`.
+"""Metrics in the Prometheus format, and whether a program is ready and alive; needs the extra `metrics`.
 
 Theory. Nothing is measured here: a node counts anyway (`Node.statistics`), and `NodeCollector` turns that into metric
 families at each scrape. A scrape usually comes in on another thread, while a node's numbers change in Trio's; so the
 snapshot is taken *in* Trio's thread, in one step between two tasks, and what crosses to the other thread is an
 immutable value. There are no locks, and a node does nothing between two scrapes. A Trio run that is stuck, or over,
 does not answer: after `PATIENCE` seconds the scrape goes on without it, and `trionode_up` is 0.
+
+Beside the metrics are two pages for what runs the program, Kubernetes for one: `/ready` and `/live`. A node that drains
+is not ready; a Trio run that does not answer is neither.
 
 Labels are bounded: enumerations, the names of this program's own nodes and servers, the subjects of its own
 certificates. Nothing that a peer sends becomes one.
@@ -17,9 +20,14 @@ handshakes would have to report to it one by one.
 
 from __future__ import annotations
 
+import socket
 from functools import partial
+from http import HTTPStatus
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, final
+from socketserver import ThreadingMixIn
+from threading import Thread
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, TypeVar, final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import trio
 
@@ -32,7 +40,7 @@ from ._util.fields import check_argument, integer
 from ._util.public_names import show_as as _show_as
 
 try:
-    from prometheus_client import REGISTRY, CollectorRegistry, Metric, start_http_server
+    from prometheus_client import REGISTRY, CollectorRegistry, Metric, make_wsgi_app
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.registry import Collector
 except ModuleNotFoundError as _exc:
@@ -42,17 +50,21 @@ except ModuleNotFoundError as _exc:
     raise ModuleNotFoundError(_msg, name=_exc.name) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from ._credentials.validity import Validity
     from ._node.node import Node
     from ._node.statistics import ManagerUse
     from ._streams.monitor import ServerMonitor, ServerStatistics
+    from .health import Health
 
     _Statistics: TypeAlias = NodeStatistics | ServerStatistics
 
 __all__ = ["NodeCollector", "serve_metrics"]
+
+T = TypeVar("T")
 
 #: How long a scrape waits for the thread of its nodes. Seconds; Prometheus itself waits for 10 by default.
 PATIENCE: Final = 2.0
@@ -97,33 +109,104 @@ class NodeCollector(Collector):
 
     def _snapshots(self) -> dict[str, _Statistics]:
         """Of all nodes at one moment; of none where their thread does not answer."""
-        if self._at_home():
-            return self._take()
-        answers: SimpleQueue[dict[str, _Statistics] | Exception] = SimpleQueue()
-
-        def answer() -> None:
-            try:
-                answers.put(self._take())
-            except Exception as exc:  # noqa: BLE001 -- raised below; here it would end the Trio run
-                answers.put(exc)
-
         try:
-            self._token.run_sync_soon(answer)
-            taken = answers.get(timeout=PATIENCE)
-        except (trio.RunFinishedError, Empty):
+            return _ask(self._token, lambda: {name: node.statistics() for name, node in self._nodes.items()})
+        except TimeoutError:
             return {}
-        if isinstance(taken, Exception):
-            raise taken
-        return taken
 
-    def _take(self) -> dict[str, _Statistics]:
-        return {name: node.statistics() for name, node in self._nodes.items()}
 
-    def _at_home(self) -> bool:
+def _ask(token: trio.lowlevel.TrioToken, question: Callable[[], T]) -> T:
+    """What a function returns in the thread of a Trio run; called from any thread, which is blocked meanwhile.
+
+    Raises:
+        TimeoutError: the run does not answer, or is over.
+    """
+    try:
+        if trio.lowlevel.current_trio_token() is token:
+            return question()
+    except RuntimeError:  # no Trio thread
+        pass
+    answers: SimpleQueue[T | Exception] = SimpleQueue()
+
+    def answer() -> None:
         try:
-            return trio.lowlevel.current_trio_token() is self._token
-        except RuntimeError:  # no Trio thread
-            return False
+            answers.put(question())
+        except Exception as exc:  # noqa: BLE001 -- raised below; here it would end the Trio run
+            answers.put(exc)
+
+    try:
+        token.run_sync_soon(answer)
+        answered = answers.get(timeout=PATIENCE)
+    except (trio.RunFinishedError, Empty) as exc:
+        raise TimeoutError from exc
+    if isinstance(answered, Exception):
+        raise answered
+    return answered
+
+
+class _Pages:
+    """The metrics, and `/ready` and `/live`: a WSGI application, which is called in any thread."""
+
+    def __init__(
+        self, registry: CollectorRegistry, nodes: Iterable[Node | ServerMonitor], health: Health | None
+    ) -> None:
+        self._metrics: WSGIApplication = make_wsgi_app(registry)
+        self._nodes = tuple(nodes)
+        self._health = health
+        self._token = trio.lowlevel.current_trio_token()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """One request."""
+        troubles = {"/ready": self._troubles, "/live": list[str]}.get(environ["PATH_INFO"])
+        if troubles is None:
+            return self._metrics(environ, start_response)
+        try:
+            found = _ask(self._token, troubles)
+        except TimeoutError:
+            found = [f"the event loop has not answered for {PATIENCE:g} s"]
+        status = HTTPStatus.SERVICE_UNAVAILABLE if found else HTTPStatus.OK
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+        start_response(f"{status.value} {status.phrase}", headers)
+        return ["".join(f"{each}\n" for each in found or ["ok"]).encode()]
+
+    def _troubles(self) -> list[str]:
+        """Why the program is not ready; in its thread."""
+        found = [f"{node.name} is not open, or drains" for node in self._nodes if not _takes_more(node)]
+        if self._health is not None and self._health.status() != "serving":
+            found.append(f"health: {self._health.status()}")
+        return found
+
+
+def _takes_more(node: Node | ServerMonitor) -> bool:
+    return node.statistics().open and not getattr(node, "draining", False)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request; they are not waited for."""
+
+    daemon_threads = True
+
+
+class _Silent(WSGIRequestHandler):
+    """Requests are not logged."""
+
+    def log_message(self, *_: object) -> None:
+        """Do nothing."""
+
+
+def _start_server(port: int, host: str, pages: _Pages) -> tuple[WSGIServer, Thread]:
+    """Listen, and serve in a thread. Blocks: it resolves the host.
+
+    Raises:
+        OSError: it cannot listen there.
+    """
+    [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    kind = type("_Server", (_Server,), {"address_family": family})
+    server: WSGIServer = kind(address[:2], _Silent)
+    server.set_app(pages)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    return server, thread
 
 
 async def serve_metrics(
@@ -132,12 +215,17 @@ async def serve_metrics(
     *,
     host: str = "127.0.0.1",
     registry: CollectorRegistry = REGISTRY,
+    health: Health | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve the metrics of nodes over HTTP until cancelled, for `nursery.start`, which returns the port.
 
-    The server is that of `prometheus_client`, in threads of its own: plain HTTP without authentication, so every client
-    that reaches `host` reads the metrics. It stops within half a second when this is cancelled.
+    `/ready` is answered with status 200 while every node is open and does not drain, and `health` says that the program
+    serves; otherwise with 503, and why. `/live` is answered with 503 if the event loop has not answered for 2 seconds.
+    Every other path has the metrics.
+
+    The server runs in threads of its own: plain HTTP without authentication, so every client that reaches `host` reads
+    the metrics. It stops within half a second when this is cancelled.
 
     Args:
         nodes: of this Trio run; and monitors of servers.
@@ -145,6 +233,7 @@ async def serve_metrics(
         host: on which address.
         registry: what is served: by default all that the process has registered, memory and CPU time included. The
             nodes are registered there meanwhile.
+        health: what the application says; its status as a whole is part of `/ready`.
         task_status: `started()` gets the port.
 
     Raises:
@@ -153,12 +242,13 @@ async def serve_metrics(
             already.
     """
     check_argument("port", port, integer(0, 65535))
-    collector = NodeCollector(*nodes)
+    nodes = tuple(nodes)
+    collector, pages = NodeCollector(*nodes), _Pages(registry, nodes, health)
     registry.register(collector)
     try:
         try:
             # In a thread because it resolves the host; it is not left behind when this is cancelled.
-            server, thread = await trio.to_thread.run_sync(partial(start_http_server, port, host, registry))
+            server, thread = await trio.to_thread.run_sync(partial(_start_server, port, host, pages))
         except OSError as exc:
             msg = f"cannot serve metrics on {host} port {port}: {exc}. Is something else listening there?"
             raise ListenError(msg, address=(host, port), tried=[(host, port)]) from exc

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,11 +97,13 @@ def beta(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Serve
     names = ("upper", "fail", "one", "forever", "zeros", "whole")
     table = "".join(f'{name} = "things:{name}"\n' for name in names)
     (folder / "beta.toml").write_text(
-        f'name = "{BETA}"\npki = "pki"\n[[acceptors]]\nhost = "{HOST}"\nport = 0\n[services]\necho = "echo"\n{table}'
+        f'name = "{BETA}"\npki = "pki"\nhealth = true\nmetrics = "{HOST}:0"\n'
+        f'[[acceptors]]\nhost = "{HOST}"\nport = 0\n[services]\necho = "echo"\n{table}'
         '[network]\nheartbeat_interval = 20\n[live_connections]\non_rotation = "hand_over"\nwithin = 1\n'
         '[routes."gamma@*"]\nport = 7\n'
     )
     with serve(folder, "--config", "beta.toml") as served:
+        served.first["pages"] = served.wait("Metrics")["addresses"][0]
         yield folder, served
 
 
@@ -269,6 +272,30 @@ def here(beta: tuple[Path, Served], monkeypatch: pytest.MonkeyPatch, trionode_co
     monkeypatch.chdir(beta[0])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(beta[0] / "run"))
     return trionode_command
+
+
+def test_health_of_a_node(here: Command, beta: tuple[Path, Served]) -> None:
+    """Its own, a service's, and that of one which nothing was said of: the exit status says whether it is well."""
+    ping = ("ping", "--as", ALPHA, f"{BETA}:{beta[1].port}", "--health")
+    assert (done := here(*ping)).status == 0
+    assert done.out == f"{BETA}: serving\n"
+    assert here(*ping, "upper", "--json").document == {"node": BETA, "service": "upper", "status": "serving"}
+    assert (done := here(*ping, "nothing")).status == 1
+    assert done.out == f"nothing of {BETA}: service_unknown\n"
+
+
+def test_the_pages_are_there(beta: tuple[Path, Served]) -> None:
+    """Where it says."""
+    host, port = beta[1].first["pages"]
+    for path in ("metrics", "ready", "live"):
+        with urllib.request.urlopen(f"http://{host}:{port}/{path}", timeout=PATIENCE) as response:
+            assert response.status == 200
+
+
+def test_what_is_for_nodes_and_their_pages(here: Command) -> None:
+    """One line each."""
+    here("serve", "localhost", "--asgi", "json:loads", "--health").is_one_line("--health", "for a node alone", status=2)
+    here("serve", BETA, "--metrics", "nowhere").is_one_line("--metrics", status=2)
 
 
 def test_nobody_there(here: Command) -> None:
@@ -592,7 +619,11 @@ async def test_events_of_connections_become_plain_values(open_pair: PairFactory)
         )
         moved = HandedOver(node=pair.alpha.name, connection=connection)
         found = json.loads(json.dumps([event_values(each) for each in (up, down, moved)]))
-    assert found[0]["connection"] == {"generation": 1, "peer_generation": 1}
+    assert found[0]["connection"] == {
+        "id": connection.id,
+        "generation": 1,
+        "peer_generation": 1,
+    }
     assert found[0]["peer"]["verified"] is True
     assert (found[1]["reason"], found[1]["error"]) == ("closed", {"type": "OSError", "reason": None, "text": "x"})
     assert list(found[2]) == ["node", "connection"]

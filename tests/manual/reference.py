@@ -33,6 +33,7 @@ if __name__ == "__main__":
 import trionode  # noqa: E402 -- below the path, here and there
 import trionode.discovery  # noqa: E402
 import trionode.enrolment  # noqa: E402
+import trionode.health  # noqa: E402
 import trionode.http  # noqa: E402
 import trionode.manual  # noqa: E402
 import trionode.metrics  # noqa: E402
@@ -84,6 +85,7 @@ MODULES: Final = (
     trionode.enrolment,
     trionode.discovery,
     trionode.testing,
+    trionode.health,
     trionode.metrics,
 )
 

@@ -26,6 +26,7 @@ from trionode import (
     serve_tls,
 )
 from trionode.discovery import StaticResolver
+from trionode.health import Health, watch_health
 from trionode.http import HTTPTransport
 from trionode.testing import expect_refusal_at, node_factory
 
@@ -87,6 +88,12 @@ class World:
         return await open_tls_stream("127.0.0.1", port, cert_manager=certs, server_name="localhost")
 
 
+async def health_of_beta(world: World, _: AsyncExitStack) -> Made:
+    """A watch of it."""
+    Health().add_to(world.beta)
+    return watch_health(world.alpha, BETA)
+
+
 def options(world: World) -> NodeOptions:
     """Of one more node."""
     return NodeOptions(
@@ -119,6 +126,7 @@ MAKERS: Final[dict[str, Any]] = {
     "expect_refusal_at": lambda world, stack: expect_refusal_at(
         world.beta, UnverifiedReason.NO_CERTIFICATE, within=0.1
     ),
+    "watch_health": health_of_beta,
 }
 
 

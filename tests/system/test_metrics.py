@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import importlib
 import re
 import sys
@@ -45,6 +47,7 @@ from trionode import (
     Renew,
     RenewalCause,
     Route,
+    ServerMonitor,
     Side,
     Stage,
     TimeHistogram,
@@ -55,6 +58,7 @@ from trionode import (
     open_node,
 )
 from trionode._managers.manager import publisher_of
+from trionode.health import Health, HealthStatus
 from trionode.metrics import NodeCollector, serve_metrics
 from trionode.pki import CertificateAuthority
 
@@ -518,6 +522,46 @@ async def test_the_server_ends_with_its_task(node: NodeFactory) -> None:
     serving_threads = [each.name for each in threading.enumerate() if "serve_forever" in each.name]
     assert not serving_threads
     assert threading.active_count() <= threads + 2  # Trio keeps idle threads for a while
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    """The status and body of a page."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+async def test_ready_and_live(node: NodeFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ready: what the application says, and whether the node takes more. Alive: whether the event loop answers."""
+    health = Health(HealthStatus.NOT_SERVING)
+    monitor = ServerMonitor("web")
+    async with node("alpha@localhost", mode=NetworkMode.HIDDEN) as alpha, trio.open_nursery() as nursery:
+        serve = partial(serve_metrics, [alpha], 0, registry=CollectorRegistry(), health=health)
+        port = await nursery.start(serve)
+
+        async def fetched(path: str) -> tuple[int, str]:
+            return await trio.to_thread.run_sync(ask, port, path)
+
+        assert await fetched("/ready") == (503, "health: not_serving\n")
+        assert await fetched("/live") == (200, "ok\n")
+        health.set("", HealthStatus.SERVING)
+        assert await fetched("/ready") == (200, "ok\n")
+        await alpha.drain()
+        assert await fetched("/ready") == (503, "alpha@localhost is not open, or drains\n")
+        assert await fetched("/live") == (200, "ok\n")
+        monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+        found: list[tuple[int, str]] = []
+        for path in ("/ready", "/live"):
+            thread = threading.Thread(target=lambda page=path: found.append(ask(port, page)))
+            thread.start()
+            thread.join(PATIENCE)  # here, in Trio's thread
+        assert found == [(503, "the event loop has not answered for 0.05 s\n")] * 2
+        without = await nursery.start(partial(serve_metrics, [monitor], 0, registry=CollectorRegistry()))
+        assert await trio.to_thread.run_sync(ask, without, "/ready") == (503, "web is not open, or drains\n")
+        assert (await trio.to_thread.run_sync(ask, without, "/metrics"))[0] == 200
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_port_that_is_taken(node: NodeFactory) -> None:

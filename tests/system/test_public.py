@@ -20,6 +20,7 @@ import pytest
 import trionode
 import trionode.discovery
 import trionode.enrolment
+import trionode.health
 import trionode.http
 import trionode.metrics
 import trionode.pki
@@ -32,6 +33,7 @@ MODULES = [
     trionode,
     trionode.discovery,
     trionode.enrolment,
+    trionode.health,
     trionode.http,
     trionode.pki,
     trionode.metrics,
@@ -133,8 +135,8 @@ def test_a_function_says_what_it_is_for_and_takes(name: str) -> None:
 #: The classes that have an inside which nodes, followers or networks use; and what an application sees of them.
 SHOWN: dict[str, str] = {
     "trionode.Node": (
-        "acceptors add_route add_service call connect connectors drain events keep_connected members open_channel "
-        "statistics unverified_connections wait_connected wait_members"
+        "acceptors add_route add_service call connect connectors drain draining events keep_connected members "
+        "open_channel statistics unverified_connections wait_connected wait_draining wait_members"
     ),
     "trionode.Connector": "state stop stopped wait_up",
     "trionode.Mesh": "connectors state stop stopped wait_up",

@@ -116,6 +116,7 @@ class Lifecycle:
 
     async def drain(self) -> None:
         """Stop, and return once open channels and services have ended; see `Node.drain`."""
+        self._runtime.leaving.set()
         try:
             await self._registration.withdraw()
         finally:  # cancelled, too: a node that was to drain takes nothing on
@@ -173,6 +174,7 @@ class Lifecycle:
 
     async def _leave(self) -> None:
         """The clean end: quiesce for three quarters of `shutdown_grace`, then say goodbye to the peers left."""
+        self._runtime.leaving.set()
         grace = self._runtime.options.shutdown_grace
         deadline = trio.current_time() + grace
         with trio.move_on_at(deadline - grace / 2):

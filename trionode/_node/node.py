@@ -520,3 +520,16 @@ class Node:
         """
         self._runtime.check_home()
         await self._lifecycle.drain()
+
+    @property
+    def draining(self) -> bool:
+        """Whether it has begun to drain, or its block is being left or was."""
+        return self._runtime.leaving.is_set()
+
+    async def wait_draining(self) -> None:
+        """Wait until it begins to drain, or its block is left: for services that have something to finish.
+
+        Cancelling is harmless.
+        """
+        self._runtime.check_home()
+        await self._runtime.leaving.wait()

@@ -99,6 +99,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         managers: the managers that it uses.
         nursery: the node's nursery while tasks may be started in it, else None.
         is_open: whether verbs may start anything; not before its block, nor once it drains or is left.
+        leaving: set when it begins to drain, or its block is left.
     """
 
     def __init__(self, name: NodeName, options: NodeOptions) -> None:
@@ -131,6 +132,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         )
         self.nursery: trio.Nursery | None = None
         self.is_open = False
+        self.leaving = trio.Event()
         self._home: Home | None = None
         self._arbiter = Arbiter(name, self.registry)
         self._public: dict[ConnectionCore, Connection] = {}
@@ -162,6 +164,7 @@ class Runtime(ConnectionOwner[ConnectionCore]):
 
     def close(self) -> None:
         """From now on nothing is started, and every handshake is refused; idempotent."""
+        self.leaving.set()
         self.is_open = False
         self.nursery = None
 

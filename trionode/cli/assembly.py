@@ -95,6 +95,7 @@ def assemble(
     asgi: str | None,
     asgi_listen: tuple[str, ...],
     join: tuple[str | None, Path | None, Path | None, float | None] = (None, None, None, None),
+    health: bool = False,
 ) -> Plan:
     """What is to run.
 
@@ -112,6 +113,7 @@ def assemble(
         registry_password: its first line is the password of etcd's user.
         asgi: MODULE:APP of an ASGI application.
         asgi_listen: HOST:PORT of each place where that is served.
+        health: whether the node is to have its health service.
         join: URL, token file, state file and share of the lifetime after which to renew, to join by.
 
     Raises:
@@ -131,6 +133,7 @@ def assemble(
             "--cookie-file": cookie_file,
             "--registry": registry,
             "--registry-password-file": registry_password,
+            "--health": health,
         }
         _refuse_what_is_for_nodes([option for option, value in of_node.items() if value], config)
     try:

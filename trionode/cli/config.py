@@ -179,6 +179,8 @@ class Config(Table, frozen=True, kw_only=True):
         pki: a directory of `trionode pki`, in place of `[credentials]`.
         shutdown_grace: how long a graceful end may take, seconds.
         status: whether `trionode status` of the same user is answered.
+        health: whether the node has the service `trionode.health`, which every peer may ask.
+        metrics: where metrics, `/ready` and `/live` are served over plain HTTP, as `HOST:PORT`; `*` is all interfaces.
         log_level: what goes to stderr.
     """
 
@@ -186,6 +188,8 @@ class Config(Table, frozen=True, kw_only=True):
     pki: str | None = None
     shutdown_grace: float = 1.0
     status: bool = True
+    health: bool = False
+    metrics: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     credentials: CredentialsTable = msgspec.field(default_factory=CredentialsTable)
     network: NetworkTable = msgspec.field(default_factory=NetworkTable)

@@ -36,6 +36,7 @@ from trionode import (
 from trionode._identity.certificate import fingerprint
 from trionode._streams.listeners import shown
 from trionode._util.log import Log
+from trionode.health import Health, HealthStatus
 
 from .application import serving_application
 from .assembly import assemble
@@ -51,6 +52,7 @@ from .given import (
     json_option,
 )
 from .logs import log_to_stderr
+from .pages import place_of_pages, serve_pages
 from .registry import registry_option
 from .terminal import Terminal, reload_signals
 from .words import in_command_words
@@ -106,6 +108,10 @@ _log = Log("trionode.cli")
     help="For --join: of the lifetime, when to renew, at the latest. Default: two thirds.",
 )
 @click.option("--status/--no-status", default=None, help="Answer `trionode status` of this user. Default: yes.")
+@click.option("--health/--no-health", default=None, help="Answer health checks of other nodes. Default: no.")
+@click.option(
+    "--metrics", metavar="HOST:PORT", help="Serve metrics, /ready and /live over plain HTTP; * is all interfaces."
+)
 @json_option
 def serve(
     node: str | None,
@@ -126,6 +132,8 @@ def serve(
     renew_after: float | None,
     *,
     status: bool | None,
+    health: bool | None,
+    metrics: str | None,
     as_json: bool,
 ) -> int:
     """Run a NODE until Ctrl-C or SIGTERM, which end it gracefully.
@@ -155,7 +163,8 @@ def serve(
 
     \b
     The file, with all keys; paths are relative to it:
-      name = "beta@localhost"  and status, log_level, shutdown_grace
+      name = "beta@localhost"  and status, log_level, health,
+                               shutdown_grace; metrics = "*:9090"
       pki = "pki"              a directory of `trionode pki`; or else
       [credentials]            cert, key, password_file; ca, client_ca, root_ca
                                and crl, which are lists; client_auth,
@@ -180,6 +189,7 @@ def serve(
     port is in use, 6 if the application cannot start, 2 if the command line or the TOML file is not valid.
     """
     config = Config() if config_file is None else load_config(config_file)
+    with_health = config.health if health is None else health
     plan = assemble(
         config,
         config_file,
@@ -195,27 +205,41 @@ def serve(
         asgi=asgi,
         asgi_listen=asgi_listen,
         join=(join, token_file, state_file, renew_after),
+        health=with_health,
     )
     log_to_stderr(config.log_level)
     with_status = config.status if status is None else status
-    return run(partial(_serve, plan, with_status=with_status, as_json=as_json))
+    pages = place_of_pages(metrics or config.metrics)
+    told = partial(_serve, plan, pages=pages, with_status=with_status, with_health=with_health, as_json=as_json)
+    return run(told)
 
 
-async def _serve(plan: Plan, *, with_status: bool, as_json: bool) -> ExitStatus:
-    orders = _Orders()
+async def _serve(
+    plan: Plan, *, pages: tuple[str, int] | None, with_status: bool, with_health: bool, as_json: bool
+) -> ExitStatus:
+    orders, health = _Orders(), Health(HealthStatus.NOT_SERVING)
+    served: list[Node | ServerMonitor] = []
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *reload_signals()) as signals:
         async with trio.open_nursery() as nursery:
             follower = await nursery.start(follow_source, plan.manager, plan.source)
             nursery.start_soon(orders.watch, signals, nursery, follower)
             async with AsyncExitStack() as running:  # the application ends first
                 if plan.node is not None:
-                    node = _node(*plan.node, with_status=with_status, as_json=as_json)
-                    await running.enter_async_context(node)
+                    opening = _node(*plan.node, with_status=with_status, as_json=as_json)
+                    node = await running.enter_async_context(opening)
+                    served.append(node)
+                    if with_health:
+                        _add_health(health, node)
                 if plan.application is not None:
                     application = _application(plan.application, plan.manager, with_status=with_status, as_json=as_json)
                     await running.enter_async_context(application)
+                    served.append(plan.application.monitor)
+                if pages is not None:
+                    _announce_pages(pages[0], await serve_pages(pages, served, health, nursery), as_json=as_json)
+                health.set("", HealthStatus.SERVING)
                 orders.started = True
                 await orders.end.wait()
+                health.set("", HealthStatus.NOT_SERVING)
             nursery.cancel_scope.cancel()
     return ExitStatus.INTERRUPTED if orders.number == signal.SIGINT else ExitStatus.OK
 
@@ -259,15 +283,22 @@ class _Orders:
 
 
 @asynccontextmanager
-async def _node(name: NodeName, options: NodeOptions, *, with_status: bool, as_json: bool) -> AsyncIterator[None]:
+async def _node(name: NodeName, options: NodeOptions, *, with_status: bool, as_json: bool) -> AsyncIterator[Node]:
     async with open_node(name, options) as node, node.events() as events, trio.open_nursery() as watchers:
         if with_status:
             await _answer_status(watchers, node)
         if as_json:
             watchers.start_soon(_report, events)
         _announce(node, as_json=as_json)
-        yield
+        yield node
         watchers.cancel_scope.cancel()
+
+
+def _add_health(health: Health, node: Node) -> None:
+    """Have a node say how it is, and that its services are well."""
+    for service in node.options.services:
+        health.set(service, HealthStatus.SERVING)
+    health.add_to(node)
 
 
 @asynccontextmanager
@@ -326,6 +357,13 @@ def _announce_application(application: Application, listeners: Sequence[trio.Soc
     click.echo(f"{application.where} is served over HTTPS on {', '.join(map(shown, listeners))}; process {os.getpid()}")
 
 
+def _announce_pages(host: str, port: int, *, as_json: bool) -> None:
+    if as_json:
+        _tell({"event": "Metrics", "process": os.getpid(), "addresses": [(host or "*", port)]})
+        return
+    click.echo(f"metrics, /ready and /live are served over HTTP on {host or '*'} port {port}; process {os.getpid()}")
+
+
 async def _report(events: EventStream) -> None:
     async for event in events:
         # In a thread: a slow reader of our stdout must not block the node.
@@ -357,7 +395,7 @@ def _plain(value: object) -> object:
         case Peer():
             return {"name": str(value.name), "verified": value.verified, "address": value.address}
         case Connection():
-            return {"generation": value.generation, "peer_generation": value.peer_generation}
+            return {"id": value.id, "generation": value.generation, "peer_generation": value.peer_generation}
         case x509.Certificate():
             return fingerprint(value)
         case BaseException():

@@ -26,7 +26,8 @@ from trionode import (
 )
 from trionode._connection.connection import core_of
 from trionode._identity.names import SubjectNames
-from trionode._util.text import at
+from trionode._util.text import at, printable
+from trionode.health import HealthStatus, check_health_of
 
 from .exits import ExitStatus, Trouble, run
 from .given import (
@@ -282,8 +283,15 @@ async def _write(data: bytes) -> None:
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="For each answer, s."
 )
+@click.option(
+    "--health",
+    is_flag=False,
+    flag_value="",
+    metavar="[SERVICE]",
+    help="In place of that ask how the node is, or one of its services.",
+)
 @json_option
-def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: bool) -> int:
+def ping(way: _Way, count: int, interval: float, timeout: float, health: str | None, *, as_json: bool) -> int:
     """Measure round trips to a NODE (name@host, port 15000 unless it says :PORT): connect once, then ping.
 
     The node itself answers; no service is needed. The time to connect is that of TCP, TLS and hello.
@@ -292,10 +300,14 @@ def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: boo
     Examples:
       trionode ping --as alpha@localhost beta@localhost
       trionode ping --as alpha@localhost beta@localhost -c 100 -i 0 --json
+      trionode ping --as alpha@localhost beta@localhost --health
 
-    Exit status: 0 if every ping was answered, 4 if no node was reached or a ping was not answered, 5 if one side
-    refused the other, 130 after Ctrl-C, which shows the statistics so far.
+    Exit status: 0 if every ping was answered, or what was asked about is serving; 1 if it is not; 6 if the node does
+    not say (it has no health service, or not for us); 4 if no node was reached or a ping was not answered, 5 if one
+    side refused the other, 130 after Ctrl-C, which shows the statistics so far.
     """
+    if health is not None:
+        return _ask_health(way, health, timeout, as_json=as_json)
     series = _Series()
     out = console()
 
@@ -334,6 +346,24 @@ def ping(way: _Way, count: int, interval: float, timeout: float, *, as_json: boo
     if interrupted:
         return ExitStatus.INTERRUPTED
     return ExitStatus.NETWORK if series.lost else ExitStatus.OK
+
+
+def _ask_health(way: _Way, service: str, timeout: float, *, as_json: bool) -> int:
+    async def ask() -> HealthStatus:
+        async with way.connected(timeout) as connection:
+            with trio.move_on_after(timeout):
+                return await check_health_of(connection, service)
+        msg = f"{way.node} did not say how it is within {timeout:g} s; allow more with --timeout"
+        raise Trouble(msg, ExitStatus.NETWORK)
+
+    status = run(ask)
+    serving = status is HealthStatus.SERVING
+    if as_json:
+        put_json({"node": str(way.node), "service": service, "status": status.value})
+    else:
+        what = f"{service} of {way.node}" if service else str(way.node)
+        put(console(), Text(f"{printable(what)}: {status}", style="" if serving else "bold red"))
+    return ExitStatus.OK if serving else ExitStatus.FOUND
 
 
 @final
