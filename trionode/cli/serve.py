@@ -177,8 +177,9 @@ def serve(
       [network]                mode, cookie_file, registry, keep_connected,
                                registry_password_file, bind_names,
                                max_message_size, max_metadata_size,
-                               max_channels, heartbeat_interval, heartbeat_tolerance,
-                               handshake_timeout, connect_timeout
+                               max_channels, heartbeat_interval,
+                               heartbeat_tolerance, handshake_timeout,
+                               connect_timeout
       [live_connections]       on_rotation = "hand_over", on_expiry,
                                expiry_lead, within, grace
       [asgi]                   app = "my_app:app", listen = ["*:8443"],
