@@ -5,6 +5,7 @@ Nothing here is automatic; a test file that needs something else of the same nam
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from hypothesis import HealthCheck, settings
 
+from effort import effort
 from trionode import (
     AcceptorOptions,
     CAPool,
@@ -71,13 +73,28 @@ if TYPE_CHECKING:
     from trionode._tls.stream import SessionStream
 
 # How long an example takes depends on what else the machine does: a test fails for what is wrong, not for being slow.
-settings.register_profile("trionode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "trionode", deadline=None, max_examples=effort(100), suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("trionode")
 
 
 def pytest_xdist_auto_num_workers() -> int:
     """Two processes a core for `-n auto`: nearly half of the time, tests wait for clocks, peers and processes."""
     return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Tests that share what takes long to make run in one process."""
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist = "loadgroup"
+
+
+def pytest_collection_finish() -> None:
+    """Ten thousand tests are not looked through again by each garbage collection, those that tests ask for included."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

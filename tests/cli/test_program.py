@@ -26,7 +26,7 @@ PATIENCE = 30
 
 COMMANDS = [
     [],
-    *([name] for name in program.cli.commands),
+    *([name] for name in program.COMMANDS),
     *(["pki", name] for name in pki.commands),
 ]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from trionode.cli.pki import pki
-from trionode.cli.program import cli
+from trionode.cli.program import COMMANDS
 from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def test_results_fit(
 
 @pytest.mark.parametrize("columns", [80, 40])
 @pytest.mark.parametrize(
-    "arguments", [[], *([name] for name in cli.commands), *(["pki", name] for name in pki.commands)], ids=" ".join
+    "arguments", [[], *([name] for name in COMMANDS), *(["pki", name] for name in pki.commands)], ids=" ".join
 )
 def test_help_fits(
     arguments: list[str], columns: int, trionode_command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ import trio.lowlevel
 import trio.testing
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from effort import effort
 from trionode import (
     CertAuthManager,
     ClientAuth,
@@ -619,7 +620,7 @@ configs: Final = st.builds(
 )
 
 machine: Final = settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=effort(250), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 

@@ -17,6 +17,7 @@ import pytest
 import trio
 from hypothesis import example, given, settings, strategies as st
 
+from effort import effort
 from trionode import RemoteProtocolError, _protocol as wire
 from trionode._connection import flow_control as _flow
 from trionode._connection.channel import ChannelEnd, ServiceChannel
@@ -449,7 +450,7 @@ worlds: Final = st.builds(
 
 
 @given(world=worlds, seed=st.integers())
-@settings(max_examples=300)
+@settings(max_examples=effort(300))
 def test_no_mix_of_sizes_windows_and_budgets_deadlocks(world: World, seed: int) -> None:
     """Everything arrives, in order, as long as the application receives; and at any time the bound holds.
 
@@ -475,7 +476,7 @@ def test_no_mix_of_sizes_windows_and_budgets_deadlocks(world: World, seed: int) 
 
 
 @given(world=worlds, seed=st.integers(), greed=st.integers(1, 5000))
-@settings(max_examples=100)
+@settings(max_examples=effort(100))
 def test_an_application_that_takes_nothing_bounds_what_is_held(world: World, seed: int, greed: int) -> None:
     """Senders that use every byte they are granted, and give up and begin anew to be granted more, get no further."""
     random = Random(seed)
@@ -502,7 +503,7 @@ def test_an_application_that_takes_nothing_bounds_what_is_held(world: World, see
     greatest=st.sampled_from([8192, 40_000, 100_000]),
 )
 @example(before=[2000] * 30 + [60_000], messages=[[60_000]], budget=0, gives_back=True, greatest=40_000)
-@settings(max_examples=200)
+@settings(max_examples=effort(200))
 def test_nor_does_a_window_that_has_grown(
     before: list[int], messages: list[list[int]], budget: int, greatest: int, *, gives_back: bool
 ) -> None:

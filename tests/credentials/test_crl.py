@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from hypothesis import given, settings, strategies as st
 
+from effort import effort
 from handshaking import Ending, shake_hands
 from trionode import (
     CAPool,
@@ -502,7 +503,7 @@ def test_an_injected_clock_judges_lists(world: World, accepting: bool) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=200)
+@settings(max_examples=effort(200))
 def test_the_verdict_is_the_same_as_in_a_handshake(world: World, data: st.DataObject) -> None:
     """Law: whatever the chain, the pool, the lists and the policy, a handshake ends as the judge says."""
     key_pair = data.draw(st.sampled_from([world.good, world.bad, world.good_below, world.bad_below]), "key pair")

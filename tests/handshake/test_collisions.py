@@ -18,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 
+from effort import effort
 from trionode import (
     ClientAuth,
     Connection,
@@ -57,7 +58,7 @@ ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost"
 
 #: Interleavings per test. Before the arbiter put a committed dial and a promised one in an order, one in 250 ended with
 #: two connections, and one in 350 with none where both sides had asked to replace.
-SEEDS = 40
+SEEDS = effort(40)
 BATCHES = range(10)
 
 
@@ -346,7 +347,7 @@ async def test_one_connection_after_any_history(
     world: Callable[..., Any], autojump_clock: trio.testing.MockClock, batch: int
 ) -> None:
     """Whatever two nodes did before (dials, closes, replacements, cancelled dials), they end with one connection."""
-    for seed in range(batch * 20, (batch + 1) * 20):
+    for seed in range(batch * effort(20), (batch + 1) * effort(20)):
         async with world(seed) as here:
             with trio.fail_after(120):
                 async with trio.open_nursery() as nursery:
@@ -724,7 +725,7 @@ async def test_where_no_client_is_verified_there_is_one_connection_per_direction
     world: Callable[..., Any], loose: dict[NodeName, CertManager], autojump_clock: trio.testing.MockClock
 ) -> None:
     """Links that no acceptor verified do not compete: each side has the one that it dialled, and none is refused."""
-    for seed in range(20):
+    for seed in range(effort(20)):
         async with world(seed, alpha=loose[ALPHA], beta=loose[BETA]) as here:
             got = await connect_both(here)
             await settle()
@@ -747,7 +748,7 @@ async def test_link_that_one_side_did_not_verify_does_not_compete(
 ) -> None:
     """Where one acceptor verifies clients and the other does not, no dial is refused for another that crossed it."""
     crossed = 0
-    for seed in range(40):
+    for seed in range(effort(40)):
         certs = {"alpha": loose[ALPHA]} if lax is ALPHA else {"beta": loose[BETA]}
         async with world(seed, **certs) as here, here.alpha.events() as at_alpha, here.beta.events() as at_beta:
             got = await connect_both(here)

@@ -42,6 +42,7 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
+from trionode._connection.connection import core_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -1079,7 +1080,7 @@ async def test_dialer_that_comes_while_the_node_is_leaving(
 
     with trio.fail_after(20):
         async with node("alpha@localhost") as alpha, trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            async with node("beta@localhost", services={"linger": linger}, shutdown_grace=10) as beta:
+            async with node("beta@localhost", services={"linger": linger}, shutdown_grace=3) as beta:
                 events = await stack.enter_async_context(beta.events())
                 connection = await alpha.connect("beta@localhost", route_to(beta))
                 channel = connection.open_channel("linger")
@@ -1088,8 +1089,7 @@ async def test_dialer_that_comes_while_the_node_is_leaving(
                 await stack.enter_async_context(peer.stream)
 
                 async def come_late() -> None:
-                    while connection.live:  # until it says that it is leaving
-                        await trio.testing.wait_all_tasks_blocked()
+                    await core_of(connection).wait_unusable()  # it says that it is leaving
                     await peer.say(peer.hello("gamma@localhost"))
                     answer = await peer.hear(wire.Answer)
                     assert answer.refusal is not None
@@ -1112,12 +1112,50 @@ async def test_acceptor_that_is_shutting_down(
         peer = await listener.accept(manager("beta@localhost"))
         async with peer.stream:
             await peer.hear(wire.Hello)
+            await listener.listener.aclose()
             await peer.say(wire.Answer(refusal=wire.Refusal(code="shutting_down", message="bye")))
             await peer.hear_end()
 
     error = await dial_to_script(node, scripted_listener, script)
     assert isinstance(error, PeerRejectedError)
     assert error.code is RejectionCode.SHUTTING_DOWN
+
+
+@pytest.mark.parametrize("successor", ["takes it", "leaves, too"])
+async def test_acceptor_that_is_shutting_down_has_a_successor(
+    successor: str, node: NodeFactory, manager: ManagerFactory, scripted_listener: ScriptedListener
+) -> None:
+    """What listens at the address by then is dialled once, without a word to the caller."""
+    certs, outcomes, done = manager("beta@localhost"), list[object](), trio.Event()
+
+    async def dial(alpha: Node) -> None:
+        try:
+            await alpha.connect("beta@localhost", scripted_listener.route())
+            outcomes.append("connected")
+            done.set()
+        except PeerRejectedError as exc:
+            outcomes.append(exc.code)
+
+    async def refuse() -> None:
+        peer = await scripted_listener.accept(certs)
+        async with peer.stream:
+            await peer.hear(wire.Hello)
+            await peer.say(wire.Answer(refusal=wire.Refusal(code="shutting_down", message="bye")))
+            await peer.hear_end()
+
+    async def take() -> None:
+        peer = await scripted_listener.accept(certs)
+        async with peer.stream:
+            await peer.greet("beta@localhost")
+            await done.wait()
+
+    with trio.fail_after(10):
+        async with node("alpha@localhost", mode=NetworkMode.HIDDEN) as alpha:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(dial, alpha)
+                await refuse()
+                await (take() if successor == "takes it" else refuse())
+            assert outcomes == ["connected" if successor == "takes it" else RejectionCode.SHUTTING_DOWN]
 
 
 # Deadlines ----------------------------------------------------------------------------------------------------------

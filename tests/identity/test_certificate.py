@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import example, given, settings, strategies as st
 
 import trionode
+from effort import effort
 from trionode._identity import certificate as reading, describe
 from trionode._identity.names import SubjectNames
 from trionode._util import der
@@ -181,7 +182,7 @@ SEEDS = [
 ]
 
 
-@settings(max_examples=400)
+@settings(max_examples=effort(400))
 @given(
     which=st.sampled_from(SEEDS),
     edits=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 255)), min_size=1, max_size=4),

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings, strategies as st
 
+from effort import effort
 from specimens import make_certificate
 from trionode import (
     CAPool,
@@ -408,7 +409,7 @@ def test_every_refusal_of_a_certificate_has_a_code() -> None:
     client_auth=st.sampled_from(ClientAuth),
     trusted=st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=effort(60))
 def test_errors_and_refusals(
     start: timedelta,
     end: timedelta,

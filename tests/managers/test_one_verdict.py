@@ -14,6 +14,7 @@ from cryptography import x509
 from hypothesis import assume, given, settings, strategies as st
 
 from ca import DAY, HOUR, TestCA, distribution_point, key_usage, lists, new_key, point
+from effort import effort
 from trionode import (
     CAPool,
     CertAuthManager,
@@ -205,7 +206,7 @@ class FakeStream:
 
 
 @given(world=worlds(), accepting=st.booleans())
-@settings(max_examples=80)
+@settings(max_examples=effort(80))
 def test_everything_says_the_same(world: World, accepting: bool) -> None:
     """Law: see the module."""
     policy = world.tls(world.after)
@@ -232,7 +233,7 @@ def test_everything_says_the_same(world: World, accepting: bool) -> None:
 
 
 @given(world=worlds(), accepting=st.booleans(), stranded=st.sampled_from(StrandedPeers))
-@settings(max_examples=80)
+@settings(max_examples=effort(80))
 def test_a_rotation_does_what_it_said_and_the_next_handshake_agrees(
     world: World, accepting: bool, stranded: StrandedPeers
 ) -> None:
@@ -270,7 +271,7 @@ def test_a_rotation_does_what_it_said_and_the_next_handshake_agrees(
 
 
 @given(world=worlds(), accepting=st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=effort(40))
 def test_lists_that_no_trusted_key_signed_change_nothing(world: World, accepting: bool) -> None:
     """With them or without them, the verdict is the same, but for what there being any list at all demands."""
     pool, given_lists = world.after
@@ -284,7 +285,7 @@ def test_lists_that_no_trusted_key_signed_change_nothing(world: World, accepting
 
 
 @given(world=worlds(), accepting=st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=effort(40))
 def test_what_is_on_a_list_of_its_issuers_key_stays_refused(world: World, accepting: bool) -> None:
     """Whatever else is wrong with that list, and whatever other lists there are that are not newer."""
     pool, given_lists = world.after

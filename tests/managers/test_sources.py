@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given, settings, strategies as st
 from trio_util import AsyncValue
 
+from effort import effort
 from trionode import (
     CAPool,
     CertAuthManager,
@@ -735,7 +736,7 @@ def test_it_is_a_source_and_says_which(files: Files) -> None:
 PARTS = st.sampled_from(["0", "1", "2", "cut", "junk", "gone"])
 
 
-@settings(max_examples=60)
+@settings(max_examples=effort(60))
 @given(steps=st.lists(st.tuples(st.sampled_from(["cert", "key"]), PARTS, st.booleans()), max_size=8))
 def test_a_reading_is_what_is_on_disk(pairs: tuple[KeyPair, ...], steps: list[tuple[str, str, bool]]) -> None:
     """After any history: the pair that lies there, if it is one, else an error; never anything older, never a mix."""

@@ -16,6 +16,7 @@ import trio.testing
 from hypothesis import given, settings, strategies as st
 
 from ca import TestCA
+from effort import effort
 from trionode import (
     UNCHANGED,
     CAPool,
@@ -519,7 +520,7 @@ def test_a_link_that_comes_late_is_judged_by_what_is_trusted_then(
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=40))
-@settings(max_examples=30)
+@settings(max_examples=effort(30))
 def test_the_ledger_counts(steps: list[tuple[bool, int]]) -> None:
     """Law: however links come and go, the count of each generation is right, and drained is who has none up to it."""
     ledger, present = LiveLinks(), list[FakeLink]()

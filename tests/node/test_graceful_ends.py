@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
 
+from effort import effort
 from trionode import (
     AcceptorOptions,
     EndReason,
@@ -288,7 +289,7 @@ async def test_a_rotation_has_nothing_to_do_with_what_drains(
 HOWS: Final = ["drain", "aclose", "renew", "drain of the caller", "aclose of the caller", "node drain"]
 
 
-@settings(max_examples=25)
+@settings(max_examples=effort(25))
 @given(
     seed=st.integers(0, 10**6),
     plan=st.lists(

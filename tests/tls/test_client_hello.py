@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from OpenSSL import SSL
 
+from effort import effort
 from trionode._tls.client_hello import MAX_HELLO, ClientHelloReader, server_name_text
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def openssl(data: bytes) -> str | None:
 
 @pytest.mark.parametrize("name", ["a.example", "A.Example", "x" * 63 + ".example", "xn--bcher-kva.example", None])
 @pytest.mark.parametrize("padding", [0, 20_000], ids=["small", "large"])
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=effort(20))
 @given(data=st.data())
 def test_what_openssl_sends(name: str | None, padding: int, data: st.DataObject) -> None:
     """The name in a real ClientHello, in any pieces; what follows it plays no part."""
@@ -127,7 +128,7 @@ def test_nothing_is_said_before_all_of_it_is_here() -> None:
     assert reader.server_name == "a.example"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=effort(300))
 @given(
     message=st.one_of(
         st.binary(max_size=200),

@@ -24,6 +24,9 @@ from trionode._connection.end import EndReason
 from trionode._errors import (
     HandshakeError,
     NoRouteError,
+    PeerRejectedError,
+    RejectionCode,
+    Stage,
     UnverifiedReason,
 )
 from trionode._handshake.dial import Dial, dial
@@ -189,12 +192,36 @@ class Dialer:
         runtime.managers.use(manager, as_server=False)
         limits = runtime.limits()
         plan = self._plan(name, route, demands, replace=replace)
-        link = await self._dial_link(plan, manager, lambda connection: self._fits(connection, name, asked))
+        will_do = partial(self._fits, name=name, route=asked)
+        try:
+            link = await self._dial_link(plan, manager, will_do)
+        except PeerRejectedError as exc:
+            if exc.code is not RejectionCode.SHUTTING_DOWN:
+                raise
+            link = await self._dial_successor(plan, manager, will_do, exc)
         if not runtime.is_open:
             await turn_away(link.stream, EndReason.SHUTTING_DOWN)
             msg = f"the node {runtime.name} was closed while it was dialling"
             raise trio.ClosedResourceError(msg)
         return runtime.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))
+
+    async def _dial_successor(
+        self, plan: Dial, manager: CertManager, will_do: Callable[[ConnectionCore], bool], left: PeerRejectedError
+    ) -> Link:
+        """Dial again where a node was leaving, and took nothing: in a rolling restart, another listens there already.
+
+        Args:
+            plan: of the dial that was refused.
+            manager: its manager.
+            will_do: which connection is as good.
+            left: the refusal; raised where nothing is reached now.
+        """
+        try:
+            return await self._dial_link(plan, manager, will_do)
+        except HandshakeError as exc:
+            if exc.stage in (Stage.RESOLVE, Stage.CONNECT):
+                raise left from None
+            raise
 
     async def _redial(self, connection: ConnectionCore, plan: Dial, manager: CertManager) -> Link:
         """The link to hand a connection over to: by the same way, and as strictly, as its first."""

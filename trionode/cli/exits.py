@@ -26,7 +26,6 @@ from trionode._errors import (
     TrionodeError,
 )
 from trionode._node.resolvers import ResolverError
-from trionode._status.unix_socket import StatusError
 from trionode.enrolment import EnrolmentError, EnrolmentReason
 from trionode.http.lifespan import LifespanError
 
@@ -75,6 +74,8 @@ class Trouble(click.ClickException):
 
 def judge(error: BaseException) -> ExitStatus | None:
     """The exit status for an error; None for an unexpected one."""
+    from trionode._status.unix_socket import StatusError  # with it come nodes, which most commands do without
+
     match error:
         case Trouble():
             return error.status

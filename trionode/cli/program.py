@@ -8,16 +8,12 @@ import os
 import shutil
 import sys
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 import click
 
-from .check import check
-from .completion import completion
-from .cookie import cookie
-from .demo import demo
-from .enrolment import join
 from .exits import (
     MEANINGS,
     ExitStatus,
@@ -26,22 +22,32 @@ from .exits import (
     judge,
     sentence,
 )
-from .explain import explain
 from .logs import HeldLog
-from .manual import manual
-from .members import members
 from .paths import given_as
-from .pki import pki
-from .serve import serve
 from .shown import LEAST_WIDTH, put_json
-from .status import status
-from .talk import call, ping
 from .words import in_command_words, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 PROGRAM: Final = "trionode"
+
+#: The commands, and the file that each is in.
+COMMANDS: Final = {
+    "call": "talk",
+    "check": "check",
+    "completion": "completion",
+    "cookie": "cookie",
+    "demo": "demo",
+    "explain": "explain",
+    "join": "enrolment",
+    "manual": "manual",
+    "members": "members",
+    "ping": "talk",
+    "pki": "enrolment",  # where `pki serve` is added to the others
+    "serve": "serve",
+    "status": "status",
+}
 
 #: Longer lines are hard to read. Columns.
 _MAX_HELP: Final = 100
@@ -129,7 +135,22 @@ def _epilog() -> str:
     return "\n".join(["\b", "Exit status, of every command:", *lines])
 
 
+@final
+class _Commands(click.Group):
+    """Imports a command when it is asked for: importing all of them takes longer than most take to run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- click's
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f".{COMMANDS[cmd_name]}", __package__), cmd_name)
+        return command
+
+
 @click.group(
+    cls=_Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_epilog(),
@@ -144,7 +165,3 @@ def cli(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for _command in (demo, pki, join, check, explain, serve, call, ping, members, cookie, status, manual, completion):
-    cli.add_command(_command)

@@ -17,7 +17,6 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trionode import Finding, Severity
 from trionode._identity.certificate import (
     extension,
     fingerprint,
@@ -36,6 +35,7 @@ from trionode._identity.describe import (
     describe_subject,
 )
 from trionode._identity.names import SubjectNames, host_address
+from trionode._managers.findings import Finding, Severity
 from trionode._util.text import printable
 
 from .words import in_command_words, one_line
