@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ WRONG: dict[str, tuple[int, str]] = {
     "explain localhost --cert alpha.pem --key beta.key": (FILES, "does not belong to the leaf certificate"),
     # Watching
     "status nobody@localhost": (FOUND, "no node nobody@localhost"),
-    "status --interval 0": (USAGE, "'--interval'"),
+    "status --interval 0": (USAGE, "--interval"),
     "demo --directory text": (USAGE, "'text' is a file"),
 }
 
@@ -174,6 +175,6 @@ def test_wrong_input(
     if columns == 40:
         with_json = trionode_command(*shlex.split(typed), "--json")
         error = json.loads(with_json.out)["error"]
-        if "No such option '--json'" not in with_json.err:
+        if not re.search(r"No such option:? '?--json", with_json.err):  # older ones of click do not quote it
             assert (error["status"], with_json.status) == (status, status)
             assert words in error["message"]
