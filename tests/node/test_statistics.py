@@ -52,7 +52,6 @@ if TYPE_CHECKING:
         Node,
         Peer,
         ServiceChannel,
-        TLSContexts,
     )
     from trionode.pki import CertificateAuthority
 
@@ -78,12 +77,6 @@ async def counted(node: Node, expected: Counts) -> None:
     """Wait until a node's handshakes are these."""
     await until(lambda: counts(node.statistics()) == expected)
     assert counts(node.statistics()) == expected
-
-
-def no_contexts() -> trio.MemoryReceiveChannel[TLSContexts]:
-    """A channel that has none."""
-    _, receive = trio.open_memory_channel["TLSContexts"](0)
-    return receive
 
 
 async def echo(channel: ServiceChannel) -> None:
@@ -138,7 +131,7 @@ class OvertakenError(Exception):
 async def test_each_outcome_is_counted_for_what_it_is(error: BaseException, outcome: str, reason: str) -> None:
     """By the error's class and words of ours; the error itself goes on."""
     numbers = Counters()
-    with pytest.raises(type(error)) as caught, numbers.handshake(Side.DIAL, no_contexts(), abandoned=OvertakenError):
+    with pytest.raises(type(error)) as caught, numbers.handshake(Side.DIAL, abandoned=OvertakenError):
         raise error
     assert caught.value is error
     [count] = numbers.handshakes()
@@ -151,7 +144,7 @@ async def test_cancelled_is_abandoned() -> None:
     numbers = Counters()
     with trio.CancelScope() as scope:
         scope.cancel()
-        with numbers.handshake(Side.ACCEPT, no_contexts()):
+        with numbers.handshake(Side.ACCEPT):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.sleep_forever)
                 await trio.sleep_forever()
@@ -162,17 +155,14 @@ async def test_cancelled_is_abandoned() -> None:
 
 
 @pytest.mark.parametrize("side", Side)
-async def test_a_handshake_is_timed_from_its_contexts_on(
-    side: Side, manager: ManagerFactory, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_handshake_is_timed_from_its_contexts_on(side: Side, autojump_clock: trio.testing.MockClock) -> None:
     """What came before is a dial's time to connect, and is not counted of an acceptor."""
-    numbers, certs = Counters(), manager("localhost")
+    numbers = Counters()
     for _ in range(2):
-        with numbers.handshake(side, certs.contexts) as channel:
+        with numbers.handshake(side) as on_taken:
             assert numbers.pending[side] == 1
             await trio.sleep(0.5)
-            assert (await channel.receive()).generation == 1
-            await channel.aclose()
+            on_taken()
             await trio.sleep(3)
     [timed] = numbers.handshake_times()
     assert (timed.side, timed.outcome) == (side, HandshakeOutcome.ESTABLISHED)
@@ -185,7 +175,7 @@ async def test_a_handshake_is_timed_from_its_contexts_on(
 async def test_what_never_took_contexts_has_no_time() -> None:
     """It is counted all the same."""
     numbers = Counters()
-    with pytest.raises(HandshakeError), numbers.handshake(Side.DIAL, no_contexts()):
+    with pytest.raises(HandshakeError), numbers.handshake(Side.DIAL):
         raise handshake_error("unreachable", Stage.CONNECT)
     assert len(numbers.handshakes()) == 1
     assert numbers.handshake_times() == ()

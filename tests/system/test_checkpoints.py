@@ -60,7 +60,6 @@ INTERNAL: Final = {
     "_application",
     "_node",
     "at_both_ends",
-    "closing_on_failure",
     "orders",
     "serving_application",
 }

@@ -23,7 +23,7 @@ from trionode import (
     open_node,
 )
 from trionode._identity.names import SubjectNames
-from trionode._tls import contexts, engine, session
+from trionode._tls import contexts, engine, session, verification
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ ALPHA, BETA = "alpha@localhost", "beta@localhost"
 PLACES: dict[str, tuple[Any, str]] = {
     "the name check": (SubjectNames, "of"),
     "ALPN": (engine, "_select_alpn"),
-    "the certificate request": (engine, "_note_certificate_request"),
+    "the certificate request": (verification.Examination, "asked"),
     "a handshake": (session.TLSSession, "_conclude"),
     "a take of contexts": (contexts.ContextsChannel, "current"),
 }

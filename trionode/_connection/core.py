@@ -616,6 +616,8 @@ class ConnectionCore:
             text = f"{self.peer.name} closed the connection: {printable(end.code)} {printable(end.message)}".rstrip()
             taken = end.last if isinstance(end.last, int) else None
             self.end(EndReason.CLOSED_BY_PEER, trio.BrokenResourceError(text), taken=taken)
+            if link is self.hand_over.link:  # nothing more comes, and nothing is to be written: the peer waits for this
+                _closed_at_once(link)
         elif kind == wire.PONG:
             self.liveness.on_pong(payload)
         elif kind == wire.SWITCH:

@@ -42,7 +42,7 @@ from trionode._identity.describe import describe, describe_names
 from trionode._identity.names import SubjectNames
 from trionode._identity.peer import Peer, established_peer
 from trionode._tls.client_hello import ClientHelloReader
-from trionode._tls.contexts import ContextsByName
+from trionode._tls.contexts import ContextsByName, take
 from trionode._tls.failures import HandshakeErrors
 from trionode._tls.handshake import MAX_FLIGHTS, UNRECOGNIZED_NAME, refuse_hello, server_handshake
 from trionode._transport.sockets import address_of, receive
@@ -55,6 +55,8 @@ from .exchange import Conversation, Handshake, Party, check_authorized, claimed_
 from .join import Ends, join_proof
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trionode._connection.core import ConnectionCore
     from trionode._tls.contexts import ContextsSource, TLSContexts
     from trionode._tls.stream import SessionStream
@@ -83,6 +85,7 @@ async def accept_tls(
     alpn: tuple[str, ...],
     handshake_timeout: float,
     ticket: Ticket | None = None,
+    on_taken: Callable[[], None] = lambda: None,
 ) -> SessionStream:
     """The server side of a TLS handshake alone, for streams without nodes; owns the transport.
 
@@ -92,12 +95,15 @@ async def accept_tls(
         alpn: protocols in order of preference; a client that offers only others is refused.
         handshake_timeout: from the accept to the end, seconds.
         ticket: its place among the handshakes under way.
+        on_taken: called when it has taken its contexts.
 
     Raises:
         HandshakeError: it failed, see its subclasses; the transport is closed.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, handshake_timeout, ticket)
+        handshake = Handshake(
+            HandshakeErrors(address=address_of(transport)), scope, handshake_timeout, ticket, on_taken
+        )
         stream, _ = await _accept_tls(transport, source, alpn, handshake)
         return stream
     raise handshake.given_up()
@@ -111,6 +117,7 @@ async def accept_link(
     bind_names: bool,
     handshake_timeout: float,
     ticket: Ticket | None = None,
+    on_taken: Callable[[], None] = lambda: None,
 ) -> tuple[Link, Joined | None]:
     """The accepting side of a node's handshake; owns the transport.
 
@@ -121,6 +128,7 @@ async def accept_link(
         bind_names: whether a verified dialer's certificate has to speak for the node name that it claims.
         handshake_timeout: from the accept to the end, seconds.
         ticket: its place among the handshakes under way.
+        on_taken: called when it has taken its contexts.
 
     Returns:
         The link, and what it joins where it is to carry a connection that is there.
@@ -132,12 +140,14 @@ async def accept_link(
         HandshakeError: it broke off, or spoke something else; or we gave it up, see `HandshakeReason`.
     """
     with trio.move_on_after(handshake_timeout) as scope:
-        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, handshake_timeout, ticket)
+        handshake = Handshake(
+            HandshakeErrors(address=address_of(transport)), scope, handshake_timeout, ticket, on_taken
+        )
         stream, contexts = await _accept_tls(transport, source, (wire.ALPN,), handshake)
         handshake.finished_tls()
         handshake.reached(Progress.HELLO)
-        async with closing_on_failure(stream, handshake):
-            return await _AcceptorsHello(stream, contexts, party, handshake, bind_names=bind_names).run()
+        hello = _AcceptorsHello(stream, contexts, party, handshake, bind_names=bind_names)
+        return await closing_on_failure(stream, handshake, hello.run)
     raise handshake.given_up()
 
 
@@ -156,7 +166,7 @@ async def _accept_tls(
             channel, asked = await _channel_for(transport, source, hello, handshake), hello.server_name
         else:
             channel = source
-        contexts = await channel.receive()
+        contexts = await take(channel)
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise
@@ -168,6 +178,7 @@ async def _accept_tls(
         alpn=alpn,
         decided=handshake.decided,
         greeted=lambda: handshake.reached(Progress.TLS),
+        errors=handshake.errors,
     )
     if isinstance(source, ContextsByName) and not source.same(asked, stream.server_name):
         await trio.aclose_forcefully(stream)

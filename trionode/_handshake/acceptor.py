@@ -51,9 +51,13 @@ class Refused(Protocol):
 
 
 class Timed(Protocol):
-    """Counts and times the handshake inside a `with` block, which takes its contexts from what that gives."""
+    """Counts and times the handshake inside a `with` block, which calls what that gives once it has its contexts."""
 
-    def __call__(self, source: ContextsSource, /) -> AbstractContextManager[ContextsSource]: ...
+    def __call__(self) -> AbstractContextManager[Callable[[], None]]: ...
+
+
+def _untimed() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
 
 
 @final
@@ -141,7 +145,7 @@ class AcceptLoop:
         admission: Admission,
         established: Callable[[Link, Joined | None], Awaitable[None]],
         refused: Refused,
-        timed: Timed = nullcontext,
+        timed: Timed = _untimed,
     ) -> None:
         """Take over listeners; nothing is accepted before `run`.
 
@@ -168,6 +172,7 @@ class AcceptLoop:
         self._on_refused = refused
         self._timed = timed
         self._where = place(self.acceptor.address)
+        self._what = f"a connection on {self._where}"
         self._closed = False
         self._flood = RateLimitedLog(_log, f"handshakes refused on {self._where}")
 
@@ -187,7 +192,7 @@ class AcceptLoop:
                 contained,
                 partial(self.handle, transport),
                 _log,
-                f"a connection on {self._where}",
+                self._what,
                 node=self._party.name,
                 acceptor=self._where,
             )
@@ -251,15 +256,16 @@ class AcceptLoop:
         try:
             with (
                 self._admission.admitted(address_of(transport)) as ticket,
-                self._timed(self._source) as source,
+                self._timed() as on_taken,
             ):
                 link, joined = await accept_link(
                     transport,
-                    source,
+                    self._source,
                     self._party,
                     bind_names=self._bind_names,
                     handshake_timeout=self._handshake_timeout,
                     ticket=ticket,
+                    on_taken=on_taken,
                 )
         except HandshakeError as exc:
             self._counts.refused += 1

@@ -31,6 +31,7 @@ from trionode._connection.link import Link
 from trionode._errors import PeerUnverifiedError, UnverifiedReason
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.peer import Peer, established_peer
+from trionode._tls.contexts import take
 from trionode._tls.failures import HandshakeErrors
 from trionode._tls.handshake import client_handshake
 from trionode._transport.sockets import address_of
@@ -89,6 +90,7 @@ async def dial(
     party: Party,
     *,
     reach: Callable[[Connecting], Awaitable[trio.abc.Stream]] | None = None,
+    on_taken: Callable[[], None] = lambda: None,
 ) -> Link:
     """One attempt at one route: connect, then the handshake.
 
@@ -97,6 +99,7 @@ async def dial(
         contexts_channel: where the handshake takes its contexts.
         party: what this node says of itself, and how it judges the acceptor.
         reach: runs the connecting, and may end it early by an exception of its own.
+        on_taken: called when the handshake has taken its contexts.
 
     Raises:
         HandshakeError: it failed, at whichever stage; see its subclasses.
@@ -104,7 +107,7 @@ async def dial(
     """
     connecting = partial(connect, dial.host, dial.port, connect_timeout=dial.connect_timeout, transport=dial.transport)
     stream = await (connecting() if reach is None else reach(connecting))
-    return await dial_link(stream, contexts_channel, party, dial)
+    return await dial_link(stream, contexts_channel, party, dial, on_taken=on_taken)
 
 
 async def dial_link(
@@ -112,6 +115,8 @@ async def dial_link(
     contexts_channel: trio.abc.ReceiveChannel[TLSContexts],
     party: Party,
     dial: Dial,
+    *,
+    on_taken: Callable[[], None] = lambda: None,
 ) -> Link:
     """The dialing side of a node's handshake; owns the transport.
 
@@ -120,6 +125,7 @@ async def dial_link(
         contexts_channel: where the handshake takes its contexts.
         party: what this node says of itself, and how it judges the acceptor.
         dial: what is to be reached.
+        on_taken: called when it has taken its contexts.
 
     Raises:
         PeerUnverifiedError: we refused the acceptor.
@@ -129,7 +135,9 @@ async def dial_link(
         CertificateError: the system's CAs are needed to verify it and there are none.
     """
     with trio.move_on_after(dial.handshake_timeout) as scope:
-        handshake = Handshake(HandshakeErrors(address=address_of(transport)), scope, dial.handshake_timeout)
+        handshake = Handshake(
+            HandshakeErrors(address=address_of(transport)), scope, dial.handshake_timeout, on_taken=on_taken
+        )
         contexts = await _take(transport, contexts_channel, handshake)
         stream = await client_handshake(
             transport,
@@ -140,13 +148,14 @@ async def dial_link(
             insist_on_alpn=True,
             flush_last_flight=False,  # the hello goes with it
             decided=handshake.decided,
+            errors=handshake.errors,
             insecure_skip_verify=dial.insecure_skip_verify,
         )
         handshake.finished_tls()
         with party.arbiter.dialling(dial.name) as pending:
             pending.counts = stream.verified and dial.join is None
-            async with closing_on_failure(stream, handshake):
-                return await _DialersHello(stream, contexts, party, handshake, dial).run()
+            hello = _DialersHello(stream, contexts, party, handshake, dial)
+            return await closing_on_failure(stream, handshake, hello.run)
     raise handshake.given_up()
 
 
@@ -185,6 +194,7 @@ async def dial_tls(
             alpn=alpn,
             insecure_skip_verify=insecure_skip_verify,
             decided=handshake.decided,
+            errors=handshake.errors,
         )
     raise handshake.given_up()
 
@@ -198,7 +208,7 @@ async def _take(
     transport: trio.abc.Stream, contexts_channel: trio.abc.ReceiveChannel[TLSContexts], handshake: Handshake
 ) -> TLSContexts:
     try:
-        contexts = await contexts_channel.receive()
+        contexts = await take(contexts_channel)
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise

@@ -24,7 +24,7 @@ A handshake ends in one of six ways. In all but the first the transport is close
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar, final
 
@@ -50,7 +50,7 @@ from trionode._util.text import printable, said
 from .collisions import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from trionode._connection.core import ConnectionCore
     from trionode._identity.peer import Peer
@@ -102,6 +102,7 @@ class Handshake:
         scope: around all of it, or around its last stage, with its deadline.
         seconds: how long it may take.
         ticket: its place among the handshakes that acceptors have under way; None for a dial.
+        on_taken: called when it has taken its contexts.
         joins: the connection that it was let in to carry, once it was.
     """
 
@@ -109,6 +110,7 @@ class Handshake:
     scope: trio.CancelScope
     seconds: float
     ticket: Ticket | None = None
+    on_taken: Callable[[], None] = lambda: None
     joins: ConnectionCore | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class Handshake:
 
     def took(self, contexts: TLSContexts) -> None:
         """It has taken its contexts."""
+        self.on_taken()
         certificate = contexts.key_pair.certificate
         self.errors = replace(self.errors, generation=contexts.generation, presented=certificate)
 
@@ -162,11 +165,18 @@ class Handshake:
         )
 
 
-@asynccontextmanager
-async def closing_on_failure(stream: SessionStream, handshake: Handshake) -> AsyncIterator[None]:
-    """Close the stream where the block fails; after a refusal of ours, so that the peer gets to read why."""
+async def closing_on_failure(
+    stream: SessionStream, handshake: Handshake, conversation: Callable[[], Awaitable[T]]
+) -> T:
+    """Have a conversation, and close the stream where it fails; after a refusal of ours, so that the peer reads why.
+
+    Args:
+        stream: owned, where it fails.
+        handshake: the one under way.
+        conversation: async, without arguments.
+    """
     try:
-        yield
+        return await conversation()
     except PeerUnverifiedError:
         handshake.decided()
         await drain_and_close(stream)  # noqa: ASYNC120 -- a cancellation that comes meanwhile matters more
@@ -263,7 +273,8 @@ class Conversation:
         errors = self._handshake.errors
         try:
             while (message := self._reader.next(kind)) is None:
-                data = await self._stream.receive_some(wire.MAX_HELLO)
+                # What came with the last flight is there already: no scheduler tick for it.
+                data = await self._stream.receive_some(wire.MAX_HELLO, yielding=False)
                 if not data:
                     text = f"{errors.peer} closed the connection in the middle of the hello; its log may say why"
                     cause = trio.BrokenResourceError("end of stream in the hello")

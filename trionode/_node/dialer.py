@@ -232,10 +232,10 @@ class Dialer:
     ) -> Link:
         runtime = self._runtime
         reach = None if will_do is None else partial(self._unless_overtaken, plan.name, will_do)
-        timed = runtime.counters.handshake(Side.DIAL, manager.contexts, abandoned=_OvertakenError)
+        party = runtime.party(runtime.limits())
         try:
-            with timed as contexts_channel:
-                return await dial(plan, contexts_channel, runtime.party(runtime.limits()), reach=reach)
+            with runtime.counters.handshake(Side.DIAL, abandoned=_OvertakenError) as on_taken:
+                return await dial(plan, manager.contexts, party, reach=reach, on_taken=on_taken)
         except HandshakeError as exc:
             runtime.refused(Side.DIAL, exc)
             raise

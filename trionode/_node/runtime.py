@@ -448,20 +448,21 @@ class Runtime(ConnectionOwner[ConnectionCore]):
         await self.renewal.reauthenticate(connection)
 
     def _forget(self, connection: ConnectionCore) -> None:
-        with ExitStack() as steps:  # the last first; each is taken, whatever another raises
+        try:  # each step is taken, whatever another raises
+            self._no_longer_retiring(connection)
+            self.counters.add_ended(connection.statistics())
+        finally:
+            for known in (self._unverified, self._public, self.running):
+                known.pop(connection, None)
             # While anything runs for its peer, whether it may is asked on.
             end_watch = containing(self._end_watch, _log, "forgetting a connection", connection=connection)
-            steps.callback(connection.channels.when_served, partial(end_watch, connection))
-            steps.callback(lambda: self.counters.add_ended(connection.statistics()))
-            steps.callback(self.running.pop, connection, None)
-            steps.callback(self._public.pop, connection, None)
-            steps.callback(self._unverified.pop, connection, None)
-            steps.callback(self._no_longer_retiring, connection)
+            connection.channels.when_served(partial(end_watch, connection))
 
     def _end_watch(self, connection: ConnectionCore) -> None:
-        with ExitStack() as steps:
-            steps.callback(self.renewal.forget, connection)
-            steps.callback(self._detach, connection)
+        try:
+            self._detach(connection)
+        finally:
+            self.renewal.forget(connection)
 
     def _no_longer_retiring(self, connection: ConnectionCore) -> None:
         key = connection.peer.name, connection.peer.verified

@@ -19,8 +19,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, cast, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import trio
 
@@ -35,12 +34,11 @@ from trionode._errors import (
     Stage,
     UnverifiedReason,
 )
-from trionode._tls.contexts import ContextsSource, wrapped
 
 from .events import Side
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from trionode._connection.end import EndReason
     from trionode._connection.hand_over import RenewalCause
@@ -48,9 +46,6 @@ if TYPE_CHECKING:
     from trionode._handshake.acceptor import AcceptorStatistics
     from trionode._managers.manager import CertManager
     from trionode._managers.statistics import ManagerStatistics
-    from trionode._tls.contexts import TLSContexts
-
-S = TypeVar("S", bound=ContextsSource)
 
 __all__ = ["HandshakeCount", "HandshakeOutcome", "HandshakeTimes", "ManagerUse", "NodeStatistics", "TimeHistogram"]
 
@@ -238,30 +233,6 @@ class _Histogram:
         return TimeHistogram(counts=tuple(self._counts), seconds=self._seconds)
 
 
-@dataclass(slots=True)
-class _Taken:
-    """When a handshake took its contexts."""
-
-    at: float | None = None
-
-
-@final
-class _TimedChannel(trio.abc.ReceiveChannel["TLSContexts"]):
-    """A channel of contexts that notes when they were taken."""
-
-    def __init__(self, taken: _Taken, channel: trio.abc.ReceiveChannel[TLSContexts]) -> None:
-        self._taken = taken
-        self._channel = channel
-
-    async def receive(self) -> TLSContexts:
-        contexts = await self._channel.receive()
-        self._taken.at = trio.current_time()
-        return contexts
-
-    async def aclose(self) -> None:
-        await self._channel.aclose()
-
-
 @final
 class Counters:
     """One node's numbers.
@@ -291,40 +262,39 @@ class Counters:
         self._connecting = _Histogram()
 
     @contextmanager
-    def handshake(
-        self,
-        side: Side,
-        source: S,
-        *,
-        abandoned: type[Exception] | tuple[()] = (),
-    ) -> Iterator[S]:
+    def handshake(self, side: Side, *, abandoned: type[Exception] | tuple[()] = ()) -> Iterator[Callable[[], None]]:
         """Count and time the one handshake that is made inside the `with` block.
 
         Args:
             side: which side we are.
-            source: where it is to take its contexts; it has to take them from what the block is given, which is alike.
             abandoned: what is raised when it is no longer needed.
+
+        Yields:
+            What is to be called when the handshake has taken its contexts: it is timed from there on.
         """
-        taken = _Taken()
-        timed = wrapped(source, partial(_TimedChannel, taken))
-        began = trio.current_time()
+        began, taken = trio.current_time(), None
+
+        def on_taken() -> None:
+            nonlocal taken
+            taken = trio.current_time()
+
         outcome, reason = HandshakeOutcome.ESTABLISHED, ""
         self.pending[side] += 1
         try:
-            yield cast("S", timed)
+            yield on_taken
         except BaseException as exc:
             outcome, reason = (HandshakeOutcome.ABANDONED, "") if isinstance(exc, abandoned) else _outcome_of(exc)
             raise
         finally:
             self.pending[side] -= 1
             self._handshakes[side, outcome, reason] += 1
-            if taken.at is not None:
+            if taken is not None:
                 if side is Side.DIAL:
-                    self._connecting.add(taken.at - began)
+                    self._connecting.add(taken - began)
                 times = self._times.get((side, outcome))
                 if times is None:
                     times = self._times[side, outcome] = _Histogram()
-                times.add(trio.current_time() - taken.at)
+                times.add(trio.current_time() - taken)
 
     def add_ended(self, connection: ConnectionStatistics) -> None:
         """Keep the numbers of a connection that is gone."""

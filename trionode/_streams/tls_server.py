@@ -184,14 +184,15 @@ class TLSServer:
         try:
             with (
                 self._admission.admitted(address_of(transport)) as ticket,
-                self._record.counters.handshake(Side.ACCEPT, self._source) as source,
+                self._record.counters.handshake(Side.ACCEPT) as on_taken,
             ):
                 stream = await accept_tls(
                     transport,
-                    source,
+                    self._source,
                     alpn=self._alpn,
                     handshake_timeout=self._handshake_timeout,
                     ticket=ticket,
+                    on_taken=on_taken,
                 )
             return TLSStream(stream)
         except HandshakeError as exc:

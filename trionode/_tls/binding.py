@@ -67,6 +67,9 @@ class Examiner(Protocol):
             presented: gives the peer's certificates, the leaf first; only while this runs.
         """
 
+    def asked(self) -> None:
+        """A server asks for our certificate."""
+
 
 # Handshakes ---------------------------------------------------------------------------------------------------------
 
@@ -96,6 +99,26 @@ def _verify(ok: int, context: Pointer) -> int:
     lib.ERR_clear_error()
     lib.X509_STORE_CTX_set_error(context, code)
     return int(code == V_OK)
+
+
+def install_request_callback(context: SSL.Context) -> None:
+    """Have the `Examiner` of each connection of a client's context told when the server asks for a certificate.
+
+    What OpenSSL calls is there to choose the certificate (SSL_CTX_set_cert_cb); pyOpenSSL has only the info callback,
+    which is called for each of two dozen steps of a handshake.
+
+    Args:
+        context: not used yet.
+    """
+    lib.SSL_CTX_set_cert_cb(context._context, _asked, ffi.NULL)
+
+
+@ffi.callback("int(SSL *, void *)", error=0)  # type: ignore[untyped-decorator]  # cffi has no types
+def _asked(ssl: Pointer, _: Pointer) -> int:
+    """OpenSSL's cert_cb: 1 goes on with what the context has."""
+    examiner: Examiner = SSL.Connection._reverse_mapping[ssl].get_app_data()
+    examiner.asked()
+    return 1
 
 
 def _presented(context: Pointer) -> list[crypto.X509]:
@@ -235,6 +258,11 @@ def key_size(certificate: crypto.X509) -> tuple[str, int]:
     if kind in (lib.EVP_PKEY_RSA, _RSA_PSS, lib.EVP_PKEY_DSA, lib.EVP_PKEY_DH):
         return "RSA", bits
     return ("EC" if kind == lib.EVP_PKEY_EC else "other"), bits
+
+
+def unread(connection: SSL.Connection) -> int:
+    """Bytes of ciphertext that a connection in memory was given and OpenSSL has not taken yet."""
+    return int(lib.BIO_get_mem_data(connection._into_ssl, ffi.NULL))
 
 
 def openssl_reason(exc: SSL.Error | crypto.Error) -> str:

@@ -134,51 +134,34 @@ class ContextsByName:
         names: what it serves, in words.
     """
 
-    __slots__ = ("_choose", "_wrap", "names")
+    __slots__ = ("_choose", "names")
 
-    def __init__(
-        self,
-        choose: Callable[[str | None], trio.abc.ReceiveChannel[TLSContexts] | None],
-        names: str,
-        *,
-        wrap: Callable[[trio.abc.ReceiveChannel[TLSContexts]], trio.abc.ReceiveChannel[TLSContexts]] = lambda channel: (
-            channel
-        ),
-    ) -> None:
+    def __init__(self, choose: Callable[[str | None], trio.abc.ReceiveChannel[TLSContexts] | None], names: str) -> None:
         """Make one.
 
         Args:
             choose: gives the channel for a server name, and for none; None where there is no channel.
             names: what it serves, in words.
-            wrap: what stands before a channel that was chosen.
         """
         self.names: Final = names
         self._choose = choose
-        self._wrap = wrap
 
     def channel(self, server_name: str | None) -> trio.abc.ReceiveChannel[TLSContexts] | None:
         """The channel for a server name, as text from the wire, or for none; None where there is no channel."""
-        channel = self._choose(server_name)
-        return None if channel is None else self._wrap(channel)
+        return self._choose(server_name)
 
     def same(self, one: str | None, other: str | None) -> bool:
         """Whether two server names lead to one channel."""
         return self._choose(one) is self._choose(other)
-
-    def wrapped(
-        self, wrap: Callable[[trio.abc.ReceiveChannel[TLSContexts]], trio.abc.ReceiveChannel[TLSContexts]]
-    ) -> ContextsByName:
-        """The same, with something before each channel."""
-        return ContextsByName(self._choose, self.names, wrap=wrap)
 
 
 #: Where an acceptor's handshakes take their contexts.
 ContextsSource: TypeAlias = trio.abc.ReceiveChannel[TLSContexts] | ContextsByName
 
 
-def wrapped(
-    source: ContextsSource,
-    wrap: Callable[[trio.abc.ReceiveChannel[TLSContexts]], trio.abc.ReceiveChannel[TLSContexts]],
-) -> ContextsSource:
-    """A source with something before each of its channels."""
-    return source.wrapped(wrap) if isinstance(source, ContextsByName) else wrap(source)
+async def take(channel: trio.abc.ReceiveChannel[TLSContexts]) -> TLSContexts:
+    """The contexts of a channel, for a handshake: of a manager's at once, for it always holds them.
+
+    That saves each end of a handshake a scheduler tick: it has just waited for the network.
+    """
+    return channel.current if isinstance(channel, ContextsChannel) else await channel.receive()

@@ -21,7 +21,7 @@ from trionode._identity.describe import describe
 from trionode._identity.names import host_address
 
 from .anchors import anchors_of
-from .binding import MODE_NO_AUTO_CHAIN, install_verify_callback, openssl_reason
+from .binding import MODE_NO_AUTO_CHAIN, install_request_callback, install_verify_callback, openssl_reason
 from .failures import HandshakeErrors
 from .judge import Judge
 from .session import NoOverlap, TLSSession
@@ -44,14 +44,6 @@ MAX_CA_LIST: Final = 8 * 1024
 
 #: For sessions whose errors are looked at where it is known what they are about.
 _ANYWHERE: Final = HandshakeErrors()
-
-
-def _note_certificate_request(connection: SSL.Connection, _where: int, _result: int) -> None:
-    # The one way to see whether a server asked for our certificate; a client presents it only then.
-    examination: Examination = connection.get_app_data()
-    if not examination.certificate_requested:
-        state = connection.get_state_string()
-        examination.certificate_requested = b"read server certificate request" in state
 
 
 def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes | object:
@@ -171,7 +163,7 @@ class ClientSide:
 
     def _asking(self, verify_mode: int) -> SSL.Context:
         context = _context(None if self._policy.anonymous else self._key_pair, verify_mode)
-        context.set_info_callback(_note_certificate_request)
+        install_request_callback(context)
         return context
 
     def session(
@@ -219,7 +211,7 @@ def inspecting_session(*, server_name: str, alpn: Sequence[bytes] = ()) -> TLSSe
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     install_verify_callback(context, SSL.VERIFY_NONE)
-    context.set_info_callback(_note_certificate_request)
+    install_request_callback(context)
     return _client_session(context, Examination(accepting=False, judge=None), server_name, alpn)
 
 

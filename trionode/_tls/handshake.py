@@ -58,6 +58,7 @@ async def server_handshake(
     alpn: Sequence[str] = (),
     decided: Callable[[], None] = lambda: None,
     greeted: Callable[[], None] = lambda: None,
+    errors: HandshakeErrors | None = None,
 ) -> SessionStream:
     """Run the server side of a handshake; owns the transport and closes it on failure or cancellation.
 
@@ -68,6 +69,7 @@ async def server_handshake(
         alpn: protocols in order of preference; a client that offers only others is refused.
         decided: called when we refuse, before the time is taken to deliver the alert.
         greeted: called when the client has sent a whole ClientHello that we can answer.
+        errors: builds what it raises; by default by what transport and contexts say.
 
     Raises:
         PeerUnverifiedError: we refused the client.
@@ -75,7 +77,7 @@ async def server_handshake(
         HandshakeError: it broke off, or spoke something else.
     """
     session = contexts.server.session(
-        errors=_errors(transport, contexts), alpn=[protocol.encode("ascii") for protocol in alpn]
+        errors=errors or _errors(transport, contexts), alpn=[protocol.encode("ascii") for protocol in alpn]
     )
     session.feed(received)
     await _run(transport, session, decided, greeted, flush_last_flight=False)
@@ -93,6 +95,7 @@ async def client_handshake(
     flush_last_flight: bool = True,
     insecure_skip_verify: bool = False,
     decided: Callable[[], None] = lambda: None,
+    errors: HandshakeErrors | None = None,
 ) -> SessionStream:
     """Run the client side of a handshake; owns the transport and closes it on failure or cancellation.
 
@@ -106,6 +109,7 @@ async def client_handshake(
         flush_last_flight: send our last flight, certificate and all; else it goes with the first that is sent.
         insecure_skip_verify: accept any certificate under any name.
         decided: called when we refuse, before the time is taken to deliver the alert.
+        errors: builds what it raises; by default by what transport and contexts say.
 
     Raises:
         PeerUnverifiedError: we refused the server.
@@ -116,7 +120,7 @@ async def client_handshake(
         session = contexts.client.session(
             reference=reference,
             node=node,
-            errors=_errors(transport, contexts),
+            errors=errors or _errors(transport, contexts),
             alpn=[protocol.encode("ascii") for protocol in alpn],
             insist_on_alpn=insist_on_alpn,
             insecure_skip_verify=insecure_skip_verify,

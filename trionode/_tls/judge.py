@@ -48,6 +48,9 @@ V_CHAIN_TOO_LONG: Final = 22
 V_REVOKED: Final = 23
 V_DOUBT: Final = {Doubt.MISSING: 3, Doubt.EXPIRED: 12, Doubt.NOT_YET_VALID: 11, Doubt.UNUSABLE: 36}
 
+#: Chains whose path is kept, so that a peer which comes back is not searched for again.
+_KEPT: Final = 1024
+
 #: Codes of OpenSSL's for a path whose certificates did not sign each other: the one that did sign is not here.
 _NOT_SIGNED: Final = frozenset({2, 4, 6, 7, 18, 19, 20, 21, 29, 30, 31})
 
@@ -119,6 +122,8 @@ class Judge:
         # An anchor may have been issued by one of the other direction, whose key is trusted as well.
         other = policy.root_cas if accepting else policy.client_cas
         self._trusted = [self._anchors] if other is None else [self._anchors, anchors_of(other)]
+        # By what was presented, the path that was believed: tried first, and judged anew each time.
+        self._believed: dict[tuple[bytes, ...], tuple[Candidate, ...]] = {}
 
     @property
     def pool(self) -> CAPool | None:
@@ -136,12 +141,20 @@ class Judge:
             ValueError: the leaf cannot be read.
         """
         now = self.policy.now()
-        paths = Paths([candidate(each) for each in chain], self._anchors)
+        presented = [candidate(each) for each in chain]
+        key = tuple(each.digest for each in presented)
+        known = self._believed.get(key)
+        if known is not None and self._fault(known, now, dated=dated) is None:
+            return _believed(known)
+        paths = Paths(presented, self._anchors)
         worst: tuple[_Stage, Fault] | None = None
         for path in paths:
             found = self._fault(path, now, dated=dated)
             if found is None:
-                return Verdict(tuple(each.certificate for each in path))
+                if len(self._believed) >= _KEPT:
+                    self._believed.clear()
+                self._believed[key] = path
+                return _believed(path)
             if worst is None or found[0] > worst[0]:
                 worst = found
         if worst is None or (worst[0] is _Stage.NOT_SIGNED and len(paths.dead_end) > worst[1].depth + 1):
@@ -186,6 +199,10 @@ class Judge:
                 code = V_DOUBT[found.doubt] if isinstance(found, Unknown) else V_REVOKED
                 return Fault(code=code, path=certificates, depth=depth, detail=found)
         return None
+
+
+def _believed(path: tuple[Candidate, ...]) -> Verdict:
+    return Verdict(tuple(each.certificate for each in path))
 
 
 def _issuer(candidate: Candidate) -> Issuer:

@@ -11,7 +11,7 @@ that asks for one in return leaves 27 bytes to be sent, so they are counted, and
 Go's crypto/tls ends a connection after 16 such records in a row, which one byte of data after every 15 gets round; here
 the count is over the whole connection, in proportion to the records with data.
 
-Python that OpenSSL calls (verify, ALPN and info callbacks) must not be interrupted: cffi would swallow a
+Python that OpenSSL calls (verify, ALPN and certificate callbacks) must not be interrupted: cffi would swallow a
 KeyboardInterrupt there, and a refusal would be made of it. So the methods that enter OpenSSL are protected, and with
 them everything that they call; Trio delivers the interrupt at the next checkpoint.
 """
@@ -29,7 +29,7 @@ from trionode._identity.certificate import has_dates
 from trionode._util.quiet import quietly
 from trionode._util.text import Buffer, printable
 
-from .binding import openssl_reason
+from .binding import openssl_reason, unread
 from .candidates import Candidate
 from .client_hello import server_name_text
 
@@ -95,6 +95,12 @@ class RecordScanner:
                 step = min(self._left, end - position)
                 self._left -= step
                 position += step
+                found += not self._left
+            elif position + 5 <= end and not self._header:
+                size = data[position + 3] << 8 | data[position + 4]
+                position += 5
+                self._left = max(0, size - (end - position))
+                position += size - self._left
                 found += not self._left
             else:
                 wanted = 5 - len(self._header)
@@ -218,16 +224,18 @@ class TLSSession:
         examination = self._examination
         if examination.refusal is not None:
             self._fail(examination.refusal)
-        certificate: x509.Certificate | None = None
+        certificate = examination.leaf
         try:
-            with quietly():
-                certificate = examination.leaf or self._connection.get_peer_certificate(as_cryptography=True)
+            if certificate is None:
+                with quietly():
+                    certificate = self._connection.get_peer_certificate(as_cryptography=True)
             readable = certificate is None or has_dates(certificate)  # year 0 is valid DER, for one
         except Exception:  # noqa: BLE001 -- an unverified peer may send anything, and it may fail in any way
             readable = False
         if not readable:
             self._fail(self.errors.misbehaved("certificate cannot be parsed"))
         self._data_records = self._scanner.total  # those of the handshake do not count
+        self._recount()
         self.peer_certificate = certificate
         self.verified = examination.verifies and examination.leaf is not None
         if (
@@ -343,11 +351,18 @@ class TLSSession:
             pieces.append(piece)
             if limit is not None:
                 limit -= len(piece)
-            if ask < RECORD_SIZE:
-                scanner.complete = None  # there may be more of that record
-            elif scanner.complete:
+            if ask < RECORD_SIZE or scanner.complete is None:  # there may be more of that record
+                self._recount()
+                if scanner.complete == 0:
+                    self._bound_idle_records()
+                    break
+            else:
                 scanner.complete -= 1
         return pieces or None
+
+    def _recount(self) -> None:
+        """Where OpenSSL has nothing left, to ask it would cost an exception; else how much it has is not known."""
+        self._scanner.complete = None if self._connection.pending() or unread(self._connection) else 0
 
     @property
     def _idle_records(self) -> int:

@@ -19,6 +19,7 @@ a refusal arrives with the first read. Hence:
 from __future__ import annotations
 
 import contextlib
+from operator import index
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -268,20 +269,26 @@ class SessionStream(trio.abc.HalfCloseableStream):
 
     # Receiving
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive at least one byte, or `b""` at the end; cancels and raises as the public `TLSStream` says."""
-        limit = _RECEIVE_SIZE if max_bytes is None else max_bytes
+    async def receive_some(self, max_bytes: int | None = None, *, yielding: bool = True) -> bytes:
+        """Receive at least one byte, or `b""` at the end; cancels and raises as the public `TLSStream` says.
+
+        Args:
+            max_bytes: at most so many; by default what is there.
+            yielding: whether it is a checkpoint also where something is there already.
+        """
+        limit = _RECEIVE_SIZE if max_bytes is None else index(max_bytes)
         if limit < 1:
             msg = "max_bytes must be >= 1"
             raise ValueError(msg)
-        pieces = await self.receive_pieces(limit)
+        pieces = await self.receive_pieces(limit, yielding=yielding)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def receive_pieces(self, limit: int | None = None) -> list[bytes]:
+    async def receive_pieces(self, limit: int | None = None, *, yielding: bool = True) -> list[bytes]:
         """As `receive_some`, in the pieces in which it came, for callers that would cut it up again; [] at the end.
 
         Args:
             limit: at most so many bytes; by default what is there.
+            yielding: whether it is a checkpoint also where something is there already.
         """
         if self._receiving:
             msg = "another task is receiving on this TLS stream"
@@ -294,7 +301,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             pieces = session.decrypt(limit) if session.readable else None
-            if pieces is not None:
+            if pieces is not None and yielding:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while pieces is None:
                 if session.readable:  # records without data, so far: others have their turn between two lots

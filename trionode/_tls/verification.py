@@ -78,6 +78,10 @@ class Examination:
         """Whether the peer's certificate is judged."""
         return self.judge is not None
 
+    def asked(self) -> None:
+        """The certificate callback, see `binding.Examiner`."""
+        self.certificate_requested = True
+
     def answer(self, error: int, presented: Callable[[], Sequence[crypto.X509]]) -> int:
         """The verify callback, see `binding.Examiner`: the same answer each time."""
         if self.judge is None:
