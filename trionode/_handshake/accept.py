@@ -44,7 +44,7 @@ from trionode._identity.peer import Peer, established_peer
 from trionode._tls.client_hello import ClientHelloReader
 from trionode._tls.contexts import ContextsByName, take
 from trionode._tls.failures import HandshakeErrors
-from trionode._tls.handshake import MAX_FLIGHTS, UNRECOGNIZED_NAME, refuse_hello, server_handshake
+from trionode._tls.handshake import MAX_CLIENT_FLIGHTS, UNRECOGNIZED_NAME, refuse_hello, server_handshake
 from trionode._transport.sockets import address_of, receive
 
 from .admission import Progress, Ticket
@@ -193,7 +193,7 @@ async def _client_hello(
     received, reader = bytearray(first), ClientHelloReader()
     reader.feed(first)
     while not reader.done:
-        if len(received) >= MAX_FLIGHTS:
+        if len(received) >= MAX_CLIENT_FLIGHTS:
             raise handshake.errors.misbehaved("excessive message size")
         try:
             more = await receive(transport, _FIRST_READ)

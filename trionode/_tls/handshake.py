@@ -34,9 +34,12 @@ LINGER: Final = 1.0
 #: How much it reads meanwhile: no honest peer has more than a flight under way.
 LINGER_BYTES: Final = 256 * 1024
 
-#: What a peer may send until the handshake is done: it is not authenticated yet. Bytes, several times what a long chain
-#: of certificates takes; OpenSSL alone would collect twice that.
+#: What a peer may send until the handshake is done: it is not authenticated yet. Bytes; OpenSSL alone would collect
+#: 100 KiB of certificates, and parse them at once. A server's flight may name hundreds of CAs. A client's is its
+#: certificates: what is longer than this is not parsed, and what is not takes 2 ms of a core. Three certificates with
+#: ML-DSA-87, the largest of the post-quantum signatures, are 22 KiB.
 MAX_FLIGHTS: Final = 64 * 1024
+MAX_CLIENT_FLIGHTS: Final = 32 * 1024
 
 _FLIGHT_READ: Final = 16 * 1024
 
@@ -80,7 +83,8 @@ async def server_handshake(
         errors=errors or _errors(transport, contexts), alpn=[protocol.encode("ascii") for protocol in alpn]
     )
     session.feed(received)
-    await _run(transport, session, decided, greeted, flush_last_flight=False)
+    limit = MAX_CLIENT_FLIGHTS - len(received)
+    await _run(transport, session, decided, greeted, flush_last_flight=False, limit=limit)
     return SessionStream(transport, session, contexts)
 
 
@@ -145,11 +149,14 @@ async def _run(
     greeted: Callable[[], None] = lambda: None,
     *,
     flush_last_flight: bool,
+    limit: int = MAX_FLIGHTS,
 ) -> None:
     """Exchange flights; on failure deliver what is still to be said, and close."""
     try:
         try:
-            await exchange_flights(transport, session, greeted=greeted, flush_last_flight=flush_last_flight)
+            await exchange_flights(
+                transport, session, greeted=greeted, flush_last_flight=flush_last_flight, limit=limit
+            )
         except HandshakeError:
             decided()
             await _linger(transport, session)  # noqa: ASYNC120 -- bounded, and a cancellation matters more
@@ -167,6 +174,7 @@ async def exchange_flights(
     session: TLSSession,
     *,
     flush_last_flight: bool = True,
+    limit: int = MAX_FLIGHTS,
     greeted: Callable[[], None] = lambda: None,
     heard: Callable[[bytes], None] = lambda _: None,
 ) -> None:
@@ -176,6 +184,7 @@ async def exchange_flights(
         transport: where the peer is.
         session: fresh.
         flush_last_flight: send our last flight; else it goes with the first that is sent.
+        limit: how much the peer may send until then. Bytes.
         greeted: called when the peer has sent something that we can answer.
         heard: called with what the peer sent.
 
@@ -197,9 +206,9 @@ async def exchange_flights(
                 send_failure = exc  # read on: the alert that says why may already be here
         if done:
             break
-        if received >= MAX_FLIGHTS:
+        if received >= limit:
             raise session.errors.misbehaved("excessive message size")
-        data = await receive(transport, _FLIGHT_READ)
+        data = await receive(transport, min(_FLIGHT_READ, limit - received))
         heard(data)
         received += len(data)
         if data:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 import trio.testing
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from benchmarks.stress.command import main
 from benchmarks.stress.fuzz import program
@@ -30,6 +31,7 @@ from trionode._connection.services import Services
 from trionode._handshake.accept import _FIRST_READ
 from trionode._tls import handshake as tls
 from trionode._tls.handshake import (
+    MAX_CLIENT_FLIGHTS,
     MAX_FLIGHTS,
     client_handshake,
     server_handshake,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from conftest import ManagerFactory, NodeFactory, ScriptedPeer
 
     from benchmarks.stress.fuzz.life import Life
+    from trionode.pki import CertificateAuthority
 
 #: The same for a day, so that what fails can be run again, here and on other machines.
 SEED: Final = datetime.now(UTC).toordinal()
@@ -309,7 +312,7 @@ def record(kind: int, data: bytes) -> bytes:
 
 
 async def test_a_client_hello_may_only_be_so_long(manager: ManagerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of 128 KiB, which OpenSSL would collect, is cut off at half of it; and nothing more than that is taken."""
+    """One of 128 KiB, which OpenSSL would collect, is cut off at a quarter of it; and nothing more is taken."""
     monkeypatch.setattr(tls, "LINGER_BYTES", 0)
     near, far = trio.testing.memory_stream_pair()
     transport = Counted(near)
@@ -319,7 +322,7 @@ async def test_a_client_hello_may_only_be_so_long(manager: ManagerFactory, monke
     with pytest.raises(HandshakeError, match="more than a TLS handshake takes"):
         await server_handshake(transport, contexts)
     taken = [count for _, count in transport.reads]
-    assert MAX_FLIGHTS <= sum(taken) <= MAX_FLIGHTS + 2 * 16 * 1024
+    assert sum(taken) == MAX_CLIENT_FLIGHTS
     assert all(limit is not None for limit, _ in transport.reads[:-1])
 
 
@@ -361,7 +364,31 @@ async def test_an_honest_handshake_fits_several_times(manager: ManagerFactory) -
         nursery.start_soon(accept)
         await client_handshake(far, await theirs.contexts.receive(), reference="localhost")
     for end in near, far:
-        assert 0 < sum(count for _, count in end.reads) < MAX_FLIGHTS / 8
+        assert 0 < sum(count for _, count in end.reads) < MAX_CLIENT_FLIGHTS / 8
+
+
+@pytest.mark.parametrize(("names", "why"), [(900, "unknown_ca"), (1200, "excessive message size")])
+async def test_a_large_certificate_is_not_parsed(
+    manager: ManagerFactory, rogue_ca: CertificateAuthority, names: int, why: str
+) -> None:
+    """A client's of up to 32 KiB is judged as any other; one that is larger is refused for its size, unparsed."""
+    near, far = trio.testing.memory_stream_pair()
+    server = manager("beta@localhost")
+    pair = rogue_ca.issue(*(f"host-{number:014}.example" for number in range(names)))
+    client = manager("alpha@localhost", key_pair=pair)
+    assert 24 * 1024 < len(pair.certificate.public_bytes(Encoding.DER)) < 50 * 1024
+
+    async def dial() -> None:
+        with suppress(HandshakeError, trio.BrokenResourceError):
+            stream = await client_handshake(far, await client.contexts.receive(), reference="localhost")
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(dial)
+        with pytest.raises(HandshakeError) as refused:
+            await server_handshake(near, await server.contexts.receive())
+        nursery.cancel_scope.cancel()
+    assert refused.value.reason == why
 
 
 async def test_a_hello_that_is_too_long_is_refused_by_its_length(
