@@ -93,6 +93,25 @@ async def test_a_peer_that_talks_is_not_pinged(scripted: ScriptedFactory) -> Non
             assert await scene.answered() == []
 
 
+async def test_buffers_that_a_transfer_made_large_are_given_back(scripted: ScriptedFactory) -> None:
+    """A second after they were noticed, while it lasts too; heartbeats go on, and whatever else there is to say."""
+    large = wire.header(0x80, 0, 60_000) + bytes(60_000)  # a frame that this version ignores
+    async with scripted(**BEAT) as scene:
+        stream = scene.core.link.stream
+        for _ in range(2):
+            await scene.say(large)
+            await settled()
+            assert stream.swollen
+            await trio.sleep(1)
+            await settled()
+            assert not stream.swollen
+        heard = trio.current_time() - 1
+        assert await scene.peer.frame() == PING
+        assert trio.current_time() - heard == pytest.approx(INTERVAL)
+        await scene.say(PONG)
+        assert await scene.answered() == []
+
+
 async def test_heartbeats_can_be_switched_off(scripted: ScriptedFactory) -> None:
     """An infinite interval: nobody is ever pinged or given up."""
     async with scripted(heartbeat_interval=math.inf) as scene:

@@ -11,7 +11,7 @@ import random
 from array import array
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pytest
 import trio
@@ -274,6 +274,66 @@ async def test_big_messages_arrive_intact(party: Party, make_any_transports: Cal
             nursery.start_soon(server.send_all, answer)
     assert received["server"] == question
     assert received["client"] == answer
+
+
+async def test_buffers_are_given_back_between_transfers(party: Party) -> None:
+    """OpenSSL's are large after a transfer, and new once they were given back; nothing is lost, either way."""
+    client, server = await tls_pair(party, memory())
+    data = random.Random(3).randbytes(400_000)
+    async with client, server:
+        with trio.fail_after(PATIENCE):
+            await server.send_all(b"tickets go before it")
+            await receive_exactly(client, 20)
+            for sender, receiver in ((client, server), (server, client), (client, server)):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(sender.send_all, data)
+                    assert await receive_exactly(receiver, len(data)) == data
+                for stream in (sender, receiver):
+                    stream.session.decrypt()  # that was all, it says
+                    assert stream.swollen
+                    before = buffers(stream)
+                    stream.relieve()
+                    assert not set(before) & set(buffers(stream))
+                    before = buffers(stream)
+                    stream.relieve()
+                    assert buffers(stream) == before
+
+
+async def test_buffers_with_something_in_them_are_kept(party: Party) -> None:
+    """Half a record that has come, and an end that has: nothing of it is forgotten."""
+    near, far = memory()
+    client_wire = Meddler(near)
+    client, server = await tls_pair(party, (client_wire, far))
+    async with server:
+        with trio.fail_after(PATIENCE):
+            await client.send_all(bytes(50_000))
+            assert len(await receive_exactly(server, 50_000)) == 50_000
+            client_wire.send_credit = 30
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(expect_truncation, server)
+                nursery.start_soon(client.send_all, bytes(1000))
+                await trio.testing.wait_all_tasks_blocked()
+                before = buffers(server)
+                server.relieve()
+                assert buffers(server) == before
+                nursery.cancel_scope.cancel()
+            await near.aclose()
+            await expect_truncation(server)
+            server.relieve()
+            assert buffers(server) == before
+            await expect_truncation(server)
+
+
+async def expect_truncation(stream: SessionStream) -> None:
+    """The transport ends in the middle."""
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+
+
+def buffers(stream: SessionStream) -> tuple[Any, Any]:
+    """The BIOs that OpenSSL reads from and writes to."""
+    connection: Any = stream.session._connection
+    return connection._into_ssl, connection._from_ssl
 
 
 async def test_every_kind_of_buffer_is_sent_whole(party: Party) -> None:

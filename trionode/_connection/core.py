@@ -519,23 +519,10 @@ class ConnectionCore:
     async def _read_frames(self, link: Link) -> None:
         """Read and dispatch until the peer's end, or its last frame on this link."""
         pieces, link.rest = [link.rest], b""
-        decode, dispatch, stream = link.decoder.feed, self.channels.dispatch, link.stream
+        stream = link.stream
         while pieces:
-            for data in pieces:
-                self._bytes_received += len(data)
-                for kind, channel, payload in decode(data):
-                    if self.ended is not None:
-                        break
-                    if link.finished:
-                        msg = "the peer sent a frame after SWITCH"
-                        raise RemoteProtocolError(msg)
-                    if channel:
-                        dispatch(kind, channel, payload)
-                    else:
-                        self._on_frame(link, kind, payload)
-            if self.outbox.overflowing:
-                msg = "the peer does not read what it makes us answer"
-                raise RemoteProtocolError(msg)
+            self._dispatch(link, pieces)
+            del pieces  # else they would be kept until more comes
             if link.finished:
                 if link.decoder.incomplete:
                     msg = "the peer sent a part of a frame after SWITCH"
@@ -545,6 +532,26 @@ class ConnectionCore:
                 self.owner.renew(self, RenewalCause.WORN)
             pieces = await stream.receive_pieces()
             self.liveness.hear()
+            if stream.swollen:
+                self.liveness.relieve_soon()
+
+    def _dispatch(self, link: Link, pieces: list[bytes]) -> None:
+        decode, dispatch = link.decoder.feed, self.channels.dispatch
+        for data in pieces:
+            self._bytes_received += len(data)
+            for kind, channel, payload in decode(data):
+                if self.ended is not None:
+                    break
+                if link.finished:
+                    msg = "the peer sent a frame after SWITCH"
+                    raise RemoteProtocolError(msg)
+                if channel:
+                    dispatch(kind, channel, payload)
+                else:
+                    self._on_frame(link, kind, payload)
+        if self.outbox.overflowing:
+            msg = "the peer does not read what it makes us answer"
+            raise RemoteProtocolError(msg)
 
     # Hand-over
 

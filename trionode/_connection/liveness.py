@@ -7,6 +7,9 @@ may be here, and be read in this very tick.
 
 Where the transport itself knows that both ends are alive (`Watched`: memory under a mock clock, where months may pass
 in an instant), no ping is sent until it no longer does.
+
+The task that keeps the heartbeat also sees to it that the buffers of a link which were large in a transfer are given
+back: a second after they were seen to be, and so at most once a second while it lasts; and at each heartbeat.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Scheduler ticks that a peer's answer, which may have arrived already, gets to be read.
 _LAST_CHANCE_TICKS: Final = 3
+#: How long after they were seen to be large buffers are given back. It takes a tenth of a millisecond. Seconds.
+_RELIEF: Final = 1.0
 
 
 @interrupted_at_checkpoints
@@ -33,7 +38,18 @@ _LAST_CHANCE_TICKS: Final = 3
 class Liveness:
     """Watches over one peer, until the connection ends."""
 
-    __slots__ = ("_attended", "_heard", "_last_heard", "_nap", "_outbox", "_over", "_probes", "_reads", "_waiter")
+    __slots__ = (
+        "_attended",
+        "_heard",
+        "_last_heard",
+        "_nap",
+        "_outbox",
+        "_over",
+        "_probes",
+        "_reads",
+        "_swollen",
+        "_waiter",
+    )
 
     def __init__(self, outbox: Outbox) -> None:
         """Begin with a peer that was heard just now.
@@ -50,6 +66,8 @@ class Liveness:
         # What the one task that calls `beat` sleeps in.
         self._nap: trio.CancelScope | None = None
         self._waiter = Waiter()
+        # Whether buffers of the link are large, as the reader has seen.
+        self._swollen = False
         # The transport stream that was told of us last, if it is one that watches itself.
         self._attended: object = None
 
@@ -80,12 +98,18 @@ class Liveness:
         Returns:
             False where there was no sign of life; True where there was, and once the connection ends.
         """
+        if self._swollen:
+            with trio.CancelScope(deadline=trio.current_time() + _RELIEF) as self._nap:
+                await self._waiter.wait()
+            self._relieve()
+            return True
         watched = self._attend()
         with trio.CancelScope(deadline=self._last_heard + interval) as self._nap:
             await self._waiter.wait()
         silent_since = self._last_heard
         if self._over or trio.current_time() < silent_since + interval:  # to the bit what was slept until
             return True
+        self._relieve()
         if watched is not None and watched.sound:
             with trio.CancelScope() as self._nap:
                 await self._waiter.wait()
@@ -109,6 +133,16 @@ class Liveness:
             self._attended = stream
             stream.attend(self._waiter.wake)
         return stream
+
+    def relieve_soon(self) -> None:
+        """The link has large buffers, which are to be given back before long. Synchronous."""
+        if not self._swollen:
+            self._swollen = True
+            self._waiter.wake()
+
+    def _relieve(self) -> None:
+        self._swollen = False
+        self._outbox.link.stream.relieve()
 
     def wake(self) -> None:
         """Have `beat` return soon. To be woken costs less than to be cancelled."""

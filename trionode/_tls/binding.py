@@ -1,4 +1,4 @@
-"""What pyOpenSSL does not offer of OpenSSL, and certificate verification needs: the one file that touches the binding.
+"""What pyOpenSSL does not offer of OpenSSL, and is needed here: the one file that touches the binding.
 
 Theory. pyOpenSSL's verify callback is called for each certificate and each objection, without the X509_STORE_CTX, so
 that it can neither see what a client presented nor say which objection of ours an alert is to tell. Here a callback of
@@ -168,6 +168,34 @@ def untrusted_is_visible() -> bool:
     return first_members(context) == (ffi.cast("void *", store._store), leaf, stack)
 
 
+# Buffers ------------------------------------------------------------------------------------------------------------
+
+
+def unread(connection: SSL.Connection) -> int:
+    """Bytes of ciphertext that a connection in memory was given and OpenSSL has not taken yet."""
+    return int(lib.BIO_get_mem_data(connection._into_ssl, ffi.NULL))
+
+
+def renew_buffers(connection: SSL.Connection) -> bool:
+    """Put new memory BIOs in the place of a connection's, which are freed; if nothing is in them, as it returns.
+
+    A new one waits for data where it has none: what told the old one of the end would be forgotten.
+
+    Args:
+        connection: over memory.
+    """
+    if unread(connection) or lib.BIO_get_mem_data(connection._from_ssl, ffi.NULL):
+        return False
+    incoming, outgoing = lib.BIO_new(lib.BIO_s_mem()), lib.BIO_new(lib.BIO_s_mem())
+    if ffi.NULL in (incoming, outgoing):  # no memory
+        lib.BIO_free(incoming)
+        lib.BIO_free(outgoing)
+        return False
+    lib.SSL_set_bio(connection._ssl, incoming, outgoing)  # which owns them from now on
+    connection._into_ssl, connection._from_ssl = incoming, outgoing
+    return True
+
+
 # Paths --------------------------------------------------------------------------------------------------------------
 
 
@@ -258,11 +286,6 @@ def key_size(certificate: crypto.X509) -> tuple[str, int]:
     if kind in (lib.EVP_PKEY_RSA, _RSA_PSS, lib.EVP_PKEY_DSA, lib.EVP_PKEY_DH):
         return "RSA", bits
     return ("EC" if kind == lib.EVP_PKEY_EC else "other"), bits
-
-
-def unread(connection: SSL.Connection) -> int:
-    """Bytes of ciphertext that a connection in memory was given and OpenSSL has not taken yet."""
-    return int(lib.BIO_get_mem_data(connection._into_ssl, ffi.NULL))
 
 
 def openssl_reason(exc: SSL.Error | crypto.Error) -> str:

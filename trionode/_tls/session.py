@@ -11,6 +11,9 @@ that asks for one in return leaves 27 bytes to be sent, so they are counted, and
 Go's crypto/tls ends a connection after 16 such records in a row, which one byte of data after every 15 gets round; here
 the count is over the whole connection, in proportion to the records with data.
 
+Memory. OpenSSL's memory BIOs never shrink: after a transfer they would keep some 200 KiB at each end for good. So new
+ones are put in their place now and then (`relieve`), when nothing is in them.
+
 Python that OpenSSL calls (verify, ALPN and certificate callbacks) must not be interrupted: cffi would swallow a
 KeyboardInterrupt there, and a refusal would be made of it. So the methods that enter OpenSSL are protected, and with
 them everything that they call; Trio delivers the interrupt at the next checkpoint.
@@ -29,7 +32,7 @@ from trionode._identity.certificate import has_dates
 from trionode._util.quiet import quietly
 from trionode._util.text import Buffer, printable
 
-from .binding import openssl_reason, unread
+from .binding import openssl_reason, renew_buffers, unread
 from .candidates import Candidate
 from .client_hello import server_name_text
 
@@ -49,6 +52,9 @@ _CHUNK: Final = 64 * 1024
 _RECORD_OVERHEAD: Final = 5 + 1 + 16
 #: Headroom for TLS messages that OpenSSL sends by itself: handshake flights, dead tickets, alerts.
 _HEADROOM: Final = 4096
+
+#: What is put into a BIO at once makes it as large, and a third more. Above this it is worth a new one. Bytes.
+_SWOLLEN: Final = 32 * 1024
 
 #: Complete records that OpenSSL is given at once. 64 KeyUpdates take some 2 ms, 64 full records are 1 MiB.
 _AT_ONCE: Final = 64
@@ -132,12 +138,14 @@ class TLSSession:
         "_data_records",
         "_examination",
         "_failure",
+        "_first_buffers",
         "_held",
         "_produced",
         "_scanner",
         "peer_certificate",
         "records_received",
         "records_sent",
+        "swollen",
         "verified",
     )
 
@@ -165,6 +173,10 @@ class TLSSession:
         #: Records of data so far, under one key each way: AES-GCM is good for 2^24.5 (RFC 8446 section 5.5).
         self.records_sent: int = 0
         self.records_received: int = 0
+        #: Whether the BIOs are large, from a transfer.
+        self.swollen: bool = False
+        # Those of the handshake are not small.
+        self._first_buffers = True
 
     # Ciphertext
 
@@ -173,6 +185,8 @@ class TLSSession:
         """Take ciphertext from the transport; what is not for OpenSSL yet is copied."""
         if data:
             taken = self._scanner.feed(data)
+            if taken > _SWOLLEN:
+                self.swollen = True
             with memoryview(data) as view:
                 self._connection.bio_write(view[:taken])
                 self._held = bytes(view[taken:])
@@ -202,6 +216,12 @@ class TLSSession:
                 size = _CHUNK
                 pieces.append(self._connection.bio_read(size))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @enable_ki_protection
+    def relieve(self) -> None:
+        """Give the memory back that OpenSSL's buffers have grown to, if nothing is in them."""
+        if (self.swollen or self._first_buffers) and self._scanner.complete == 0 and renew_buffers(self._connection):
+            self.swollen = self._first_buffers = False
 
     # Handshake
 
@@ -298,6 +318,8 @@ class TLSSession:
             records = -(-len(data) // RECORD_SIZE)
             self.records_sent += records
             self._produced += len(data) + records * _RECORD_OVERHEAD
+            if self._produced > _SWOLLEN:
+                self.swollen = True
             try:
                 self._connection.sendall(data)
             except SSL.Error as exc:

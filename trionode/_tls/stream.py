@@ -109,6 +109,15 @@ class SessionStream(trio.abc.HalfCloseableStream):
         """TLS records of data that were decrypted so far; larger by some where small pieces were asked for."""
         return self.session.records_received
 
+    @property
+    def swollen(self) -> bool:
+        """Whether OpenSSL holds more memory for it than a stream needs that is quiet."""
+        return self.session.swollen
+
+    def relieve(self) -> None:
+        """Give that back, if nothing is in it at this moment."""
+        self.session.relieve()
+
     def export_keying_material(self, label: bytes, length: int, context: bytes | None = None) -> bytes:
         """A secret that only the two ends of this TLS session know (RFC 8446 section 7.5).
 
