@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import pickle
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Self, final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from ._util.codes import ApplicationCode, FrameworkCode, PeersCode, application_code
+from ._util.details import as_details
+from ._util.metadata import as_metadata
 from ._util.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cryptography import x509
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from ._util.text import Address
 
 __all__ = [
+    "ApplicationCode",
     "CertificateError",
     "CertificateReason",
     "FixedAtStartupError",
@@ -72,22 +77,6 @@ def _picklable(value: object) -> object:
     except Exception:  # noqa: BLE001 -- pickling may raise anything
         return None
     return value
-
-
-class _PeersCode(StrEnum):
-    """Codes that peers send; has a member `OTHER`."""
-
-    @classmethod
-    def of(cls, code: str) -> Self:
-        """The member for a code from the wire; `OTHER` for one that this release does not know.
-
-        Args:
-            code: what the peer said.
-        """
-        try:
-            return cls(code)
-        except ValueError:
-            return cls("other")
 
 
 # Our own credentials and configuration ------------------------------------------------------------------------------
@@ -274,7 +263,7 @@ class UnverifiedReason(StrEnum):
     """The node is closing."""
 
 
-class RejectionCode(_PeersCode):
+class RejectionCode(PeersCode):
     """Why a peer refused us: a TLS alert (RFC 8446 section 6.2) or the code of a refusing hello.
 
     TLS carries less than the refusing side knows: a server name mismatch arrives as `INTERNAL_ERROR`, a certificate
@@ -434,7 +423,7 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent something that the node protocol does not allow."""
 
 
-class RemoteCode(_PeersCode):
+class RemoteCode(PeersCode):
     """Why a peer's service did not do what was asked of it."""
 
     UNKNOWN_SERVICE = "unknown_service"
@@ -456,22 +445,37 @@ class RemoteCode(_PeersCode):
     NOT_TAKEN = "not_taken"
     """The connection ended before the peer took the request: the service did not run."""
     OTHER = "other"
-    """A code of the application's own, see `RemoteError.raw_code`; or one that this release does not know."""
+    """A code that this release does not know, see `RemoteError.raw_code`; or an application's, of an older peer."""
+
+
+def code_of(given: str) -> RemoteCode | ApplicationCode:
+    """What a code stands for: one of trionode's where it is from there, or is "failed"; else one of the application's.
+
+    Args:
+        given: by an application, or a `FrameworkCode`.
+    """
+    if isinstance(given, RemoteCode):
+        return given
+    if isinstance(given, FrameworkCode):
+        return RemoteCode.of(given)
+    return RemoteCode.FAILED if given == RemoteCode.FAILED.value else application_code(given)
 
 
 @final
 class RemoteError(TrionodeError):
     """The peer's service did not do what was asked of it.
 
-    A service raises it to refuse a call: `raise RemoteError("no such order", code="not_found")`. Code and message reach
-    the caller, and no traceback is logged.
+    A service raises it to refuse a call: `raise RemoteError("no such order", code="not_found", details={"order": 17})`.
+    All of that reaches the caller, and no traceback is logged.
 
     Attributes:
-        code: why, see `RemoteCode`.
-        raw_code: the code as the peer sent it, control characters escaped: where `code` is `OTHER`, the service's own.
+        code: why: a `RemoteCode` where trionode says so, an `ApplicationCode` where the service does, in its own words.
+        raw_code: the code as text, control characters escaped; as the peer sent it where `code` is `RemoteCode.OTHER`.
         message: the peer's own words, control characters escaped, at most a few hundred characters.
         not_run: whether the service certainly did not run, so that the request may be made again. False where it may
             have run, and where the peer does not say.
+        details: what the service says besides, a plain value: None, a boolean, a number, text, bytes, or a list of or
+            `dict` from text to such. From a peer it is untrusted, and bounded.
     """
 
     _explained: ClassVar[dict[RemoteCode, str]] = {
@@ -489,23 +493,53 @@ class RemoteError(TrionodeError):
     #: Codes that say by themselves that nothing ran.
     _plain: ClassVar[frozenset[RemoteCode]] = frozenset((RemoteCode.UNKNOWN_SERVICE, RemoteCode.NOT_ALLOWED))
 
-    def __init__(self, message: str = "", *, code: RemoteCode | str, not_run: bool = False) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: RemoteCode | str,
+        not_run: bool = False,
+        details: object = None,
+        metadata: Mapping[str, str | bytes] | None = None,
+    ) -> None:
         """An error of a service.
 
         Args:
             message: for people.
-            code: a `RemoteCode`, or one of the application's own, of 1 to 64 characters.
+            code: one of the application's own, of 1 to 64 characters, which a caller gets as an `ApplicationCode`; or a
+                `RemoteCode`. "failed" is `RemoteCode.FAILED`.
             not_run: whether the service did not run; for trionode to say. One that raises this runs, and a caller
                 gets it without.
+            details: see the attribute. A copy is made, in which tuples are lists. At most 1000 values, 16 deep;
+                together with the metadata, encoded, at most the caller's `max_metadata_size` bytes. What is more
+                than that is left out, and the log says so.
+            metadata: a small mapping of strings to strings or bytes, beside the details.
+
+        Raises:
+            TypeError, ValueError: details or metadata are none.
         """
-        self.code: RemoteCode = RemoteCode.of(code)
-        self.raw_code: str = printable(str(code))
+        self.code: RemoteCode | ApplicationCode = code_of(code)
+        self.raw_code: str = printable(str(code if self.code is RemoteCode.OTHER else self.code))
         self.message: str = printable(message)
         self.not_run: bool = not_run
-        if self.code is RemoteCode.OTHER or (self.code is RemoteCode.FAILED and message):
-            explained = "the service gave this reason"
-        else:
-            explained = self._explained[self.code]
+        self.details: Any = None if details is None else as_details(details)
+        self._metadata = {} if metadata is None else dict(as_metadata(metadata))
+        explained = "the service gave this reason"
+        if isinstance(self.code, RemoteCode) and not (self.code is RemoteCode.FAILED and message):
+            explained = self._explained.get(self.code, explained)
         words = f" ({self.message})" if message else ""
         certain = "; the service did not run" if not_run and self.code not in self._plain else ""
         super().__init__(f"{self.raw_code}: {explained}{words}{certain}")
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """What the service says beside the details, read-only; empty for none."""
+        return MappingProxyType(self._metadata)
+
+
+def anew(error: RemoteError) -> RemoteError:
+    """The same error once more, without the tracebacks of those that have raised it."""
+    copy = RemoteError.__new__(RemoteError, *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy

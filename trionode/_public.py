@@ -28,6 +28,7 @@ from ._credentials.policy import ClientAuth as ClientAuth
 from ._credentials.revocation_list import Revocation as Revocation
 from ._credentials.validity import CredentialRole as CredentialRole, Validity as Validity
 from ._errors import (
+    ApplicationCode as ApplicationCode,
     CertificateError as CertificateError,
     CertificateReason as CertificateReason,
     FixedAtStartupError as FixedAtStartupError,

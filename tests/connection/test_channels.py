@@ -26,6 +26,7 @@ import trio.testing
 
 from trionode import (
     AcceptorOptions,
+    ApplicationCode,
     ClientAuth,
     Connection,
     EndReason,
@@ -1958,12 +1959,12 @@ async def reset_in_own_words(channel: ServiceChannel) -> None:
     ("service", "code", "raw_code"),
     [
         (refuse_as_denied, RemoteCode.NOT_ALLOWED, "not_allowed"),
-        (refuse_in_own_words, RemoteCode.OTHER, "not_found"),
-        (reset_in_own_words, RemoteCode.OTHER, "not_found"),
+        (refuse_in_own_words, ApplicationCode("not_found"), "not_found"),
+        (reset_in_own_words, ApplicationCode("not_found"), "not_found"),
     ],
 )
 async def test_a_service_refuses_on_purpose(
-    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, service: Service, code: RemoteCode, raw_code: str
+    open_pair: PairFactory, caplog: pytest.LogCaptureFixture, service: Service, code: str, raw_code: str
 ) -> None:
     """Its code and words reach the caller, who hears of no exception and no log; nothing is logged as a failure."""
     async with open_pair(beta={"services": {"orders": service}}) as pair:
@@ -1975,7 +1976,7 @@ async def test_a_service_refuses_on_purpose(
             with pytest.raises(RemoteError) as again:
                 await channel.receive()
     for error in caught.value, again.value:
-        assert (error.code, error.raw_code) == (code, raw_code)
+        assert (type(error.code), error.code, error.raw_code) == (type(code), code, raw_code)
         assert error.message in ("not today", "no such order")
         assert not {"traceback", "exception", "release"} & set(str(error).split())
     assert not [each for each in caplog.records if each.levelname in ("WARNING", "ERROR")]

@@ -17,6 +17,7 @@ from hypothesis import example, given, strategies as st
 
 from trionode import _errors
 from trionode._errors import (
+    ApplicationCode,
     CertificateError,
     CertificateReason,
     FixedAtStartupError,
@@ -716,7 +717,7 @@ def test_remote_error_explains_every_code(code: RemoteCode) -> None:
     """Every code of a remote failure comes with a sentence, and the peer's own words after it."""
     assert str(RemoteError(code=code)).startswith(f"{code}: ")
     assert len(str(RemoteError(code=code))) > len(code) + 15
-    error = RemoteError("disk\nfull", code=str(code))
+    error = RemoteError("disk\nfull", code=code)
     assert error.code is code
     assert error.raw_code == code
     assert error.message == r"disk\nfull"
@@ -724,9 +725,10 @@ def test_remote_error_explains_every_code(code: RemoteCode) -> None:
 
 
 def test_a_code_of_the_applications_own_is_kept() -> None:
-    """As the peer sent it, escaped; the enumeration's member says that it is none of ours."""
+    """As the peer sent it, escaped; its type says that it is none of ours."""
     error = RemoteError("no such order", code="not\nfound")
-    assert (error.code, error.raw_code) == (RemoteCode.OTHER, r"not\nfound")
+    assert (error.code, error.raw_code) == (r"not\nfound", r"not\nfound")
+    assert type(error.code) is ApplicationCode
     assert str(error) == r"not\nfound: the service gave this reason (no such order)"
     assert str(RemoteError(code="gone")) == "gone: the service gave this reason"
 

@@ -244,7 +244,14 @@ def test_the_reference_is_fresh() -> None:
 
 def test_every_class_of_options_is_in_the_reference() -> None:
     """Each public dataclass that has defaults; but for snapshots, which programs are given."""
-    snapshots = {"ConnectionEnd", "ConnectorState", "Credentials", "FollowerStatus", "ManagerStatistics"}
+    snapshots = {
+        "ConnectionEnd",
+        "ConnectorState",
+        "Credentials",
+        "FollowerStatus",
+        "ManagerStatistics",
+        "RecordedCall",
+    }
     found = {
         name
         for module in (trionode, trionode.testing)

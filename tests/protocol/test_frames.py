@@ -221,12 +221,28 @@ def test_frames_byte_by_byte(frame: bytes, as_bytes: str) -> None:
             1,
             {"service": "a", "metadata": {"t": "x", "b": b"y"}},
         ),
-        (wire.control(wire.RESET, 4, wire.End(code="failed")), 0x08, 4, {"code": "failed", "message": ""}),
+        (wire.control(wire.RESET, 4, wire.End(code="failed")), 0x08, 4, {"code": "failed"}),
+        (
+            wire.control(
+                wire.RESET,
+                4,
+                wire.End(
+                    code="gone",
+                    message="m",
+                    application=True,
+                    details=Raw(wire.encode_details([1, None])),
+                    metadata=Raw(wire.encode_metadata({"k": b"v"})),
+                ),
+            ),
+            0x08,
+            4,
+            {"code": "gone", "message": "m", "application": True, "details": [1, None], "metadata": {"k": b"v"}},
+        ),
         (
             wire.control(wire.RESET, 4, wire.End(code="limit", not_run=True)),
             0x08,
             4,
-            {"code": "limit", "message": "", "not_run": True},
+            {"code": "limit", "not_run": True},
         ),
         (wire.control(wire.GOODBYE, 0, wire.Goodbye(code="c", message="m")), 0x0A, 0, {"code": "c", "message": "m"}),
         (

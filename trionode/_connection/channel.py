@@ -22,9 +22,10 @@ from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Final, Self, final
 
 import trio
+from msgspec import Raw
 
 from trionode import _protocol as wire
-from trionode._errors import RemoteCode, RemoteError
+from trionode._errors import ApplicationCode, RemoteCode, RemoteError, anew, code_of
 from trionode._util.fields import with_article
 from trionode._util.home import home
 from trionode._util.interrupts import interrupted_at_checkpoints
@@ -70,7 +71,7 @@ class ChannelEnd:
         receiving: the half that receives.
     """
 
-    __slots__ = ("_on_over", "_outbox", "metadata", "number", "receiving", "scope", "sending", "service")
+    __slots__ = ("_on_over", "_outbox", "_terms", "metadata", "number", "receiving", "scope", "sending", "service")
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class ChannelEnd:
         self.scope: trio.CancelScope | None = scope
         self.sending: SendHalf = SendHalf(number, service, terms)
         self.receiving: ReceiveHalf = ReceiveHalf(number, terms)
+        self._terms = terms
         self._outbox = terms.outbox
         self._on_over = on_over
 
@@ -178,9 +180,7 @@ class ChannelEnd:
         if isinstance(end, trio.EndOfChannel):
             return trio.EndOfChannel()
         if isinstance(end, RemoteError) and self.scope is None:
-            refused = RemoteError(end.message, code=end.raw_code, not_run=end.not_run)
-            refused.__cause__ = end.__cause__
-            return refused
+            return anew(end)
         error = trio.BrokenResourceError(str(end))
         error.__cause__ = end
         return error
@@ -209,17 +209,45 @@ class ChannelEnd:
                 self._outbox.append(wire.header(wire.CLOSE, self.number, 0))
             self._end_here(SendState.CLOSED)
 
-    def reset(self, code: RemoteCode | str = RemoteCode.CANCELLED, message: str = "") -> None:
+    def reset(self, code: RemoteCode | ApplicationCode = RemoteCode.CANCELLED, message: str = "") -> None:
         """Give the channel up; see `ServiceChannel.reset`.
 
         Args:
             code: what the peer is told.
             message: for people over there, at most 1000 characters.
         """
+        self._reset(code, message, wire.ABSENT, wire.ABSENT)
+
+    def refuse(self, error: RemoteError) -> int:
+        """As `reset`, with all that an error says.
+
+        Args:
+            error: what the peer is told.
+
+        Returns:
+            Bytes of details and metadata that were left out, because they are more than the peer takes.
+        """
+        details = wire.ABSENT if error.details is None else Raw(wire.encode_details(error.details))
+        metadata = Raw(wire.encode_metadata(error.metadata)) if error.metadata else wire.ABSENT
+        size, limit = len(bytes(details)) + len(bytes(metadata)), self._terms.send_metadata
+        if size <= limit:
+            self._reset(error.code, error.message, details, metadata)
+            return 0
+        note = f"[details and metadata of {size} bytes were left out: at most {limit}] "
+        self._reset(error.code, note + error.message, wire.ABSENT, wire.ABSENT)
+        return size
+
+    def _reset(self, code: RemoteCode | ApplicationCode, message: str, details: Raw, metadata: Raw) -> None:
         if not self.closed:
             if not self._over:
-                payload = wire.End(code=wire.code(code), message=wire.text(message))
-                self._outbox.append(wire.control(wire.RESET, self.number, payload))
+                end = wire.End(
+                    code=wire.code(code),
+                    message=wire.text(message),
+                    application=isinstance(code, ApplicationCode),
+                    details=details,
+                    metadata=metadata,
+                )
+                self._outbox.append(wire.control(wire.RESET, self.number, end))
             self._end_here(SendState.RESET_SENT)
 
     def abandon(self) -> None:
@@ -438,7 +466,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
 
         Args:
             code: what the peer is told: a `RemoteCode`, or one of the application's own, of 1 to 64 characters, which
-                a caller finds as `RemoteError.raw_code`.
+                a caller finds as `RemoteError.code`, an `ApplicationCode`.
             message: for people over there, at most 1000 characters.
 
         Raises:
@@ -446,7 +474,7 @@ class ServiceChannel(trio.abc.Channel[bytes]):
         """
         self._home.check("ServiceChannel")
         check_code(code)
-        self._end.reset(code, message)
+        self._end.reset(code_of(code), message)
 
     async def __aenter__(self) -> Self:
         """A checkpoint; cancelled in it, the channel is reset."""

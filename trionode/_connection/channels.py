@@ -28,7 +28,8 @@ import msgspec
 import trio
 
 from trionode import _protocol as wire
-from trionode._errors import LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
+from trionode._errors import ApplicationCode, LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
+from trionode._util.codes import FrameworkCode
 from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.metadata import NO_METADATA
 
@@ -209,7 +210,7 @@ class Channels:
             if kind == wire.OPEN:
                 self._on_open(number, wire.decode(wire.Open, payload))
             elif kind == wire.RESET and number in self.served:
-                self.served[number].on_lost(_reset_cause(payload))
+                self.served[number].on_lost(_reset_cause(payload, self._terms.receive_metadata))
             else:
                 self._check_opened(number)
         elif kind == wire.MESSAGE:
@@ -227,7 +228,7 @@ class Channels:
         elif kind == wire.RESET:
             self.waiting.pop(number, None)
             self._forget(channel)
-            channel.on_lost(_reset_cause(payload))
+            channel.on_lost(_reset_cause(payload, self._terms.receive_metadata))
         elif kind == wire.DISCARD:
             channel.receiving.on_discard()
         elif kind == wire.RETURN:
@@ -362,6 +363,25 @@ def not_taken(cause: Exception) -> RemoteError:
     return error
 
 
-def _reset_cause(payload: bytes) -> RemoteError:
+def _reset_cause(payload: bytes, limit: int) -> RemoteError:
+    """What the peer says of the end of a channel.
+
+    Args:
+        payload: of a RESET.
+        limit: bytes of details and metadata that this side takes.
+
+    Raises:
+        RemoteProtocolError: it is none, or its details and metadata are more than that, or malformed.
+    """
     end = wire.decode(wire.End, payload)
-    return RemoteError(end.message, code=end.code, not_run=end.not_run is True)
+    size = len(bytes(end.details)) + len(bytes(end.metadata))
+    if size > limit:
+        msg = f"the peer sent {size} bytes of details and metadata of an error; at most {limit} are allowed"
+        raise RemoteProtocolError(msg)
+    return RemoteError(
+        end.message,
+        code=ApplicationCode(end.code) if end.application else FrameworkCode(end.code),
+        not_run=end.not_run,
+        details=wire.decode_details(end.details),
+        metadata=wire.decode_metadata(end.metadata, limit),
+    )

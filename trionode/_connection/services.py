@@ -15,6 +15,7 @@ import contextvars
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import trio
@@ -267,17 +268,28 @@ class Services:
     def _failed(self, channel: ChannelEnd, error: Exception) -> bool:
         """Tell the caller and the log. Returns False where the service failed only because its channel had ended."""
         gone = channel.is_end(error)
-        if not gone and isinstance(error, RemoteError) and _raised_on_purpose(error):
-            channel.reset(error.raw_code, error.message)
+        refusal = None if gone else _refusal(error)
+        if refusal is not None:
+            left_out = channel.refuse(refusal)
             _log.info(
                 "service %r refused %s: %s",
                 channel.service,
                 channel.peer.name,
-                error,
+                refusal,
                 node=self._node,
                 channel=channel,
-                error=error,
+                error=refusal,
             )
+            if left_out:
+                self._refusals.warning(
+                    "service %r refused %s with %d bytes of details and metadata, more than it takes: left out",
+                    channel.service,
+                    channel.peer.name,
+                    left_out,
+                    node=self._node,
+                    channel=channel,
+                    error=refusal,
+                )
             return False
         channel.reset(RemoteCode.FAILED, _describe(error) if self._expose_errors else "")
         if gone:
@@ -304,12 +316,19 @@ class Services:
         return not gone
 
 
+def _refusal(error: Exception) -> RemoteError | None:
+    """What a service has raised on purpose to refuse; a nursery around it makes a group of it, which is no other."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, RemoteError) and _raised_on_purpose(error) else None
+
+
 def _raised_on_purpose(error: RemoteError) -> bool:
     """Whether the service raised it itself, to refuse; and did not get it from a call of its own to another peer."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and not traceback.tb_frame.f_globals.get("__name__", "").startswith("trionode.")
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    # What a task has waited for is raised by these, wherever it comes from.
+    return next((each for each in reversed(modules) if each not in ("trio", "outcome")), "trionode") != "trionode"
 
 
 def _any_peer(_: Peer) -> bool:

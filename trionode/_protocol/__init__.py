@@ -22,7 +22,8 @@ Hello
 
     `limits` is a map: `max_message_size` (the largest message that this side accepts, bytes), `window` (the credit that
     the other side starts each channel with), `max_channels` (how many the other side may have open at once),
-    `max_metadata_size` (the most metadata that this side accepts with one OPEN, encoded, bytes; 0 or absent for none).
+    `max_metadata_size` (the most that this side accepts beside the messages, as metadata of one OPEN and as details and
+    metadata of one RESET, encoded, bytes; 0 or absent for none).
     `refusal` is a map: `code`, and `message` for people. The side that refuses closes the link.
     The connection exists once the third message has arrived without a refusal. The dialer may send frames right behind
     that message, the acceptor only after it has read it.
@@ -43,8 +44,8 @@ Frames
     0x06 EOF      none                         half-close: no more messages from this side
     0x07 CLOSE    none                         no more messages from this side, and it reads no more; no error
     0x08 RESET    msgpack `code`, `message`,   the channel is over: a service is cancelled, a caller gets the error;
-                  `not_run`                    `not_run`, from the service's side, where the service certainly did not
-                                               begin and will not; without it, it may have run
+                  `not_run`, `application`,    `not_run`, from the service's side, where the service certainly did not
+                  `details`, `metadata`        begin and will not; without it, it may have run; the rest see below
     0x09 CREDIT   u32 bytes                    the receiver of messages grants this much more
     0x0A GOODBYE  msgpack `code`, `message`,   on channel 0: the connection is over, nothing follows; `last` is the
                   `last`                       highest channel of the other side's that was looked at, 0 if none was:
@@ -67,6 +68,12 @@ Frames
     Metadata is what a caller says beside its messages: a map of text (1 to 255 characters) to text or bytes, absent for
     none. It has at most 128 entries, no key twice, and encoded, the whole map, at most `max_metadata_size` bytes of the
     receiver's; more is a protocol error.
+
+    Errors. The `code` of a RESET is one of this protocol's, or, with `application` true, one of the application's own:
+    two vocabularies, in which the same text may mean different things. `details`, a plain value (null, boolean, number,
+    text, bytes, lists, and maps from text), and `metadata`, as in OPEN, are what a service says besides. Details have
+    at most 1000 values, nested 16 deep. Both together have at most `max_metadata_size` bytes of the receiver's. What is
+    absent is empty or false.
 
     Credit. A message costs its length plus 64 (so that empty ones are not free), debited fragment by fragment, the
     64 with the first. A side MUST NOT send more than it has credit for. The receiver grants credit as its application
@@ -112,6 +119,7 @@ from .codec import (
     decode as decode,
     text as text,
 )
+from .details import decode_details as decode_details, encode_details as encode_details
 from .frames import (
     CLOSE as CLOSE,
     CREDIT as CREDIT,

@@ -58,12 +58,15 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: Raw = ABSENT
 
 
-class End(msgspec.Struct, frozen=True, kw_only=True):
+class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Payload of RESET."""
 
     code: Code
     message: Text = ""
-    not_run: bool | msgspec.UnsetType = msgspec.UNSET
+    not_run: bool = False
+    application: bool = False
+    details: Raw = ABSENT
+    metadata: Raw = ABSENT
 
 
 class Goodbye(msgspec.Struct, frozen=True, kw_only=True):

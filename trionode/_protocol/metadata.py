@@ -10,7 +10,7 @@ from msgspec import Meta, Raw
 
 from trionode._errors import RemoteProtocolError
 from trionode._util.decoding import UndecodableError, decode_untrusted
-from trionode._util.metadata import MAX_ENTRIES, MAX_KEY
+from trionode._util.metadata import MAX_ENTRIES, MAX_KEY, NO_METADATA
 
 from .codec import encode
 
@@ -38,7 +38,7 @@ def encode_metadata(metadata: Metadata) -> bytes:
 
 
 def decode_metadata(field: Raw, limit: int) -> Metadata:
-    """Untrusted metadata, read-only.
+    """Untrusted metadata, read-only; empty for none.
 
     Args:
         field: what a message has in its place.
@@ -47,6 +47,8 @@ def decode_metadata(field: Raw, limit: int) -> Metadata:
     Raises:
         RemoteProtocolError: it is larger, no such map, or has too many entries or one key twice.
     """
+    if not field:
+        return NO_METADATA
     data = bytes(field)
     if len(data) > limit:
         msg = f"the peer sent {len(data)} bytes of metadata; at most {limit} are allowed"

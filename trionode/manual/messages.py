@@ -44,6 +44,8 @@ _BY_WORDS: Final = tuple(
         (r"cannot connect|look up|no answer|did not finish within|cut off", "troubleshooting", "No peer answers"),
         (r"fixed at start-up|in use by", "troubleshooting", "A change of CA pools does not take effect"),
         (r"another live node|name_in_use", "troubleshooting", "A node is refused with name_in_use"),
+        (r"metadata", "calls", "Metadata"),
+        (r"interceptor|proceed\(\)", "calls", "Interceptors"),
         (r"message of|max_message_size|channel|service", "channels", "Services"),
     )
 )  # fmt: skip

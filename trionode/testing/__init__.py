@@ -20,6 +20,7 @@ from ._moments import (
     wait_for_generation as wait_for_generation,
 )
 from ._nodes import NodeFactory as NodeFactory, node_factory as node_factory
+from ._recorder import CallRecorder as CallRecorder, RecordedCall as RecordedCall
 from ._zoo import (
     CertificateZoo as CertificateZoo,
     PEMPair as PEMPair,

@@ -21,6 +21,7 @@ from trionode import (
     ResolverError,
     _protocol as wire,
 )
+from trionode._connection import channels as _channels
 from trionode._errors import RejectionCode
 from trionode._identity import describe as _describe, names as _identity
 from trionode._node import typed as _typed
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from random import Random
 
 NAME: Final = "alpha@localhost"
-LIMITS: Final = wire.Limits(max_message_size=65536, window=4096, max_channels=4, max_metadata_size=4096)
+LIMITS: Final = wire.Limits(max_message_size=65536, window=4096, max_channels=4, max_metadata_size=1024)
 METADATA: Final = msgspec.Raw(wire.encode_metadata({"tenant": "a", "token": b"\0\1"}))
+DETAILS: Final = msgspec.Raw(wire.encode_details({"order": 17, "of": ["a", None, 1.5, b"x", True]}))
 REFUSAL: Final = wire.Refusal(code="cookie", message="no")
 HELLO: Final = wire.Hello(versions=[1], name=NAME, incarnation=1, generation=1, limits=LIMITS, verified=True)
 JOIN: Final = wire.Join(connection=bytes(16), attempt=1, proof=bytes(32))
@@ -56,7 +58,11 @@ CONTROLS: Final[dict[str, list[msgspec.Struct]]] = {
         wire.Open(service="echo", timeout=1.5),
         wire.Open(service="echo", metadata=METADATA),
     ],
-    "end": [wire.End(code="failed", message="words"), wire.End(code="limit", not_run=True)],
+    "end": [
+        wire.End(code="failed", message="words"),
+        wire.End(code="limit", not_run=True),
+        wire.End(code="not_found", application=True, details=DETAILS, metadata=METADATA),
+    ],
     "goodbye": [wire.Goodbye(code="closed", message="words"), wire.Goodbye(code="closed", last=7)],
 }
 
@@ -207,13 +213,13 @@ class ControlTarget(Target):
             message = wire.decode(self._kind, data)
             if isinstance(message, wire.Open) and message.metadata:
                 wire.decode_metadata(message.metadata, LIMITS.max_metadata_size)
+            elif isinstance(message, wire.End):
+                repr(_channels._reset_cause(data, LIMITS.max_metadata_size))  # noqa: SLF001 -- what is made of it
         except RemoteProtocolError as exc:
             return f"{said(exc)} {str(exc)[-20:]}"
         if isinstance(message, wire.Open) and message.timeout is not None and not message.timeout >= 0:
             msg = f"a timeout of {message.timeout}"
             raise Violation(msg)
-        if isinstance(message, wire.End):
-            repr(RemoteError(message.message, code=message.code, not_run=message.not_run is True))
         return "message"
 
 
