@@ -21,6 +21,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "outage": "outage",
     "interrupt": "interrupt.program",
     "mesh": "mesh",
+    "storm": "storm.program",
     "crossing": "crossing",
     "drains": "drains",
     "discovery": "discovery.program",

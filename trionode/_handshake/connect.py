@@ -16,6 +16,7 @@ from trionode._errors import HandshakeReason, Stage
 from trionode._tls.failures import HandshakeErrors
 from trionode._transport.lookup import LookupTimeoutError
 from trionode._transport.tcp import TCP
+from trionode._util.turns import turns
 
 if TYPE_CHECKING:
     from trionode._transport.interfaces import Transport
@@ -36,10 +37,20 @@ async def connect(
         HandshakeTimeoutError: it took longer.
         HandshakeError: stage `resolve` or `connect`; `__cause__` is the `OSError`.
     """
+    handshakes = turns()
+    await handshakes.wait_calm()  # no timeout runs while a handshake would only wait for the processor
+    handshakes.connecting += 1
+    try:
+        return await _connect(host, port, connect_timeout, TCP if transport is None else transport)
+    finally:
+        handshakes.connecting -= 1
+
+
+async def _connect(host: str, port: int, connect_timeout: float, transport: Transport) -> trio.abc.Stream:
     errors = HandshakeErrors(address=(host, port), stage=Stage.CONNECT)
     with trio.move_on_after(connect_timeout) as scope:
         try:
-            return await (TCP if transport is None else transport).connect(host, port)
+            return await transport.connect(host, port)
         except LookupTimeoutError as exc:
             if trio.current_effective_deadline() < scope.deadline:
                 # The caller's own deadline is about to pass: a cancellation, and no error.

@@ -17,6 +17,7 @@ import trio
 from trionode._errors import HandshakeError, HandshakeReason, PeerUnverifiedError
 from trionode._transport.sockets import address_of, receive, send
 from trionode._util.text import Buffer, at
+from trionode._util.turns import Turn
 
 from .failures import HandshakeErrors
 from .stream import SessionStream, quietly
@@ -195,28 +196,29 @@ async def exchange_flights(
     """
     send_failure: trio.BrokenResourceError | None = None
     received = 0
-    while True:
-        done = session.handshake()
-        outgoing = session.outgoing() if flush_last_flight or not done else b""
-        if outgoing and send_failure is None:
-            greeted()
-            try:
-                await send(transport, outgoing)
-            except trio.BrokenResourceError as exc:
-                send_failure = exc  # read on: the alert that says why may already be here
-        if done:
-            break
-        if received >= limit:
-            raise session.errors.misbehaved("excessive message size")
-        data = await receive(transport, min(_FLIGHT_READ, limit - received))
-        heard(data)
-        received += len(data)
-        if data:
-            session.feed(data)
-        elif send_failure is None:
-            session.feed_eof()
-        else:
-            break
+    with Turn() as turn:
+        while True:
+            done = await turn.run(session.handshake)
+            outgoing = session.outgoing() if flush_last_flight or not done else b""
+            if outgoing and send_failure is None:
+                greeted()
+                try:
+                    await send(transport, outgoing)
+                except trio.BrokenResourceError as exc:
+                    send_failure = exc  # read on: the alert that says why may already be here
+            if done:
+                break
+            if received >= limit:
+                raise session.errors.misbehaved("excessive message size")
+            data = await receive(transport, min(_FLIGHT_READ, limit - received))
+            heard(data)
+            received += len(data)
+            if data:
+                session.feed(data)
+            elif send_failure is None:
+                session.feed_eof()
+            else:
+                break
     if send_failure is not None:
         raise send_failure
 

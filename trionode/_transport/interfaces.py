@@ -15,6 +15,7 @@ import trio
 
 from trionode._util.home import close_in_children
 from trionode._util.log import Log
+from trionode._util.turns import turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,6 +118,8 @@ class _Accepts(Protocol[S_co]):
 async def accept_patiently(listener: _Accepts[S] | trio.abc.Listener[S], where: str) -> S:
     """The next connection, whatever goes wrong meanwhile.
 
+    While handshakes queue for the processor none is accepted: they wait in the system's queue, in order (`turns`).
+
     An accept error (EMFILE, ECONNABORTED, anything that a listener of the application raises) is logged, once for a
     streak of them, and paused after.
 
@@ -128,6 +131,7 @@ async def accept_patiently(listener: _Accepts[S] | trio.abc.Listener[S], where: 
         trio.ClosedResourceError: the listener was closed.
     """
     failing = False
+    await turns().wait_calm()
     if isinstance(listener, trio.SocketListener):
         close_in_children(listener.socket)
     while True:

@@ -17,6 +17,8 @@ from benchmarks.stress.interleaving import Interleaved
 from benchmarks.stress.interrupt.program import problems_of
 from benchmarks.stress.mesh import Converged
 from benchmarks.stress.outage import Outage
+from benchmarks.stress.storm.program import OVERTAKEN, Stormed, overtaken
+from benchmarks.stress.storm.server import Seen
 from etcd_servers import needs_etcd
 from trionode import _protocol as wire
 
@@ -61,6 +63,32 @@ def test_a_mesh_that_does_not_converge_is_a_problem(run: Run) -> None:
     status, result, told = run("mesh", "--nodes", "3", "--within", "0.001", "--settle", "0")
     assert (status, result["ok"]) == (1, False)
     assert "mesh: PROBLEM: not converged within 0.001 s" in told
+
+
+def test_a_storm_is_served_in_order(run: Run) -> None:
+    """Many clients at once; small, in one process."""
+    status, result, _ = run("storm", "--quick")
+    assert status == 0, result
+    assert (result["failed"], result["clients"]) == (0, 40)
+    assert result["overtaken"][1] <= OVERTAKEN
+
+
+def test_who_overtakes_whom_is_counted() -> None:
+    """By arrival; what was never established overtakes nobody and is overtaken by nobody."""
+    assert overtaken(Seen(accepted=[1, 2, 3, 4], established=[3, 1, 4])) == (1 / 3, 1)
+    assert overtaken(Seen(accepted=[1, 2, 3], established=[3, 2, 1])) == (1.0, 2)
+    assert overtaken(Seen()) == (0.0, 0)
+
+
+def test_a_storm_is_judged() -> None:
+    """Too slow, out of order, or with clients that were not served, it is a problem."""
+    bad = Stormed(clients=3, sequential=100, storm=50, overtaken=(2.0, 65), stall=0.5, failed=1)
+    bad.judge(least=0.9)
+    assert len(bad.problems) == 3
+    good = Stormed(clients=3, sequential=100, storm=90, overtaken=(0.5, 3), stall=0.5, failed=0)
+    good.judge(least=0.9)
+    assert good.ok
+    assert "3 clients: served at 0.90 of the sequential rate" in good.report()
 
 
 def test_two_nodes_that_dial_each_other_have_one_connection(run: Run) -> None:
