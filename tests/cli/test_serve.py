@@ -77,6 +77,12 @@ async def one(channel):
     await channel.send(b"first")
 async def forever(channel):
     await trio.sleep_forever()
+async def refuse(channel):
+    from trionode import RemoteError
+    details = {"order": 17, "blob": b"\\xff", "esc": "\\x1b[31m", "inf": float("inf"), "of": [None, "a"]}
+    raise RemoteError("no such order", code="not_found", details=details, metadata={"trace": "t"})
+async def metadata(channel):
+    await channel.send(repr(dict(channel.metadata)).encode())
 async def zeros(channel):
     while True:
         await channel.send(bytes(1000))
@@ -94,7 +100,7 @@ def beta(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Serve
     write(folder, CertificateAuthority.create().issue(ALPHA), "stranger@localhost")
     (folder / "things.py").write_text(SERVICES)
     (folder / "empty").write_text("")
-    names = ("upper", "fail", "one", "forever", "zeros", "whole")
+    names = ("upper", "fail", "one", "forever", "zeros", "whole", "refuse", "metadata")
     table = "".join(f'{name} = "things:{name}"\n' for name in names)
     (folder / "beta.toml").write_text(
         f'name = "{BETA}"\npki = "pki"\nhealth = true\nmetrics = "{HOST}:0"\n'
@@ -282,6 +288,38 @@ def test_health_of_a_node(here: Command, beta: tuple[Path, Served]) -> None:
     assert here(*ping, "upper", "--json").document == {"node": BETA, "service": "upper", "status": "serving"}
     assert (done := here(*ping, "nothing")).status == 1
     assert done.out == f"nothing of {BETA}: service_unknown\n"
+
+
+def test_metadata_of_a_call(here: Command, beta: tuple[Path, Served]) -> None:
+    """As often as it is given, by each way to call; what is no text is bytes, and what is none an error."""
+    target = (f"{BETA}:{beta[1].port}", "metadata")
+    said = ("--metadata", "tenant=a", "--metadata", "query=x=y", "--metadata", "blob=\udcff", "--metadata", "none=")
+    wanted = "{'tenant': 'a', 'query': 'x=y', 'blob': b'\\xff', 'none': ''}\n"
+    done = calling(beta, "metadata", *said)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, wanted, b"")
+    for wrong, words in (("tenant", "KEY=VALUE is wanted, and one has no ="), ("=a", "1 to 255 characters, not 0")):
+        here("call", "--as", ALPHA, "--metadata", wrong, *target, "").is_one_line(words, status=2)
+    large = ("--metadata", f"k={'x' * 9000}")
+    here("call", "--as", ALPHA, *large, *target, "").is_one_line("raise max_metadata_size at the peer", status=2)
+
+
+def test_what_a_service_says_of_its_error(here: Command, beta: tuple[Path, Served]) -> None:
+    """Code, details and metadata, below the line and in JSON; nothing of it reaches the terminal unescaped."""
+    command = ("call", "--as", ALPHA, f"{BETA}:{beta[1].port}", "refuse", "x")
+    done = here(*command)
+    assert done.status == 6
+    line, details, metadata = done.err.splitlines()
+    assert line == "trionode: not_found: the service gave this reason (no such order)"
+    assert details == ('  details: {"order": 17, "blob": "/w==", "esc": "\\u001b[31m", "inf": null, "of": [null, "a"]}')
+    assert metadata == '  metadata: {"trace": "t"}'
+    error = json.loads(here(*command, "--json").out)["error"]
+    assert error == {
+        "message": "not_found: the service gave this reason (no such order)",
+        "status": 6,
+        "code": "not_found",
+        "details": {"order": 17, "blob": "/w==", "esc": "\x1b[31m", "inf": None, "of": [None, "a"]},
+        "metadata": {"trace": "t"},
+    }
 
 
 def test_the_pages_are_there(beta: tuple[Path, Served]) -> None:

@@ -7,7 +7,9 @@ that is not known here is a bug of ours, and keeps its traceback.
 
 from __future__ import annotations
 
+import base64
 import errno
+import math
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar, final
 
@@ -117,6 +119,28 @@ def sentence(error: BaseException) -> str:
             return f"cannot use {file}: {error.strerror}. Check the path and its permissions"
         case _:
             return text
+
+
+def facts(error: BaseException) -> dict[str, object]:
+    """What an error of a service says beside its sentence, for JSON: bytes are base64, infinities and NaN are null."""
+    if not isinstance(error, RemoteError):
+        return {}
+    said = {"code": str(error.raw_code), "details": error.details, "metadata": dict(error.metadata)}
+    return {name: _plain(value) for name, value in said.items() if value is not None and value != {}}
+
+
+def _plain(value: object) -> object:
+    match value:
+        case bytes():
+            return base64.b64encode(value).decode()
+        case float():
+            return value if math.isfinite(value) else None
+        case list():
+            return [_plain(each) for each in value]
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+        case _:
+            return value
 
 
 #: Errors of writing to stdout: `| head`, a full disk, a closed terminal, no stdout at all (see `descriptors`).

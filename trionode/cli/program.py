@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from .exits import (
     MEANINGS,
     ExitStatus,
     Trouble,
+    facts,
     is_unwritable,
     judge,
     sentence,
@@ -28,7 +30,7 @@ from .shown import LEAST_WIDTH, put_json
 from .words import in_command_words, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 PROGRAM: Final = "trionode"
 
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(arguments: Sequence[str] | None, end: Callable[[str, int], int], stdout: object) -> int:
+def _run(arguments: Sequence[str] | None, end: Callable[..., int], stdout: object) -> int:
     try:
         return int(cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, terminal_width=_help_width()) or 0)
     except click.UsageError as exc:
@@ -98,7 +100,7 @@ def _run(arguments: Sequence[str] | None, end: Callable[[str, int], int], stdout
         status = judge(exc)
         if status is None:
             raise
-        return end(sentence(exc), status)
+        return end(sentence(exc), status, facts(exc))
 
 
 def _abandon_stdout() -> None:
@@ -107,12 +109,22 @@ def _abandon_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _end(line: str, status: int, *, as_json: bool = False) -> int:
+def _end(line: str, status: int, said: Mapping[str, object] | None = None, *, as_json: bool = False) -> int:
+    """Say how it ended; returns the exit status.
+
+    Args:
+        line: the error.
+        status: the exit status.
+        said: what a service has said beside it.
+        as_json: whether JSON is wanted, too.
+    """
+    said = said or {}
     text = in_command_words(given_as(" ".join(line.split())))
     short, details = one_line(text)
     if as_json:
         with contextlib.suppress(OSError, ValueError):  # stdout may be what is wrong
-            put_json({"error": {"message": text, "status": int(status)}})
+            put_json({"error": {"message": text, "status": int(status), **said}})
+    details += [f"{name}: {json.dumps(value)}" for name, value in said.items() if name != "code"]
     click.echo("\n".join([f"{PROGRAM}: {short}", *(f"  {each}" for each in details)]), err=True)
     return status
 

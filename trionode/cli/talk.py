@@ -26,6 +26,7 @@ from trionode import (
 )
 from trionode._connection.connection import core_of
 from trionode._identity.names import SubjectNames
+from trionode._util.metadata import as_metadata
 from trionode._util.text import at, printable
 from trionode.health import HealthStatus, check_health_of
 
@@ -49,10 +50,11 @@ from .shown import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from trionode import CertAuthManager, Resolver, ServiceChannel
+    from trionode._util.metadata import Metadata
 
     from .given import Given
 
@@ -170,6 +172,30 @@ def _only_name(manager: CertAuthManager) -> NodeName:
 # call ---------------------------------------------------------------------------------------------------------------
 
 
+def _metadata(given: tuple[str, ...]) -> Metadata:
+    """The mapping that KEY=VALUE stands for; what is no UTF-8 is bytes.
+
+    Raises:
+        click.BadParameter: it stands for none.
+    """
+    found: dict[str, str | bytes] = {}
+    for each in given:
+        key, mark, value = each.partition("=")
+        if not mark:
+            msg = "KEY=VALUE is wanted, and one has no ="
+            raise click.BadParameter(msg)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            found[key] = value.encode(errors="surrogateescape")
+        else:
+            found[key] = value
+    try:
+        return as_metadata(found)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
 @click.command(short_help="Call a service of a node, with stdin and stdout.")
 @_dialing
 @click.argument("service")
@@ -184,9 +210,27 @@ def _only_name(manager: CertAuthManager) -> NodeName:
     help="Each piece that is read from stdin is a message; replies go to stdout as they are.",
 )
 @click.option(
+    "--metadata",
+    "metadata",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=lambda ctx, param, given: _metadata(given),  # noqa: ARG005 -- click's
+    help="Said beside the messages; repeatable.",
+)
+@click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), help="For the whole call, seconds. Default: none."
 )
-def call(way: _Way, service: str, message: str | None, how: str | None, timeout: float | None) -> int:
+@click.option("--json", "as_json", is_flag=True, help="An error is JSON on stdout, with its code and details.")
+def call(
+    way: _Way,
+    service: str,
+    message: str | None,
+    how: str | None,
+    metadata: Mapping[str, str | bytes],
+    timeout: float | None,
+    *,
+    as_json: bool,
+) -> int:
     """Call a service of a NODE (name@host, port 15000 unless it says :PORT).
 
     With MESSAGE: one message is sent, and one reply is printed as a line. Without: each line of stdin is sent as a
@@ -198,10 +242,12 @@ def call(way: _Way, service: str, message: str | None, how: str | None, timeout:
       seq 3 | trionode call --as alpha@localhost beta@localhost echo
       trionode call --as alpha@localhost beta@localhost store --whole < file
       trionode call --registry local: --as alpha@localhost beta@localhost echo hi
+      trionode call --as alpha@localhost beta@localhost echo hi --metadata a=b
 
     Exit status: 0 on success, 4 if no node was reached or the connection was lost, 5 if one side refused the other, 6
     if the service did not do it, 3 if a file cannot be used, 2 if the command line is not valid.
     """
+    del as_json  # the entry point looks at it
     if message is not None and how is not None:
         msg = f"MESSAGE and --{how} exclude each other: the message is given or read from stdin"
         raise click.UsageError(msg)
@@ -209,12 +255,12 @@ def call(way: _Way, service: str, message: str | None, how: str | None, timeout:
     async def exchange() -> None:
         async with way.connected(_WITHIN) as connection:
             if message is not None:
-                reply = await connection.call(service, message.encode(errors="surrogateescape"))
-                await _write(reply + b"\n")
+                request = message.encode(errors="surrogateescape")
+                await _write(await connection.call(service, request, metadata=metadata) + b"\n")
             elif how == "whole":
-                await _write(await connection.call(service, await _read_all()))
+                await _write(await connection.call(service, await _read_all(), metadata=metadata))
             else:
-                async with connection.open_channel(service) as channel:
+                async with connection.open_channel(service, metadata=metadata) as channel:
                     await _stream(channel, lines=how is None)
 
     async def bounded() -> None:
