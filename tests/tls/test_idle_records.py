@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,11 @@ class Client:
         return bool(self._library.SSL_write(self._ssl, data, len(data)) == len(data))
 
     def close(self) -> None:
-        """Without a word."""
+        """Without a word of TLS; once the server has, for it may read what a reset would take away."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(65536):
+                pass
         self._library.SSL_free(self._ssl)
         self._library.SSL_CTX_free(self._context)
         self._socket.close()

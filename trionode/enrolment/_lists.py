@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trionode._credentials.pem import to_pem
 from trionode._errors import CertificateError
 from trionode._handshake.admission import Admission
+from trionode._identity.certificate import issuer_der, subject_der
 from trionode._streams.listeners import shown
 from trionode._transport.interfaces import accept_patiently
 from trionode._transport.sockets import address_of
@@ -62,8 +63,8 @@ class Lists:
         lists = await in_thread(Purpose.ISSUING, refresh)
         if path == CRLS_PATH:
             return "application/x-pem-file", to_pem(lists)
-        issuer = self.directory.authority.issuer.subject
-        [crl] = [each for each in lists if each.issuer == issuer]
+        issuer = subject_der(self.directory.authority.issuer)
+        [crl] = [each for each in lists if issuer_der(each) == issuer]
         return "application/pkix-crl", crl.public_bytes(Encoding.DER)
 
 
