@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from . import calls, connecting, footprint, hand_over, http, messages, revocation, rotation, sweeps
+from . import calls, configuration, connecting, footprint, hand_over, http, messages, revocation, rotation, sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     scenario.name: scenario
-    for module in (connecting, messages, calls, rotation, revocation, hand_over, http, footprint, sweeps)
+    for module in (connecting, messages, calls, rotation, revocation, hand_over, http, footprint, sweeps, configuration)
     for scenario in module.SCENARIOS
 }
