@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from trionode import (
     EndReason,
     LocalProtocolError,
     NetworkOptions,
+    RemoteCode,
+    RemoteError,
     RemoteProtocolError,
     _protocol as wire,
     call_typed,
     current_channel,
     typed_service,
 )
+from trionode._connection.send_queue import CEILING
 from trionode._util.metadata import MAX_ENTRIES
 from trionode.testing import cluster_ca, node_factory
 
@@ -209,6 +213,88 @@ async def test_an_older_peer_sees_the_frames_of_before(scripted: ScriptedFactory
         play.connection.open_channel("feed")
         _, _, payload = await play.peer.frame(wire.OPEN)
         assert msgspec.msgpack.decode(payload) == {"service": "feed", "timeout": 3600.0}
+
+
+async def test_many_calls_at_once_with_much_metadata_wait_for_room(nodes: NodeFactory) -> None:
+    """More than a connection would queue: they go out as it is written, and the connection is none the worse for it."""
+    seen, large = Seen(), {"k": "x" * 8000}
+
+    async def call() -> None:
+        assert await alpha.call(BETA, "seen", b"x", metadata=large) == b"x"
+
+    async def open_channel() -> None:
+        async with alpha.open_channel(BETA, "seen", metadata=large) as channel:
+            await channel.send(b"x")
+            assert await channel.receive() == b"x"
+
+    async with nodes("beta", services={"seen": seen}), nodes("alpha") as alpha:
+        connection = await alpha.connect(BETA)
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(call)
+                nursery.start_soon(open_channel)
+        assert len(seen.metadata) * 8000 > 1.5 * CEILING
+        assert connection.live
+
+
+async def test_who_cannot_wait_for_room_is_refused(nodes: NodeFactory) -> None:
+    """`connection.open_channel` is synchronous: it says that too much waits, and works again once that is written."""
+    seen, large = Seen(), {"k": "x" * 8000}
+    async with nodes("beta", services={"seen": seen}), nodes("alpha") as alpha:
+        connection = await alpha.connect(BETA)
+        channels: list[ServiceChannel] = []
+        with pytest.raises(RemoteError, match=r"too much waits to be written to beta@beta.test for 8006") as caught:
+            channels.extend(connection.open_channel("seen", metadata=large) for _ in range(1000))
+        assert (caught.value.code, caught.value.not_run) == (RemoteCode.LIMIT, True)
+        assert len(channels) * 8000 > CEILING // 3
+        connection.open_channel("seen").reset()
+        await trio.testing.wait_all_tasks_blocked()
+        assert connection.live
+        async with connection.open_channel("seen", metadata=large) as channel:
+            await channel.send(b"x")
+            assert await channel.receive() == b"x"
+        for channel in channels:
+            channel.reset()
+
+
+async def test_who_waits_for_room_learns_of_the_end(nodes: NodeFactory) -> None:
+    """Calls that wait when the connection ends are made on another one, or fail, but never hang."""
+    seen, large = Seen(), {"k": "x" * 8000}
+    errors: list[Exception] = []
+
+    async def call() -> None:
+        try:
+            await connection.call("seen", b"x", metadata=large)
+        except (trio.ClosedResourceError, trio.BrokenResourceError, RemoteError) as exc:
+            errors.append(exc)
+
+    async with nodes("beta", services={"seen": seen}), nodes("alpha") as alpha:
+        connection = await alpha.connect(BETA)
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(call)
+            await trio.lowlevel.checkpoint()
+            await connection.aclose()
+    assert errors
+
+
+async def test_the_largest_metadata_fits_into_a_frame(nodes: NodeFactory) -> None:
+    """Beside the longest name of a service; and the largest details beside the longest words."""
+    size, name = 60 * 1024, "\U0001f600" * 255
+    metadata = {"k": bytes(size - 6)}
+    assert len(wire.encode_metadata(metadata)) == size
+    seen: list[object] = []
+
+    async def serve(channel: ServiceChannel) -> None:
+        seen.append(channel.metadata)
+        raise RemoteError("\U0001f600" * 300, code="\U0001f600" * 64, metadata=metadata)
+
+    network = NetworkOptions(max_metadata_size=size)
+    async with nodes("beta", services={name: serve}, network=network), nodes("alpha", network=network) as alpha:
+        with pytest.raises(RemoteError) as caught:
+            await alpha.call(BETA, name, b"x", metadata=metadata)
+    assert seen == [metadata]
+    assert caught.value.metadata == metadata
 
 
 # What does not show ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from trionode import (
     ApplicationCode,
@@ -354,7 +355,7 @@ async def test_more_than_the_caller_takes_is_left_out(nodes: NodeFactory, caplog
             note = f"[details and metadata of {size} bytes were left out: at most {limit}] no such order"
             assert error.message == note
             assert len(warnings) == 1
-            assert f"{size} bytes of details and metadata, more than it takes" in warnings[0]
+            assert f"{size} bytes of details and metadata, more than it takes now" in warnings[0]
 
 
 def deep(levels: int) -> object:
@@ -363,6 +364,33 @@ def deep(levels: int) -> object:
     for _ in range(levels):
         value = [value]
     return value
+
+
+async def test_many_refusals_at_once_leave_details_out_rather_than_the_peer(nodes: NodeFactory) -> None:
+    """More than a connection would queue: each caller has its answer, some without the details, and says so."""
+    let_go, errors = trio.Event(), list[RemoteError]()
+
+    async def fail(channel: ServiceChannel) -> None:
+        del channel
+        await let_go.wait()
+        raise RemoteError("words", code="x", details=bytes(8000))
+
+    async def call() -> None:
+        errors.append(await error_of(alpha))
+
+    async with nodes("beta", services={"fails": fail}) as beta, nodes("alpha") as alpha:
+        async with trio.open_nursery() as nursery:
+            for _ in range(400):
+                nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+            let_go.set()
+        assert len(beta.connections) == len(alpha.connections) == 1
+    complete = [error for error in errors if error.details is not None]
+    assert 0 < len(complete) < len(errors) == 400
+    for error in errors:
+        assert error.code == "x"
+        assert (error.details == bytes(8000)) is (error.message == "words")
+        assert error.message.endswith("words")
 
 
 # A peer that breaks the rules -----------------------------------------------------------------------------------------

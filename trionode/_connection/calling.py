@@ -1,4 +1,4 @@
-"""A call: a channel on which one message goes each way."""
+"""What opens channels and waits for room first, where they carry metadata; and a call, one message each way."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 
 @trio.lowlevel.enable_ki_protection
+async def open_channel(core: ConnectionCore, service: str, metadata: Metadata = NO_METADATA) -> ServiceChannel:
+    """As `Connection.open_channel`; no checkpoint where there is room.
+
+    Args:
+        core: the connection.
+        service: its name over there.
+        metadata: what the caller says beside its messages; what `as_metadata` gave.
+    """
+    if metadata and core.outbox.full:
+        await core.outbox.wait_for_room()
+    return ServiceChannel(core.open_channel(service, metadata))
+
+
+@trio.lowlevel.enable_ki_protection
 async def call(core: ConnectionCore, service: str, request: bytes, metadata: Metadata = NO_METADATA) -> bytes:
     """Open a channel, send one message, half-close, receive exactly one message, close; see `Connection.call`.
 
@@ -29,6 +43,8 @@ async def call(core: ConnectionCore, service: str, request: bytes, metadata: Met
         metadata: what the caller says beside it; what `as_metadata` gave.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
+    if metadata and core.outbox.full:
+        await core.outbox.wait_for_room()
     try:
         channel = core.open_channel(service, metadata, call=True)
     except Exception:

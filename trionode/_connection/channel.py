@@ -225,15 +225,16 @@ class ChannelEnd:
             error: what the peer is told.
 
         Returns:
-            Bytes of details and metadata that were left out, because they are more than the peer takes.
+            Bytes of details and metadata that were left out: more than the peer takes, or than can wait to be written.
         """
         details = wire.ABSENT if error.details is None else Raw(wire.encode_details(error.details))
         metadata = Raw(wire.encode_metadata(error.metadata)) if error.metadata else wire.ABSENT
         size, limit = len(bytes(details)) + len(bytes(metadata)), self._terms.send_metadata
-        if size <= limit:
+        if size <= limit and self._outbox.takes(size):
             self._reset(error.code, error.message, details, metadata)
             return 0
-        note = f"[details and metadata of {size} bytes were left out: at most {limit}] "
+        why = f"at most {limit}" if size > limit else "too much waits to be written"
+        note = f"[details and metadata of {size} bytes were left out: {why}] "
         self._reset(error.code, note + error.message, wire.ABSENT, wire.ABSENT)
         return size
 

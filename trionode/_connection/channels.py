@@ -157,7 +157,13 @@ class Channels:
         encoded = wire.encode_metadata(metadata)
         size = len(encoded)
         if size <= terms.send_metadata:
-            return msgspec.Raw(encoded)
+            if self._outbox.takes(size):
+                return msgspec.Raw(encoded)
+            msg = (
+                f"too much waits to be written to {peer} for {size} bytes of metadata more; let other tasks run, or "
+                "open channels by node.open_channel(), which waits"
+            )
+            raise RemoteError(msg, code=RemoteCode.LIMIT, not_run=True)
         if terms.send_metadata:
             msg = (
                 f"metadata of {size} bytes for {service!r} is more than the {terms.send_metadata} that {peer} accepts "

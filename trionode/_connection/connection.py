@@ -109,7 +109,8 @@ class Connection:
                 metadata is larger than the peer accepts.
             TypeError, ValueError: the metadata is no such mapping.
             trio.ClosedResourceError: the connection was closed here, or drains.
-            RemoteError: code `limit`: the peer does not allow more channels at once; `shutting_down`: it drains;
+            RemoteError: code `limit`: the peer does not allow more channels at once, or too much waits to be written
+                for this metadata; `shutting_down`: it drains;
                 `not_taken`: the connection was lost, or the peer closed it (`__cause__`). In each case `not_run`.
         """
         self._home.check("Connection")

@@ -12,7 +12,8 @@ there is another in each tick: then more of them go together, until the buffer i
 1.1 times as many). There is no timer: a lone message waits about 8 µs.
 
 *Backpressure.* Above `HIGH_WATER`, senders of messages wait for room. Control frames do not wait; a peer that makes
-this side queue them and does not read is given up at `CEILING`.
+this side queue them and does not read is given up at `CEILING`. So what may be large in them has to leave room for the
+others (`takes`): a caller with metadata waits where it can, and else is refused, details of an error are left out.
 """
 
 from __future__ import annotations
@@ -87,6 +88,19 @@ class Outbox:
         """Whether the peer makes this side queue answers and does not read them."""
         return len(self._pending) > CEILING
 
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes in a control frame leave room for other frames.
+
+        Args:
+            size: of metadata, or of details.
+        """
+        return len(self._pending) + size <= CEILING // 2
+
+    async def wait_for_room(self) -> None:
+        """Wait while senders should, until the connection ends. Cancelling is harmless."""
+        while self.full and not self._closing:
+            await self.room.park()
+
     def append(self, head: Buffer, body: Buffer = b"") -> None:
         """Queue bytes, in order; synchronous, legal in a cancelled scope. After `close()` they are dropped.
 
@@ -147,6 +161,7 @@ class Outbox:
         """Nothing more will be appended: the writer ends once it has written what cannot be written at once."""
         self.flush(last=True)
         self._closing = True
+        self.room.unpark_all()
         # That was a method of the connection: the two would keep each other, and all of OpenSSL's memory, until the
         # cyclic collector runs.
         self._worn = _ignore_wear

@@ -282,7 +282,7 @@ class Services:
             )
             if left_out:
                 self._refusals.warning(
-                    "service %r refused %s with %d bytes of details and metadata, more than it takes: left out",
+                    "service %r refused %s with %d bytes of details and metadata, more than it takes now: left out",
                     channel.service,
                     channel.peer.name,
                     left_out,

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
-from trionode._connection.calling import call
-from trionode._connection.channel import ServiceChannel
+from trionode._connection.calling import call, open_channel
 from trionode._connection.connection import core_of
 from trionode._connection.interceptors import CallSide, InterceptedBlock, InterceptedCall, call_through
 from trionode._connection.registry import ConnectionsView
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from trionode._connection.channel import ServiceChannel
     from trionode._connection.connection import Connection
     from trionode._connection.services import Allow, Service
     from trionode._handshake.acceptor import Acceptor
@@ -326,7 +326,7 @@ class Node:
             connection = await self._reach(name, route)
             try:
                 if connection.live or last:
-                    return ServiceChannel(core_of(connection).open_channel(service, metadata))
+                    return await open_channel(core_of(connection), service, metadata)
             except RemoteError as exc:
                 if last or not (exc.not_run and exc.code in _ELSEWHERE):
                     raise
@@ -338,7 +338,7 @@ class Node:
         while True:
             connection = await self._reach_one(pattern, failures)
             try:
-                return ServiceChannel(core_of(connection).open_channel(service, metadata))
+                return await open_channel(core_of(connection), service, metadata)
             except RemoteError as exc:
                 if not may_go_elsewhere(exc):
                     raise
