@@ -15,13 +15,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from trionode.pki import CertificateAuthority
-    from trionode.testing import CertificateZoo, MemoryNetwork, NodeFactory
+    from trionode.testing import CapturedLogs, CertificateZoo, MemoryNetwork, NodeFactory
 
-__all__ = ["certificate_clock", "certificate_zoo", "cluster_ca", "memory_network", "node_factory"]
+__all__ = ["captured_logs", "certificate_clock", "certificate_zoo", "cluster_ca", "memory_network", "node_factory"]
+
+
+@pytest.fixture
+def captured_logs() -> Iterator[CapturedLogs]:
+    """What is logged in this test, with its facts."""
+    from trionode.testing import capture_logs
+
+    with capture_logs() as captured:
+        yield captured
 
 
 @pytest.fixture

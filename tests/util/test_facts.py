@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from conftest import NodeFactory
 
     from trionode import Route, ServiceChannel
+    from trionode.testing import CapturedLogs
 
 PACKAGE: Final = Path(trionode.__file__).parent
 SOURCES: Final = {
@@ -200,39 +201,15 @@ def test_nothing_is_read_where_the_level_is_off(caplog: pytest.LogCaptureFixture
 # Of real nodes ------------------------------------------------------------------------------------------------------
 
 
-class Facts(logging.Handler):
-    """Keeps what every record says, by message, as JSON would have it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.addFilter(ContextFilter())
-        self.records: list[dict[str, object]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep one."""
-        facts = {name: value for name, value in vars(record).items() if name in FACTS}
-        assert all(type(value) in {str, int, bool} for value in facts.values())
-        self.records.append(json.loads(json.dumps(facts | {"name": record.name, "message": record.getMessage()})))
-
-    def about(self, pattern: str) -> list[dict[str, object]]:
-        """Those whose message begins so."""
-        return [record for record in self.records if re.match(pattern, str(record["message"]))]
-
-
-@pytest.fixture
-def facts() -> Iterator[Facts]:
-    """What is logged, from DEBUG on."""
-    handler, root = Facts(), logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield handler
-    root.removeHandler(handler)
-    root.setLevel(level)
+def about(logs: CapturedLogs, start: str) -> list[dict[str, str | int]]:
+    """The facts of those whose message begins so, as JSON has them."""
+    found = [facts for facts in logs.facts() if str(facts["message"]).startswith(start)]
+    assert all(type(value) in {str, int, bool} for facts in found for value in facts.values())
+    return [json.loads(json.dumps(facts | {"level": ""})) for facts in found]
 
 
 async def test_both_sides_name_a_connection_alike(
-    node: NodeFactory, route_to: Callable[..., Route], facts: Facts
+    node: NodeFactory, route_to: Callable[..., Route], captured_logs: CapturedLogs
 ) -> None:
     """From up to down, over a hand-over, in what fails, and in the application's own records."""
 
@@ -253,17 +230,18 @@ async def test_both_sides_name_a_connection_alike(
             assert re.fullmatch("[0-9a-f]{16}", known)
             await connection.aclose()
         assert connection.id == known
-    up = facts.about("connection up")
+    up = about(captured_logs, "connection up")
     assert {(each["node"], each["peer"], each["side"], each["connection"]) for each in up} == {
         ("alpha@localhost", "beta@localhost", "dial", known),
         ("beta@localhost", "alpha@localhost", "accept", known),
     }
-    moved, down = facts.about("connection handed over"), facts.about("connection down")
+    moved, down = about(captured_logs, "connection handed over"), about(captured_logs, "connection down")
     assert [each["connection"] for each in moved + down] == [known] * 4
     assert {each["reason"] for each in down} == {"closed", "closed_by_peer"}
-    [refused] = facts.about("service")
+    [refused] = about(captured_logs, "service")
     assert refused | {"address": "", "message": ""} == {
-        "name": "trionode.service",
+        "logger": "trionode.service",
+        "level": "",
         "message": "",
         "node": "beta@localhost",
         "connection": known,
@@ -275,15 +253,15 @@ async def test_both_sides_name_a_connection_alike(
         "error": "RemoteError",
         "code": "not_found",
     }
-    [own] = facts.about("about to fail")
+    [own] = about(captured_logs, "about to fail")
     assert own == {
         name: refused[name] for name in ("connection", "channel", "service", "peer", "verified", "address")
-    } | {"name": "shop", "message": "about to fail"}
-    [other] = facts.about("another")
-    assert other == {"name": "shop", "message": "another", "peer": "someone"}
+    } | {"logger": "shop", "level": "", "message": "about to fail"}
+    [other] = about(captured_logs, "another")
+    assert other == {"logger": "shop", "level": "", "message": "another", "peer": "someone"}
 
 
-async def test_a_refused_handshake_has_its_facts(node: NodeFactory, facts: Facts) -> None:
+async def test_a_refused_handshake_has_its_facts(node: NodeFactory, captured_logs: CapturedLogs) -> None:
     """Of a stranger: what was wrong, and where it came from."""
     with trio.fail_after(10):
         async with node("beta@localhost") as beta, beta.events() as events:
@@ -294,7 +272,7 @@ async def test_a_refused_handshake_has_its_facts(node: NodeFactory, facts: Facts
                 async for event in events:
                     if isinstance(event, HandshakeRefused):
                         break
-    [refused] = facts.about("handshake refused")
+    [refused] = about(captured_logs, "handshake refused")
     assert refused["error"] == "HandshakeError"
     assert refused["stage"] == "tls"
     assert refused["reason"] == "http request"

@@ -9,6 +9,7 @@ from ._cancelling import Attempt as Attempt, Moment as Moment, cancel_at_every_c
 from ._channels import ChannelMaker as ChannelMaker, check_two_way_channel as check_two_way_channel
 from ._clock import certificate_clock as certificate_clock, trio_clock as trio_clock
 from ._faults import Faults as Faults, Script as Script
+from ._logs import CapturedLogs as CapturedLogs, capture_logs as capture_logs
 from ._memory_host import MemoryHost as MemoryHost
 from ._memory_network import MemoryConnection as MemoryConnection, MemoryNetwork as MemoryNetwork
 from ._moments import (
