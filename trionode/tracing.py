@@ -26,7 +26,7 @@ import trio
 
 from trionode._connection.channel import end_of
 from trionode._connection.interceptors import CallSide
-from trionode._connection.services import raised_on_purpose
+from trionode._connection.services import refusal_of
 from trionode._errors import RemoteCode, RemoteError
 from trionode._identity.certificate import fingerprint
 from trionode._identity.names import NodeName
@@ -47,6 +47,8 @@ from trionode._util.text import said
 
 try:
     from opentelemetry import context, propagate, trace
+    from opentelemetry.propagators.textmap import TextMapPropagator  # noqa: TC002 -- its name is in a public signature
+    from opentelemetry.trace import TracerProvider  # noqa: TC002 -- ditto
 except ModuleNotFoundError as _exc:
     if _exc.name != "opentelemetry":
         raise
@@ -57,8 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.propagators.textmap import TextMapPropagator
-    from opentelemetry.trace import Span, Tracer, TracerProvider
+    from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
     from trionode._connection.interceptors import InterceptedCall, Interceptor, Proceed
@@ -189,12 +190,15 @@ def _describe_channel(span: Span, call: InterceptedCall) -> None:
 
 def _describe_end(span: Span, error: BaseException, kind: trace.SpanKind) -> None:
     """How it failed. A service that refuses on purpose, or is cancelled, has not failed; its caller has."""
+    serving = kind is trace.SpanKind.SERVER
     code, failed = "", True
-    if isinstance(error, RemoteError):
-        refused = raised_on_purpose(error) or error.code is RemoteCode.BAD_MESSAGE
-        code, failed = error.raw_code, kind is trace.SpanKind.CLIENT or not refused
+    refusal = refusal_of(error) if serving and isinstance(error, Exception) else None
+    if refusal is not None:
+        code, failed = refusal.raw_code, False
+    elif isinstance(error, RemoteError):
+        code, failed = error.raw_code, not serving or error.code is not RemoteCode.BAD_MESSAGE
     elif _is_cancellation(error):
-        code, failed = "cancelled", kind is trace.SpanKind.CLIENT
+        code, failed = "cancelled", not serving
     else:
         span.record_exception(error)
     if code:

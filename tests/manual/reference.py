@@ -39,6 +39,7 @@ import trionode.manual  # noqa: E402
 import trionode.metrics  # noqa: E402
 import trionode.pki  # noqa: E402
 import trionode.testing  # noqa: E402
+import trionode.tracing  # noqa: E402
 from trionode.cli import config  # noqa: E402
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ MODULES: Final = (
     trionode.testing,
     trionode.health,
     trionode.metrics,
+    trionode.tracing,
 )
 
 #: Parts of the API page: a title, and the folders or modules that its names come from; the first part that fits counts.

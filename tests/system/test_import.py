@@ -18,6 +18,7 @@ import trionode.health
 import trionode.metrics
 import trionode.pki
 import trionode.testing
+import trionode.tracing
 from trionode import _public
 
 
@@ -85,9 +86,17 @@ def test_a_name_that_is_none(name: str) -> None:
 
 # What a name says of itself -----------------------------------------------------------------------------------------
 
-MODULES = (trionode, trionode.discovery, trionode.health, trionode.metrics, trionode.pki, trionode.testing)
+MODULES = (
+    trionode,
+    trionode.discovery,
+    trionode.health,
+    trionode.metrics,
+    trionode.pki,
+    trionode.testing,
+    trionode.tracing,
+)
 #: Those that are one file, which imports others of ours, and shows the source of its classes.
-FILES = (trionode.health, trionode.metrics)
+FILES = (trionode.health, trionode.metrics, trionode.tracing)
 #: Classes and functions of ours, by where they are imported from; what is in two places is of the more special one.
 OURS = {
     name: (module, value)

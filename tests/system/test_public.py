@@ -25,6 +25,7 @@ import trionode.http
 import trionode.metrics
 import trionode.pki
 import trionode.testing
+import trionode.tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ MODULES = [
     trionode.pki,
     trionode.metrics,
     trionode.testing,
+    trionode.tracing,
 ]
 
 #: "As `connect`", "see `load`": what another docstring says of its parameters holds here, too.

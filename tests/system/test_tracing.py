@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import opentelemetry
 import pytest
 import trio
-import opentelemetry
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.propagators.textmap import TextMapPropagator
@@ -437,8 +437,8 @@ async def test_refused_handshakes_are_traced_some_at_a_time(
                     monkeypatch.setattr(tracing, "LOG_WINDOW", 0)
                 async with await trio.open_tcp_stream(host, port) as stranger:
                     await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n")
-                    while not isinstance(await events.receive(), HandshakeRefused):
-                        pass
+                while not isinstance(await events.receive(), HandshakeRefused):
+                    pass
                 await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
     refused = of_events(spans, "HandshakeRefused")

@@ -651,4 +651,4 @@ def test_every_fixture_is_a_plain_function_too() -> None:
     from trionode import pytest_plugin
 
     missing = [name for name in pytest_plugin.__all__ if not hasattr(trionode.testing, name)]
-    assert missing == ["memory_network"]  # which is a class: MemoryNetwork
+    assert missing == ["captured_logs", "memory_network"]  # `capture_logs`, and a class: `MemoryNetwork`

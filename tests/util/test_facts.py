@@ -269,9 +269,8 @@ async def test_a_refused_handshake_has_its_facts(node: NodeFactory, captured_log
             async with await trio.open_tcp_stream(host, port) as stranger:
                 await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n")
                 address = stranger.socket.getsockname()
-                async for event in events:
-                    if isinstance(event, HandshakeRefused):
-                        break
+            while not isinstance(await events.receive(), HandshakeRefused):
+                pass
     [refused] = about(captured_logs, "handshake refused")
     assert refused["error"] == "HandshakeError"
     assert refused["stage"] == "tls"

@@ -268,7 +268,7 @@ class Services:
     def _failed(self, channel: ChannelEnd, error: Exception) -> bool:
         """Tell the caller and the log. Returns False where the service failed only because its channel had ended."""
         gone = channel.is_end(error)
-        refusal = None if gone else _refusal(error)
+        refusal = None if gone else refusal_of(error)
         if refusal is not None:
             left_out = channel.refuse(refusal)
             _log.info(
@@ -316,7 +316,7 @@ class Services:
         return not gone
 
 
-def _refusal(error: Exception) -> RemoteError | None:
+def refusal_of(error: Exception) -> RemoteError | None:
     """What a service has raised on purpose to refuse; a nursery around it makes a group of it, which is no other."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
