@@ -27,6 +27,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "discovery": "discovery.program",
     "interleaving": "interleaving",
     "enrolment": "enrolment",
+    "idle": "idle.program",
 }
 
 USAGE: Final = """\

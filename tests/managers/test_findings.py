@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,14 @@ from trionode import (
 from trionode._credentials.policy import TLSPolicy
 from trionode._managers.check import CLOCK_SKEW, check_usable
 from trionode._managers.manager import publisher_of
+from trionode._managers.publisher import Publisher
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.failures import HandshakeErrors
 from trionode._tls.session import TLSSession
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from conftest import AuthorityFactory, ManagerFactory, NodeFactory
@@ -474,6 +476,32 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     said = [each.getMessage() for each in caplog.records if each.name == "trionode.certificates"]
     caplog.clear()
     return said
+
+
+async def test_a_name_that_joins_is_examined_alone(ca: CertificateAuthority, caplog: pytest.LogCaptureFixture) -> None:
+    """Of many nodes with one manager not all for each that opens; what it is warned of is the same."""
+    certs = CertAuthManager(ca.issue("localhost"), root_cas=ca.pool)
+    names = [NodeName.parse(f"node{number}@host{number}.example") for number in range(4)]
+    looked_at: list[tuple[object, ...]] = []
+    check = Publisher.check
+
+    def noting(self: Publisher, key_pair: KeyPair, *, names: Iterable[str | NodeName] = ()) -> tuple[Finding, ...]:
+        looked_at.append(tuple(names))
+        return check(self, key_pair, names=names)
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(Publisher, "check", noting)
+        for name in names[:3]:
+            stack.enter_context(publisher_of(certs).use(as_server=False, name=name))
+            assert any(name.host in warning for warning in warnings(caplog))
+        with publisher_of(certs).use(as_server=False, name=names[0]):
+            assert looked_at == [(), (names[1],), (names[2],)]
+            assert not warnings(caplog)
+        with publisher_of(certs).use(as_server=False, name=names[3]):
+            assert any(names[3].host in warning for warning in warnings(caplog))
+        certs.update(ca.issue("localhost"))
+        assert looked_at[3:] == [(names[3],), ()]
+        assert len(warnings(caplog)) == 3
 
 
 async def test_a_manager_warns_of_each_thing_once(

@@ -406,15 +406,20 @@ class Publisher:
                 self._check_usable(self.key_pair, as_server=as_server)
                 self._uses += 1
                 self._server_uses += as_server
-                self._names.update(() if name is None else (name,))
-                self._warn_of_findings()
+                joined = name is not None and name not in self._names
+                if name is not None:
+                    self._names[name] += 1
+                self._warn_of_findings(name if joined else None)
             try:
                 yield
             finally:
                 with self._ownership.locked():
                     self._uses -= 1
                     self._server_uses -= as_server
-                    self._names -= Counter(() if name is None else (name,))
+                    if name is not None:
+                        self._names[name] -= 1
+                        if not self._names[name]:
+                            del self._names[name]
 
     # Examining
 
@@ -448,21 +453,27 @@ class Publisher:
         policy = self.policy
         check_usable(key_pair, now=policy.now(), as_server=as_server, as_client=policy.client_auth.verifies)
 
-    def _warn_of_findings(self) -> None:
-        """Log what peers may refuse of the key pair that is published: each thing once, as long as it is true."""
-        subject = self.key_pair, self.policy, frozenset(self._names), self._presented_to_clients
-        if subject == self._examined or self.policy.anonymous:
+    def _warn_of_findings(self, joined: NodeName | str | None = None) -> None:
+        """Log what peers may refuse of the key pair that is published: each thing once, as long as it is true.
+
+        Args:
+            joined: a name that has come to the others; where nothing else is new, it alone is examined: of thousands
+                of nodes with one manager, not all of them for each that opens.
+        """
+        subject = self.key_pair, self.policy, self._presented_to_clients
+        known = subject == self._examined
+        if self.policy.anonymous or (known and joined is None):
             return
         self._examined = subject
         try:
-            found = self.check(self.key_pair)
+            found = self.check(self.key_pair, names=(joined,) if known and joined is not None else ())
         except Exception:  # noqa: BLE001 -- logged in full; an examination that fails is no reason to refuse
             _log.exception("our certificate could not be examined", certificate=self.key_pair.fingerprint)
             return
         for finding in found:
             if finding not in self._told:
                 _log.warning("%s", finding, code=finding.code, generation=self.generation)
-        self._told = found
+        self._told = (*self._told, *(each for each in found if each not in self._told)) if known else found
 
     @property
     def _presented_to_clients(self) -> bool:

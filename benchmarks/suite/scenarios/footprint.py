@@ -22,20 +22,17 @@ by all that is not TLS.
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
 import resource
 import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks import child
 from benchmarks.latency import percentile
+from benchmarks.memory import resident
 from benchmarks.suite.arena import GRPC, NAIVE, OURS, contestant
 from benchmarks.suite.model import Better, Contestant, Placement, Sample, Scenario, Target, busy
 
@@ -50,14 +47,6 @@ SIDE: Final = 15
 #: After a transfer, what was large is given back within this. Seconds.
 SETTLED: Final = 2.5
 CHUNK: Final = 64 * 1024
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory, after what can be given back was given back."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def idle(arena: Arena, *, busy_before: bool = False) -> Sample:

@@ -13,6 +13,7 @@ from benchmarks.stress.crossing import Crossing
 from benchmarks.stress.discovery.program import Found
 from benchmarks.stress.drains import Drains, Load
 from benchmarks.stress.flood.program import Flooded
+from benchmarks.stress.idle.program import Idle
 from benchmarks.stress.interleaving import Interleaved
 from benchmarks.stress.interrupt.program import problems_of
 from benchmarks.stress.mesh import Converged
@@ -287,3 +288,29 @@ def test_reports_for_people() -> None:
     assert "joined          1.50 s" in found
     assert "12.3 for each node and minute" in found
     assert all(shown in text for text in (mesh, crossing, flood, interleaving))
+
+
+def test_idle_connections_are_counted_and_handed_over(run: Run) -> None:
+    """A few; each figure is there, and all of them are on the new certificate in the end."""
+    status, result, told = run("idle", "--quick")
+    assert (status, result["problems"]) == (0, [])
+    assert result["connections"] == 20
+    figures = [value for name, value in result.items() if isinstance(value, float)]
+    assert len(figures) == 10
+    assert all(value > 0 for value in figures)
+    assert "idle: 20 connected" in told
+
+
+def test_what_grows_faster_than_connections_is_a_problem() -> None:
+    """Anything, by its cost for each of them; small numbers are not compared."""
+    small = Idle(connections=500, memory_kib=50, connect_us=100, update_ms=1, leave_us=0.5)
+    good = Idle(connections=5000, memory_kib=55, connect_us=150, update_ms=15)
+    good.compare(small)
+    assert good.ok
+    assert "all were handed over" in good.report()
+    bad = Idle(connections=5000, memory_kib=100, update_ms=20, leave_us=1)
+    bad.compare(small)
+    assert [problem.partition(":")[0] for problem in bad.problems] == ["memory", "update", "leave"]
+    bad = Idle(connections=5000, memory_kib=100)
+    bad.compare(Idle(connections=499, memory_kib=1))
+    assert bad.ok

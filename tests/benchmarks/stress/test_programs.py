@@ -136,6 +136,9 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("discovery", ["--ttl", "0"]),
         ("interleaving", ["--calls", "0"]),
         ("enrolment", ["--lifetime", "1"]),
+        ("idle", ["--connections", "1"]),
+        ("idle", ["--interval", "0"]),
+        ("idle", ["--seconds", "0"]),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(
