@@ -35,6 +35,7 @@ from trionode import (
     NodeName,
     Side,
     SourceTrouble,
+    StrandedPeers,
     serve_status,
 )
 from trionode._status import unix_socket as status_module
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from conftest import NodeFactory, PairFactory, Said
+
+    from trionode.cli.assembly import Plan
 
     Command = Callable[..., Said]
 
@@ -622,6 +625,34 @@ def test_files_named_one_by_one_and_what_comes_before_what(tmp_path: Path) -> No
     assert without.returncode == 5
     assert b"cookie" in without.stderr
     assert not (tmp_path / "run" / "trionode").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "expected"),
+    [
+        ("", None, StrandedPeers.REFUSE),
+        ('stranded = "keep"', None, StrandedPeers.KEEP),
+        ("", "close", StrandedPeers.CLOSE),
+    ],
+)
+def test_peers_that_new_cas_do_not_accept(
+    text: str,
+    option: str | None,
+    expected: StrandedPeers,
+    tmp_path: Path,
+    trionode_command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are waited for, unless something else is said."""
+    make_pki(tmp_path, BETA)
+    (tmp_path / "beta.toml").write_text(f"[credentials]\n{text}\n")
+    monkeypatch.chdir(tmp_path)
+    plans: list[Plan] = []
+    monkeypatch.setattr("trionode.cli.serve._serve", lambda plan, **_: plans.append(plan))
+    monkeypatch.setattr("trionode.cli.serve.run", lambda function: function() or 0)
+    chosen = () if option is None else ("--stranded", option)
+    assert trionode_command("serve", BETA, "--config", "beta.toml", *chosen).status == 0
+    assert [plan.stranded for plan in plans] == [expected]
 
 
 def test_every_event_becomes_plain_values(ca: CertificateAuthority) -> None:

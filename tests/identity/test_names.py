@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import ipaddress
+import pickle
 import re
 import string
 from datetime import UTC, datetime
@@ -223,6 +225,21 @@ def test_node_names_compare_and_hash_by_canonical_form() -> None:
     assert NodeName.parse("a@HOST.") == NodeName.parse("a@host")
     assert len({NodeName.parse("a@HOST."), NodeName.parse("a@host"), NodeName("a", "host")}) == 1
     assert NodeName.parse("A@host") != NodeName.parse("a@host")
+
+
+@given(st.sampled_from(["a@host", "A@host", "a@HOST", "a@host.", "b@host", ""]))
+def test_a_name_is_equal_to_its_own_text(text: str) -> None:
+    """And to no other, so that what is equal has one hash, whichever of the two it is."""
+    name = NodeName.parse("a@host")
+    assert (name == text) is (text == name) is (str(name) == text)
+    assert (text in {name: 1}) is (name in {text: 1}) is (name == text)
+    assert name != b"a@host"
+    assert copy.copy(name) == pickle.loads(pickle.dumps(name)) == name  # noqa: S301 -- our own
+    assert repr(name) == "NodeName(name='a', host='host')"
+
+
+def test_names_have_an_order() -> None:
+    """By name, then by host."""
     assert sorted([NodeName("b", "a"), NodeName("a", "b")]) == [NodeName("a", "b"), NodeName("b", "a")]
 
 

@@ -957,9 +957,9 @@ async def test_nodes_report_how_the_source_is(node: NodeFactory, manager: Manage
 
 
 async def test_nodes_report_what_was_refused(
-    node: NodeFactory, manager: ManagerFactory, ca: CertificateAuthority
+    node: NodeFactory, manager: ManagerFactory, ca: CertificateAuthority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As the manager's refusal, and as its source's trouble."""
+    """As the manager's refusal, and as its source's trouble; and the log has it once, whole."""
     certs = manager(str(BETA), client_auth=ClientAuth.NO_CLIENT_CERT)
     now = datetime.now(UTC)
     source = Silent(credentials(certs.key_pair))
@@ -972,4 +972,25 @@ async def test_nodes_report_what_was_refused(
             found = [await event_of(events, (RotationRefused, SourceTrouble)) for _ in range(2)]
             assert {type(event) for event in found} == {RotationRefused, SourceTrouble}
             assert {event.error for event in found} == {caught.value}
+            await trio.testing.wait_all_tasks_blocked()
+            [told] = [each for each in caplog.records if "generation 1 stays" in each.getMessage()]
+            assert (told.name, told.getMessage().endswith(str(caught.value))) == (LOGGER, True)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_remedy_is_not_cut_off(said: Callable[[], list[str]], manager: ManagerFactory) -> None:
+    """It is at the end of our texts, which are as long as they are; those of others are cut."""
+    certs = manager(str(BETA))
+    source = Silent(credentials(certs.key_pair))
+    async with trio.open_nursery() as nursery:
+        follower = await nursery.start(follow_source, certs, source)
+        for error, end in (
+            (unreadable("long " * 100 + "and the remedy"), "and the remedy"),
+            (OSError("x" * 999), "x…"),
+        ):
+            source.set(error)
+            with pytest.raises(type(error)):
+                await follower.reload()
+            [text] = said()
+            assert text.endswith(end)
+        nursery.cancel_scope.cancel()

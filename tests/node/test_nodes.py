@@ -889,18 +889,18 @@ async def test_connections_is_a_live_mapping(open_pair: PairFactory) -> None:
             assert connections["beta@LOCALHOST"] is connection
             assert connections.get(BETA) is connection
             assert BETA in connections
-            assert "beta@localhost" in connections  # type: ignore[comparison-overlap]
+            assert "beta@localhost" in connections
             assert list(connections) == [BETA]
             assert list(connections.items()) == [(BETA, connection)]
             assert connections == {BETA: connection}
             assert len(connections) == 1
             assert "beta@localhost" in repr(connections)
             for missing in "gamma@localhost", "nonsense", "":
-                assert missing not in connections  # type: ignore[comparison-overlap]
+                assert missing not in connections
                 with pytest.raises(KeyError) as caught:
                     connections[missing]
                 assert caught.value.args == (missing,)
-            assert 7 not in connections  # type: ignore[comparison-overlap]
+            assert 7 not in connections
             with pytest.raises(TypeError):
                 connections[BETA] = connection  # type: ignore[index]
             await connection.aclose()

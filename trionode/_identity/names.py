@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, final
 
@@ -150,7 +150,9 @@ def host_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | N
 class NodeName:
     """A node's name, `name@host`, in canonical form.
 
-    Make one with `NodeName.parse`. Compared and hashed in canonical form; `str()` gives it back.
+    Make one with `NodeName.parse`. Compared and hashed in canonical form; `str()` gives it back. It is equal to that
+    text, so `peer.name == "alpha@localhost"` and `node.connections["alpha@localhost"]` do what they say; a text that
+    spells it in another way (`alpha@LOCALHOST`) is not, as no two different texts are: parse it first.
 
     Attributes:
         name: `[A-Za-z0-9._~-]+`, case-sensitive.
@@ -159,6 +161,7 @@ class NodeName:
 
     name: str
     host: str
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the parts, for callers that do not come by `parse`.
@@ -166,6 +169,7 @@ class NodeName:
         Raises:
             ValueError: a part is not canonical, or the whole is longer than 255 bytes.
         """
+        object.__setattr__(self, "_text", f"{self.name}@{self.host}")
         if not _NAME.fullmatch(self.name):
             msg = f"node name part {printable(self.name, 80)!r} must be one or more of A-Z a-z 0-9 . _ ~ -"
             raise ValueError(msg)
@@ -195,7 +199,19 @@ class NodeName:
 
     def __str__(self) -> str:
         """`name@host`."""
-        return f"{self.name}@{self.host}"
+        return self._text
+
+    # By the text, so that what is equal has one hash.
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same name, or its canonical text."""
+        if isinstance(other, NodeName):
+            return self._text == other._text
+        return self._text == other if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        """That of its text."""
+        return hash(self._text)
 
 
 @lru_cache(maxsize=1024)

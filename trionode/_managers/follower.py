@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 import trio
 from trio_util import AsyncValue
 
-from trionode._errors import CertificateError, CertificateReason
+from trionode._errors import CertificateError, CertificateReason, TrionodeError
 from trionode._identity.certificate import not_after, not_before
 from trionode._util.log import Log
 from trionode._util.text import said, shown
@@ -324,7 +324,7 @@ class Follower:
                 generation=generation,
             )
         elif error is not None and (changed or asked):
-            why = "; ".join(map(said, _each(error)))
+            why = "; ".join(map(_told, _each(error)))
             what = "it cannot be read" if new.pending is None else f"{new.pending.key_pair!r} was not published"
             _log.warning(
                 "%s: %s, generation %d stays: %s",
@@ -409,6 +409,11 @@ def _each(error: Exception | None) -> tuple[Exception, ...]:
     if isinstance(error, ExceptionGroup):
         return tuple(error.exceptions)
     return () if error is None else (error,)
+
+
+def _told(error: Exception) -> str:
+    """An error's text; whole where it is ours, for its remedy is at its end."""
+    return str(error) if isinstance(error, TrionodeError) else said(error)
 
 
 def _condition(status: FollowerStatus) -> tuple[object, ...]:

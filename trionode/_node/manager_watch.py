@@ -119,14 +119,15 @@ class ManagerWatch:
         while True:
             error = await publisher_of(manager).wait_refused(seen + 1)
             seen = publisher_of(manager).refused_updates
-            _log.warning(
-                "a rotation was refused, generation %d stays: %s",
-                manager.generation,
-                error,
-                node=self._node,
-                generation=manager.generation,
-                error=error,
-            )
+            if publisher_of(manager).source is None:  # else it is the follower who tells, with what it had read
+                _log.warning(
+                    "a rotation was refused, generation %d stays: %s",
+                    manager.generation,
+                    error,
+                    node=self._node,
+                    generation=manager.generation,
+                    error=error,
+                )
             self._events.publish(RotationRefused(node=self._node, generation=manager.generation, error=error))
 
     async def _watch_source(self, manager: CertManager) -> None:

@@ -23,6 +23,7 @@ from trionode import (
     NodeOptions,
     Renew,
     Route,
+    StrandedPeers,
     inherited_listeners,
 )
 from trionode._connection.services import check_service, check_service_name
@@ -68,12 +69,14 @@ class Plan:
     Attributes:
         manager: of the node and the application.
         source: the files, or the CA's service, that it follows.
+        stranded: what becomes of live peers that new trust does not accept.
         node: the node's name and options, or None if there is none.
         application: the ASGI application, or None if there is none.
     """
 
     manager: CertAuthManager
     source: Source
+    stranded: StrandedPeers
     node: tuple[NodeName, NodeOptions] | None
     application: Application | None
 
@@ -95,6 +98,7 @@ def assemble(
     asgi: str | None,
     asgi_listen: tuple[str, ...],
     join: tuple[str | None, Path | None, Path | None, float | None] = (None, None, None, None),
+    stranded: str | None = None,
     health: bool = False,
 ) -> Plan:
     """What is to run.
@@ -115,6 +119,7 @@ def assemble(
         asgi_listen: HOST:PORT of each place where that is served.
         health: whether the node is to have its health service.
         join: URL, token file, state file and share of the lifetime after which to renew, to join by.
+        stranded: the name of a `StrandedPeers`, in lower case.
 
     Raises:
         click.UsageError: something is missing.
@@ -187,7 +192,8 @@ def assemble(
         )
         raise Trouble(msg, ExitStatus.USAGE)
     node_plan = (name, options) if isinstance(name, NodeName) and options is not None else None
-    return Plan(manager=manager, source=source, node=node_plan, application=application)
+    kept = StrandedPeers[(stranded or config.credentials.stranded).upper()]
+    return Plan(manager=manager, source=source, stranded=kept, node=node_plan, application=application)
 
 
 def _joining(

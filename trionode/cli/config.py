@@ -42,6 +42,8 @@ class CredentialsTable(Table, frozen=True, kw_only=True):
         client_auth: what acceptors ask of clients, see `ClientAuth`.
         server_name: the reference name of every dial; by default the host that is dialed.
         poll_interval: how often the files are compared, seconds.
+        stranded: what becomes of live peers whose certificates new CAs or revocation lists do not accept: `refuse`
+            keeps the old ones in use until there are no such peers, `close` ends their connections, `keep` leaves them.
         join: URL of an EST server, `trionode pki serve` for one, to get the certificate from, in place of files.
         token_file: its first line is the join token.
         state_file: keeps that certificate and its key over a restart.
@@ -58,6 +60,7 @@ class CredentialsTable(Table, frozen=True, kw_only=True):
     client_auth: Literal["no", "request", "require-any", "verify-if-given", "require-and-verify"] = "require-and-verify"
     server_name: str | None = None
     poll_interval: float = 1.0
+    stranded: Literal["refuse", "close", "keep"] = "refuse"
     join: str | None = None
     token_file: str | None = None
     state_file: str | None = None

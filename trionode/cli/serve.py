@@ -29,6 +29,7 @@ from trionode import (
     NodeName,
     NodeOptions,
     Peer,
+    StrandedPeers,
     follow_source,
     open_node,
     serve_status,
@@ -98,6 +99,11 @@ _log = Log("trionode.cli")
 @click.option(
     "--asgi-listen", multiple=True, metavar="HOST:PORT", help="Where; * is all interfaces. Default: localhost:8443."
 )
+@click.option(
+    "--stranded",
+    type=click.Choice([each.name.lower() for each in StrandedPeers]),
+    help="Live peers that new CA files do not accept: wait until they are gone (the default), end or keep them.",
+)
 @click.option("--join", metavar="URL", help="Get the certificate from `trionode pki serve`, and renew it there.")
 @click.option("--token-file", type=FILE, help="For --join; first line: a token of `trionode pki token`.")
 @click.option("--state-file", type=click.Path(path_type=Path), help="For --join: keep certificate and key there.")
@@ -126,6 +132,7 @@ def serve(
     registry_password: Path | None,
     asgi: str | None,
     asgi_listen: tuple[str, ...],
+    stranded: str | None,
     join: str | None,
     token_file: Path | None,
     state_file: Path | None,
@@ -144,7 +151,8 @@ def serve(
 
     The certificate, key, CA and revocation list files are followed: new content is in use within two seconds, and at
     once after SIGHUP. Listening sockets that systemd hands over (a .socket unit) take the place of ports. What is wrong
-    with a file is logged, and what is in use stays. With --join there are no files: key and certificate are in memory,
+    with a file is logged, and what is in use stays; so it does where live peers would be refused by new CAs, until
+    these have other certificates (--stranded). With --join there are no files: key and certificate are in memory,
     and renewed at the CA's service; --state-file keeps them over a restart.
 
     Closing the terminal ends the program, unless it was started with nohup. The log goes to stderr; with --json, where
@@ -168,7 +176,7 @@ def serve(
       pki = "pki"              a directory of `trionode pki`; or else
       [credentials]            cert, key, password_file; ca, client_ca, root_ca
                                and crl, which are lists; client_auth,
-                               server_name, poll_interval; or join,
+                               server_name, poll_interval, stranded; or join,
                                token_file, state_file, renew_after
       [[acceptors]]            host, port, port_range, reuse_port; or socket,
                                by name, where systemd hands it over
@@ -206,6 +214,7 @@ def serve(
         asgi=asgi,
         asgi_listen=asgi_listen,
         join=(join, token_file, state_file, renew_after),
+        stranded=stranded,
         health=with_health,
     )
     log_to_stderr(config.log_level)
@@ -222,7 +231,7 @@ async def _serve(
     served: list[Node | ServerMonitor] = []
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *reload_signals()) as signals:
         async with trio.open_nursery() as nursery:
-            follower = await nursery.start(follow_source, plan.manager, plan.source)
+            follower = await nursery.start(partial(follow_source, stranded=plan.stranded), plan.manager, plan.source)
             nursery.start_soon(orders.watch, signals, nursery, follower)
             async with AsyncExitStack() as running:  # the application ends first
                 if plan.node is not None:

@@ -36,7 +36,7 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"or pass stranded=StrandedPeers\.CLOSE to end their connections, KEEP to leave them as they are",
-        "or restart the node, which ends their connections",
+        "or run the node with --stranded close, which ends their connections, or keep, which leaves them as they are",
     ),
     (r"or give an address as the route's host", "or say where to dial with --address (routes: --route NODE=HOST:PORT)"),
     (
