@@ -33,6 +33,7 @@ from trionode import (
     open_node,
     typed_service,
 )
+from trionode._connection.interceptors import InterceptedBlock
 from trionode.testing import cluster_ca, node_factory
 
 if TYPE_CHECKING:
@@ -785,6 +786,62 @@ async def test_a_block_is_a_checkpoint_at_both_ends(nodes: NodeFactory) -> None:
             await block.__aenter__()
         with trio.testing.assert_checkpoints():
             await block.__aexit__(None, None, None)
+
+
+async def test_what_is_thrown_into_the_task_reaches_the_interceptor() -> None:
+    """Where Trio, or what closes a coroutine, throws rather than answers."""
+    seen: list[BaseException] = []
+
+    async def waiting(call: InterceptedCall, proceed: Proceed) -> bytes | None:
+        del call, proceed
+        try:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        except BaseException as exc:
+            seen.append(exc)
+            raise
+        return None
+
+    async def target(metadata: Mapping[str, str | bytes]) -> ServiceChannel:
+        raise AssertionError(metadata)
+
+    call = InterceptedCall(side=CallSide.CALLER, service="echo", name=BETA)
+    for error in (ValueError(), GeneratorExit()):
+        entering: Any = InterceptedBlock([waiting], call, target).__aenter__()
+        assert entering.send(None) is not None
+        with pytest.raises(type(error)):
+            entering.throw(error)
+    assert [type(each) for each in seen] == [ValueError, GeneratorExit]
+
+
+async def test_hedged_calls(nodes: NodeFactory) -> None:
+    """Several `proceed()` of one call may be under way at once: the first reply counts, the others are cancelled."""
+    began = 0
+
+    async def first_is_slow(channel: ServiceChannel) -> None:
+        nonlocal began
+        began += 1
+        if began == 1:
+            await trio.sleep_forever()
+        await channel.send(b"x")
+
+    async def hedge(call: InterceptedCall, proceed: Proceed) -> bytes | None:
+        del call
+        replies: list[bytes | None] = []
+
+        async def attempt() -> None:
+            replies.append(await proceed())
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt)
+            await trio.sleep(1)
+            nursery.start_soon(attempt)
+        return replies[0]
+
+    async with pair(nodes, caller=[hedge], services={"echo": first_is_slow}) as (alpha, beta):
+        await through_call(alpha)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (began, beta.statistics().services) == (2, 0)
 
 
 async def test_blocks_nest(nodes: NodeFactory) -> None:

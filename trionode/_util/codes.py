@@ -33,7 +33,8 @@ class ApplicationCode(str):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = str.__hash__
+    def __hash__(self) -> int:
+        return str.__hash__(self)
 
     def __repr__(self) -> str:
         return f"ApplicationCode({str.__repr__(self)})"
@@ -60,7 +61,8 @@ class PeersCode(StrEnum):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = str.__hash__
+    def __hash__(self) -> int:
+        return str.__hash__(self)
 
 
 def application_code(given: object) -> ApplicationCode:
