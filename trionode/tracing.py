@@ -159,7 +159,8 @@ def _span(tracer: Tracer, call: InterceptedCall, parent: Context, kind: trace.Sp
     if kind is trace.SpanKind.CLIENT:
         attributes |= _destination(call.name)
     span = tracer.start_span(call.service, context=parent, kind=kind, attributes=attributes)
-    token = context.attach(trace.set_span_in_context(span, parent))
+    # One that is nothing, as older APIs give it without an SDK, must not take the place of the caller's.
+    token = context.attach(trace.set_span_in_context(span, parent) if span.get_span_context().is_valid else parent)
     try:
         yield span
     except BaseException as exc:

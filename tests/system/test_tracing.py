@@ -23,9 +23,11 @@ from trionode import (
     CallSide,
     CertAuthManager,
     CertificateError,
+    CertificateExpiring,
     HandshakeRefused,
     InterceptedCall,
     LiveConnections,
+    NodeName,
     RemoteError,
     Renew,
     current_channel,
@@ -92,9 +94,11 @@ async def fail(channel: ServiceChannel) -> None:
 
 
 async def wait(channel: ServiceChannel) -> None:
-    """For ever."""
-    await channel.send(b"begun")
-    await trio.sleep_forever()
+    """For ever, in several tasks."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        await channel.send(b"begun")
+        await trio.sleep_forever()
 
 
 SERVICES = {"echo": echo, "refuse": refuse, "fail": fail, "wait": wait}
@@ -421,6 +425,24 @@ async def test_what_happens_to_a_node(node_factory: NodeFactory, spans: Spans) -
     assert [each["reason"] for each in states][-1] == "up"
     assert {each["peer"] for each in states} == {BETA}
     assert all(span.parent is None for span in spans.finished())
+
+
+def test_a_certificate_that_ends_is_traced(spans: Spans, ca: CertificateAuthority) -> None:
+    """Which, and how long it has."""
+    certificate = ca.issue(ALPHA)
+    event = CertificateExpiring(
+        node=NodeName.parse(ALPHA), certificate=certificate.certificate, left=timedelta(minutes=1)
+    )
+    tracing._record(spans.tracer, event, 0)
+    assert of_events(spans, "CertificateExpiring") == [
+        {"node": ALPHA, "certificate": certificate.fingerprint, "left": 60}
+    ]
+
+
+def test_a_group_of_cancellations_is_one(spans: Spans) -> None:
+    """And one with something else in it is none."""
+    assert tracing._is_cancellation(BaseExceptionGroup("", [GeneratorExit()])) is False
+    assert tracing._is_cancellation(KeyboardInterrupt()) is False
 
 
 async def test_refused_handshakes_are_traced_some_at_a_time(
