@@ -52,8 +52,8 @@ _PORT: Final = 2379
 #: A longer value is no entry of ours. Bytes.
 _MAX_VALUE: Final = 4096
 
-#: A watch that was silent for so long is begun anew. Seconds.
-_SILENCE: Final = 60.0
+#: A watch that was silent for so long is begun anew: so an etcd that hangs is noticed. Seconds.
+_SILENCE: Final = 20.0
 #: A watch that ended sooner is not begun anew before. Seconds.
 _PACE: Final = 1.0
 #: How long withdrawing a node may take. Seconds.

@@ -21,6 +21,7 @@ from trionode._errors import (
     RejectionCode,
     UnverifiedReason,
 )
+from trionode._managers.manager import publisher_of
 from trionode._node.events import HandshakeRefused
 from trionode._node.node import Node
 
@@ -102,22 +103,22 @@ def rotate_during_handshake(where: CertManager | Node, key_pair: KeyPair) -> Ite
         CertificateError: the manager refuses the key pair; comes out of the handshake.
     """
     manager = _manager_of(where)
-    channel = manager.contexts
-    receive = channel.receive
+    channel = publisher_of(manager).channel
+    take = channel.take
     done = RotationInHandshake()
 
-    async def take() -> TLSContexts:
-        contexts = await receive()
+    def take_and_rotate() -> TLSContexts:
+        contexts = take()
         if done.taken is None:
             done.taken = contexts.generation
             done.published = manager.update(key_pair)
         return contexts
 
-    channel.receive = take  # type: ignore[method-assign]
+    channel.take = take_and_rotate  # type: ignore[method-assign]
     try:
         yield done
     finally:
-        channel.receive = receive  # type: ignore[method-assign]
+        channel.take = take  # type: ignore[method-assign]
     if done.taken is None:
         msg = f"no handshake took its contexts from {manager!r}, so there was no handshake to rotate in"
         raise AssertionError(msg)
