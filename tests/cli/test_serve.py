@@ -325,6 +325,15 @@ def test_what_a_service_says_of_its_error(here: Command, beta: tuple[Path, Serve
     }
 
 
+def test_a_node_that_does_not_say_how_it_is(
+    here: Command, beta: tuple[Path, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beta seems, if it is asked under another name."""
+    monkeypatch.setattr("trionode.health.HEALTH", "trionode.absent")
+    ping = ("ping", "--as", ALPHA, f"{BETA}:{beta[1].port}", "--health")
+    here(*ping).is_one_line(BETA, "needs --health in its trionode serve", status=6)
+
+
 def test_the_pages_are_there(beta: tuple[Path, Served]) -> None:
     """Where it says."""
     host, port = beta[1].first["pages"]

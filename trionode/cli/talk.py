@@ -20,6 +20,7 @@ from trionode import (
     NetworkOptions,
     NodeName,
     NodeOptions,
+    RemoteCode,
     RemoteError,
     Route,
     open_node,
@@ -397,8 +398,17 @@ def ping(way: _Way, count: int, interval: float, timeout: float, health: str | N
 def _ask_health(way: _Way, service: str, timeout: float, *, as_json: bool) -> int:
     async def ask() -> HealthStatus:
         async with way.connected(timeout) as connection:
-            with trio.move_on_after(timeout):
-                return await check_health_of(connection, service)
+            try:
+                with trio.move_on_after(timeout):
+                    return await check_health_of(connection, service)
+            except RemoteError as exc:
+                if exc.code is not RemoteCode.UNKNOWN_SERVICE:
+                    raise
+                msg = (
+                    f"{way.node} does not say how it is: it needs --health in its trionode serve, or a trionode.health "
+                    "service in its program"
+                )
+                raise Trouble(msg, ExitStatus.REMOTE) from None
         msg = f"{way.node} did not say how it is within {timeout:g} s; allow more with --timeout"
         raise Trouble(msg, ExitStatus.NETWORK)
 
