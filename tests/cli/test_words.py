@@ -46,6 +46,7 @@ ELSEWHERE = (
     "Its second ClientHello",
     "in its ClientHello",
     "PowerShell",
+    "or open channels by node.open_channel()",
     "in a systemd unit: ListenStream=",
     "crls=None: certificates",
     "tuple[AddressFamily, tuple[Any, ...]]",

@@ -575,7 +575,7 @@ def test_the_table_names_every_argument() -> None:
         )
     }
     assert set(functions) == set(ARGUMENTS)
-    others = {"handler", "handler_nursery", "listeners", "stream", "task_status", "nodes", "registry"}
+    others = {"handler", "handler_nursery", "listeners", "stream", "task_status", "nodes", "registry", "health"}
     others |= {"app", "config", "limits", "proxy", "socket_options"}
     for name, function in functions.items():
         skipped = others | ({"host"} if name == "serve_metrics" else set())

@@ -42,7 +42,7 @@ from trionode._identity.describe import describe, describe_names
 from trionode._identity.names import SubjectNames
 from trionode._identity.peer import Peer, established_peer
 from trionode._tls.client_hello import ClientHelloReader
-from trionode._tls.contexts import ContextsByName, take
+from trionode._tls.contexts import ContextsByName
 from trionode._tls.failures import HandshakeErrors
 from trionode._tls.handshake import MAX_CLIENT_FLIGHTS, UNRECOGNIZED_NAME, refuse_hello, server_handshake
 from trionode._transport.sockets import address_of, receive
@@ -166,7 +166,7 @@ async def _accept_tls(
             channel, asked = await _channel_for(transport, source, hello, handshake), hello.server_name
         else:
             channel = source
-        contexts = await take(channel)
+        contexts = await channel.receive()
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise

@@ -31,7 +31,6 @@ from trionode._connection.link import Link
 from trionode._errors import PeerUnverifiedError, UnverifiedReason
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.peer import Peer, established_peer
-from trionode._tls.contexts import take
 from trionode._tls.failures import HandshakeErrors
 from trionode._tls.handshake import client_handshake
 from trionode._transport.sockets import address_of
@@ -208,7 +207,7 @@ async def _take(
     transport: trio.abc.Stream, contexts_channel: trio.abc.ReceiveChannel[TLSContexts], handshake: Handshake
 ) -> TLSContexts:
     try:
-        contexts = await take(contexts_channel)
+        contexts = await contexts_channel.receive()
     except BaseException:
         await trio.aclose_forcefully(transport)
         raise

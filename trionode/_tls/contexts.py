@@ -109,10 +109,6 @@ class ContextsChannel(trio.abc.ReceiveChannel[TLSContexts]):
             self._send.send_nowait(contexts)
         return contexts
 
-    def take(self) -> TLSContexts:
-        """The same, for a handshake. Every handshake comes by here; the test kit rotates behind it."""
-        return self.current
-
     @enable_ki_protection
     def publish(self, contexts: TLSContexts) -> None:
         """Replace what the channel holds; synchronous and atomic."""
@@ -123,7 +119,7 @@ class ContextsChannel(trio.abc.ReceiveChannel[TLSContexts]):
     async def receive(self) -> TLSContexts:
         """Take the current contexts; a checkpoint. Cancelling takes nothing."""
         await trio.lowlevel.checkpoint()
-        return self.take()
+        return self.current
 
     async def aclose(self) -> None:
         """Do nothing but checkpoint: the channel is the manager's, and its users share it."""
@@ -161,11 +157,3 @@ class ContextsByName:
 
 #: Where an acceptor's handshakes take their contexts.
 ContextsSource: TypeAlias = trio.abc.ReceiveChannel[TLSContexts] | ContextsByName
-
-
-async def take(channel: trio.abc.ReceiveChannel[TLSContexts]) -> TLSContexts:
-    """The contexts of a channel, for a handshake: of a manager's at once, for it always holds them.
-
-    That saves each end of a handshake a scheduler tick: it has just waited for the network.
-    """
-    return channel.take() if isinstance(channel, ContextsChannel) else await channel.receive()

@@ -35,7 +35,7 @@ from .given import (
     unreadable,
 )
 from .paths import exists
-from .pki import pki
+from .pki import pki as pki
 from .shown import console, grid, put, put_json, speaks_for
 
 if TYPE_CHECKING:

@@ -104,21 +104,21 @@ def rotate_during_handshake(where: CertManager | Node, key_pair: KeyPair) -> Ite
     """
     manager = _manager_of(where)
     channel = publisher_of(manager).channel
-    take = channel.take
+    receive = channel.receive
     done = RotationInHandshake()
 
-    def take_and_rotate() -> TLSContexts:
-        contexts = take()
+    async def receive_and_rotate() -> TLSContexts:
+        contexts = await receive()
         if done.taken is None:
             done.taken = contexts.generation
             done.published = manager.update(key_pair)
         return contexts
 
-    channel.take = take_and_rotate  # type: ignore[method-assign]
+    channel.receive = receive_and_rotate  # type: ignore[method-assign]
     try:
         yield done
     finally:
-        channel.take = take  # type: ignore[method-assign]
+        channel.receive = receive  # type: ignore[method-assign]
     if done.taken is None:
         msg = f"no handshake took its contexts from {manager!r}, so there was no handshake to rotate in"
         raise AssertionError(msg)

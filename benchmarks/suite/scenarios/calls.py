@@ -18,9 +18,9 @@ The service's first `receive` and its `send` are checkpoints, as Trio has it, a 
 Among the steps none stands out any more. Bare Trio does 15 000 round trips a second here, so that no call over it is
 4.5 times as fast as gRPC's.
 
-What a task for each request costs by itself shows "a task each": 1.4 times the ping-pong, in ticks and task steps what a
-call takes here (6 and 8.5) or more. A call takes 1.35 times as much CPU time as that: 12 % of it is pyOpenSSL, where the
-other has `ssl` in C, a quarter what makes a call one (frames, credit, two channel ends, dispatch) in Python.
+What a task for each request costs by itself shows "a task each": 1.4 times the ping-pong, in ticks and task steps what
+a call takes here (6 and 8.5) or more. A call takes 1.35 times as much CPU time as that: 12 % of it is pyOpenSSL, where
+the other has `ssl` in C, a quarter what makes a call one (frames, credit, two channel ends, dispatch) in Python.
 
 A service is not begun in the reader's task, which would save a tick and a step: until its first wait its cancel scope,
 its nurseries and `current_task()` would be the reader's.

@@ -6,10 +6,10 @@ is more to come. Without both, by `send_nowait`, a message takes 1.5 µs, with t
 both ends in one process). Eight times the naive peer would be 4.3 µs.
 
 In two processes it is the sender that limits `await send()`: of 6.8 µs of CPU time, on a machine where a tick with one
-task in it takes 2.9 and the second task, the writer, 1.7, are 2.2 for the message. asyncio's `drain()` is no checkpoint:
-4.8 in all. So what has many messages sends them by `send_many`, which has one checkpoint where it waits: 0.8 at the
-sender. Then the receiver limits: 1.6, of which `async for` takes 0.7, decoding 0.25 and dispatching 0.25; twenty times the
-naive peer would be 1.2.
+task in it takes 2.9 and the second task, the writer, 1.7, are 2.2 for the message. asyncio's `drain()` is no
+checkpoint: 4.8 in all. So what has many messages sends them by `send_many`, which has one checkpoint where it waits:
+0.8 at the sender. Then the receiver limits: 1.6, of which `async for` takes 0.7, decoding 0.25 and dispatching 0.25;
+twenty times the naive peer would be 1.2.
 """
 
 from __future__ import annotations
