@@ -18,7 +18,9 @@ from trionode import (
     Stage,
     Transport,
 )
+from trionode._transport.interfaces import accept_forever
 from trionode._transport.tcp import TCP
+from trionode.testing import MemoryNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -196,3 +198,19 @@ def test_what_is_no_transport_is_refused_in_the_options(transport: Any) -> None:
     """What lacks the methods fails where it is given, not at the first dial."""
     with pytest.raises(TypeError, match="listen and connect"):
         NetworkOptions(transport=transport)
+
+
+async def test_ctrl_c_leaves_no_task_half_begun() -> None:
+    """What takes a connection runs as a whole: a task that is being started is started."""
+    network, protected = MemoryNetwork(), list[bool]()
+    [listener] = await network.host("b.example").listen(None, 7, port_range=1, only_local=False)
+
+    def take(stream: trio.abc.Stream) -> None:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        listener.close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept_forever, listener, take, "b.example port 7")
+        async with await network.host("a.example").connect("b.example", 7):
+            pass
+    assert protected == [True]

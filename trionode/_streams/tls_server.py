@@ -130,6 +130,7 @@ class TLSServer:
         finally:
             await close_all(listeners)  # noqa: ASYNC102 -- shielded in there
 
+    @trio.lowlevel.enable_ki_protection  # see accept_forever
     async def _accept_from(self, listener: AnyListener, where: str, handlers: trio.Nursery) -> None:
         try:
             while True:

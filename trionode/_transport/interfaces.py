@@ -152,6 +152,7 @@ async def accept_patiently(listener: _Accepts[S] | trio.abc.Listener[S], where: 
             return stream
 
 
+@trio.lowlevel.enable_ki_protection  # in the middle of starting a task, it would leave a coroutine that never runs
 async def accept_forever(listener: Listener, take: Callable[[trio.abc.Stream], None], where: str) -> None:
     """Accept connections and hand each to `take`, which must not block; until cancelled, or the listener is closed.
 

@@ -76,6 +76,7 @@ async def serve_lists(lists: Lists, listeners: Sequence[AnyListener]) -> None:
             nursery.start_soon(_accept_from, listener, lists, admission, nursery)
 
 
+@trio.lowlevel.enable_ki_protection  # see accept_forever
 async def _accept_from(listener: AnyListener, lists: Lists, admission: Admission, nursery: trio.Nursery) -> None:
     where = shown(listener)
     while True:
