@@ -13,7 +13,7 @@ A TLS session has one, too: what OpenSSL reports comes out of it as a public err
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -55,7 +55,7 @@ class HandshakeErrors:
 
     def at_stage(self, stage: Stage) -> HandshakeErrors:
         """The same handshake, come further."""
-        return replace(self, stage=stage)
+        return HandshakeErrors(address=self.address, stage=stage, generation=self.generation, presented=self.presented)
 
     @property
     def peer(self) -> str:

@@ -36,7 +36,8 @@ What is reported:
   sequential  connections a second, one after the other; the time to close them does not count
   storm       connections a second, from the moment when all begin to the last one that is connected
   overtaken   of those that were accepted, how many others that came later were connected earlier: mean and most
-  stall       the longest that another task of the server had to wait for its turn, while all connected
+  stall       the longest that another task of the server had to wait for its turn, while all connected; most of it is
+              Python's garbage collector, which goes through all connections more than once while they become so many
   failed      clients whose one attempt failed
 """
 
