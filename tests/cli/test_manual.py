@@ -154,7 +154,12 @@ def test_a_word_that_is_nowhere(trionode_command: Command) -> None:
 def test_topics_are_completed() -> None:
     """By their names."""
     completer = ShellComplete(cli, {}, "trionode", "_TRIONODE_COMPLETE")
-    assert {each.value for each in completer.get_completions(["manual"], "tr")} == {"troubleshooting", "trust"}
+    found = {each.value for each in completer.get_completions(["manual"], "tr")}
+    assert found == {"tracing", "troubleshooting", "trust"}
+        "tracing",
+        "troubleshooting",
+        "trust",
+    }
 
 
 # In a terminal ------------------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ def test_a_crowd_finds_itself(run: Run) -> None:
     assert (status, result["problems"]) == (0, [])
     assert result["nodes"] == 20
     assert set(result["seconds"]) == {"joined", "left", "came back"}
-    status, result, told = run("discovery", "--nodes", "10", "--processes", "0", "--within", "0.001")
+    status, result, told = run("discovery", "--nodes", "10", "--processes", "0", "--within", "0.000001")
     assert status == 1
     assert "discovery: PROBLEM: joined: " in told
 
