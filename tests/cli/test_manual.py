@@ -156,10 +156,6 @@ def test_topics_are_completed() -> None:
     completer = ShellComplete(cli, {}, "trionode", "_TRIONODE_COMPLETE")
     found = {each.value for each in completer.get_completions(["manual"], "tr")}
     assert found == {"tracing", "troubleshooting", "trust"}
-        "tracing",
-        "troubleshooting",
-        "trust",
-    }
 
 
 # In a terminal ------------------------------------------------------------------------------------------------------
