@@ -586,14 +586,14 @@ async def test_a_generator_that_is_closed_in_the_block(nodes: NodeFactory) -> No
         async with alpha.open_channel(BETA, "echo") as channel:
             await channel.send(b"x")
             async for message in channel:
-                yield message
+                yield message  # noqa: ASYNC119 -- its caller closes it
 
     async def slow(call: InterceptedCall, proceed: Proceed) -> bytes | None:
         del call
         try:
             return await proceed()
         finally:
-            await trio.sleep(1)
+            await trio.sleep(1)  # noqa: ASYNC102 -- an interceptor that takes its time
 
     async with pair(nodes, caller=[noting(log, "outer"), slow]) as (alpha, _):
         async with aclosing(messages(alpha)) as received:  # type: ignore[type-var]  # an async generator is one

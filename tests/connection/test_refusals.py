@@ -205,7 +205,7 @@ async def test_what_a_service_got_may_be_said_again_on_purpose(nodes: NodeFactor
             try:
                 await beta.call("gamma@gamma.test", service, b"x")
             except RemoteError as exc:
-                if service == (await channel.receive()).decode():
+                if service == (await channel.receive()).decode():  # noqa: ASYNC120 -- as a service may
                     raise RemoteError(exc.message, code=exc.code, details=exc.details) from exc
 
     async with nodes("gamma", services={"fails": Raising(full)}), nodes("beta", services={"middle": middle}) as beta:

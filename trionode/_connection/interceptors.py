@@ -224,7 +224,7 @@ def _run(coroutine: Coroutine[object, object, object], error: BaseException | No
         while awaited is not _MARK:
             try:
                 answer = yield awaited
-            except BaseException as exc:  # noqa: BLE001 -- whatever is raised is raised there
+            except BaseException as exc:  # noqa: ASYNC103, BLE001 -- whatever is raised is raised there
                 awaited = coroutine.throw(exc)
             else:
                 awaited = coroutine.send(answer)
@@ -292,12 +292,12 @@ class InterceptedBlock:
         """Run the interceptors to their end. Returns whether they have dealt with what the block has raised."""
         assert self._coroutine is not None
         try:
-            await _run(self._coroutine, error)
+            await _run(self._coroutine, error)  # noqa: ASYNC102 -- what is awaited is the interceptors'
         except BaseException as exc:
             # As in contextlib: what the block has raised leaves it as it was. A coroutine cannot raise StopIteration.
             if error is not None and (exc is error or (isinstance(error, StopIteration) and exc.__cause__ is error)):
                 error.__traceback__ = traceback
-                return False
+                return False  # noqa: ASYNC104 -- so it is raised
             raise
         return error is not None
 
