@@ -84,13 +84,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Tests that share what takes long to make run in one process."""
-    if getattr(config.option, "numprocesses", None):
-        config.option.dist = "loadgroup"
-
-
 def pytest_collection_finish() -> None:
     """Ten thousand tests are not looked through again by each garbage collection, those that tests ask for included."""
     gc.collect()

@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
     from trionode.demo.said import Certificate
 
-pytestmark = pytest.mark.xdist_group("demo")  # most look at one run
-
 #: Every process and every test is bounded by this. Seconds.
 PATIENCE = 60
 

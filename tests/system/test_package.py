@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from email.message import Message
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [
-    pytest.mark.skipif(not (ROOT / "trionode").is_dir(), reason="builds packages, which takes a checkout"),
-    pytest.mark.xdist_group("package"),  # they are built once
-]
+pytestmark = pytest.mark.skipif(not (ROOT / "trionode").is_dir(), reason="builds packages, which takes a checkout")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 STEM = f"{PROJECT['name']}-{PROJECT['version']}"
 
