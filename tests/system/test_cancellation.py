@@ -48,6 +48,7 @@ from trionode import (
 from trionode._connection.connection import core_of
 from trionode._managers.manager import publisher_of
 from trionode._node import renewal as _renewal
+from trionode._util.threads import Purpose, limiter
 from trionode.http import serve_asgi
 from trionode.testing import Attempt, Moment, cancel_at_every_checkpoint
 
@@ -91,14 +92,16 @@ class Guard:
     @staticmethod
     def _now() -> tuple[int, int, int]:
         # A thread that no task waits for any more may still be opening and closing files.
-        return trio.to_thread.current_default_thread_limiter().borrowed_tokens, descriptors(), tasks()
+        limiters = [limiter(purpose) for purpose in Purpose]
+        limiters.append(trio.to_thread.current_default_thread_limiter())
+        return sum(each.borrowed_tokens for each in limiters), descriptors(), tasks()
 
     async def check(self) -> None:
         """Wait until everything is as it was, for a bounded time."""
-        with trio.move_on_after(PATIENCE):
-            while self._now() != self._before:  # noqa: ASYNC110 -- there is no event for that it is over
-                await trio.sleep(0.001)
-        assert self._now() == self._before, "(threads, descriptors, tasks)"
+        deadline = trio.current_time() + PATIENCE
+        while (now := self._now()) != self._before and trio.current_time() < deadline:  # noqa: ASYNC110 -- as nothing tells
+            await trio.sleep(0.001)
+        assert now == self._before, "(threads, descriptors, tasks)"
         for manager in self._managers:
             with trio.fail_after(PATIENCE):
                 assert (await manager.contexts.receive()).generation == manager.generation
