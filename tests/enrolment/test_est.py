@@ -172,7 +172,7 @@ async def test_another_ca_gets_nothing(est: Service, tmp_path: Path) -> None:
 async def test_an_impostor_in_between(est: Service, tmp_path: Path) -> None:
     """Has the CA's certificate, which is public, but no certificate by it: the second connection is not made."""
     async with serving_est(tmp_path / "other") as other:
-        write_ca_pool(CAPool([*other.ca.roots, *est.ca.roots]), tmp_path / "other/old.pem")
+        write_ca_pool(est.ca.roots, tmp_path / "other/old.pem")
         token = est.ca.make_token(NAME)
         stray = ESTSource(other.url, NAME, token=token, clock=est.clock)
         assert "is not trusted" in await fails(stray, EnrolmentReason.UNTRUSTED)
@@ -203,6 +203,65 @@ async def test_a_state_file_outlives_the_program(est: Service, tmp_path: Path) -
     file.write_text("{}")
     with pytest.raises(CertificateError, match="is damaged; remove it"):
         await ESTSource(est.url, NAME, state_file=file).read()
+
+
+async def test_what_was_issued_is_kept_whatever_fails_next(est: Service, tmp_path: Path) -> None:
+    """A token is good once: its certificate is in the state file before anything else is asked for."""
+    file = tmp_path / "alpha.json"
+    (est.folder / "ca.crl").write_bytes(b"damaged")
+    first = await est.source(NAME, state_file=file, revocation_lists=True).read()
+    assert first.crls is None
+    restarted = ESTSource(est.url, NAME, state_file=file, clock=est.clock)
+    assert (await restarted.read()).key_pair == first.key_pair
+
+
+async def test_a_state_file_that_cannot_be_written(est: Service, tmp_path: Path) -> None:
+    """Costs a restart, not the certificate: that is given first, and the trouble with the next reading."""
+    source = est.source(NAME, state_file=tmp_path / "alpha.json")
+    first = await source.read()
+    (tmp_path / "alpha.json").unlink()
+    (tmp_path / "alpha.json").mkdir()
+    est.clock.forward(DAY * 0.7)
+    second = await source.read()
+    assert second.key_pair != first.key_pair
+    with pytest.raises(IsADirectoryError):
+        await source.read()
+    assert len(est.journal("issued")) == 2
+    with trio.move_on_after(0.05) as scope:
+        await source.wait_changed(second)
+    assert scope.cancelled_caught
+
+
+async def test_a_new_token_counts_for_more_than_an_old_state_file(tmp_path: Path) -> None:
+    """The CA was made anew while the program was away: the token says which one is trusted."""
+    file = tmp_path / "alpha.json"
+    async with serving_est(tmp_path / "old") as old:
+        await old.source(NAME, state_file=file).read()
+    async with serving_est(tmp_path / "new") as new:
+        new.clock.forward(DAY * 2)
+        found = await new.source(NAME, state_file=file).read()
+        assert found.root_cas == new.ca.roots
+
+
+async def test_a_node_at_an_ipv6_address(est: Service) -> None:
+    """Its name has colons, which are what separates user name and password."""
+    found = await est.source("alpha@[fd00::7]").read()
+    assert SubjectNames.of(found.key_pair.certificate).cover_host("fd00::7")
+
+
+async def test_a_client_that_presents_its_certificate_alone(est: Service) -> None:
+    """It was given no more than that (RFC 7030 section 4.2.3); so also by the CA that was."""
+    pair = await issued(est)
+    alone = KeyPair(pair.chain[:1], pair.private_key)
+    for rolled_over in (False, True):
+        if rolled_over:
+            est.ca.begin_roll_over()
+            est.ca.switch()
+            await trio.sleep(1.2)  # the service looks at its directory once a second
+        async with client(est, alone) as http:
+            answer = await http.post("simplereenroll", content=body(request()))
+            assert answer.status_code == 200, answer.text
+    assert (len(est.ca.roots.certificates), len(est.ca.issuers.certificates)) == (2, 4)
 
 
 async def test_a_ca_that_rolls_over(est: Service) -> None:
@@ -349,6 +408,7 @@ ATTACKS: dict[str, tuple[int, str]] = {
     "none": (401, "a join token is needed"),
     "no token": (401, "no join token"),
     "pattern without name": (403, "which name?"),
+    "no request either": (401, "a join token is needed"),
 }
 
 
@@ -378,8 +438,9 @@ async def test_a_token_that_is_not_good(attack: str, est: Service, tmp_path: Pat
             text, user = est.ca.make_token("*@*.example").reveal(), ""
     before = len(est.journal("issued"))
     async with client(est) as http:
-        more: dict[str, Any] = {} if attack == "none" else {"auth": (user, text)}
-        answer = await http.post("simpleenroll", content=body(request()), **more)
+        more: dict[str, Any] = {} if words.startswith("a join token") else {"auth": (user, text)}
+        content = b"" if attack == "no request either" else body(request())
+        answer = await http.post("simpleenroll", content=content, **more)
     assert (answer.status_code, words in answer.text) == (status, True), answer.text
     assert ("www-authenticate" in answer.headers) is (status == 401)
     assert len(est.journal("issued")) == before
@@ -485,8 +546,24 @@ async def test_a_flood(tmp_path: Path) -> None:
             assert int(answers[1].headers["retry-after"]) in range(1, 32)
         async with client(est) as http:
             answers = [await http.post("simpleenroll", content=b"!") for _ in range(4)]
-            assert [each.status_code for each in answers] == [400, 400, 429, 429]
+            assert [each.status_code for each in answers] == [401, 401, 429, 429]
             assert (await http.get("cacerts")).status_code == 200
+
+
+async def test_a_name_is_limited_however_it_is_spelt(tmp_path: Path) -> None:
+    """Upper case, or many requests at once: what a name may get stays what it may get."""
+    async with serving_est(tmp_path / "pki", per_name=2) as est:
+        tokens = [est.ca.make_token("*@host-a.example").reveal() for _ in range(6)]
+        statuses: list[int] = []
+
+        async def enrol(http: httpx.AsyncClient, name: str, token: str) -> None:
+            answer = await http.post("simpleenroll", content=body(request()), auth=(name, token))
+            statuses.append(answer.status_code)
+
+        async with client(est) as http, trio.open_nursery() as nursery:
+            for spelling, token in zip(("host-a.example", "Host-A.example", "HOST-A.EXAMPLE") * 2, tokens, strict=True):
+                nursery.start_soon(enrol, http, f"alpha@{spelling}", token)
+        assert sorted(statuses) == [200] * 2 + [429] * 4
 
 
 def test_limits_are_bounded() -> None:
@@ -624,7 +701,6 @@ async def test_curl_and_openssl(tmp_path: Path) -> None:
         names_ = await sh("openssl x509 -in cert.pem -noout -ext subjectAltName")
         assert f"URI:trionode://{NAME}" in names_
         first = await sh("openssl x509 -in cert.pem -noout -serial")
-        await sh("cat cas.pem >> cert.pem")
         await sh(f"{post} --cert cert.pem --key key.pem {url}/simplereenroll | {p7} -out again.pem")
         assert await sh("openssl x509 -in again.pem -noout -serial") != first
         assert (tmp_path / "cas.pem").read_text().count("BEGIN CERTIFICATE") == 2

@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -26,7 +27,6 @@ from trionode.pki._constraints import permitted_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 class Clock:
@@ -350,6 +350,70 @@ def test_killed_at_every_write(
     serials = [each["serial"] for each in entries(tmp_path) if each["event"] == "issued"]
     assert len(set(serials)) == len(serials)
     assert {f"{leaf.serial_number:x}" for leaf in life.issued} <= set(serials)
+
+
+class Steps:
+    """Counts what changes a directory's names, and ends the program at one of these."""
+
+    def __init__(self, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = last
+        self._remove = Path.unlink
+        for name in ("replace", "rename", "unlink"):
+            monkeypatch.setattr(Path, name, self._counted(getattr(Path, name)))
+        monkeypatch.setattr("shutil.rmtree", self._rmtree)
+
+    def step(self) -> None:
+        """Another one."""
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+    def _counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(path: Path, *args: Any, **more: Any) -> Any:
+            if path.exists() and (path.suffix != ".tmp" or args):
+                self.step()
+            return real(path, *args, **more)
+
+        return counted
+
+    def _rmtree(self, folder: Path, **_: Any) -> None:
+        for each in sorted(folder.iterdir()) if folder.exists() else ():
+            self.step()
+            self._remove(each)
+        if folder.exists():
+            folder.rmdir()
+
+
+@pytest.mark.parametrize("task", ["begin_roll_over", "switch"])
+def test_killed_at_every_step_of_a_roll_over(task: str, tmp_path: Path, clock: Clock) -> None:
+    """It goes on with whichever CA it has then, knows what it issued and revoked, and is done by doing it again."""
+    for count in range(100):
+        folder = tmp_path / str(count)
+        ca = make(folder, clock)
+        first, lost = (ca.enrol(request(), ca.make_token(name))[0] for name in ("alpha@localhost", "beta@localhost"))
+        ca.revoke(lost)
+        if task == "switch":
+            ca.begin_roll_over()
+        with pytest.MonkeyPatch.context() as patched:
+            steps = Steps(count, patched)
+            with suppress(Killed):
+                getattr(ca, task)()
+        again = PKIDirectory(folder, clock=clock)
+        second = again.renew(request(), first)[0]
+        with suppress(FileExistsError):  # what was begun is begun
+            getattr(again, task)()
+        if task == "begin_roll_over":
+            again.switch()
+        assert len(again.roots.certificates) == 2
+        assert again.refresh_lists().listed(lost)
+        again.retire()
+        third = again.renew(request(), second)[0]
+        third.verify_directly_issued_by(CertificateAuthority.load(folder, clock=clock).issuer)
+        refused(RequestRefusal.REVOKED, again.renew, request(), lost)
+        assert not [*folder.glob("next*")]
+        if steps.left >= 0:
+            break
+    assert count > 3
 
 
 def test_a_list_that_was_not_written_is_made_again(

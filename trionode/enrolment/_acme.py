@@ -145,11 +145,11 @@ class ACMESource:
                 began = schedule.now()
                 try:
                     pair = await self._ordered()
+                    schedule.take(pair, began)
                 except EnrolmentError as exc:
                     schedule.failed(exc)
                     raise schedule.told(exc) from exc
                 schedule.succeeded()
-                schedule.take(pair, began)
                 _log.info("%r: %r", self, pair, source=self, certificate=pair.fingerprint)
             assert schedule.pair is not None
             return Credentials(key_pair=schedule.pair)
@@ -195,7 +195,7 @@ class ACMESource:
             chain = await self._while_answering(request.public_bytes(Encoding.PEM))
             try:
                 found = parse_certificates(Secret(chain), f"the answer of {self._url}")
-                return key_pair_of(self._names[0], key, list(found))
+                return key_pair_of(self._names, key, list(found))
             except (ValueError, CertificateError) as exc:
                 raise EnrolmentError(f"{self._url}: {exc}", reason=EnrolmentReason.BAD_ANSWER) from None
         msg = f"{self._url} has not issued within {self._seconds:g} s"

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, cast, final
 
 import httpx  # noqa: ASYNC127 -- over our own transport
@@ -27,7 +29,15 @@ from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import MAX_CRL_BYTES
 from trionode._credentials.policy import TLSPolicy
 from trionode._errors import CertificateError, PeerUnverifiedError, TrionodeError
-from trionode._identity.certificate import fingerprint, is_ca, is_self_issued, issuer_der, public_key, subject_der
+from trionode._identity.certificate import (
+    extension,
+    fingerprint,
+    is_ca,
+    is_self_issued,
+    issuer_der,
+    public_key,
+    subject_der,
+)
 from trionode._identity.names import URI_SCHEME, NodeName, SubjectNames
 from trionode._managers.manager import CertManager
 from trionode._managers.publisher import Publisher
@@ -59,6 +69,9 @@ if TYPE_CHECKING:
 _MAX_ANSWER: Final = 1024 * 1024
 #: What is shown of a server's words.
 _MAX_WORDS: Final = 300
+#: Redirections are followed within one server, a few times (RFC 7030 section 3.2.1).
+_REDIRECTIONS: Final = 3
+_MOVED: Final = (301, 302, 307, 308)
 
 
 class AnonymousManager(CertManager):
@@ -153,18 +166,12 @@ class Exchange:
             raise self._bad_answer(exc) from None
 
     async def enrol(
-        self,
-        name: NodeName | str,
-        *,
-        renew: bool,
-        auth: tuple[str, str] | None,
-        intermediates: Iterable[x509.Certificate],
+        self, wanted: Wanted, *, auth: tuple[str, str] | None, intermediates: Iterable[x509.Certificate]
     ) -> KeyPair:
         """A key pair with a new key.
 
         Args:
-            name: what the certificate is to speak for.
-            renew: whether by the certificate that the connection presents.
+            wanted: what is asked for.
             auth: user name and password.
             intermediates: the server's CA certificates, for the chain.
 
@@ -173,22 +180,17 @@ class Exchange:
                 `refused`.
         """
         attributes = await self._attributes()
-        key = ec.generate_private_key(ec.SECP256R1())
-        request = _request(name, key, self._binding() if CHALLENGE_PASSWORD in attributes else None)
-        which = "simplereenroll" if renew else "simpleenroll"
-        body = await self._ask(
-            "POST",
-            f"{self._server.est}/{which}",
-            content=to_base64(request.public_bytes(Encoding.DER)),
-            auth=auth,
-        )
+        name, key = wanted.name, wanted.key
+        request = wanted.request(self._binding() if CHALLENGE_PASSWORD in attributes else None)
+        which = "simpleenroll" if wanted.renews is None else "simplereenroll"
+        body = await self._ask("POST", f"{self._server.est}/{which}", content=to_base64(request), auth=auth)
         issued, known = self._certificates(body), list(intermediates)
         try:
-            pair = key_pair_of(name, key, [*issued, *known])
+            pair = key_pair_of([name], key, [*issued, *known])
             if not _reaches(pair, known):
                 # The CA has changed since it was asked for its certificates.
                 known = await self.ca_certificates()
-                pair = key_pair_of(name, key, [*issued, *known])
+                pair = key_pair_of([name], key, [*issued, *known])
         except (CertificateError, ValueError) as exc:
             raise self._bad_answer(exc) from None
         if not _reaches(pair, known):
@@ -232,15 +234,19 @@ class Exchange:
             headers["authorization"] = f"Basic {base64.b64encode(':'.join(auth).encode()).decode()}"
         seconds = self._server.seconds
         timeout = {"timeout": httpx.Timeout(seconds).as_dict()}
-        request = httpx.Request(method, url, headers=headers, content=content, extensions=timeout)
         with trio.move_on_after(seconds):
-            try:
-                status, reason, fields, body = await self._exchange(request, limit)
-            except (httpx.HTTPError, TrionodeError) as exc:
-                raise _failure(exc, self._server) from exc
-            if status == httpx.codes.OK:
-                return body
-            raise _refusal(status, reason, fields, body, self._server)
+            for left in range(_REDIRECTIONS, -1, -1):
+                request = httpx.Request(method, url, headers=headers, content=content, extensions=timeout)
+                try:
+                    status, reason, fields, body = await self._exchange(request, limit)
+                except (httpx.HTTPError, TrionodeError) as exc:
+                    raise _failure(exc, self._server) from exc
+                if status == httpx.codes.OK:
+                    return body
+                place = _place_within(request.url, fields.get("location")) if status in _MOVED else None
+                if place is None or not left:
+                    raise _refusal(status, reason, fields, body, self._server)
+                url = place
         msg = f"{self._server} cannot be reached: no answer within {seconds:g} s"
         raise EnrolmentError(msg, reason=EnrolmentReason.UNREACHABLE)
 
@@ -275,44 +281,111 @@ def _failure(exc: Exception, server: Server) -> EnrolmentError:
     return EnrolmentError(f"{server} cannot be reached: {text}", reason=EnrolmentReason.UNREACHABLE)
 
 
+def _place_within(url: httpx.URL, location: str | None) -> str | None:
+    """Where a redirection leads, if that is the same server."""
+    try:
+        place = url.join(location or "")
+    except httpx.InvalidURL:
+        return None
+    same = (place.scheme, place.host, place.port) == (url.scheme, url.host, url.port)
+    return str(place) if location and same else None
+
+
 def _refusal(status: int, reason: str, headers: httpx.Headers, body: bytes, server: Server) -> EnrolmentError:
     words = printable(" ".join(body[:_MAX_WORDS].decode(errors="replace").split()))
     text = f"{server} answers {status}: {words or reason}"
-    if status in (202, 429) or status >= 500:
-        after = headers.get("retry-after", "")
-        seconds = float(after) if after.isascii() and after.isdigit() and len(after) < 8 else None
+    if status in _MOVED:
+        where = printable(headers.get("location", "nowhere"))
+        text = f"{server} answers {status} and leads to {where}, which is another server, or leads nowhere"
+    if status == httpx.codes.ACCEPTED:
+        text = f"{server} has taken the request and not decided yet (202): {words or reason}"
+    if status in (httpx.codes.ACCEPTED, httpx.codes.TOO_MANY_REQUESTS) or status >= 500:
+        seconds = _seconds(headers.get("retry-after", ""))
         return EnrolmentError(text, reason=EnrolmentReason.UNREACHABLE, retry_after=seconds)
     return EnrolmentError(text, reason=EnrolmentReason.REFUSED)
 
 
-def _request(
-    name: NodeName | str, key: ec.EllipticCurvePrivateKey, binding: str | None
-) -> x509.CertificateSigningRequest:
+def _seconds(after: str) -> float | None:
+    """What a Retry-After says (RFC 9110 section 10.2.3): seconds, or a date."""
+    if after.isascii() and after.isdigit() and len(after) < 8:
+        return float(after)
+    try:
+        return max(0.0, (parsedate_to_datetime(after).astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+@final
+class Wanted:
+    """A certificate that is asked for, until there is an answer: with one key, however often it is asked.
+
+    A server that wants time to decide (202) is asked for the same again (RFC 7030 section 4.2.3); and who renews asks
+    for subject and names as they stand in the present certificate (section 4.2.2), which some servers insist on.
+
+    Attributes:
+        name: what it is to speak for.
+        renews: the certificate in whose place it is to be; None for a first one.
+        key: its key.
+    """
+
+    def __init__(self, name: NodeName | str, renews: x509.Certificate | None) -> None:
+        """Make a key.
+
+        Args:
+            name: see the attributes.
+            renews: see the attributes.
+        """
+        self.name: Final = name
+        self.renews: Final = renews
+        self.key: Final = ec.generate_private_key(ec.SECP256R1())
+        self._signed: dict[str | None, bytes] = {}
+
+    def request(self, binding: str | None) -> bytes:
+        """The request, in DER; the same each time, as far as it is not tied to another connection.
+
+        Args:
+            binding: of the connection, where the request is to be tied to it.
+        """
+        if binding not in self._signed:
+            self._signed = {binding: self._sign(binding)}
+        return self._signed[binding]
+
+    def _sign(self, binding: str | None) -> bytes:
+        subject, names = _first_names(self.name) if self.renews is None else _names_of(self.renews)
+        builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        if names is not None:
+            builder = builder.add_extension(names, critical=False)
+        if binding is not None:
+            builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, binding.encode())
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def _first_names(name: NodeName | str) -> tuple[x509.Name, x509.SubjectAlternativeName]:
     host = name.host if isinstance(name, NodeName) else name
     names: list[x509.GeneralName] = [general_name(host)]
     if isinstance(name, NodeName):
         names.append(x509.UniformResourceIdentifier(f"{URI_SCHEME}://{name}"))
     common_name = str(name).encode()[:64].decode(errors="ignore")
-    builder = (
-        x509.CertificateSigningRequestBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-    )
-    if binding is not None:
-        builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, binding.encode())
-    return builder.sign(key, hashes.SHA256())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    return subject, x509.SubjectAlternativeName(names)
 
 
-def key_pair_of(name: NodeName | str, key: ec.EllipticCurvePrivateKey, found: list[x509.Certificate]) -> KeyPair:
+def _names_of(present: x509.Certificate) -> tuple[x509.Name, x509.SubjectAlternativeName | None]:
+    return present.subject, extension(present, x509.SubjectAlternativeName)
+
+
+def key_pair_of(
+    wanted: Iterable[NodeName | str], key: ec.EllipticCurvePrivateKey, found: list[x509.Certificate]
+) -> KeyPair:
     """The key pair of a key, with its chain in order, roots left out.
 
     Args:
-        name: what the certificate has to speak for.
+        wanted: what the certificate has to speak for.
         key: its key.
         found: the certificate, and others, in any order.
 
     Raises:
-        ValueError: there is no certificate of the key, or it does not speak for the name.
+        ValueError: there is no certificate of the key, or it does not speak for a name.
         CertificateError: it cannot be used.
     """
     mine = [each for each in found if not is_ca(each) and public_key(each) == key.public_key()]
@@ -321,9 +394,10 @@ def key_pair_of(name: NodeName | str, key: ec.EllipticCurvePrivateKey, found: li
         raise ValueError(msg)
     chain = [mine[0]]
     names = SubjectNames.of(chain[0])
-    if not (names.cover_node(name) if isinstance(name, NodeName) else names.cover_host(name)):
-        msg = f"the certificate that came does not speak for {name}"
-        raise ValueError(msg)
+    for name in wanted:
+        if not (names.cover_node(name) if isinstance(name, NodeName) else names.cover_host(name)):
+            msg = f"the certificate that came does not speak for {name}"
+            raise ValueError(msg)
     while issuers := [
         each
         for each in found

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode._identity.certificate import not_after, not_before
+from trionode._identity.describe import describe
 from trionode._util.backoff import Backoff
 
-from ._errors import EnrolmentError
+from ._errors import EnrolmentError, EnrolmentReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,8 @@ _JITTER: Final = 0.1
 _FIRST: Final = 5.0
 _LONGEST: Final = 600.0
 _SHORTEST: Final = 0.5
+#: The longest that a CA may ask for, where there is no certificate that would end. Seconds.
+_LONGEST_ASKED: Final = 86400.0
 
 
 @final
@@ -68,7 +71,17 @@ class Schedule:
         return datetime.now(UTC) if self._clock is None else self._clock()
 
     def take(self, pair: KeyPair, began: datetime) -> None:
-        """A new certificate, that counts from this moment."""
+        """A new certificate, that counts from this moment.
+
+        Raises:
+            EnrolmentError: it has ended already, so that there is no use in it.
+        """
+        if not_after(pair.certificate) <= began:
+            msg = (
+                f"the certificate that came has ended, by this machine's clock ({began:%Y-%m-%d %H:%M:%S} UTC): "
+                f"{describe(pair.certificate)}"
+            )
+            raise EnrolmentError(msg, reason=EnrolmentReason.BAD_ANSWER)
         lifetime = not_after(pair.certificate) - began
         self.pair, self._renew_at = pair, began + lifetime * (self._renew_after - _JITTER * self._draw())
 
@@ -105,14 +118,15 @@ class Schedule:
         """Nothing is wrong."""
         self._failures, self._retry_at = 0, -float("inf")
 
-    def failed(self, exc: EnrolmentError) -> None:
-        """Say when to try again."""
+    def failed(self, exc: Exception) -> None:
+        """Say when to try again; a CA that says when, is asked then, unless the certificate would come to its end."""
         self._failures += 1
         left = self.left().total_seconds()
-        longest = max(_SHORTEST, min(_LONGEST, left / 4 if left > 0 else _LONGEST))
+        most = max(_SHORTEST, left / 4) if left > 0 else _LONGEST_ASKED
+        longest = min(_LONGEST, most)
         wait = Backoff(first=min(_FIRST, longest), longest=longest, least=0.5).wait(self._failures, self._draw)
-        if exc.retry_after is not None:
-            wait = max(wait, min(exc.retry_after, longest))
+        if isinstance(exc, EnrolmentError) and exc.retry_after is not None:
+            wait = max(wait, min(exc.retry_after, most))
         self._retry_at = trio.current_time() + wait
 
     def another_run(self) -> None:

@@ -10,8 +10,9 @@ A request may be tied to the connection that it comes over: where it has a chall
 connection's channel binding (`tls-exporter`, RFC 9266; RFC 7030 has `tls-unique`, which TLS 1.3 does away with). So a
 request of our own client is of no use to whoever relays it over a connection of theirs.
 
-Order matters: limits come before anything that costs, what is wrong with a request is found before its token is taken,
-and limits by name count only what was entitled to the name, so that strangers do not use up what is another's.
+Order matters: limits come before anything that costs; clients that show nothing are told so before their request is
+read; what is wrong with a request is found before its token is taken; and limits by name count only what was entitled
+to the name, so that strangers do not use up what is another's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cryptography import x509
 from cryptography.x509.oid import AttributeOID
 
 from trionode._errors import CertificateError
-from trionode._identity.names import NodeName
+from trionode._identity.names import NodeName, canonical_host
 from trionode._util.fields import Checked, Parsed, Such, integer, rule
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
@@ -67,6 +68,8 @@ _log: Final = Log("trionode.enrolment")
 
 #: A request in base64, with room for line ends. Bytes.
 _MAX_BODY: Final = 48 * 1024
+
+_CHALLENGE: Final = 'Basic realm="join token"'
 
 _POSITIVE: Final = Such(lambda value: isinstance(value, timedelta) and value > timedelta(), "a positive timedelta")
 
@@ -110,10 +113,10 @@ def est_app(directory: PKIDirectory, policy: EnrolmentPolicy | None = None) -> A
     """An EST service: `/.well-known/est/` with `cacerts`, `csrattrs`, `simpleenroll` and `simplereenroll`.
 
     Serve it by `trionode.http.serve_asgi` with a manager whose `client_auth` is `VERIFY_CLIENT_CERT_IF_GIVEN` and whose
-    `client_cas` are the directory's roots; `serve_est` does all that. A client enrols with a join token as the password
-    of HTTP's basic authentication; the user name is its name, where the token is good for several. It renews with its
-    present certificate. `/ca.crl` has the revocation lists as PEM, `/crl` the issuing CA's in DER; they are signed anew
-    before they end. What is issued is logged on `trionode.enrolment`, and in the directory's journal.
+    `client_cas` are the directory's `issuers`; `serve_est` does all that. A client enrols with a join token as the
+    password of HTTP's basic authentication; the user name is its name, where the token is good for several. It renews
+    with its present certificate. `/ca.crl` has the revocation lists as PEM, `/crl` the issuing CA's in DER; they are
+    signed anew before they end. What is issued is logged on `trionode.enrolment`, and in the directory's journal.
 
     Args:
         directory: what issues.
@@ -167,7 +170,8 @@ class _Request:
         if kind.lower() != b"basic":
             return None
         try:
-            name, colon, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+            # A token has no colon, and the name of a node at an IPv6 address has some.
+            name, colon, password = base64.b64decode(encoded.strip(), validate=True).decode().rpartition(":")
         except (binascii.Error, UnicodeDecodeError):
             return None
         return (name, password) if colon else None
@@ -183,6 +187,7 @@ class _Service:
         self._lists = Lists(directory, policy.crl_lifetime)
         self._by_address = RateLimit(policy.per_address)
         self._by_name = RateLimit(policy.per_name)
+        self._enrolling = trio.Lock()
         self._refusals = RateLimitedLog(_log, "requests were refused")
         self._resources: dict[str, tuple[str, Callable[[_Request], Awaitable[tuple[str, bytes]]]]] = {
             f"{PATH}/cacerts": ("GET", self._ca_certificates),
@@ -225,7 +230,7 @@ class _Service:
         try:
             return await answer(request)
         except RequestRefusedError as exc:
-            challenge = {"www-authenticate": 'Basic realm="join token"'} if _STATUS[exc.reason] == 401 else {}
+            challenge = {"www-authenticate": _CHALLENGE} if _STATUS[exc.reason] == 401 else {}
             raise _Answer(_STATUS[exc.reason], str(exc), **challenge) from None
         except (CertificateError, OSError) as exc:
             _log.error("%r cannot issue: %s", self._directory, exc, source=self._directory, error=exc)
@@ -249,26 +254,27 @@ class _Service:
     # Issuing
 
     async def _enrol(self, request: _Request) -> tuple[str, bytes]:
-        asked = await self._asked(request)
-        credentials = request.credentials()
+        self._count(request)
+        caller, credentials = request.caller, request.credentials()
         if credentials is None:
-            if request.caller is not None and request.caller.verified and request.caller.certificate is not None:
-                return await self._renewed(request, asked, request.caller.certificate)
+            if caller is not None and caller.verified and caller.certificate is not None:
+                return await self._renewed(request, caller.certificate)
             msg = "a join token is needed, as the password of basic authentication; `trionode pki token` makes one"
-            raise _Answer(401, msg, **{"www-authenticate": 'Basic realm="join token"'})
+            raise _Answer(401, msg, **{"www-authenticate": _CHALLENGE})
+        asked = await _asked(request)
         user, password = credentials
         try:
             token = JoinToken.parse(password)
         except ValueError as exc:
             raise RequestRefusedError(str(exc), reason=RequestRefusal.BAD_TOKEN) from None
-        name = user or token.names
-        self._insist_on_policy(name)
-        self._slow_down(self._by_name.wait(name, trio.current_time()))
+        name = self._checked_name(user or token.names)
         enrol = partial(
             self._directory.enrol, asked, token, name=name, lifetime=self._policy.lifetime, address=request.address
         )
-        chain = await _in_thread(enrol)
-        self._by_name.take(name, trio.current_time())
+        async with self._enrolling:  # what is counted for a name is so before the next one looks
+            self._slow_down(self._by_name.wait(str(name), trio.current_time()))
+            chain = await _in_thread(enrol)
+            self._by_name.take(str(name), trio.current_time())
         _log.info(
             "%s has joined, from %s, with serial %x",
             name,
@@ -281,22 +287,20 @@ class _Service:
         return f"{CERTIFICATES_TYPE}; smime-type=certs-only", certificates_body(chain[:1])
 
     async def _renew(self, request: _Request) -> tuple[str, bytes]:
-        asked = await self._asked(request)
+        self._count(request)
         caller = request.caller
         if caller is None or caller.certificate is None or not caller.verified:
             raise _Answer(403, "only who presents the certificate, over TLS, can renew it")
-        return await self._renewed(request, asked, caller.certificate)
+        return await self._renewed(request, caller.certificate)
 
-    async def _renewed(
-        self, request: _Request, asked: x509.CertificateSigningRequest, certificate: x509.Certificate
-    ) -> tuple[str, bytes]:
-        caller = request.caller
+    async def _renewed(self, request: _Request, certificate: x509.Certificate) -> tuple[str, bytes]:
+        asked, caller = await _asked(request), request.caller
         assert caller is not None
         names = [each.removeprefix("trionode://") for each in caller.uris or caller.names]
         name = ", ".join(names)
         self._slow_down(self._by_name.take(name, trio.current_time()))
         for each in names:
-            self._insist_on_policy(each)
+            self._checked_name(each)
         renew = partial(
             self._directory.renew, asked, certificate, lifetime=self._policy.lifetime, address=request.address
         )
@@ -312,27 +316,33 @@ class _Service:
         )
         return f"{CERTIFICATES_TYPE}; smime-type=certs-only", certificates_body(chain[:1])
 
-    async def _asked(self, request: _Request) -> x509.CertificateSigningRequest:
-        """The certificate signing request in the body; limits by address come first."""
+    def _count(self, request: _Request) -> None:
+        """Hold a request against the limit of its address, before anything else is looked at."""
         self._slow_down(self._by_address.take(address_key(request.address), trio.current_time()))
-        try:
-            asked = parse_request(from_base64(await request.body()))
-        except ValueError as exc:
-            raise _Answer(400, str(exc)) from None
-        _insist_on_binding(asked, request.caller)
-        return asked
 
-    def _insist_on_policy(self, name: str) -> None:
+    def _checked_name(self, name: str) -> NodeName | str:
+        """A name in canonical form, if the policy has it."""
         try:
-            wanted = NodeName.parse(name) if "@" in name else name
+            wanted = NodeName.parse(name) if "@" in name else canonical_host(name)
         except ValueError as exc:
             raise _Answer(403, f"which name? {exc}") from None
         if not any(names_match(each, wanted) for each in self._policy.names):
             raise _Answer(403, f"this service does not issue for {printable(name)}")
+        return wanted
 
     def _slow_down(self, wait: float) -> None:
         if wait:
             raise _Answer(429, "too many requests; wait", **{"retry-after": str(math.ceil(wait))})
+
+
+async def _asked(request: _Request) -> x509.CertificateSigningRequest:
+    """The certificate signing request in the body."""
+    try:
+        asked = parse_request(from_base64(await request.body()))
+    except ValueError as exc:
+        raise _Answer(400, str(exc)) from None
+    _insist_on_binding(asked, request.caller)
+    return asked
 
 
 def _insist_on_binding(asked: x509.CertificateSigningRequest, caller: Caller | None) -> None:

@@ -54,7 +54,7 @@ async def serve_est(  # noqa: ASYNC128 -- serve_asgi calls it
     """Serve `est_app` over TLS, until cancelled or until its listeners are closed.
 
     The server's certificate is issued by the directory's CA and renewed by itself; it trusts the clients of the
-    directory's roots, also while that rolls over; and it signs the revocation lists anew before they end.
+    directory's CAs, also while these roll over; and it signs the revocation lists anew before they end.
 
     Args:
         directory: what issues.
@@ -151,7 +151,7 @@ class _OwnSource:
         if now >= self._lists_at:
             directory.refresh_lists(lifetime=self._policy.crl_lifetime)
             self._lists_at = now + self._policy.crl_lifetime.total_seconds() / 20
-        return Credentials(key_pair=self._pair, client_cas=directory.roots)
+        return Credentials(key_pair=self._pair, client_cas=directory.issuers)
 
     def _is_due(self) -> bool:
         return self._renew_at is not None and self._directory.now() >= self._renew_at

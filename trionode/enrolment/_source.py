@@ -27,7 +27,7 @@ from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import private_key_to_pem, read_file, to_pem
 from trionode._errors import CertificateError, CertificateReason
-from trionode._identity.certificate import not_before
+from trionode._identity.certificate import fingerprint, not_before
 from trionode._identity.names import NodeName, canonical_host
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.sources import Credentials
@@ -38,7 +38,7 @@ from trionode._util.threads import Purpose, in_thread
 from trionode.pki import JoinToken
 from trionode.pki._files import PRIVATE, replace_files
 
-from ._client import AnonymousManager, Exchange, Server, pinned, roots_in
+from ._client import AnonymousManager, Exchange, Server, Wanted, pinned, roots_in
 from ._errors import EnrolmentError, EnrolmentReason
 from ._schedule import Schedule
 
@@ -132,6 +132,7 @@ class ESTSource:
         self._trust_at: datetime | None = None
         self._given: Credentials | None = None
         self._presents: CertAuthManager | None = None
+        self._wanted: Wanted | None = None
         self._loaded = self._file is None
         self._lock = trio.Lock()
 
@@ -151,10 +152,12 @@ class ESTSource:
                 await self._load()
             try:
                 await self._bring_up_to_date()
-            except EnrolmentError as exc:
+            except (EnrolmentError, OSError) as exc:
                 self._schedule.failed(exc)
                 current = self._current()
                 if current is None or current == self._given:
+                    if isinstance(exc, OSError):
+                        raise
                     raise self._schedule.told(exc) from exc
             else:
                 self._schedule.succeeded()
@@ -212,17 +215,20 @@ class ESTSource:
         now, renewing = self._schedule.now(), self._schedule.is_due()
         if not renewing and self._trust_at is not None and now < self._trust_at:
             return
-        if self._roots is None and self._token is not None:
-            self._roots = await self._first_contact(self._token)
+        token = self._token
+        if token is not None and not _has(self._roots, token.ca_fingerprint):
+            # A state file may be of a CA that has gone since: the token says which one is trusted.
+            self._roots = await self._first_contact(token)
         async with self._server.exchange(self._manager()) as exchange:
             found = await exchange.ca_certificates()
             self._follow_roots(roots_in(found))
             if renewing:
                 self._schedule.take(await self._renewed(exchange, found), now)
+            # Before anything else can fail: it cannot be had again.
+            await self._save()
             if self._with_lists:
                 self._lists = await exchange.revocation_lists()
         self._trust_at = now + self._trust_due_after()
-        await self._save()
 
     async def _first_contact(self, token: JoinToken) -> CAPool:
         """The CA that the token names, from a server of which nothing is known yet."""
@@ -258,9 +264,17 @@ class ESTSource:
         if pair is None:
             token = self._token
             auth = self._auth if token is None else (str(self._name), token.reveal())
-        fresh = await exchange.enrol(
-            self._name, renew=pair is not None and pair is self._schedule.pair, auth=auth, intermediates=found
-        )
+        renews = pair.certificate if pair is not None and pair is self._schedule.pair else None
+        wanted = self._wanted
+        if wanted is None or wanted.renews is not renews:
+            wanted = self._wanted = Wanted(self._name, renews)
+        try:
+            fresh = await exchange.enrol(wanted, auth=auth, intermediates=found)
+        except EnrolmentError as exc:
+            if exc.reason is not EnrolmentReason.UNREACHABLE:
+                self._wanted = None
+            raise
+        self._wanted = None
         self._token = self._first_pair = None
         _log.info("%r: %r", self, fresh, source=self, certificate=fresh.fingerprint)
         return fresh
@@ -296,11 +310,16 @@ class ESTSource:
 
     async def _save(self) -> None:
         pair = self._schedule.pair
-        if self._file is not None and pair is not None and self._roots is not None:
+        if self._file is not None and pair is not None:
             await in_thread(Purpose.ENROLLING, _write_state, self._file, pair, self._roots)
 
 
-def _read_state(file: Path) -> tuple[KeyPair, CAPool] | None:
+def _has(pool: CAPool | None, wanted: str) -> bool:
+    """Whether a pool has the certificate of this fingerprint."""
+    return pool is not None and any(fingerprint(each) == wanted for each in pool)
+
+
+def _read_state(file: Path) -> tuple[KeyPair, CAPool | None] | None:
     if not file.exists():
         return None
     try:
@@ -309,17 +328,17 @@ def _read_state(file: Path) -> tuple[KeyPair, CAPool] | None:
         msg = f"{file} is damaged; remove it, and join with a token again"
         raise _damaged(msg) from None
     pair = KeyPair.from_pem(kept.chain.encode(), kept.key.encode())
-    return pair, CAPool.from_pem(kept.roots.encode())
+    return pair, CAPool.from_pem(kept.roots.encode()) if kept.roots else None
 
 
 def _damaged(text: str) -> CertificateError:
     return CertificateError(text, reason=CertificateReason.UNREADABLE)
 
 
-def _write_state(file: Path, pair: KeyPair, roots: CAPool) -> None:
+def _write_state(file: Path, pair: KeyPair, roots: CAPool | None) -> None:
     kept = _Kept(
         key=private_key_to_pem(pair.private_key).decode(),
         chain=to_pem(pair.chain).decode(),
-        roots=to_pem(roots).decode(),
+        roots=to_pem(roots or ()).decode(),
     )
     replace_files([(file, msgspec.json.encode(kept) + b"\n", PRIVATE)])

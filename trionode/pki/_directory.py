@@ -6,7 +6,7 @@ the other files are made from it, or by an operator:
     ca.pem, intermediate.pem, ca.key    the CA, as `CertificateAuthority.load` reads it
     root.key                            the root's key, until it is taken offline
     ca.crl                              revocation lists: the intermediate's and the root's
-    next/, old.pem                      during a roll-over: the CA that is to come, and the roots that were
+    next/, old.pem                      during a roll-over: the CA that is to come, and the one that was
     journal.jsonl                       see `_journal`
     denied                              names and serial numbers that get no certificate, one a line
 
@@ -14,7 +14,9 @@ The files are looked at before each use, so that a service that runs sees what a
 
 A roll-over has three steps, with time for every client to look between them. `begin`: there is a second CA, which
 everyone is told to trust, too. `switch`: it issues in the first one's place. `retire`: the first is not trusted any
-more. A step that was interrupted is finished by doing it again.
+more. A step that was interrupted is finished by doing it again; until then it is as if it had happened, or as if it had
+not. For `begin` what decides is that `next` has its name, for `switch` that there is `old.pem` beside it: from then on
+the CA in `next` issues, while its files are moved.
 
 The file is long because whatever changes the directory has to be read together: in which order files are written is
 what makes each change whole or absent.
@@ -24,7 +26,6 @@ from __future__ import annotations
 
 import shutil
 import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -37,7 +38,7 @@ from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import CRLSet, next_update
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import Secret, read_file, to_pem
-from trionode._errors import CertificateError, TrionodeError
+from trionode._errors import TrionodeError
 from trionode._identity.certificate import extension, fingerprint, serial_number
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName, canonical_host
@@ -67,6 +68,8 @@ ROOT_KEY_FILE: Final = "root.key"
 DENIED_FILE: Final = "denied"
 _OLD_FILE: Final = "old.pem"
 _NEXT: Final = "next"
+#: The CA that is to come, while it is made.
+_MAKING: Final = "next.tmp"
 #: By which it is noticed that the CA in the directory is another one.
 _WATCHED: Final = (CA_FILE, "ca.key", "intermediate.pem", _OLD_FILE, f"{_NEXT}/{CA_FILE}")
 
@@ -112,6 +115,7 @@ class _Loaded:
 
     signs: CertificateAuthority
     roots: CAPool
+    issuers: CAPool
     seen: tuple[object, ...]
 
 
@@ -218,6 +222,17 @@ class PKIDirectory:
         """
         return self._look().roots
 
+    @property
+    def issuers(self) -> CAPool:
+        """What a service knows its clients by: the roots, and the CAs below them that issue now or did until `switch`.
+
+        A client of EST gets its own certificate alone, and may present that alone.
+
+        Raises:
+            CertificateError: see `CertificateAuthority.load`.
+        """
+        return self._look().issuers
+
     def _look(self) -> _Loaded:
         if self._loaded.seen != self._signature():
             self._loaded = self._load()
@@ -227,9 +242,20 @@ class PKIDirectory:
         seen = self._signature()
         folder = self._folder
         password = None if self._password is None else self._password.data
-        signs = CertificateAuthority.load(folder, password=password, clock=self._clock)
-        others = [file for file in (folder / _NEXT / CA_FILE, folder / _OLD_FILE) if file.exists()]
-        return _Loaded(signs=signs, roots=signs.pool | CAPool.load(*others) if others else signs.pool, seen=seen)
+        following, before = folder / _NEXT / CA_FILE, folder / _OLD_FILE
+        switching = following.exists() and before.exists()
+        signs = CertificateAuthority.load(
+            following.parent if switching else folder, password=password, clock=self._clock
+        )
+        roots = signs.pool
+        if following.exists() and not switching:
+            roots |= CAPool.load(following)
+        issuers = roots | CAPool([signs.issuer])
+        if before.exists():
+            root, *below = CAPool.load(before).certificates
+            roots |= CAPool([root])
+            issuers |= CAPool([root, *below])
+        return _Loaded(signs=signs, roots=roots, issuers=issuers, seen=seen)
 
     def _signature(self) -> tuple[object, ...]:
         found: list[object] = []
@@ -573,14 +599,18 @@ class PKIDirectory:
             msg = f"a roll-over is under way in {self._folder}: switch or retire first"
             raise FileExistsError(msg)
         password = None if self._password is None else self._password.data
+        made = self._folder / _MAKING
+        for leftover in (made, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
         PKIDirectory.create(
-            folder,
+            made,
             common_name=common_name,
             lifetime=lifetime,
             permitted=permitted_by(self.authority.issuer) if permitted is None else permitted,
             password=password,
             clock=self._clock,
         )
+        made.rename(folder)
         self._sign_long_lists()
 
     def switch(self) -> None:
@@ -591,24 +621,26 @@ class PKIDirectory:
             CertificateError: a file is damaged.
             OSError: one could not be written.
         """
-        following = self._folder / _NEXT
+        following, before = self._folder / _NEXT, self._folder / _OLD_FILE
         if not (following / CA_FILE).exists():
-            msg = f"no roll-over was begun in {self._folder}"
-            raise FileNotFoundError(msg)
+            if not before.exists():
+                msg = f"no roll-over was begun in {self._folder}"
+                raise FileNotFoundError(msg)
+            shutil.rmtree(following, ignore_errors=True)
+            return
         password = None if self._password is None else self._password.data
         coming = CertificateAuthority.load(following, password=password, clock=self._clock)
-        with suppress(CertificateError):
-            # The old CA signs a last list, for as long as certificates of its may be around. On a second try it may
-            # be gone already.
-            if self.authority.certificate != coming.certificate:
-                self._sign_long_lists()
-        root = CAPool.load(self._folder / CA_FILE)
-        if coming.certificate not in root.certificates:
-            replace_files([(self._folder / _OLD_FILE, to_pem(root), PUBLIC)])
+        if not before.exists():
+            # The old CA signs a last list, for as long as certificates of its may be around.
+            self._sign_long_lists()
+            present = self.authority
+            below = () if present.intermediate is None else (present.intermediate,)
+            replace_files([(before, to_pem([present.certificate, *below]), PUBLIC)])
         coming.save(self._folder, password=password)
         if (following / ROOT_KEY_FILE).exists():
             (following / ROOT_KEY_FILE).replace(self._folder / ROOT_KEY_FILE)
         self._sign_long_lists()
+        (following / CA_FILE).unlink()
         shutil.rmtree(following)
 
     def _sign_long_lists(self) -> None:
