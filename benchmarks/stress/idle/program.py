@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from trionode import Connection
 
@@ -49,6 +50,8 @@ AT_ONCE: Final = 16
 FIRST: Final = 16
 #: Turns of a hand-over are spread so that there are so many a second.
 TURNS: Final = 150
+#: How often it is looked how far the node has come. Seconds.
+LOOK: Final = 0.2
 #: The default of `heartbeat_interval`. Seconds.
 USUAL_INTERVAL: Final = 15.0
 #: How many times as much of anything a connection may cost in the largest size.
@@ -181,8 +184,10 @@ async def measure(size: int, interval: float, idle: float, directory: Path, prog
         await connect_up_to(size)
         result.connects_per_second = rest / (trio.current_time() - began)
         after = await server.ask("measure")
-        while after["connections"] < size and trio.current_time() < began + PATIENCE:
-            after = await server.ask("measure")  # the last hellos may be under way
+        deadline = trio.current_time() + PATIENCE
+        while after["connections"] < size and trio.current_time() < deadline:
+            await trio.sleep(LOOK)  # the last hellos may be under way
+            after = await server.ask("measure")
         result.connect_us = (after["cpu"] - before["cpu"]) / rest * 1e6
         result.memory_kib = (after["memory"] - before["memory"]) / rest / 1024
         if after["connections"] != size:
@@ -199,7 +204,7 @@ async def measure(size: int, interval: float, idle: float, directory: Path, prog
 
         before, began = await server.ask("rotate"), trio.current_time()
         result.update_ms = before["update"] * 1e3
-        after = await handed_over(server, within + 2 * PATIENCE, progress)
+        after = await handed_over(server, within + PATIENCE, connections, progress)
         result.hand_over_seconds = trio.current_time() - began
         result.hand_over_us = (after["cpu"] - before["cpu"]) / size * 1e6
         if after["superseded"] or after["connections"] != size:
@@ -217,15 +222,20 @@ async def measure(size: int, interval: float, idle: float, directory: Path, prog
     return result
 
 
-async def handed_over(server: Server, within: float, progress: Progress) -> dict[str, float]:
-    """Wait until all are, or it is too late."""
-    deadline = trio.current_time() + within
+async def handed_over(
+    server: Server, patience: float, connections: Iterable[Connection], progress: Progress
+) -> dict[str, float]:
+    """Wait until all are, on both sides, or none has been for so many seconds."""
+    least, deadline = math.inf, math.inf
     while True:
         told = await server.ask("superseded")
-        if not told["superseded"] or trio.current_time() > deadline:
+        left = told["superseded"] + sum(not connection.statistics().hand_overs for connection in connections)
+        if left < least:
+            least, deadline = left, trio.current_time() + patience
+        if not left or trio.current_time() > deadline:
             return told
         progress.say_at_times(lambda told=told: f"{told['superseded']:.0f} to be handed over")  # type: ignore[misc]
-        await trio.sleep(min(1.0, within / 100))
+        await trio.sleep(LOOK)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
