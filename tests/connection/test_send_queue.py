@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -32,6 +33,7 @@ class Stream:
         #: What `send_at_once` answers.
         self.roomy = False
         self.broken = False
+        self.send_broken = False
         #: Whether somebody has closed the transport.
         self.closed = False
         #: Held up while it is not set.
@@ -138,6 +140,40 @@ async def test_discarding_forgets_what_was_not_written(nursery: trio.Nursery) ->
     await settled()
     assert scene.stream.writes == new.writes == []
     assert scene.written
+
+
+@pytest.mark.parametrize("how", ["at once", "by the writer", "held up", "broken", "broken before", "across a switch"])
+async def test_which_channels_may_have_been_opened(nursery: trio.Nursery, how: str) -> None:
+    """Those whose OPEN a transport was given. What still waits, or met a broken link, nobody has seen."""
+    stream = Stream()
+    outbox = Outbox(link_of(stream), worn=lambda: None, max_records=1000)
+
+    async def write() -> None:
+        with suppress(trio.BrokenResourceError):
+            await outbox.write()
+
+    nursery.start_soon(write)
+    stream.roomy = how == "at once"
+    stream.broken = how == "broken"
+    stream.send_broken = how in ("broken", "broken before")
+    stream.open = trio.Event() if how in ("held up", "across a switch") else stream.open
+    outbox.append(b"OPEN 1")
+    outbox.opened = 1
+    assert outbox.offered == 0
+    if how in ("at once", "broken"):
+        outbox.flush()
+    await settled()
+    assert outbox.offered == (how not in ("broken", "broken before"))
+    if how in ("held up", "across a switch"):
+        if how == "across a switch":
+            outbox.switch(link_of(Stream()), last=b"", first=b"")
+        outbox.append(b"OPEN 3")
+        outbox.opened = 3
+        await settled()
+        assert outbox.offered == 1
+        stream.open.set()
+        await settled()
+        assert outbox.offered == 3
 
 
 async def test_a_switch_parts_what_came_before_from_what_comes_after(nursery: trio.Nursery) -> None:

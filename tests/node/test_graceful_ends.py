@@ -28,9 +28,11 @@ from trionode import (
 )
 from trionode._connection.closing import ACKNOWLEDGE_GRACE
 from trionode._connection.connection import core_of
+from trionode._connection.send_queue import Outbox
 from trionode._handshake.collisions import Arbiter
 from trionode._node.dialer import Dialer
 from trionode._node.renewal import Renewal
+from trionode.discovery import StaticResolver
 from trionode.testing import MemoryNetwork, cancel_at_every_checkpoint, node_factory
 
 if TYPE_CHECKING:
@@ -409,6 +411,88 @@ async def wait_for_the_end(channel: ServiceChannel) -> None:
     """A service that ends with its channel."""
     async for _ in channel:
         pass
+
+
+async def test_what_never_left_did_not_run(open_pair: PairFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is lost while requests wait to be written: which ran is known of these, and by name they run on."""
+    ledger, stuck = Ledger(), trio.Event()
+    ended: dict[bytes, Exception | bytes] = {}
+
+    async def never(_: bytes) -> None:
+        stuck.set()
+        await trio.sleep_forever()
+
+    async with open_pair(beta={"services": {"serve": ledger.serve}}) as pair, trio.open_nursery() as nursery:
+        connection = await pair.alpha.connect("beta@localhost")
+        stream = core_of(connection).link.stream
+
+        async def call(request: bytes, made: Awaitable[bytes]) -> None:
+            try:
+                ended[request] = await made
+            except (RemoteError, trio.BrokenResourceError) as exc:
+                ended[request] = exc
+
+        monkeypatch.setattr(stream, "send_at_once", lambda *_, **__: False)
+        monkeypatch.setattr(stream, "send_all", never)
+        nursery.start_soon(call, b"1", connection.call("serve", b"1"))
+        await stuck.wait()
+        nursery.start_soon(call, b"2", connection.call("serve", b"2"))
+        nursery.start_soon(call, b"3", pair.alpha.call("beta@localhost", "serve", b"3"))
+        nursery.start_soon(call, b"4", pair.alpha.call("beta@*", "serve", b"4"))
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.transport_stream.aclose()
+    assert type(ended[b"1"]) is trio.BrokenResourceError
+    certain = ended[b"2"]
+    assert isinstance(certain, RemoteError)
+    assert (certain.code, certain.not_run) == (RemoteCode.NOT_TAKEN, True)
+    # A glob matches what is connected, and nothing is by then, unless the other call has connected anew.
+    assert ended[b"3"] == b"3"
+    assert ended[b"4"] == b"4" or getattr(ended[b"4"], "not_run", False)
+    assert ledger.ran[b"1"] == ledger.ran[b"2"] == 0
+
+
+@pytest.mark.parametrize("name", ["beta@localhost", "b*@localhost"])
+@pytest.mark.parametrize("verb", ["call", "open_channel"])
+@pytest.mark.parametrize("end", ["drain", "aclose"])
+async def test_what_waited_for_room_goes_on_elsewhere(
+    open_pair: PairFactory, monkeypatch: pytest.MonkeyPatch, name: str, verb: str, end: str
+) -> None:
+    """With metadata a request waits where much is to be written; the connection may be drained or closed meanwhile."""
+    metadata, answers = {"k": "v"}, list[bytes]()
+    ledger, crowded = Ledger(), list[Outbox]()
+    monkeypatch.setattr(Outbox, "full", property(lambda self: self in crowded))
+
+    async def request(alpha: Node) -> None:
+        if verb == "call":
+            answers.append(await alpha.call(name, "serve", b"1", metadata=metadata))
+            return
+        async with alpha.open_channel(name, "serve", metadata=metadata) as channel:
+            await channel.send(b"1")
+            answers.append(await channel.receive())
+
+    with trio.fail_after(20):
+        async with (
+            open_pair(
+                alpha={"resolver": StaticResolver({"beta@localhost": "localhost"})},  # names it; there is a route
+                beta={"services": {"serve": ledger.serve}},
+            ) as pair,
+            trio.open_nursery() as nursery,
+        ):
+            while not pair.alpha.members("*"):
+                await trio.lowlevel.checkpoint()
+            connection = await pair.alpha.connect("beta@localhost")
+            outbox = core_of(connection).outbox
+            crowded.append(outbox)
+            nursery.start_soon(request, pair.alpha)
+            while not outbox.room:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(getattr(connection, end))
+            while connection.live:
+                await trio.lowlevel.checkpoint()
+            crowded.clear()
+            outbox.room.unpark_all()
+    assert answers == [b"1"]
+    assert ledger.ran[b"1"] == 1
 
 
 async def test_a_service_cannot_say_that_it_did_not_run(open_pair: PairFactory) -> None:

@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 
 @trio.lowlevel.enable_ki_protection
+async def is_ready(core: ConnectionCore, metadata: Metadata) -> bool:
+    """Wait for room where there is metadata; whether channels can be opened then. No checkpoint comes after that.
+
+    Args:
+        core: the connection.
+        metadata: what the caller says beside its messages.
+    """
+    if metadata and core.outbox.full:
+        await core.outbox.wait_for_room()
+    return core.live
+
+
+@trio.lowlevel.enable_ki_protection
 async def open_channel(core: ConnectionCore, service: str, metadata: Metadata = NO_METADATA) -> ServiceChannel:
     """As `Connection.open_channel`; no checkpoint where there is room.
 

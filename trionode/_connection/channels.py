@@ -150,6 +150,7 @@ class Channels:
         self._next += 2
         request = wire.Open(service=service, timeout=timeout, call=call, metadata=encoded)
         self._outbox.append(wire.control(wire.OPEN, number, request))
+        self._outbox.opened = number
         return self._add(number, service, metadata)
 
     def _encoded(self, metadata: Metadata, service: str) -> msgspec.Raw:
@@ -314,7 +315,7 @@ class Channels:
 
         Args:
             error: what happened; None where this program closed the connection.
-            taken: the last of our channels that the peer took, where it said so.
+            taken: the last of our channels that the peer took, where it said so; or that it may have taken.
         """
         self._ended = True
         # Services of channels that the peer had closed cleanly get what it sent, when their turn comes.

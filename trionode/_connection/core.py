@@ -416,6 +416,9 @@ class ConnectionCore:
         self._end_grace, self._give_up = grace, min(now + grace, self._deadline)
         self.hand_over.end()
         self.owner.connection_ended(self, end)
+        if not flushes(reason):
+            offered = self.outbox.offered  # the rest is discarded: what it would have opened never runs
+            taken = offered if taken is None else min(taken, offered)
         containing(self.channels.end, _log, "ending channels", connection=self)(end.error, taken)
         if not flushes(reason):
             self.outbox.discard()

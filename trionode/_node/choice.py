@@ -7,7 +7,7 @@ connection that may be used, and a registrar withdraws a node before it drains.
 
 Where a request provably did not run, the next member gets it; each is asked once. That is so where no connection could
 be made, and where the peer says so. What may have run is not repeated. A member that failed so comes last for a while,
-or until it has a connection.
+or until it has a connection. Where none is left, those are asked once more of which only a connection had ended.
 
 There is no more to it: no session that sticks to a member, no weights, no measuring of load but the channels of this
 node.
@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode._connection.connection import core_of
-from trionode._errors import NoRouteError, RemoteCode
+from trionode._errors import NoRouteError, RemoteCode, RemoteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from trionode._connection.connection import Connection
-    from trionode._errors import RemoteError
     from trionode._identity.names import NodeName
     from trionode._identity.patterns import NamePattern
 
@@ -35,13 +34,56 @@ if TYPE_CHECKING:
 AVOIDED: Final = 10.0
 
 
+#: What another connection may be the cure for.
+_ENDED: Final = (RemoteCode.SHUTTING_DOWN, RemoteCode.NOT_TAKEN)
 #: Refusals of a member after which another may take the request; any other is the answer.
-_ELSEWHERE: Final = (RemoteCode.LIMIT, RemoteCode.SHUTTING_DOWN, RemoteCode.NOT_TAKEN)
+_ELSEWHERE: Final = (RemoteCode.LIMIT, *_ENDED)
+
+
+def may_go_again(error: RemoteError) -> bool:
+    """Whether the service certainly did not run, for a reason that another connection to it need not have."""
+    return error.code in _ENDED and error.not_run
 
 
 def may_go_elsewhere(error: RemoteError) -> bool:
     """Whether the service certainly did not run, for a reason that another member need not have."""
     return error.code in _ELSEWHERE and error.not_run
+
+
+@final
+class Attempts:
+    """The members that a request was tried at, and did not run.
+
+    Attributes:
+        failures: why not, by member.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[NodeName, Exception] = {}
+        self._once_more: set[NodeName] = set()
+
+    def failed(self, name: NodeName, error: Exception) -> None:
+        """A member did not take it.
+
+        Args:
+            name: which.
+            error: why.
+        """
+        ended = isinstance(error, RemoteError) and may_go_again(error)
+        if ended and name not in self.failures:
+            self._once_more.add(name)
+        else:
+            self._once_more.discard(name)
+        self.failures[name] = error
+
+    def left(self, members: Collection[NodeName]) -> Collection[NodeName]:
+        """Those that may still be tried.
+
+        Args:
+            members: that there are.
+        """
+        found = set(members)
+        return found - self.failures.keys() or found & self._once_more
 
 
 @final

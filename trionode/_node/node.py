@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
-from trionode._connection.calling import call, open_channel
+from trionode._connection.calling import call, is_ready, open_channel
+from trionode._connection.channels import not_taken
 from trionode._connection.connection import core_of
 from trionode._connection.interceptors import CallSide, InterceptedBlock, InterceptedCall, call_through
 from trionode._connection.registry import ConnectionsView
-from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteCode, RemoteError
+from trionode._errors import HandshakeError, LocalProtocolError, NoRouteError, RemoteError
 from trionode._identity.names import NodeName
 from trionode._identity.patterns import NamePattern, is_glob
 from trionode._util.checkpoints import at_both_ends
@@ -32,7 +33,7 @@ from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.metadata import NO_METADATA, as_metadata
 
 from .acceptors import Acceptors
-from .choice import Choice, exhausted, may_go_elsewhere
+from .choice import Attempts, Choice, exhausted, may_go_again, may_go_elsewhere
 from .connectors import Connectors
 from .dialer import Dialer
 from .insecure_options import InsecureOption
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from trionode._connection.channel import ServiceChannel
     from trionode._connection.connection import Connection
+    from trionode._connection.core import ConnectionCore
     from trionode._connection.services import Allow, Service
     from trionode._handshake.acceptor import Acceptor
     from trionode._util.metadata import Metadata
@@ -62,8 +64,6 @@ __all__ = ["Node", "open_node", "serve_node"]
 #: Connections on which a request is tried that certainly did not run on those before; True for the last one. A peer
 #: that ends each new connection at once is not for us to outlast.
 _TRIES: Final = (False, False, False, False, True)
-#: What another connection may be the cure for.
-_ELSEWHERE: Final = (RemoteCode.SHUTTING_DOWN, RemoteCode.NOT_TAKEN)
 
 
 def open_node(name: str | NodeName, options: NodeOptions) -> AbstractAsyncContextManager[Node]:
@@ -212,7 +212,7 @@ class Node:
         """Call a service of a node: connect if need be, send one message, receive exactly one.
 
         At most once: after a `trio.BrokenResourceError` the service may have run, and nothing is tried again. Where it
-        certainly did not run, because the peer ended the connection before it took the request, another connection is
+        certainly did not run, because the connection ended before the peer took the request, another connection is
         used or made. Cancelling cancels the service at the peer, too; a connection that was made stays.
 
         With a pattern, one of the `members` that match is called: one with the fewest channels open here; of several
@@ -249,15 +249,15 @@ class Node:
         """Call a node, or one of several."""
         if not is_glob(name):
             return await self._call_one(name, service, request, route, metadata)
-        pattern, failures = self._pattern(name, route), dict[NodeName, Exception]()
+        pattern, attempts = self._pattern(name, route), Attempts()
         while True:
-            connection = await self._reach_one(pattern, failures)
+            core = await self._reach_one(pattern, attempts, metadata)
             try:
-                return await call(core_of(connection), service, request, metadata)
+                return await call(core, service, request, metadata)
             except RemoteError as exc:
                 if not may_go_elsewhere(exc):
                     raise
-                self._failed(connection.peer.name, exc, failures)
+                self._failed(core.peer.name, exc, attempts)
 
     async def _call_one(
         self, name: str | NodeName, service: str, request: bytes, route: Route | None, metadata: Metadata
@@ -265,11 +265,12 @@ class Node:
         """Call one node, on another connection where the request certainly did not run on the first."""
         for last in _TRIES:
             connection = await self._reach(name, route)
+            core = core_of(connection)
             try:
-                if connection.live or last:
-                    return await call(core_of(connection), service, request, metadata)
+                if await is_ready(core, metadata) or last:
+                    return await call(core, service, request, metadata)
             except RemoteError as exc:
-                if last or not (exc.not_run and exc.code in _ELSEWHERE):
+                if last or not may_go_again(exc):
                     raise
         raise AssertionError("the last one returns or raises")  # pragma: no cover
 
@@ -324,25 +325,26 @@ class Node:
             return await self._open_one(self._pattern(name, route), service, metadata)
         for last in _TRIES:
             connection = await self._reach(name, route)
+            core = core_of(connection)
             try:
-                if connection.live or last:
-                    return await open_channel(core_of(connection), service, metadata)
+                if await is_ready(core, metadata) or last:
+                    return await open_channel(core, service, metadata)
             except RemoteError as exc:
-                if last or not (exc.not_run and exc.code in _ELSEWHERE):
+                if last or not may_go_again(exc):
                     raise
         raise AssertionError("the last one returns or raises")  # pragma: no cover
 
     async def _open_one(self, pattern: NamePattern, service: str, metadata: Metadata) -> ServiceChannel:
         """A channel to one of the members that match."""
-        failures: dict[NodeName, Exception] = {}
+        attempts = Attempts()
         while True:
-            connection = await self._reach_one(pattern, failures)
+            core = await self._reach_one(pattern, attempts, metadata)
             try:
-                return await open_channel(core_of(connection), service, metadata)
+                return await open_channel(core, service, metadata)
             except RemoteError as exc:
                 if not may_go_elsewhere(exc):
                     raise
-                self._failed(connection.peer.name, exc, failures)
+                self._failed(core.peer.name, exc, attempts)
 
     async def _reach(self, name: str | NodeName, route: Route | None) -> Connection:
         """As `connect`, and no checkpoint where there is a connection."""
@@ -350,28 +352,33 @@ class Node:
         self._runtime.check_open()
         return self._dialer.reuse(peer, route) or await self._dialer.dial(peer, route)
 
-    async def _reach_one(self, pattern: NamePattern, failures: dict[NodeName, Exception]) -> Connection:
-        """A connection to one of the members that match, and have not failed yet.
+    async def _reach_one(self, pattern: NamePattern, attempts: Attempts, metadata: Metadata) -> ConnectionCore:
+        """A connection that takes a channel now, to one of the members that match and may still be tried.
 
         Args:
             pattern: which members.
-            failures: of those that were tried; those that fail here are added.
+            attempts: those that were tried; those that fail here are added.
+            metadata: there is room for it.
 
         Raises:
             NoRouteError, HandshakeError, RemoteError: there is none, or none is left.
         """
-        while members := self._membership.members(pattern) - failures.keys():
+        while members := attempts.left(self._membership.members(pattern)):
             name = self._choice.best(members)
             try:
-                return await self._reach(name, None)
+                core = core_of(await self._reach(name, None))
             except (HandshakeError, NoRouteError) as exc:
-                self._failed(name, exc, failures)
+                self._failed(name, exc, attempts)
+                continue
+            if await is_ready(core, metadata):
+                return core
+            self._failed(name, not_taken(trio.ClosedResourceError(f"the connection to {name} has ended")), attempts)
         await trio.lowlevel.checkpoint()
         self._runtime.check_open()
-        raise exhausted(pattern, failures)
+        raise exhausted(pattern, attempts.failures)
 
-    def _failed(self, name: NodeName, error: Exception, failures: dict[NodeName, Exception]) -> None:
-        failures[name] = error
+    def _failed(self, name: NodeName, error: Exception, attempts: Attempts) -> None:
+        attempts.failed(name, error)
         self._choice.avoid(name)
 
     def _pattern(self, given: str | NodeName, route: Route | None = None) -> NamePattern:

@@ -182,6 +182,11 @@ class SessionStream(trio.abc.HalfCloseableStream):
         """Whether `send_at_once` left something for the next `send_all` or `send_eof`."""
         return bool(self._unsent)
 
+    @property
+    def send_broken(self) -> bool:
+        """Whether a send has failed, or was cancelled half-way: the transport gets nothing more."""
+        return self._send_broken
+
     async def send_eof(self) -> None:
         """Send a close_notify (RFC 8446 section 6.1); raises as the public `TLSStream` says."""
         self._begin_send()
