@@ -41,6 +41,7 @@ from trionode._node.events import (
 )
 from trionode._util.facts import FACTS, read_facts
 from trionode._util.log import Log
+from trionode._util.metadata import as_metadata
 from trionode._util.public_names import show_as as _show_as
 from trionode._util.rate_limited_log import LOG_BURST, LOG_WINDOW, RateLimitedLog
 from trionode._util.text import said
@@ -101,18 +102,21 @@ def interceptor(
         propagator: writes contexts into metadata, and reads them; None for the one that the program has set (W3C trace
             context and baggage, unless it has set another).
     """
-    tracer, carriage = _tracer_of(tracer_provider), _Carriage(propagator)
+    tracer, troubles = _tracer_of(tracer_provider), _Troubles()
+    carriage = _Carriage(propagator, troubles)
 
     async def trace_call(call: InterceptedCall, proceed: Proceed) -> bytes | None:
         if call.side is CallSide.CALLER:
-            with _span(tracer, call, context.get_current(), trace.SpanKind.CLIENT) as span:
+            with _span(tracer, call, context.get_current(), trace.SpanKind.CLIENT, troubles) as span:
                 carriage.load(call)
                 try:
                     return await proceed()
                 finally:
-                    _describe_channel(span, call)
-        with _span(tracer, call, carriage.unload(call), trace.SpanKind.SERVER) as span:
-            _describe_channel(span, call)
+                    with troubles.of("a span cannot be described", call):
+                        _describe_channel(span, call)
+        with _span(tracer, call, carriage.unload(call), trace.SpanKind.SERVER, troubles) as span:
+            with troubles.of("a span cannot be described", call):
+                _describe_channel(span, call)
             return await proceed()
 
     return trace_call
@@ -135,40 +139,64 @@ async def trace_events(
         tracer_provider: where spans go; None for the one that the program has set.
         task_status: started once nothing is missed.
     """
-    tracer, limit = _tracer_of(tracer_provider), _Limit()
+    tracer, limit, troubles = _tracer_of(tracer_provider), _Limit(), _Troubles()
     async with node.events() as events:
         task_status.started()
         async for event in events:
             if isinstance(event, _TRACED):
                 left_out = limit.left_out(event)
                 if left_out is not None:
-                    _record(tracer, event, left_out)
+                    with troubles.of("an event cannot be traced"):
+                        _record(tracer, event, left_out)
 
 
 def _tracer_of(provider: TracerProvider | None) -> Tracer:
     return trace.get_tracer("trionode", tracer_provider=provider, schema_url=SCHEMA)
 
 
+@final
+class _Troubles:
+    """What goes wrong with tracing, in the SDK or in what the application gave to it: logged, and goes no further."""
+
+    def __init__(self) -> None:
+        self._flood = RateLimitedLog(_log, "troubles with tracing")
+
+    @contextmanager
+    def of(self, what: str, call: InterceptedCall | None = None) -> Iterator[None]:
+        """Let nothing out of the block."""
+        try:
+            yield
+        except Exception as exc:  # noqa: BLE001 -- it may be the application's
+            facts = {} if call is None else {"peer": call.peer or call.name, "service": call.service}
+            self._flood.warning(what, exc_info=exc, **facts)
+
+
 # Spans of calls -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _span(tracer: Tracer, call: InterceptedCall, parent: Context, kind: trace.SpanKind) -> Iterator[Span]:
+def _span(
+    tracer: Tracer, call: InterceptedCall, parent: Context, kind: trace.SpanKind, troubles: _Troubles
+) -> Iterator[Span]:
     """A span for the block, the current one in it, which says how the block has ended."""
     attributes: dict[str, AttributeValue] = {"rpc.system.name": "trionode", "rpc.method": call.service}
     if kind is trace.SpanKind.CLIENT:
         attributes |= _destination(call.name)
-    span = tracer.start_span(call.service, context=parent, kind=kind, attributes=attributes)
+    span: Span = trace.INVALID_SPAN
+    with troubles.of("a span cannot be made", call):
+        span = tracer.start_span(call.service, context=parent, kind=kind, attributes=attributes)
     # One that is nothing, as older APIs give it without an SDK, must not take the place of the caller's.
     token = context.attach(trace.set_span_in_context(span, parent) if span.get_span_context().is_valid else parent)
     try:
         yield span
     except BaseException as exc:
-        _describe_end(span, exc, kind)
+        with troubles.of("a span cannot be described", call):
+            _describe_end(span, exc, kind)
         raise
     finally:
         context.detach(token)
-        span.end()
+        with troubles.of("a span cannot be ended", call):
+            span.end()
 
 
 def _destination(name: str) -> Mapping[str, AttributeValue]:
@@ -227,35 +255,33 @@ def _kind_of(error: BaseException) -> str:
 class _Carriage:
     """Takes contexts to peers, and from them, in the metadata of calls. Never raises, whatever the propagator does."""
 
-    def __init__(self, propagator: TextMapPropagator | None) -> None:
+    def __init__(self, propagator: TextMapPropagator | None, troubles: _Troubles) -> None:
         self._propagator = propagator
-        self._flood = RateLimitedLog(_log, "troubles with trace contexts")
+        self._troubles = troubles
 
     def _present(self) -> TextMapPropagator:
         return propagate.get_global_textmap() if self._propagator is None else self._propagator
 
     def load(self, call: InterceptedCall) -> None:
         """Put the current context into the metadata of a call. One that was there, of another call, is replaced."""
-        entries: dict[str, str] = {}
-        try:
+        with self._troubles.of("a trace context cannot be written", call):
+            entries: dict[str, str] = {}
             self._present().inject(entries)
-        except Exception as exc:  # noqa: BLE001 -- it may be the application's
-            self._flood.warning("a trace context cannot be written", exc_info=exc, peer=call.name, service=call.service)
-        call.metadata.update({key: value for key, value in entries.items() if len(value) <= MAX_ENTRY})
+            fitting = {key: value for key, value in entries.items() if len(value) <= MAX_ENTRY}
+            as_metadata(fitting)
+            call._add_dispensable(fitting)  # noqa: SLF001 -- a peer that does not take it gets the call all the same
 
     def unload(self, call: InterceptedCall) -> Context:
         """The context that a verified peer has sent; an empty one if it has sent none that can be read."""
-        peer, nothing = call.peer, context.Context()
+        peer, found = call.peer, context.Context()
         if peer is None or not peer.verified:
-            return nothing
+            return found
         entries = {
             key: value for key, value in call.metadata.items() if isinstance(value, str) and len(value) <= MAX_ENTRY
         }
-        try:
-            return self._present().extract(entries, context=nothing)
-        except Exception as exc:  # noqa: BLE001 -- it may be the application's, and reads what a peer has sent
-            self._flood.warning("a trace context cannot be read", exc_info=exc, peer=peer, service=call.service)
-            return nothing
+        with self._troubles.of("a trace context cannot be read", call):
+            found = self._present().extract(entries, context=found)
+        return found  # noqa: RET504 -- the block may have ended early
 
 
 # Spans of events ------------------------------------------------------------------------------------------------------

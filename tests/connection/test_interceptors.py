@@ -1263,3 +1263,21 @@ async def test_interceptors_outlive_nothing(nodes: NodeFactory) -> None:
     gamma.open_channel(BETA, "echo")  # and never entered
     gc.collect()
     assert log == ["one in", "one out"] * 2
+
+
+@pytest.mark.parametrize("metadata", [None, {"tenant": "a"}])
+async def test_at_the_service_metadata_is_read_only(
+    nodes: NodeFactory, metadata: dict[str, str | bytes] | None
+) -> None:
+    """Also where there is none."""
+    seen: list[InterceptedCall] = []
+
+    async def note(call: InterceptedCall, proceed: Proceed) -> bytes | None:
+        seen.append(call)
+        return await proceed()
+
+    async with pair(nodes, server=[note]) as (alpha, _):
+        await alpha.call(BETA, "echo", b"", metadata=metadata)
+    with pytest.raises(TypeError):
+        seen[0].metadata["more"] = "b"
+    assert seen[0].metadata == metadata

@@ -15,7 +15,7 @@ import trio
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -27,7 +27,9 @@ from trionode import (
     HandshakeRefused,
     InterceptedCall,
     LiveConnections,
+    NetworkOptions,
     NodeName,
+    RemoteCode,
     RemoteError,
     Renew,
     current_channel,
@@ -330,6 +332,104 @@ async def test_a_broken_propagator_costs_the_trace_and_not_the_call(
     assert client.context.trace_id != server.context.trace_id
     facts = captured_logs.facts("trionode.tracing", error="ZeroDivisionError", service="echo")
     assert {each["peer"] for each in facts} == {ALPHA, BETA}
+
+
+class Odd(Broken):
+    """One that writes what no metadata has."""
+
+    def inject(self, carrier: Any, *_: Any, **__: Any) -> None:
+        """A lone surrogate."""
+        carrier["odd"] = "\ud800"
+
+    def extract(self, *_: Any, **__: Any) -> Any:
+        """Nothing."""
+        return context.Context()
+
+
+async def test_a_context_that_is_no_metadata_stays(
+    node_factory: NodeFactory, spans: Spans, captured_logs: CapturedLogs
+) -> None:
+    """The call goes on without."""
+    with trio.fail_after(10):
+        around = [interceptor(spans.provider, Odd())]
+        async with node_factory.cluster(ALPHA, BETA, services=SERVICES, interceptors=around) as (alpha, _):
+            assert await alpha.call(BETA, "echo", b"hi") == b"hi"
+    assert captured_logs.facts("trionode.tracing", error="ValueError", service="echo")
+
+
+@pytest.mark.parametrize("size", [0, 64, 8192])
+async def test_where_a_peer_takes_no_more_metadata_the_context_stays(
+    traced: Callable[..., Any], spans: Spans, size: int
+) -> None:
+    """As one of an older release, that takes none: the application's own is sent, and the call is made all the same."""
+    seen: list[set[str]] = []
+
+    async def look(channel: ServiceChannel) -> None:
+        seen.append(set(channel.metadata))
+        await channel.send(b"yes")
+
+    own = {"own": "x" * (size - 12)} if size else None
+    async with traced(services={"look": look}, network=NetworkOptions(max_metadata_size=size)) as (alpha, _):
+        assert await alpha.call(BETA, "look", b"", metadata=own) == b"yes"
+        async with alpha.open_channel(BETA, "look", metadata=own) as channel:
+            assert await channel.receive() == b"yes"
+            assert set(channel.metadata) == set(own or ())
+        if size > 64:
+            assert await alpha.call(BETA, "look", b"", metadata={str(number): "" for number in range(128)}) == b"yes"
+            assert len(seen.pop()) == 128
+    assert seen == [set(own or ())] * 2
+    assert {span.status.status_code for span in spans.finished()} == {OK}
+
+
+class Raising(SpanProcessor):
+    """A part of the SDK with a defect."""
+
+    def on_start(self, *_: Any, **__: Any) -> None:
+        """Raise."""
+        raise ZeroDivisionError
+
+    def on_end(self, *_: Any, **__: Any) -> None:
+        """Raise."""
+        raise OSError
+
+
+class UnspeakableError(Exception):
+    """One that has no words."""
+
+    def __str__(self) -> str:
+        """Raise."""
+        raise ZeroDivisionError
+
+
+async def test_a_broken_sdk_costs_the_trace_and_not_the_call(
+    node_factory: NodeFactory, captured_logs: CapturedLogs
+) -> None:
+    """Neither the reply nor what the service has raised; nor what follows a node's events."""
+    for method in ("on_start", "on_end"):
+        provider, processor = TracerProvider(), Raising()
+        setattr(processor, method, lambda *_, **__: None)
+        provider.add_span_processor(processor)
+
+        async def fails(channel: ServiceChannel) -> None:
+            await channel.receive()
+            raise UnspeakableError
+
+        services, around = SERVICES | {"fails": fails}, [interceptor(provider)]
+        with trio.fail_after(10):
+            async with (
+                node_factory.cluster(ALPHA, BETA, services=services, interceptors=around) as (alpha, _),
+                trio.open_nursery() as nursery,
+            ):
+                await nursery.start(partial(trace_events, alpha, tracer_provider=provider))
+                assert await alpha.call(BETA, "echo", b"hi") == b"hi"
+                with pytest.raises(RemoteError) as caught:
+                    await alpha.call(BETA, "fails", b"")
+                assert caught.value.code is RemoteCode.FAILED
+                alpha.options.cert_manager.update(node_factory.ca.issue(ALPHA))
+                await alpha.call(BETA, "echo", b"hi")
+                nursery.cancel_scope.cancel()
+    assert captured_logs.facts("trionode.tracing", error="ZeroDivisionError", service="echo")
+    assert captured_logs.facts("trionode.tracing", error="OSError", service="echo")
 
 
 async def test_the_context_of_an_unverified_peer_is_not_followed(node_factory: NodeFactory, spans: Spans) -> None:

@@ -31,7 +31,7 @@ from trionode import _protocol as wire
 from trionode._errors import ApplicationCode, LocalProtocolError, RemoteCode, RemoteError, RemoteProtocolError
 from trionode._util.codes import FrameworkCode
 from trionode._util.interrupts import interrupted_at_checkpoints
-from trionode._util.metadata import NO_METADATA
+from trionode._util.metadata import NO_METADATA, Dispensable
 
 from .channel import ChannelEnd
 from .flow_control import MessageBudget, Terms
@@ -139,7 +139,7 @@ class Channels:
             RemoteError: code `limit`: the peer does not allow more channels at once.
             LocalProtocolError: the metadata is larger than the peer accepts.
         """
-        encoded = self._encoded(metadata, service) if metadata else wire.ABSENT
+        encoded, metadata = self._encoded(metadata, service) if metadata else (wire.ABSENT, metadata)
         limit, mine = self._peer_max_channels, self._next & 1
         if len(self.open) >= limit and sum(number & 1 == mine for number in self.open) >= limit:
             msg = f"{self._outbox.link.peer.name} allows {limit} channels at once (max_channels); close some first"
@@ -153,13 +153,22 @@ class Channels:
         self._outbox.opened = number
         return self._add(number, service, metadata)
 
-    def _encoded(self, metadata: Metadata, service: str) -> msgspec.Raw:
+    def _encoded(self, metadata: Metadata, service: str) -> tuple[msgspec.Raw, Metadata]:
+        """What is sent, encoded and as it is."""
+        if isinstance(metadata, Dispensable):
+            whole, needed = metadata.whole, metadata.needed
+            if len(wire.encode_metadata(whole)) <= self._terms.send_metadata:
+                metadata = whole
+            elif not needed:
+                return wire.ABSENT, needed
+            else:
+                metadata = needed
         terms, peer = self._terms, self._outbox.link.peer.name
         encoded = wire.encode_metadata(metadata)
         size = len(encoded)
         if size <= terms.send_metadata:
             if self._outbox.takes(size):
-                return msgspec.Raw(encoded)
+                return msgspec.Raw(encoded), metadata
             msg = (
                 f"too much waits to be written to {peer} for {size} bytes of metadata more; let other tasks run, or "
                 "open channels by node.open_channel(), which waits"

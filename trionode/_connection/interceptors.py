@@ -34,7 +34,7 @@ from trionode._util.fields import show, with_article
 from trionode._util.functions import may_be_async
 from trionode._util.immutable import Immutable
 from trionode._util.interrupts import interrupted_at_checkpoints
-from trionode._util.metadata import as_metadata
+from trionode._util.metadata import NO_METADATA, with_dispensable
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Mapping, MutableMapping, Sequence
@@ -74,7 +74,7 @@ class InterceptedCall(Immutable):
             a call.
     """
 
-    __slots__ = ("channel", "metadata", "name", "one_reply", "request", "service", "side")
+    __slots__ = ("_dispensable", "channel", "metadata", "name", "one_reply", "request", "service", "side")
 
     side: CallSide
     service: str
@@ -83,6 +83,7 @@ class InterceptedCall(Immutable):
     one_reply: bool
     request: bytes | None
     channel: ServiceChannel | None
+    _dispensable: frozenset[str]
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class InterceptedCall(Immutable):
             request: the message of a call.
             channel: the service's, or the block's.
         """
-        given = metadata or {}
+        given = NO_METADATA if metadata is None else metadata
         values = {
             "side": side,
             "service": service,
@@ -115,6 +116,7 @@ class InterceptedCall(Immutable):
             "one_reply": one_reply,
             "request": request,
             "channel": channel,
+            "_dispensable": frozenset(),
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
@@ -122,6 +124,14 @@ class InterceptedCall(Immutable):
     def __repr__(self) -> str:
         kind = "call" if self.one_reply else "channel"
         return f"<InterceptedCall: {kind} to {self.service!r}, {self.side.value}'s side, other side {self.name}>"
+
+    def _add_dispensable(self, entries: Mapping[str, str]) -> None:
+        """Put entries into the metadata that stay behind where the peer does not take as much."""
+        self.metadata.update(entries)
+        object.__setattr__(self, "_dispensable", self._dispensable | entries.keys())
+
+    def _sent(self) -> Metadata:
+        return with_dispensable(self.metadata, self._dispensable)
 
     @property
     def peer(self) -> Peer | None:
@@ -191,7 +201,7 @@ async def call_through(
     async def make() -> bytes:
         nonlocal made
         made = True
-        return await target(as_metadata(call.metadata))
+        return await target(call._sent())  # noqa: SLF001 -- ours
 
     reply = await _through(interceptors, call, make)()
     if not made:
@@ -265,7 +275,7 @@ class InterceptedBlock:
         if self._entered:
             msg = "proceed() of a channel was awaited again after its block had begun: a block runs once"
             raise LocalProtocolError(msg)
-        channel = await self._target(as_metadata(self._call.metadata))
+        channel = await self._target(self._call._sent())  # noqa: SLF001 -- ours
         self._entered = True
         object.__setattr__(self._call, "channel", channel)
         async with channel:

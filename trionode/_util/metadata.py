@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, final
 
 from .fields import show, with_article
 
@@ -34,6 +34,48 @@ def as_metadata(given: object) -> Metadata:
         msg = f"metadata has at most {MAX_ENTRIES} entries, not {len(given)}"
         raise ValueError(msg)
     return MappingProxyType({_key(key): _value(key, value) for key, value in given.items()})
+
+
+@final
+class Dispensable(Mapping[str, str | bytes]):
+    """Metadata of which a part may stay behind, where the peer does not take all of it.
+
+    Attributes:
+        whole: all of it; what this is as a mapping.
+        needed: what is left then.
+    """
+
+    __slots__ = ("needed", "whole")
+
+    def __init__(self, whole: Metadata, needed: Metadata) -> None:
+        """Both are what `as_metadata` gave."""
+        self.whole = whole
+        self.needed = needed
+
+    def __getitem__(self, key: str) -> str | bytes:
+        """A value of the whole."""
+        return self.whole[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys of the whole."""
+        return iter(self.whole)
+
+    def __len__(self) -> int:
+        """Of the whole."""
+        return len(self.whole)
+
+
+def with_dispensable(given: Mapping[str, str | bytes], keys: frozenset[str]) -> Metadata:
+    """As `as_metadata`, where some entries may stay behind: those that do not fit any more do.
+
+    Args:
+        given: what the application gives.
+        keys: of the entries that may.
+    """
+    if keys.isdisjoint(given):
+        return as_metadata(given)
+    needed = as_metadata({key: value for key, value in given.items() if key not in keys})
+    return needed if len(given) > MAX_ENTRIES else Dispensable(as_metadata(given), needed)
 
 
 def _key(given: object) -> str:
