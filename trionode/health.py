@@ -102,8 +102,7 @@ class Health:
         """
         self._home.check("Health")
         check_argument("status", status, HealthStatus)
-        if service != "":
-            check_service_name(service)
+        _check_asked(service)
         if status is HealthStatus.SERVICE_UNKNOWN:
             self._statuses.pop(service, None)
         else:
@@ -163,6 +162,16 @@ class Health:
         self._changed.unpark_all()
 
 
+def _check_asked(service: str) -> None:
+    """Insist on what a service can be called, or the node as a whole.
+
+    Raises:
+        TypeError, ValueError: no service can have such a name.
+    """
+    if service != "":
+        check_service_name(service)
+
+
 async def _until_end(channel: ServiceChannel, scope: trio.CancelScope) -> None:
     """Read to the peer's end, and end what goes on for it; a second message has no meaning, and ends it, too."""
     with suppress(trio.EndOfChannel):
@@ -182,9 +191,11 @@ async def check_health(
         route: as for `Node.connect`.
 
     Raises:
+        TypeError, ValueError: no service can have such a name; nothing was asked.
         RemoteError: code `unknown_service`: it has no health service; `not_allowed`: not for us. And whatever
             `Node.call` raises.
     """
+    _check_asked(service)
     return await call_typed(node, name, HEALTH, _Question(service, watch=False), reply=HealthStatus, route=route)
 
 
@@ -217,8 +228,10 @@ async def watch_health(
         route: as for `Node.connect`.
 
     Raises:
+        TypeError, ValueError: no service can have such a name; nothing was asked.
         RemoteError: on receiving, as `check_health`. And whatever `Node.open_channel` raises.
     """
+    _check_asked(service)
     async with node.open_channel(name, HEALTH, route=route) as channel:
         answers = _asked(channel)
         await answers.send(_Question(service, watch=True))

@@ -167,8 +167,8 @@ class _Troubles:
         try:
             yield
         except Exception as exc:  # noqa: BLE001 -- it may be the application's
-            facts = {} if call is None else {"peer": call.peer or call.name, "service": call.service}
-            self._flood.warning(what, exc_info=exc, **facts)
+            peer, service = (None, None) if call is None else (call.peer or call.name, call.service)
+            self._flood.warning("%s", what, exc_info=exc, peer=peer, service=service)
 
 
 # Spans of calls -----------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from trionode import Node, Service, ServiceChannel
     from trionode.pki import CertificateAuthority
-    from trionode.testing import NodeFactory
+    from trionode.testing import CapturedLogs, NodeFactory
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
 
@@ -484,3 +484,20 @@ async def test_details_forge_no_log_line(nodes: NodeFactory, caplog: pytest.LogC
     for text in (str(received), repr(received), repr(received.code), caplog.text):
         assert "hunter2" not in text
     assert "x\ny" not in caplog.text
+
+
+async def test_the_log_says_over_which_connection_a_peer_asked_for_what_it_may_not(
+    nodes: NodeFactory, captured_logs: CapturedLogs
+) -> None:
+    """As of everything else that a connection has brought."""
+
+    async def closed(channel: ServiceChannel) -> None:
+        del channel
+
+    async with nodes("alpha") as alpha, nodes("beta") as beta:
+        beta.add_service("closed", closed, allow="gamma@gamma.test")
+        with pytest.raises(RemoteError, match="may not use"):
+            await alpha.call(BETA, "closed", b"")
+        connection = alpha.connections[beta.name]
+    [facts] = captured_logs.facts("trionode.service", service="closed")
+    assert (facts["connection"], facts["peer"], facts["node"]) == (connection.id, str(alpha.name), BETA)

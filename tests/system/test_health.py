@@ -208,3 +208,16 @@ async def test_waiting_for_the_end_of_a_node(node: NodeFactory) -> None:
                     raise ZeroDivisionError
             seen.append(beta.draining)
         assert seen == [False, True]
+
+
+@pytest.mark.parametrize("service", [5, None, "x" * 256, "\ud800"])
+async def test_what_no_service_is_called_is_not_asked_for(
+    node: NodeFactory, route_to: Callable[..., Route], service: Any
+) -> None:
+    """It is an error of the program's, here."""
+    async with open_two(node, route_to) as two:
+        with pytest.raises((TypeError, ValueError), match="a service name"):
+            await check_health(two.alpha, BETA, service)
+        with pytest.raises((TypeError, ValueError), match="a service name"):
+            async with watch_health(two.alpha, BETA, service):
+                pass

@@ -269,7 +269,8 @@ class Channels:
             metadata = wire.decode_metadata(request.metadata, self._terms.receive_metadata)
         self._last_of_peer = number
         try:
-            service = self._services.find(request.service, self._outbox.link.peer)
+            link = self._outbox.link
+            service = self._services.find(request.service, link.peer, link.connection)
             if not self.accepting:
                 raise ServiceRefusal(RemoteCode.SHUTTING_DOWN, "this connection opens no more channels")
             if len(self.waiting) >= self._max_pending_opens:

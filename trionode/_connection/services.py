@@ -150,8 +150,13 @@ class Services:
             raise ValueError(msg)
         self._entries[name] = _Entry(service, _any_peer if allow is None else _allowed(allow))
 
-    def find(self, name: str, peer: Peer) -> Service:
+    def find(self, name: str, peer: Peer, connection: str | None = None) -> Service:
         """The service that a peer asks for.
+
+        Args:
+            name: of the service.
+            peer: who asks.
+            connection: over which, for the log.
 
         Raises:
             ServiceRefusal: there is none of that name, or the peer may not use it.
@@ -168,13 +173,20 @@ class Services:
                 peer.name,
                 exc_info=exc,
                 node=self._node,
+                connection=connection,
                 peer=peer,
                 service=name,
             )
             allowed = False
         if allowed is not True:
             self._refusals.warning(
-                "%s may not use the service %r", peer.name, name, node=self._node, peer=peer, service=name
+                "%s may not use the service %r",
+                peer.name,
+                name,
+                node=self._node,
+                connection=connection,
+                peer=peer,
+                service=name,
             )
             raise ServiceRefusal(RemoteCode.NOT_ALLOWED, f"{peer.name} may not use the service {name!r}")
         return entry.service
