@@ -116,6 +116,41 @@ def test_a_call_with_closed_descriptors(
         assert done.stderr == "trionode: cannot write to stdout: Bad file descriptor; it was closed by the caller\n"
 
 
+@pytest.mark.parametrize("arguments", ["cookie", "pki token alpha@localhost", "manual rotation", "pki show"])
+def test_what_is_only_printed_needs_stdout(arguments: str, beta: tuple[Path, int]) -> None:
+    """Nothing else would tell that it is lost; a token is not made."""
+    folder, _ = beta
+    before = (folder / "pki" / "journal.jsonl").read_bytes() if (folder / "pki" / "journal.jsonl").exists() else b""
+    done = shell(f"$T {arguments} >&-", folder)
+    assert done.returncode == 3
+    assert done.stderr == "trionode: cannot write to stdout: Bad file descriptor; it was closed by the caller\n"
+    assert before == ((folder / "pki" / "journal.jsonl").read_bytes() if before else b"")
+
+
+def test_what_examines_has_its_exit_status(beta: tuple[Path, int]) -> None:
+    """Without stdout, too."""
+    folder, _ = beta
+    assert shell(f"$T check {ALPHA} >&-", folder).returncode == 0
+    assert shell(f"$T check {ALPHA} example.org >&-", folder).returncode == 1
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", ">/dev/full 2>/dev/full", "2>&-", "2</dev/null"])
+@pytest.mark.parametrize(("arguments", "status"), [("check", 2), ("pki show missing", 3)])
+def test_the_status_is_right_where_stderr_cannot_be_written(
+    arguments: str, status: int, where: str, tmp_path: Path
+) -> None:
+    """It is all that there is to tell."""
+    assert shell(f"$T {arguments} {where}", tmp_path).returncode == status
+
+
+def test_a_stdin_that_cannot_be_read_is_named(beta: tuple[Path, int]) -> None:
+    """Not taken for stdout."""
+    folder, port = beta
+    done = shell(f"$T call --as {ALPHA} {BETA} --address 127.0.0.1:{port} echo 0>/dev/null", folder)
+    assert done.returncode == 3
+    assert done.stderr.startswith("trionode: cannot read stdin: Bad file descriptor; give MESSAGE")
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_every_command_opens_what_was_closed(closed: str, tmp_path: Path) -> None:
     """So that no file of ours gets one of these numbers, and children have all three."""
@@ -242,6 +277,21 @@ def test_a_long_common_name_is_refused(trionode_command: Command, tmp_path: Path
     trionode_command("pki", "init", "--common-name", "é" * 33).is_one_line("64 bytes", "shorten it", status=2)
     assert not (tmp_path / "pki").exists()
     assert trionode_command("pki", "init", "--common-name", "x" * 64).status == 0
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_long_names_of_files_are_shown_whole(columns: str, pki: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is what stands beside them."""
+    monkeypatch.setenv("COLUMNS", columns)
+    out = pki("pki", "issue", f"{'x' * 70}@localhost").out
+    assert "…" not in out
+    assert "private" in "".join(out.split())
+
+
+def test_a_subject_that_is_cut_is_said(pki: Command) -> None:
+    """A common name has 64 bytes; the names that peers go by are whole."""
+    name = f"{'x' * 70}@localhost"
+    assert f"the subject has the first 64 bytes of {name}" in " ".join(pki("pki", "issue", name).out.split())
 
 
 @pytest.mark.parametrize("key", ["cert", "key", "ca", "client_ca", "root_ca", "crl"])

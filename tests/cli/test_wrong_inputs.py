@@ -31,6 +31,7 @@ WRONG: dict[str, tuple[int, str]] = {
     "check --cret alpha.pem": (USAGE, "--cert"),
     "manual no-such-page": (USAGE, "there is no topic 'no-such-page'"),
     "manual --search xyzzyplugh": (FOUND, "is not in the manual"),
+    "manual --search ''": (USAGE, "--search: a word"),
     "completion tcsh": (USAGE, "'bash', 'zsh', 'fish'"),
     # Files
     "check": (USAGE, "no certificate was given: use --cert and --key"),
@@ -59,7 +60,19 @@ WRONG: dict[str, tuple[int, str]] = {
     "check --client-auth require-and-verify --cert alpha.pem --key alpha.key": (USAGE, "needs --ca or --client-ca"),
     f"check {ALPHA} a@b@c": (USAGE, "host 'b@c'"),
     f"check {ALPHA} 'no host'": (USAGE, "no host"),
+    f"check {ALPHA} localhost:15000": (USAGE, "write localhost"),
+    f"check {ALPHA} alpha@localhost:15000": (USAGE, "write alpha@localhost"),
+    f"check {ALPHA} [::1]:15000": (USAGE, "write [::1]"),
+    "check --cert ''": (USAGE, "'--cert': the path is empty"),
+    "check alpha@localhost --pki ''": (USAGE, "'--pki': the path is empty"),
     # Making certificates
+    "pki init --pki ''": (USAGE, "'--pki': the path is empty"),
+    "pki init --pki new --common-name ''": (USAGE, "'--common-name': a common name has at least one character"),
+    f"pki init --pki new --common-name {'x' * 65}": (USAGE, "longer than the 64 bytes"),
+    "pki init --pki new --permit 10.0.0.1/8": (USAGE, "write 10.0.0.0/8 for all of it"),
+    "pki init --pki new --permit 10.0.0.0/33": (USAGE, "'10.0.0.0/33' is no network"),
+    f"pki roll begin --common-name {'x' * 65}": (USAGE, "longer than the 64 bytes"),
+    "pki unrevoke": (USAGE, "Missing argument 'NAME|FILE..."),
     "pki init": (FILES, "is there already"),
     "pki issue": (USAGE, "Missing argument"),
     "pki issue --lifetime 0d beta@localhost": (USAGE, "'0d' is zero"),
@@ -73,11 +86,19 @@ WRONG: dict[str, tuple[int, str]] = {
     "pki unrevoke nobody@localhost": (FILES, "there is neither a file nobody@localhost"),
     "pki revoke ca.pem": (FILES, "CA"),
     "pki token": (USAGE, "Missing argument"),
-    "pki serve --pki other": (FILES, "make one with: trionode pki init"),
+    "pki serve --pki other": (FILES, "make one with: trionode pki init --pki other"),
+    "pki serve --crl-listen no.host.invalid:1": (NETWORK, "(--crl-listen HOST:PORT)"),
     "pki serve --listen no.host.invalid:1": (NETWORK, "give an address, or 0.0.0.0"),
     "join": (USAGE, "Missing argument"),
     "join https://localhost": (USAGE, "`trionode pki token NAME` makes one"),
     "members": (USAGE, "Give --registry URL"),
+    "members --registry local:text": (FILES, "or name another: --registry local:DIR"),
+    "members --registry static:missing": (FILES, "cannot read missing"),
+    "members --registry static:text": (FILES, "text is not valid TOML"),
+    "members --registry static:typo.toml": (FILES, "must have one table, [nodes]"),
+    "members --registry dns:?worker": (USAGE, "write ?NAME=SRVNAME"),
+    "members --registry etcd://root@localhost": (USAGE, "give it by --registry-password-file"),
+    "members --registry local: --timeout nan": (USAGE, "'--timeout': 'nan' is not a number"),
     # Serving
     "serve": (USAGE, "which node? Give its name, name@host"),
     "serve localhost": (USAGE, "localhost"),
@@ -116,7 +137,17 @@ WRONG: dict[str, tuple[int, str]] = {
     f"ping beta@localhost {ALPHA} --address 127.0.0.1:1": (NETWORK, "cannot connect to 127.0.0.1 port 1"),
     f"ping beta@no.host.invalid {ALPHA}": (NETWORK, "--address"),
     f"ping beta@localhost {ALPHA} -c many": (USAGE, "'-c'"),
+    f"ping beta@localhost {ALPHA} --timeout nan": (USAGE, "'nan' is not a number"),
+    f"ping beta@localhost {ALPHA} -i nan": (USAGE, "'nan' is not a number"),
+    f"ping alpha@localhost {ALPHA}": (USAGE, "dial another one, or say by --as who we are"),
+    f"ping beta@localhost {ALPHA} --registry local:empty-directory": (NETWORK, "the registry local:empty-directory"),
+    f"call beta@localhost echo hi {ALPHA} --timeout nan": (USAGE, "'nan' is not a number"),
+    f"call beta@localhost echo hi {ALPHA} --server-name localhost:1": (USAGE, "'--server-name'"),
+    f"call beta@localhost echo hi {ALPHA} --address localhost:0": (USAGE, "'--address': port"),
+    f"call https://user@localhost echo {ALPHA}": (USAGE, "'https://user@localhost' is a URL"),
     "explain": (USAGE, "Missing argument"),
+    "explain localhost --timeout nan": (USAGE, "'nan' is not a number"),
+    "explain localhost --server-name ''": (USAGE, "'--server-name': host ''"),
     "explain https://localhost": (USAGE, "'NODE': 'https://localhost' is a URL"),
     "explain localhost --timeout 0": (USAGE, "'--timeout'"),
     "explain localhost --expect-cert missing.pem": (FILES, "cannot read missing.pem"),
@@ -124,6 +155,7 @@ WRONG: dict[str, tuple[int, str]] = {
     # Watching
     "status nobody@localhost": (FOUND, "no node nobody@localhost"),
     "status --interval 0": (USAGE, "--interval"),
+    "status --watch nan": (USAGE, "'nan' is not a number"),
     "demo --directory text": (USAGE, "'text' is a file"),
 }
 
@@ -135,6 +167,7 @@ FILES_THERE = {
     "typo.toml": b'name = "alpha@localhost"\n[service]\necho = "echo"\n',
     "kind.toml": b'name = "alpha@localhost"\n[[acceptors]]\nport = "many"\n',
     "both.toml": b'name = "alpha@localhost"\npki = "pki"\n[credentials]\ncert = "alpha.pem"\n',
+    "password.toml": b'name = "alpha@localhost"\npki = "pki"\n[network]\nregistry = "etcd://root:sesame@localhost"\n',
     "bounds.toml": b'name = "alpha@localhost"\npki = "pki"\n[network]\nhandshake_timeout = -1\n',
 }
 
@@ -153,6 +186,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / "pki" / name).write_bytes((place / f"alpha.{'key' if 'key' in name else 'pem'}").read_bytes())
     for name, content in FILES_THERE.items():
         (place / name).write_bytes(content)
+    (place / "empty-directory").mkdir(mode=0o700)
     return place
 
 
@@ -178,3 +212,37 @@ def test_wrong_input(
         if not re.search(r"No such option:? '?--json", with_json.err):  # older ones of click do not quote it
             assert (error["status"], with_json.status) == (status, status)
             assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        f"members --registry etcd://root:sesame@localhost {ALPHA}",
+        f"members --registry nats://root:sesame@localhost {ALPHA}",
+        f"serve alpha@localhost {ALPHA} --registry etcd://root:sesame@localhost",
+        "serve --config password.toml",
+        "explain https://root:sesame@localhost",
+        f"call https://root:sesame@localhost echo hi {ALPHA}",
+        "join https://root:sesame@localhost --token {token}",
+    ],
+)
+def test_a_password_in_a_url_is_not_shown(
+    typed: str, files: Path, trionode_command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stderr goes into logs, and JSON into other programs."""
+    monkeypatch.chdir(files)
+    token = trionode_command("pki", "token", "alpha@localhost").out.strip()
+    words = shlex.split(typed.replace("{token}", token))
+    if words[0] == "join":
+        words += ["--pki", str(tmp_path)]
+    said = trionode_command(*words, "--json")
+    assert said.status == USAGE
+    assert "localhost" in said.err
+    assert "sesame" not in said.err + said.out
+
+
+def test_a_group_without_a_command_shows_what_there_is(trionode_command: Callable[..., Said]) -> None:
+    """As `trionode` alone does."""
+    said = trionode_command("pki")
+    assert (said.status, said.err) == (0, "")
+    assert "Commands:" in said.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, TypeAlias
 
 #: Any object that holds bytes.
@@ -19,6 +20,11 @@ def place(address: Address) -> str:
 def at(address: Address | None) -> str:
     """The end of a sentence that says where: ` at 127.0.0.1 port 15000`, or nothing where the address is not known."""
     return "" if address is None else f" at {place(address)}"
+
+
+def without_password(url: str) -> str:
+    """A URL for people, bounded: what stands before the host, which may be a password, is left out."""
+    return printable(re.sub(r"(?<=//)[^/?#]*@|^[^/?#]*@", "…@", url))
 
 
 def shown(given: object) -> str:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, final
 import trio
 
 from trionode import ServerMonitor
-from trionode._errors import ListenError
 from trionode._streams.listeners import close_all
 from trionode._transport.tcp import open_listeners
 from trionode._util.fields import DURATION, check_argument, show
 
 from .config import ASGITable
-from .exits import ExitStatus, Trouble
+from .exits import ExitStatus, Trouble, listening_by
 from .given import place_to_listen
 from .imports import imported
 
@@ -140,7 +139,5 @@ async def serving_application(
 
 async def _listen(places: tuple[tuple[str, int], ...], listeners: list[trio.SocketListener]) -> None:
     for host, port in places:
-        try:
+        with listening_by("--asgi-listen"):
             listeners += await open_listeners(None if host == "*" else host, port)
-        except ListenError as exc:
-            raise Trouble(f"{exc} (--asgi-listen HOST:PORT)", ExitStatus.NETWORK) from None

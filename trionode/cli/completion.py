@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from .descriptors import needs_stdout
 from .exits import ExitStatus, Trouble
 
 
 @click.command(short_help="Completion for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
+@needs_stdout
 def completion(context: click.Context, shell: str) -> int:
     """Print a script that completes commands, options and node names in a shell.
 

@@ -6,6 +6,7 @@ import click
 
 from trionode import generate_cookie
 
+from .descriptors import needs_stdout
 from .exits import ExitStatus
 from .given import json_option
 from .shown import put_json
@@ -13,6 +14,7 @@ from .shown import put_json
 
 @click.command(short_help="Print a fresh cookie, for --cookie-file.")
 @json_option
+@needs_stdout
 def cookie(*, as_json: bool) -> int:
     """Print a fresh cookie: a secret of 43 characters that all nodes of a cluster share, on top of certificates.
 

@@ -19,6 +19,7 @@ from trionode.demo.said import SHOWN_DIGITS, short
 from trionode.demo.story import run_demo
 
 from .exits import ExitStatus, run
+from .kinds import DIRECTORY
 from .shown import (
     FAILED,
     HELD,
@@ -54,7 +55,7 @@ def _empty_directory(_context: click.Context, _parameter: click.Parameter, value
 @click.command(short_help="Two nodes, a rotation under traffic, and clients that are refused.")
 @click.option(
     "--directory",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=DIRECTORY,
     callback=_empty_directory,
     help="Keep CA, certificates, keys and logs here (missing or empty). Default: a temporary directory, removed again.",
 )

@@ -20,7 +20,7 @@ from trionode._streams.listeners import shown
 from trionode._transport.tcp import open_listeners
 from trionode.pki import JoinToken, PKIDirectory, write_ca_pool, write_key_pair
 
-from .exits import ExitStatus, Trouble, run
+from .exits import ExitStatus, Trouble, listening_by, run
 from .given import (
     CA_FILE,
     FILE,
@@ -30,6 +30,7 @@ from .given import (
     key_file,
     node_or_host,
     pki_option,
+    pki_words,
     place_to_listen,
     read_password,
     unreadable,
@@ -128,7 +129,7 @@ def pki_serve(
         msg = "--listen on all interfaces: say by --name what clients call this service; its certificate has that name"
         raise click.UsageError(msg)
     if not exists(directory / CA_FILE):
-        msg = f"there is no CA in {directory}; make one with: trionode pki init"
+        msg = f"there is no CA in {directory}; make one with: trionode pki init{pki_words(directory)}"
         raise Trouble(msg, ExitStatus.FILES)
     password = read_password(password_file)
     kept = PKIDirectory(directory, password=None if password is None else password.data)
@@ -148,7 +149,7 @@ def pki_serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("trionode").setLevel(logging.INFO)
     where = (None if host == "*" else host, port)
-    return run(partial(_serve, kept, policy, called, where, lists, as_json=as_json))
+    return run(partial(_serve, kept, directory, policy, called, where, lists, as_json=as_json))
 
 
 def _place_of_lists(text: str | None) -> tuple[str | None, int] | None:
@@ -160,6 +161,7 @@ def _place_of_lists(text: str | None) -> tuple[str | None, int] | None:
 
 async def _serve(
     directory: PKIDirectory,
+    name: Path,
     policy: EnrolmentPolicy,
     names: Sequence[str],
     where: tuple[str | None, int],
@@ -171,7 +173,8 @@ async def _serve(
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            plain = [] if lists is None else await open_listeners(*lists)
+            with listening_by("--crl-listen"):
+                plain = [] if lists is None else await open_listeners(*lists)
             start = partial(
                 serve_est, directory, where[1], names=names, host=where[0], policy=policy, crl_listeners=plain
             )
@@ -180,7 +183,7 @@ async def _serve(
                 facts = {"event": "Serving", "addresses": _addresses(listeners), "crl_addresses": _addresses(plain)}
                 click.echo(json.dumps(facts))
             else:
-                put(console(), f"EST for {directory} on {', '.join(map(shown, listeners))}")
+                put(console(), f"EST for {name} on {', '.join(map(shown, listeners))}")
                 if plain:
                     put(console(), f"revocation lists over HTTP on {', '.join(map(shown, plain))}")
             number = await anext(aiter(signals))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import errno
 import math
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar, final
 
@@ -28,11 +29,12 @@ from trionode._errors import (
     TrionodeError,
 )
 from trionode._node.resolvers import ResolverError
+from trionode._util.private_directory import NotPrivateError
 from trionode.enrolment import EnrolmentError, EnrolmentReason
 from trionode.http.lifespan import LifespanError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 T = TypeVar("T")
 
@@ -74,6 +76,19 @@ class Trouble(click.ClickException):
         self.status = status
 
 
+@contextmanager
+def listening_by(option: str) -> Iterator[None]:
+    """An error of listening in the block names the option that says where.
+
+    Raises:
+        Trouble: in place of a `ListenError`.
+    """
+    try:
+        yield
+    except ListenError as exc:
+        raise Trouble(f"{exc} ({option} HOST:PORT)", ExitStatus.NETWORK) from None
+
+
 def judge(error: BaseException) -> ExitStatus | None:
     """The exit status for an error; None for an unexpected one."""
     from trionode._status.unix_socket import StatusError  # with it come nodes, which most commands do without
@@ -81,8 +96,8 @@ def judge(error: BaseException) -> ExitStatus | None:
     match error:
         case Trouble():
             return error.status
-        case CertificateError():
-            return ExitStatus.FILES
+        case CertificateError() | ResolverError(__cause__=CertificateError() | NotPrivateError() | ValueError()):
+            return ExitStatus.FILES  # a registry that is a file or a directory
         case EnrolmentError(reason=EnrolmentReason.UNREACHABLE):
             return ExitStatus.NETWORK
         case PeerUnverifiedError() | PeerRejectedError() | EnrolmentError():

@@ -26,6 +26,7 @@ from .given import (
     complete_node,
     cookie_option,
     credential_options,
+    host_name,
     json_option,
     node_name,
     pool,
@@ -34,6 +35,7 @@ from .given import (
     target_of,
 )
 from .inquiry import Expected, Inquiry
+from .kinds import TIMEOUT
 from .paths import exists
 from .registry import registry_of, registry_option
 from .shown import (
@@ -71,14 +73,17 @@ _WIDTH: Final = 19
 @address_option
 @credential_options
 @click.option("--as", "our_name", metavar="NODE", callback=node_name, help="Our own node name; see --pki.")
-@click.option("--server-name", metavar="HOST", help="What the server's certificate has to cover. Default: the host.")
+@click.option(
+    "--server-name",
+    metavar="HOST",
+    callback=host_name,
+    help="What the server's certificate has to cover. Default: the host.",
+)
 @click.option("--expect-cert", type=FILE, help="The server's certificate as it is on its disk: is it presented?")
 @click.option("--expect-client-ca", type=FILE, help="The server's client CAs as they are on its disk: are they in use?")
 @cookie_option
 @registry_option
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Of each step, s."
-)
+@click.option("--timeout", type=TIMEOUT, default=3.0, show_default=True, help="Of each step, s.")
 @json_option
 def explain(
     target: str,

@@ -7,7 +7,6 @@ come from files that are named one by one (`--cert`, `--key`, `--ca` …), and t
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -40,7 +39,8 @@ from trionode.pki._directory import (
 )
 
 from .exits import ExitStatus, Trouble
-from .paths import exists, rereadable
+from .kinds import DIRECTORY, FILE as FILE
+from .paths import exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,17 +55,6 @@ CA_KEY_FILE: Final = "ca.key"
 
 CLIENT_AUTH: Final = {mode.name.lower().replace("_client_cert", "").replace("_", "-"): mode for mode in ClientAuth}
 
-
-class _File(click.Path):
-    """Not checked by click: the function that reads it says what is wrong, in the same words everywhere."""
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path; a pipe's content is kept."""
-        found = super().convert(value, param, ctx)  # type: ignore[arg-type]
-        return rereadable(Path(os.fsdecode(found)))
-
-
-FILE: Final = _File(path_type=Path)
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -83,12 +72,26 @@ def node_name(_context: click.Context, _parameter: click.Parameter, value: str |
         raise click.BadParameter(str(exc)) from None
 
 
+def host_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback: a DNS name or an address, canonical."""
+    if value is None:
+        return None
+    try:
+        return canonical_host(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
 def node_or_host(text: str) -> NodeName | str:
     """A node name, or a host.
 
     Raises:
         click.BadParameter: it is neither.
     """
+    with_port = re.fullmatch(r"((?:[^:]*@)?(?:[^:\[\]]+|\[[^\]]*\])):\d+", text)
+    if with_port is not None:
+        msg = f"{text!r} has a port, and certificates are for names alone: write {with_port[1]}"
+        raise click.BadParameter(msg)
     try:
         return NodeName.parse(text) if "@" in text else canonical_host(text)
     except ValueError as exc:
@@ -182,7 +185,7 @@ def target_of(text: str, address: str | None) -> Place:
         click.BadParameter: it is none of these.
     """
     name, at, where = text.rpartition("@")
-    host, port = host_and_port(where, DEFAULT_PORT, hint="NODE")
+    host, port = host_and_port(text if "://" in text else where, DEFAULT_PORT, hint="NODE")
     try:
         node = NodeName(name, host) if at else None
     except ValueError as exc:
@@ -422,7 +425,7 @@ def pki_option(function: Callable[P, R]) -> Callable[P, R]:
     return click.option(
         "--pki",
         "directory",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=DIRECTORY,
         default=PKI,
         show_default=True,
         envvar="TRIONODE_PKI",

@@ -17,6 +17,7 @@ from rich.text import Text
 from trionode.manual import UnknownTopicError, find, search, topics
 from trionode.manual.messages import explain
 
+from .descriptors import needs_stdout
 from .exits import ExitStatus, Trouble
 from .given import json_option
 from .shown import console, grid, plain, put, put_json
@@ -45,6 +46,7 @@ def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: 
     help="List the lines that have this in them; of an error message, what is about it.",
 )
 @json_option
+@needs_stdout
 def manual(topic: str | None, word: str | None, *, as_json: bool) -> int:
     """The manual: a list of all topics, or one TOPIC.
 
@@ -86,7 +88,7 @@ def _find(topic: str) -> str:
     try:
         return find(topic)
     except UnknownTopicError as exc:
-        near = f"did you mean {' or '.join(exc.near)}?" if exc.near else "try: trionode manual --search WORD"
+        near = f"did you mean {' or '.join(exc.near)}?" if exc.near else "look with: trionode manual --search WORD."
         msg = f"there is no topic {topic!r}; {near} `trionode manual` lists them all"
         raise Trouble(msg, ExitStatus.USAGE) from None
 
@@ -106,6 +108,9 @@ def _contents(*, as_json: bool) -> int:
 
 
 def _search(word: str, topic: str | None, *, as_json: bool) -> int:
+    if not word.strip():
+        msg = "--search: a word, or an error message, is wanted"
+        raise click.UsageError(msg)
     if topic is not None:
         _find(topic)
     hits = [hit for hit in search(word) if topic in (None, hit.topic)]

@@ -10,8 +10,10 @@ import trio
 from trionode import ResolverError
 from trionode._identity.patterns import NamePattern
 
+from .descriptors import needs_stdout
 from .exits import ExitStatus, Trouble, run
 from .given import credential_options, json_option, node_name
+from .kinds import TIMEOUT
 from .registry import registry_of, registry_option
 from .shown import console, grid, put, put_json
 
@@ -35,12 +37,13 @@ _LOOKUPS_AT_ONCE: Final = 16
 @click.option("-f", "--follow", is_flag=True, help="Go on, and show who comes (+) and goes (-), until Ctrl-C.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=TIMEOUT,
     default=10.0,
     show_default=True,
     help="For the registry to answer, s.",
 )
 @json_option
+@needs_stdout
 def members(
     pattern: str,
     registry: str | None,

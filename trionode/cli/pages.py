@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .exits import ExitStatus, Trouble
+from .exits import ExitStatus, Trouble, listening_by
 from .given import place_to_listen
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ async def serve_pages(
         nursery: where they are served.
 
     Raises:
-        ListenError: the port is in use.
+        Trouble: the port is in use.
     """
     from trionode.metrics import serve_metrics
 
     host, port = place
-    bound: int = await nursery.start(partial(serve_metrics, what, port, host=host, health=health))
+    with listening_by("--metrics"):
+        bound: int = await nursery.start(partial(serve_metrics, what, port, host=host, health=health))
     return bound

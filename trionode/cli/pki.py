@@ -50,6 +50,7 @@ from trionode.pki import (
 from trionode.pki._constraints import ANY_NAME, permitted_by
 
 from .contents import shown_parts
+from .descriptors import needs_stdout
 from .exits import ExitStatus, Trouble
 from .given import (
     CA_FILE,
@@ -110,6 +111,17 @@ _REASONS: Final = {
 }
 
 
+def _common_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A callback: a CA's common name, which is not cut."""
+    if not value:
+        msg = "a common name has at least one character"
+        raise click.BadParameter(msg)
+    if len(value.encode(errors="replace")) > _MAX_COMMON_NAME_BYTES:
+        msg = f"it is longer than the {_MAX_COMMON_NAME_BYTES} bytes that a common name may have; shorten it"
+        raise click.BadParameter(msg)
+    return value
+
+
 def permit_options(about: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """A decorator: what a CA may issue for, as `permitted`; None where nothing was said.
 
@@ -132,8 +144,9 @@ def permit_options(about: str) -> Callable[[Callable[..., R]], Callable[..., R]]
     return decorate
 
 
-@click.group(short_help="A CA, and certificates for nodes, in a directory.")
-def pki() -> None:
+@click.group(short_help="A CA, and certificates for nodes, in a directory.", invoke_without_command=True)
+@click.pass_context
+def pki(context: click.Context) -> None:
     """A CA, and certificates for nodes, in a directory.
 
     The CA's key lies in a file there: keep it private, and off the machines that the nodes run on.
@@ -149,11 +162,19 @@ def pki() -> None:
       trionode pki token beta@localhost             a token for `trionode join`
       trionode pki roll begin                       replace the CA, step by step
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @pki.command(short_help="Make a CA.")
 @pki_option
-@click.option("--common-name", default="trionode development CA", show_default=True, help="Of the CA, for people.")
+@click.option(
+    "--common-name",
+    callback=_common_name,
+    default="trionode development CA",
+    show_default=True,
+    help="Of the CA, for people.",
+)
 @click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="90d, 12h, 30m …")
 @click.option("--password-file", type=FILE, help="Encrypt ca.key with the first line of this file.")
 @permit_options("Issue for this host, those below it, or this network alone; repeatable. Default: private names.")
@@ -182,9 +203,6 @@ def init(
 
     The directory is made with mode 0700 if it is missing.
     """
-    if len(common_name.encode(errors="replace")) > _MAX_COMMON_NAME_BYTES:
-        msg = f"--common-name is longer than the {_MAX_COMMON_NAME_BYTES} bytes that a common name may have; shorten it"
-        raise click.UsageError(msg)
     if permitted and not intermediate:
         msg = "--permit and --permit-any are about an intermediate: not every verifier looks at a root's constraints"
         raise click.UsageError(msg)
@@ -277,6 +295,11 @@ def issue(
         lambda: write_key_pair(pair, cert, key, password=password),
     )
     notes = _shortened(pair.certificate, lifetime, f"the CA in {directory} ends then, and what it issues with it")
+    if len(str(wanted[0]).encode()) > _MAX_COMMON_NAME_BYTES:
+        notes.append(
+            f"the subject has the first {_MAX_COMMON_NAME_BYTES} bytes of {wanted[0]}; peers go by the names of the "
+            "certificate, which have it whole"
+        )
     if as_json:
         values = certificate_values(pair.certificate, now_utc())
         put_json({"cert": str(cert), "key": str(key), **values, "notes": notes})
@@ -294,6 +317,7 @@ def issue(
 @pki_option
 @click.option("--password-file", type=FILE, help="First line: the password of a bundle or key.")
 @json_option
+@needs_stdout
 def show(names: tuple[str, ...], directory: Path, password_file: Path | None, *, as_json: bool) -> int:
     """Show certificates: names, the nodes that they speak for, dates, purposes, issuer, fingerprint.
 
@@ -370,7 +394,7 @@ def revoke(
 
 
 @pki.command(short_help="Take certificates off the CA's revocation list.")
-@click.argument("names", nargs=-1, required=True, metavar="[NAME|FILE]...", shell_complete=complete_node)
+@click.argument("names", nargs=-1, required=True, metavar="NAME|FILE...", shell_complete=complete_node)
 @pki_option
 @click.option("--lifetime", callback=duration, help="Until the next list is due: 30d … Default: the CA's.")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
@@ -408,6 +432,7 @@ def unrevoke(
 @click.option("--ttl", callback=duration, default="1h", show_default=True, help="How long it may be used: 10m, 1h …")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")
 @json_option
+@needs_stdout
 def token(names: str, directory: Path, ttl: timedelta, password_file: Path | None, *, as_json: bool) -> int:
     """Make a one-time token, by which a program gets its first certificate from `trionode pki serve`.
 
@@ -438,7 +463,13 @@ _STEPS: Final = {
 @pki.command(short_help="Replace the CA by a new one, in three steps.")
 @click.argument("step", type=click.Choice(list(_STEPS)))
 @pki_option
-@click.option("--common-name", default="trionode CA", show_default=True, help="For begin: of the new CA.")
+@click.option(
+    "--common-name",
+    callback=_common_name,
+    default="trionode CA",
+    show_default=True,
+    help="For begin: of the new CA.",
+)
 @click.option("--lifetime", callback=duration, default="3650d", show_default=True, help="For begin: of the new CA.")
 @permit_options("For begin: see `pki init`. Default: what the present CA may issue for.")
 @click.option("--password-file", type=FILE, help="First line: the password of ca.key.")

@@ -26,11 +26,12 @@ from .exits import (
 )
 from .logs import HeldLog
 from .paths import given_as
-from .shown import LEAST_WIDTH, put_json
+from .shown import LEAST_WIDTH
 from .words import in_command_words, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TextIO
 
 PROGRAM: Final = "trionode"
 
@@ -72,8 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A refusal has said it; and what `explain` logs is in its steps.
     if status not in (ExitStatus.REFUSED, ExitStatus.BROKEN_PIPE) and given[:1] != ["explain"]:
         for text in log.texts:
-            click.echo(f"{PROGRAM}: warning: {text}", err=True)
+            _put_error(f"{PROGRAM}: warning: {text}")
     return status
+
+
+#: Of errors of writing to stdout, other than that there is no space.
+_REMEDIES: Final = {errno.EBADF: "it was closed by the caller", errno.EIO: "the terminal or the disk is gone"}
 
 
 def _run(arguments: Sequence[str] | None, end: Callable[..., int], stdout: object) -> int:
@@ -92,10 +97,10 @@ def _run(arguments: Sequence[str] | None, end: Callable[..., int], stdout: objec
         raise
     except Exception as exc:
         if is_unwritable(exc):
-            _abandon_stdout()
+            _abandon(sys.stdout)
             if isinstance(exc, BrokenPipeError):  # `trionode demo | head`: the reader has closed the pipe
                 return ExitStatus.BROKEN_PIPE
-            remedy = "it was closed by the caller" if exc.errno == errno.EBADF else "free some space"
+            remedy = _REMEDIES.get(exc.errno or 0, "free some space")
             return end(f"cannot write to stdout: {exc.strerror}; {remedy}", ExitStatus.FILES)
         status = judge(exc)
         if status is None:
@@ -103,10 +108,10 @@ def _run(arguments: Sequence[str] | None, end: Callable[..., int], stdout: objec
         return end(sentence(exc), status, facts(exc))
 
 
-def _abandon_stdout() -> None:
+def _abandon(stream: TextIO) -> None:
     """What is left to write is lost: else the interpreter fails as it flushes."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _end(line: str, status: int, said: Mapping[str, object] | None = None, *, as_json: bool = False) -> int:
@@ -123,10 +128,19 @@ def _end(line: str, status: int, said: Mapping[str, object] | None = None, *, as
     short, details = one_line(text)
     if as_json:
         with contextlib.suppress(OSError, ValueError):  # stdout may be what is wrong
-            put_json({"error": {"message": text, "status": int(status), **said}})
+            # In one line: after `serve --json` it is one of many.
+            click.echo(json.dumps({"error": {"message": text, "status": int(status), **said}}))
     details += [f"{name}: {json.dumps(value)}" for name, value in said.items() if name != "code"]
-    click.echo("\n".join([f"{PROGRAM}: {short}", *(f"  {each}" for each in details)]), err=True)
+    _put_error("\n".join([f"{PROGRAM}: {short}", *(f"  {each}" for each in details)]))
     return status
+
+
+def _put_error(text: str) -> None:
+    """Something on stderr; where that cannot be written to, the exit status says what there is to say."""
+    try:
+        click.echo(text, err=True)
+    except (OSError, ValueError):
+        _abandon(sys.stderr)
 
 
 def _help_width() -> int:

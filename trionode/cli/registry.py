@@ -93,6 +93,12 @@ def _etcd(url: str, manager: Callable[[], CertManager], password_file: Path | No
     if split.query or split.fragment or not hosts:
         msg = "write etcd://HOST[:PORT][,HOST…][/PREFIX]"
         raise ValueError(msg)
+    if at and password_file is None:
+        msg = f"the user {unquote(user)} needs a password; give it by --registry-password-file"
+        raise ValueError(msg)
+    if password_file is not None and not at:
+        msg = "--registry-password-file is for a user: write etcd://USER@HOST"
+        raise ValueError(msg)
     password = read_password(password_file)
     prefix = f"{split.path.rstrip('/')}/"
     return EtcdRegistry(
@@ -111,7 +117,11 @@ def _dns(url: str) -> Registry:
     if split.path.strip("/"):
         msg = "write dns:, dns://SERVER or dns://SERVER:PORT, and ?NAME=SRVNAME for a service that lists nodes"
         raise ValueError(msg)
-    services = dict(parse_qsl(split.query, strict_parsing=bool(split.query)))
+    try:
+        services = dict(parse_qsl(split.query, strict_parsing=bool(split.query)))
+    except ValueError:
+        msg = f"write ?NAME=SRVNAME for a service that lists nodes, not ?{split.query}"
+        raise ValueError(msg) from None
     if not split.netloc:
         return DNSResolver(services=services)
     server = endpoint(split.netloc, 53)

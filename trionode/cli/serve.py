@@ -52,6 +52,7 @@ from .given import (
     credential_options,
     json_option,
 )
+from .kinds import Number
 from .logs import log_to_stderr
 from .pages import place_of_pages, serve_pages
 from .registry import registry_option
@@ -109,7 +110,7 @@ _log = Log("trionode.cli")
 @click.option("--state-file", type=click.Path(path_type=Path), help="For --join: keep certificate and key there.")
 @click.option(
     "--renew-after",
-    type=click.FloatRange(0.2, 0.9),
+    type=Number(0.2, 0.9),
     metavar="SHARE",
     help="For --join: of the lifetime, when to renew, at the latest. Default: two thirds.",
 )

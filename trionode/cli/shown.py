@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -94,9 +95,11 @@ def put_json(document: object) -> None:
 
 
 def grid(rows: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> Table:
-    """Labels, and a text beside each."""
+    """Labels, and a text beside each; labels that would leave no room for it are folded."""
     table = Table.grid(padding=(0, 2, 0, indent))
-    table.add_column(style="dim", no_wrap=True)
+    rows = list(rows)
+    longest = max((cell_len(label) for label, _ in rows), default=0)
+    table.add_column(style="dim", no_wrap=longest <= LEAST_WIDTH * 3 // 4, overflow="fold")
     table.add_column(overflow="fold")
     for label, value in rows:
         table.add_row(label, value)

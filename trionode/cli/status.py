@@ -16,7 +16,8 @@ from trionode._status.document import ConnectionStatus, ManagerStatus, NodeStatu
 from trionode._status.unix_socket import StatusError, read_status, status_sockets
 
 from .exits import ExitStatus, Trouble
-from .given import FILE, json_option
+from .given import json_option
+from .kinds import FILE, Number
 from .shown import (
     FAILED,
     console,
@@ -52,7 +53,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.command(short_help="What running nodes and servers are doing.")
 @click.argument("name", metavar="[NODE]", required=False, callback=_name)
 @click.option("--socket", type=FILE, help="The node's UNIX socket, if it is not in the default directory.")
-@click.option("-w", "--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Repeat until Ctrl-C.")
+@click.option("-w", "--watch", type=Number(min=0.1), metavar="SECONDS", help="Repeat until Ctrl-C.")
 @json_option
 def status(name: str | None, socket: Path | None, watch: float | None, *, as_json: bool) -> int:
     """What the running nodes and servers of this user are doing, or one NODE or server.

@@ -31,17 +31,20 @@ from trionode._util.metadata import as_metadata
 from trionode._util.text import at, printable
 from trionode.health import HealthStatus, check_health_of
 
+from .descriptors import needs_stdout
 from .exits import ExitStatus, Trouble, run
 from .given import (
     address_option,
     complete_node,
     cookie_option,
     credential_options,
+    host_name,
     json_option,
     node_name,
     read_cookie,
     target_of,
 )
+from .kinds import TIMEOUT, Number
 from .registry import registry_of, registry_option
 from .shown import (
     console,
@@ -112,7 +115,9 @@ def _dialing(function: Callable[..., int]) -> Callable[..., int]:
     @address_option
     @credential_options
     @click.option("--as", "our_name", metavar="NODE", callback=node_name, help="Our own node name; see --pki.")
-    @click.option("--server-name", metavar="HOST", help="What the server's certificate has to cover.")
+    @click.option(
+        "--server-name", metavar="HOST", callback=host_name, help="What the server's certificate has to cover."
+    )
     @cookie_option
     @registry_option
     @functools.wraps(function)
@@ -142,7 +147,8 @@ def _dialing(function: Callable[..., int]) -> Callable[..., int]:
             try:
                 route = Route(host=place.host, port=place.port, server_name=server_name)
             except ValueError as exc:
-                raise click.BadParameter(str(exc)) from None
+                hint = "'NODE'" if address is None else "'--address'"
+                raise click.BadParameter(str(exc), param_hint=hint) from None
         name = our_name or _only_name(manager)
         way = _Way(
             node=place.node,
@@ -218,10 +224,9 @@ def _metadata(given: tuple[str, ...]) -> Metadata:
     callback=lambda ctx, param, given: _metadata(given),  # noqa: ARG005 -- click's
     help="Said beside the messages; repeatable.",
 )
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), help="For the whole call, seconds. Default: none."
-)
+@click.option("--timeout", type=TIMEOUT, help="For the whole call, seconds. Default: none.")
 @click.option("--json", "as_json", is_flag=True, help="An error is JSON on stdout, with its code and details.")
+@needs_stdout
 def call(
     way: _Way,
     service: str,
@@ -302,7 +307,11 @@ async def _read() -> bytes:
 
     It reads the descriptor, not `sys.stdin`: the thread would hold the lock of that at the end of the program.
     """
-    return await trio.to_thread.run_sync(os.read, _STDIN, _CHUNK, abandon_on_cancel=True)
+    try:
+        return await trio.to_thread.run_sync(os.read, _STDIN, _CHUNK, abandon_on_cancel=True)
+    except OSError as exc:
+        msg = f"cannot read stdin: {exc.strerror}; give MESSAGE, or something to read: < file"
+        raise Trouble(msg, ExitStatus.FILES) from None
 
 
 async def _read_all() -> bytes:
@@ -324,12 +333,8 @@ async def _write(data: bytes) -> None:
 @click.command(short_help="Measure round trips to a node.")
 @_dialing
 @click.option("-c", "--count", type=click.IntRange(min=0), default=4, show_default=True, help="0: until Ctrl-C.")
-@click.option(
-    "-i", "--interval", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Between two pings, s."
-)
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="For each answer, s."
-)
+@click.option("-i", "--interval", type=Number(min=0), default=1.0, show_default=True, help="Between two pings, s.")
+@click.option("--timeout", type=TIMEOUT, default=5.0, show_default=True, help="For each answer, s.")
 @click.option(
     "--health",
     is_flag=False,

@@ -60,6 +60,13 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
         r"Have (\S+) among what is permitted when .* or its successor \(begin_roll_over\)",
         r"Make one that may: trionode pki init --permit \1; if nodes use this one, trionode pki roll begin --permit \1",
     ),
+    (r"; call the service directly", "; dial another one, or say by --as who we are"),
+    (r"; or set XDG_RUNTIME_DIR, or give LocalRegistry another directory", "; or name another: --registry local:DIR"),
+    (
+        r"neither XDG_RUNTIME_DIR nor HOME is set; give LocalRegistry one",
+        "neither XDG_RUNTIME_DIR nor HOME is set; name one: --registry local:DIR",
+    ),
+    (r"; give it a directory of its own, or allow_other_files=True", "; name one of its own: --registry local:DIR"),
     (r"\broot_cas and client_cas\b", "--ca"),
     (r"\broot_cas\b", "--root-ca"),
     (r"\bclient_cas\b", "--client-ca"),
@@ -68,7 +75,14 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
 #: What Python, Trio and we put around the words of the operating system, and around what a source or key pair is.
 _NOISE: Final = (
     (re.compile(r"\[Errno -?\d+\] (?:Error connecting to \('[^']*', \d+(?:, \d+)*\): )?"), ""),
-    (re.compile(r"<(?:FileSource|KeyPair) ((?:[^<>]|<[^<>]*>)*)>"), r"\1"),
+    (re.compile(r"<(?:FileSource|KeyPair|PKIDirectory) ((?:[^<>]|<[^<>]*>)*)>"), r"\1"),
+    (re.compile(r"<LocalRegistry ([^<>]*)>"), r"the registry local:\1"),
+    (re.compile(r"<StaticResolver of ([^<>]*)>"), r"the registry static:\1"),
+    (re.compile(r"<EtcdRegistry at ([^<>]*), [^<>]*>"), r"etcd at \1"),
+    (re.compile(r"<DNSResolver at ([^<>]*)>"), r"DNS at \1"),
+    (re.compile(r"<((?:EST|ACME)Source) (\S+) from ([^<>]*)>"), r"the certificate of \2 from \3"),
+    # What is typed may have a password in it that does not belong there.
+    (re.compile(r"(\w://)[^\s/@]*:[^\s/@]*@"), r"\1…@"),
 )
 
 _ROWS: Final = [(re.compile(pattern), words) for pattern, words in ROWS]

@@ -27,7 +27,7 @@ from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, Resolve
 from trionode._util.fields import SECONDS, check_argument, integer
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
-from trionode._util.text import printable
+from trionode._util.text import printable, without_password
 
 from .etcd_messages import EtcdError
 from .etcd_session import Session
@@ -338,11 +338,11 @@ def _server(given: object) -> Endpoint:
         msg = f"a server is https://host:2379, not a {type(given).__name__}"
         raise TypeError(msg)
     if given.startswith("http://"):
-        msg = f"{printable(given, 80)}: etcd is reached by TLS only; give it certificates, and write https://"
+        msg = f"{without_password(given)}: etcd is reached by TLS only; give it certificates, and write https://"
         raise ValueError(msg)
     split = urlsplit(given if "://" in given else f"https://{given}")
     if split.scheme != "https" or split.path not in ("", "/") or split.query or split.username or not split.hostname:
-        msg = f"{printable(given, 80)} is no server: write https://host:2379"
+        msg = f"{without_password(given)} is no server: write https://host:2379"
         raise ValueError(msg)
     return Endpoint(split.hostname, split.port or _PORT)
 

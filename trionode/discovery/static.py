@@ -150,11 +150,11 @@ def _read(file: Path) -> tuple[Mapping[NodeName, Entry], object]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
         msg = f"{file} is not valid TOML: {printable(str(exc), 200)}"
         raise ResolverError(msg, temporary=True) from exc
-    nodes = document.pop("nodes", None)
-    if not isinstance(nodes, dict) or document:
-        msg = f'{file} must have one table, [nodes], with lines such as "beta@host-b.example" = "192.0.2.7:15000"'
-        raise ResolverError(msg, temporary=True)
     try:
+        nodes = document.pop("nodes", None)
+        if not isinstance(nodes, dict) or document:
+            msg = 'it must have one table, [nodes], with lines such as "beta@host-b.example" = "192.0.2.7:15000"'
+            raise ValueError(msg)
         return _entries(nodes), mark
     except (ValueError, TypeError) as exc:
         msg = f"{file}: {exc}"

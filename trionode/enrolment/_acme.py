@@ -37,7 +37,7 @@ from trionode._managers.sources import Credentials
 from trionode._transport.tcp import open_listeners
 from trionode._util.fields import SECONDS, check_argument
 from trionode._util.log import Log
-from trionode._util.text import printable
+from trionode._util.text import printable, without_password
 from trionode._util.threads import Purpose, in_thread
 from trionode.pki._files import PRIVATE, replace_files
 
@@ -117,6 +117,7 @@ class ACMESource:
             msg = "contact is a sequence of URLs: write [url] for a single one"
             raise TypeError(msg)
         self._url, self._contact, self._agree = url, tuple(contact), agree_to_terms
+        self._shown = without_password(url)
         self._names = tuple(map(canonical_host, names))
         self._account_file = None if account_key_file is None else Path(account_key_file)
         self._ca_file = None if ca_file is None else Path(ca_file)
@@ -128,7 +129,7 @@ class ACMESource:
         self.challenge_app = self._answer
 
     def __repr__(self) -> str:
-        return f"<ACMESource {', '.join(self._names)} from {self._url}>"
+        return f"<ACMESource {', '.join(self._names)} from {self._shown}>"
 
     async def read(self) -> Credentials:
         """What it has now; ordered anew if it is due. Cancelling abandons a thread, which ends by itself.
@@ -194,11 +195,11 @@ class ACMESource:
         with trio.move_on_after(self._seconds):
             chain = await self._while_answering(request.public_bytes(Encoding.PEM))
             try:
-                found = parse_certificates(Secret(chain), f"the answer of {self._url}")
+                found = parse_certificates(Secret(chain), f"the answer of {self._shown}")
                 return key_pair_of(self._names, key, list(found))
             except (ValueError, CertificateError) as exc:
-                raise EnrolmentError(f"{self._url}: {exc}", reason=EnrolmentReason.BAD_ANSWER) from None
-        msg = f"{self._url} has not issued within {self._seconds:g} s"
+                raise EnrolmentError(f"{self._shown}: {exc}", reason=EnrolmentReason.BAD_ANSWER) from None
+        msg = f"{self._shown} has not issued within {self._seconds:g} s"
         raise EnrolmentError(msg, reason=EnrolmentReason.UNREACHABLE)
 
     def _order(self, request: bytes) -> bytes:
@@ -216,9 +217,9 @@ class ACMESource:
                     self._accept(ca, authorization)
             issued = ca.poll_and_finalize(order, deadline)
         except (errors.ValidationError, messages.Error) as exc:
-            raise EnrolmentError(f"{self._url} refuses: {_words(exc)}", reason=EnrolmentReason.REFUSED) from exc
+            raise EnrolmentError(f"{self._shown} refuses: {_words(exc)}", reason=EnrolmentReason.REFUSED) from exc
         except (errors.Error, requests.RequestException, ValueError) as exc:
-            msg = f"{self._url} cannot be reached: {printable(str(exc)) or type(exc).__name__}"
+            msg = f"{self._shown} cannot be reached: {printable(str(exc)) or type(exc).__name__}"
             raise EnrolmentError(msg, reason=EnrolmentReason.UNREACHABLE) from exc
         finally:
             self._answers.clear()
@@ -245,7 +246,7 @@ class ACMESource:
                 ca.answer_challenge(each, response)
                 return
         name = authorization.body.identifier.value
-        msg = f"{self._url} does not offer HTTP-01 for {printable(str(name))}, and no other challenge is known here"
+        msg = f"{self._shown} does not offer HTTP-01 for {printable(str(name))}, and no other challenge is known here"
         raise EnrolmentError(msg, reason=EnrolmentReason.REFUSED)
 
     def _key(self) -> ec.EllipticCurvePrivateKey:

@@ -42,7 +42,7 @@ from trionode._identity.names import URI_SCHEME, NodeName, SubjectNames
 from trionode._managers.manager import CertManager
 from trionode._managers.publisher import Publisher
 from trionode._streams.stream import TLSStream, session_of
-from trionode._util.text import printable
+from trionode._util.text import printable, without_password
 from trionode.http.client import HTTPTransport
 from trionode.http.connections import Security
 
@@ -105,10 +105,12 @@ class Server:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as exc:
-            msg = f"{printable(url)} is no URL: {exc}"
+            msg = f"{without_password(url)} is no URL: {exc}"
             raise ValueError(msg) from None
         if parsed.scheme != "https" or not parsed.host or parsed.userinfo or parsed.query or parsed.fragment:
-            msg = f"the URL of an EST server is https://HOST[:PORT], without user and query, not {printable(url)}"
+            msg = (
+                f"the URL of an EST server is https://HOST[:PORT], without user and query, not {without_password(url)}"
+            )
             raise ValueError(msg)
         base = str(parsed).rstrip("/")
         self.est: Final = base if PATH in base else base + PATH
