@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[int, str]] = {
     "pki init --pki new --common-name ''": (USAGE, "'--common-name': a common name has at least one character"),
     f"pki init --pki new --common-name {'x' * 65}": (USAGE, "longer than the 64 bytes"),
     "pki init --pki new --permit 10.0.0.1/8": (USAGE, "write 10.0.0.0/8 for all of it"),
-    "pki init --pki new --permit 10.0.0.0/33": (USAGE, "'10.0.0.0/33' is no network"),
+    "pki init --pki new --permit 10.0.0.0/33": (USAGE, "'10.0.0.0/33' is no network: write 10.0.0.0/32"),
     f"pki roll begin --common-name {'x' * 65}": (USAGE, "longer than the 64 bytes"),
     "pki unrevoke": (USAGE, "Missing argument 'NAME|FILE..."),
     "pki init": (FILES, "is there already"),

@@ -70,8 +70,9 @@ def _subtree(text: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_network(text.strip("[]")))
     except ValueError:
         pass
-    if "/" in text and "//" not in text:
-        msg = f"{text!r} is no network; write the address that it begins with, and how many bits it has: 10.0.0.0/8"
+    first = host_address(text.partition("/")[0])
+    if first is not None:
+        msg = f"{text!r} is no network: write {first}/{first.max_prefixlen}, or fewer bits"
         with suppress(ValueError):
             msg = f"{text!r} is an address in a network; write {ipaddress.ip_network(text, strict=False)} for all of it"
         raise ValueError(msg)
