@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import textwrap
 import threading
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +114,41 @@ def dead_process() -> int:
     return process.pid
 
 
+@pytest.mark.parametrize("what", ["entry", "process", "directory"])
+async def test_without_descriptors_nothing_is_gone(
+    registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What cannot be looked at is there all the same: an outage, after which nothing has been removed."""
+    file = plant(registry, entry())
+    works, listed = os.open, os.listdir
+
+    def opens(path: Any, *args: Any, **options: Any) -> int:
+        name = os.fspath(path)
+        if (what == "entry" and ".json" in name) or (what == "directory" and name == str(registry.directory)):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return works(path, *args, **options)
+
+    def reads(self: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(self))
+
+    with trio.fail_after(10), monkeypatch.context() as patch:
+        patch.setattr(os, "open", opens)
+        if what == "process":
+            patch.setattr(Path, "read_bytes", reads)
+        register = partial(registry.register, ALPHA, [("127.0.0.1", 1)])
+        for operation in (partial(registry.resolve, BETA), register, partial(names_of, registry)):
+            with pytest.raises(ResolverError, match="no descriptors left"):
+                await operation()
+    assert listed(registry.directory) == [file.name]
+    assert await registry.resolve(BETA) == [Endpoint("127.0.0.1", 7000)]
+
+
+async def names_of(registry: LocalRegistry) -> Any:
+    """Which nodes are registered."""
+    async with registry.names() as answers:
+        return await answers.receive()
+
+
 def test_it_has_two_addresses() -> None:
     """It can be imported from the package of resolvers and from the top."""
     assert trionode.discovery.LocalRegistry is trionode.LocalRegistry
@@ -174,9 +211,10 @@ async def test_names_are_told_apart_exactly(registered: Registered, registry: Lo
 # Its directory --------------------------------------------------------------------------------------------------------
 
 
-async def test_directory_is_made_private(registered: Registered, registry: LocalRegistry) -> None:
+@pytest.mark.parametrize("umask", [0, 0o077, 0o777])
+async def test_directory_is_made_private(registered: Registered, registry: LocalRegistry, umask: int) -> None:
     """The directory is made with mode 0700, whatever the umask, and entries with mode 0600."""
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
         async with registered(registry, BETA, [("127.0.0.1", 7)]):
             assert stat.S_IMODE(registry.directory.stat().st_mode) == 0o700
@@ -310,10 +348,11 @@ async def test_directory_with_other_files_is_refused(
     assert {key.read_text() for key in keys} == {"precious"}
 
 
-async def test_missing_parents_are_made_private(registered: Registered, tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0, 0o077, 0o777])
+async def test_missing_parents_are_made_private(registered: Registered, tmp_path: Path, umask: int) -> None:
     """As the directory itself, whatever the umask."""
     directory = tmp_path / "a" / "b" / "c"
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
         async with registered(LocalRegistry(directory), BETA, [("127.0.0.1", 7)]):
             made = (directory, directory.parent, directory.parent.parent)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -435,6 +436,35 @@ async def test_where_from_and_with_which_options(
         async with asking(library, client_certs, socket_options=[(socket.SOL_SOCKET, 9999, 1)]) as client:
             with pytest.raises(library.ConnectError):
                 await client.get(url)
+
+
+async def test_look_ups_are_ours(
+    library: ModuleType, client_certs: CertAuthManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty names hang: no thread of Trio's is taken, and the error says what took so long."""
+    release = threading.Event()
+    waiting = set[str]()
+
+    def hang(host: str, *_: object, **__: object) -> list[object]:
+        waiting.add(host)
+        release.wait(20)
+        return []
+
+    monkeypatch.setattr("trionode._transport.lookup.getaddrinfo", hang)
+    monkeypatch.setattr("socket.getaddrinfo", hang)
+    try:
+        with trio.fail_after(20):
+            async with asking(library, client_certs) as client, trio.open_nursery() as nursery:
+                for number in range(60):
+                    nursery.start_soon(client.get, f"https://hangs-{number}.example/")
+                while len(waiting) < 60:  # noqa: ASYNC110 -- threads
+                    await trio.sleep(0.01)
+                assert await trio.to_thread.run_sync(lambda: 7) == 7
+                with pytest.raises(library.ConnectTimeout, match="looked up: no answer from the name servers"):
+                    await client.get("https://another.example/", timeout=0.2)
+                nursery.cancel_scope.cancel()
+    finally:
+        release.set()
 
 
 async def test_plain_http_is_plain(library: ModuleType, client_certs: CertAuthManager) -> None:

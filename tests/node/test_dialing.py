@@ -209,7 +209,7 @@ async def test_silent_address_does_not_hold_up_the_others(
 
     connected = connecting._connected
 
-    async def connect_or_wait(address: Any) -> Any:
+    async def connect_or_wait(address: Any, _: str | None = None) -> Any:
         if address[1][0] == "127.0.0.3":
             waiting.append(address)
             await trio.sleep_forever()

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from trionode import HandshakeError, HandshakeTimeoutError, NetworkMode, Route
+from trionode import AcceptorOptions, HandshakeError, HandshakeTimeoutError, ListenError, NetworkMode, Route
 from trionode._handshake.connect import connect
 from trionode._transport import connecting, lookup
 from trionode._transport.tcp import TCP, TCPListener, open_listeners
@@ -109,6 +109,43 @@ async def test_a_look_up_has_a_deadline_and_a_stage_of_its_own(servers: NameServ
         assert isinstance(failed.value.__cause__, socket.gaierror)
 
 
+async def test_names_to_listen_on_are_looked_up_likewise(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch, node: NodeFactory
+) -> None:
+    """In time, and without a thread of Trio's own: a node whose name server hangs says why it does not open."""
+    monkeypatch.setattr("trionode._transport.tcp._LOOKUP_TIME", 0.5)
+    with trio.fail_after(PATIENCE):
+        with pytest.raises(ListenError, match=r"hangs\.example: the name does not resolve \(no answer from the name"):
+            async with node("beta@localhost", acceptors=[AcceptorOptions(host="hangs.example", port=0)]):
+                pass
+        assert not trio.to_thread.current_default_thread_limiter().borrowed_tokens
+        for listener in await open_listeners("other.example", 0):
+            listener.socket.close()
+    assert servers.asked == ["hangs.example", "other.example"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+async def test_without_descriptors_no_name_is_known(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The system says that the name is unknown; that is our fault, and said so. So it is of one to listen on."""
+    works = socket.socket
+
+    def fails(*args: Any, **options: Any) -> Any:
+        if options or args:
+            return works(*args, **options)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("socket.socket", fails)
+    with trio.fail_after(PATIENCE):
+        with pytest.raises(HandshakeError, match=r"cannot look up unknown\.example: .*left") as failed:
+            await connect("unknown.example", 1, connect_timeout=1)
+        assert (failed.value.stage, failed.value.reason) == ("resolve", "exhausted")
+        with pytest.raises(ListenError, match=r"cannot listen on unknown\.example: .*left"):
+            await open_listeners("unknown.example", 0)
+    assert servers.asked == ["unknown.example"] * 2
+
+
 async def test_a_resolver_of_the_application_is_asked(servers: NameServers) -> None:
     """The one that Trio was given; and no thread is used."""
 
@@ -180,7 +217,7 @@ async def test_one_that_does_not_answer_is_left_behind(
         def close(self) -> None:
             self.closed = True
 
-    async def connected(address: Any) -> Any:
+    async def connected(address: Any, _: str | None = None) -> Any:
         sock = Socket(address[1][0])
         opened.append(sock)
         try:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import UnreadableError, decode
+from trionode._util.exhausted import exhausted
 from trionode._util.fields import with_article
 from trionode._util.quiet import quietly
 
@@ -97,7 +98,7 @@ def read_file(file: FilePath, *, limit: int = MAX_FILE_BYTES, kind: str = "PEM c
             content = Secret(stream.read(limit + 1))
     except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the path
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
-        msg = f"cannot read {os.fspath(file)}: {why}. Check the path and its permissions"
+        msg = f"cannot read {os.fspath(file)}: {why}. {exhausted(exc) or 'Check the path and its permissions'}"
         raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from exc
     if len(content.data) > limit:
         msg = f"{os.fspath(file)} is larger than {limit} bytes; this is not a {kind}"

@@ -1,7 +1,6 @@
 """Connecting: resolve a host and open the transport's connection, within a deadline.
 
-Over TCP, connecting resolves without blocking and tries addresses the happy-eyeballs way (RFC 8305, Trio's
-`open_tcp_stream`).
+Over TCP, connecting resolves without blocking and tries addresses the happy-eyeballs way (RFC 8305).
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import trio
 
 from trionode._errors import HandshakeReason, Stage
 from trionode._tls.failures import HandshakeErrors
-from trionode._transport.lookup import LookupTimeoutError
+from trionode._transport.lookup import LookupExhaustedError, LookupTimeoutError
 from trionode._transport.tcp import TCP
+from trionode._util.exhausted import exhausted
 from trionode._util.turns import turns
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ async def _connect(host: str, port: int, connect_timeout: float, transport: Tran
                 "machine, or give an address as the route's host"
             )
             raise errors.at_stage(Stage.RESOLVE).failed(HandshakeReason.UNREACHABLE, text, exc) from exc
+        except LookupExhaustedError as exc:
+            text = f"cannot look up {host}: {exc.strerror}. {exhausted(exc)}"
+            raise errors.at_stage(Stage.RESOLVE).failed(HandshakeReason.EXHAUSTED, text, exc) from exc
         except OSError as exc:
             reason, remedy = _remedy(exc)
             text = f"cannot connect to {host} port {port}: {_explain(exc)}. {remedy}"
@@ -75,13 +78,8 @@ async def _connect(host: str, port: int, connect_timeout: float, transport: Tran
     )
 
 
-_EXHAUSTED: Final = {
-    errno.EMFILE: "This process has no descriptors left: raise its limit (ulimit -n, LimitNOFILE), or close some",
-    errno.ENFILE: "This machine has no descriptors left (fs.file-max)",
-    errno.EADDRNOTAVAIL: "No address or port of this machine is left for it (net.ipv4.ip_local_port_range)",
-    errno.ENOBUFS: "This machine has no memory left for sockets",
-    errno.ENOMEM: "This machine has no memory left",
-}
+#: Of a dial, that is our own trouble, too.
+_NO_PORT: Final = "No address or port of this machine is left for it (net.ipv4.ip_local_port_range)"
 _REMEDIES: Final = {
     errno.ECONNREFUSED: "Nothing listens there. Is the node running there, and is the port right?",
     errno.EHOSTUNREACH: "There is no way to that host: is it up, and the address right?",
@@ -96,9 +94,12 @@ def _remedy(exc: OSError) -> tuple[HandshakeReason, str]:
     group = exc.__cause__
     errors = group.exceptions if isinstance(group, ExceptionGroup) else (exc,)
     codes = [each.errno for each in errors if isinstance(each, OSError)]
-    for code in codes:
-        if code in _EXHAUSTED:
-            return HandshakeReason.EXHAUSTED, _EXHAUSTED[code]
+    for each in errors:
+        ours = exhausted(each)
+        if ours is not None:
+            return HandshakeReason.EXHAUSTED, ours
+    if errno.EADDRNOTAVAIL in codes:
+        return HandshakeReason.EXHAUSTED, _NO_PORT
     first = next(
         (_REMEDIES[code] for code in codes if code in _REMEDIES), "Is the node running there, and the way to it open?"
     )
@@ -106,7 +107,7 @@ def _remedy(exc: OSError) -> tuple[HandshakeReason, str]:
 
 
 def _explain(exc: OSError) -> str:
-    """The system's own words: `open_tcp_stream` hides them in its cause, one error per address."""
+    """The system's own words: in the cause, one error per address, where there were several."""
     cause = exc.__cause__
     if isinstance(cause, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(str(inner) for inner in cause.exceptions))

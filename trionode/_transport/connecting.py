@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 _ATTEMPT_DELAY: Final = 0.25
 
 
-async def connect_tcp(host: str, port: int) -> trio.SocketStream:
+async def connect_tcp(host: str, port: int, *, local_address: str | None = None) -> trio.SocketStream:
     """Connect to the first address of a host that answers. The deadline is the caller's; cancelling leaves nothing.
 
     Args:
         host: a canonical DNS name or address, IPv6 in brackets.
         port: from 1 to 65535.
+        local_address: to connect from; None for what the system chooses.
 
     Raises:
         socket.gaierror: the name does not resolve.
@@ -35,18 +36,20 @@ async def connect_tcp(host: str, port: int) -> trio.SocketStream:
     address = host_address(host)
     if address is not None:
         family = trio.socket.AF_INET if address.version == 4 else trio.socket.AF_INET6
-        return trio.SocketStream(await _connected((family, (str(address), port))))
+        return trio.SocketStream(await _connected((family, (str(address), port)), local_address))
     found = await look_up(host, port)
     if len(found) == 1:
-        return trio.SocketStream(await _connected(found[0]))
-    return trio.SocketStream(await _first_of(_alternating(found), f"{host} port {port}"))
+        return trio.SocketStream(await _connected(found[0], local_address))
+    return trio.SocketStream(await _first_of(_alternating(found), f"{host} port {port}", local_address))
 
 
-async def _connected(address: SocketAddress) -> trio.socket.SocketType:
+async def _connected(address: SocketAddress, local_address: str | None = None) -> trio.socket.SocketType:
     family, where = address
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     try:
         close_in_children(sock)
+        if local_address is not None:
+            await sock.bind((local_address, 0))
         await sock.connect(where)
     except BaseException:
         sock.close()
@@ -54,14 +57,16 @@ async def _connected(address: SocketAddress) -> trio.socket.SocketType:
     return sock
 
 
-async def _first_of(addresses: Sequence[SocketAddress], where: str) -> trio.socket.SocketType:
+async def _first_of(
+    addresses: Sequence[SocketAddress], where: str, local_address: str | None = None
+) -> trio.socket.SocketType:
     winner: trio.socket.SocketType | None = None
     errors: list[OSError] = []
 
     async def attempt(address: SocketAddress, failed: trio.Event) -> None:
         nonlocal winner
         try:
-            sock = await _connected(address)
+            sock = await _connected(address, local_address)
         except OSError as exc:
             errors.append(exc)
             failed.set()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import trio
 
+from trionode._util.exhausted import exhausted
 from trionode._util.threads import Purpose, limiter
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class LookupTimeoutError(socket.gaierror):
     """The name servers did not answer in time."""
 
 
+@final
+class LookupExhaustedError(OSError):
+    """There is nothing left to look up with, a descriptor mostly: our fault, whatever the name."""
+
+
 async def look_up(host: str, port: int) -> list[SocketAddress]:
     """The addresses of a host, in the order in which the system would try them.
 
@@ -45,6 +51,7 @@ async def look_up(host: str, port: int) -> list[SocketAddress]:
 
     Raises:
         LookupTimeoutError: no answer within four fifths of the time until the deadline that is in force.
+        LookupExhaustedError: this process, or machine, has no descriptors left.
         socket.gaierror: the name does not resolve.
     """
     left = trio.current_effective_deadline() - trio.current_time()
@@ -55,13 +62,28 @@ async def look_up(host: str, port: int) -> list[SocketAddress]:
             found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         else:
             found = await trio.to_thread.run_sync(
-                lambda: getaddrinfo(host, port, type=socket.SOCK_STREAM),
+                _ask,
+                host,
+                port,
                 abandon_on_cancel=True,
                 limiter=_OnePerHost(host),  # type: ignore[arg-type]  # Trio wants these two methods of it, no more
             )
         return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     msg = f"no answer from the name servers within {left * _SHARE:.3g} s"
     raise LookupTimeoutError(socket.EAI_AGAIN, msg)
+
+
+def _ask(host: str, port: int) -> list[Any]:
+    """Blocks. glibc says of a process without descriptors that the name is unknown, so that is found out here."""
+    try:
+        return getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as failure:
+        try:
+            socket.socket().close()
+        except OSError as exc:
+            if exhausted(exc) is not None:
+                raise LookupExhaustedError(exc.errno, exc.strerror) from failure
+        raise
 
 
 @final

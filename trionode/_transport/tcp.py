@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode._errors import ListenError
-from trionode._identity.names import unbracketed
+from trionode._identity.names import host_address, unbracketed
+from trionode._util.exhausted import exhausted
 from trionode._util.home import close_in_children
 from trionode._util.text import Address, place
 
 from .connecting import connect_tcp
 from .interfaces import accept_patiently
+from .lookup import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 #: How often another free port is drawn because the first is taken in another address family; for port 0 only.
 _PORT_DRAWS: Final = 10
 _BACKLOG: Final = 1024
+#: How long the look-up of a name to listen on may take; it says so after four fifths of that. Seconds.
+_LOOKUP_TIME: Final = 10.0
 
 
 async def open_listeners(
@@ -52,16 +56,12 @@ async def open_listeners(
         msg = f"cannot listen on {shown}: this system has no SO_REUSEPORT, which reuse_port needs"
         raise ListenError(msg, address=(shown, port))
     try:
-        found = await trio.socket.getaddrinfo(
-            None if host is None else unbracketed(host),
-            port,
-            type=trio.socket.SOCK_STREAM,
-            flags=trio.socket.AI_PASSIVE if host is None else 0,
-        )
-    except OSError as exc:
-        msg = f"cannot listen on {shown}: the name does not resolve ({exc}); give an address, or host='0.0.0.0'"
+        hosts = await _addresses(host, port)
+    except (OSError, trio.TooSlowError) as exc:
+        remedy = exhausted(exc) or "Give an address, or host='0.0.0.0'"
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        msg = f"cannot listen on {shown}: the name does not resolve ({why}). {remedy}"
         raise ListenError(msg, address=(shown, port)) from exc
-    hosts = list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
     draws = _PORT_DRAWS if port == 0 else 1
     tried: list[Address] = []
     failure: OSError | None = None
@@ -89,9 +89,22 @@ async def open_listeners(
         case errno.EACCES:
             remedy = "Ports below 1024 are for root and for processes with CAP_NET_BIND_SERVICE: choose a higher one"
         case _:
-            remedy = "Choose another port, widen port_range, or port=0 for any free one"
+            remedy = exhausted(failure) or "Choose another port, widen port_range, or port=0 for any free one"
     msg = f"cannot listen on {shown}, tried port {ports}: {failure.strerror or failure}. {remedy}"
     raise ListenError(msg, address=(shown, port), tried=tried) from failure
+
+
+async def _addresses(host: str | None, port: int) -> list[tuple[int, str]]:
+    """The addresses to listen on: of a name, in time and without holding up other look-ups."""
+    if host is not None and host_address(host) is None:
+        with trio.fail_after(_LOOKUP_TIME):  # which the look-up itself does not wait for
+            found = await look_up(host, port)
+    else:
+        passive = trio.socket.AI_PASSIVE if host is None else 0
+        bare = None if host is None else unbracketed(host)
+        answers = await trio.socket.getaddrinfo(bare, port, type=trio.socket.SOCK_STREAM, flags=passive)
+        found = [(family, address) for family, _, _, _, address in answers]
+    return list(dict.fromkeys((family, str(address[0])) for family, address in found))
 
 
 async def _listen_on_all(

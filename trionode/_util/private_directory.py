@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from .exhausted import exhausted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -52,7 +54,7 @@ def private_directory(directory: Path) -> Iterator[int]:
         _make(directory)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as exc:
-        msg = f"cannot be used: {exc.strerror}. It must be a directory of this user, not a link"
+        msg = f"cannot be used: {exc.strerror}. {exhausted(exc) or 'It must be a directory of this user, not a link'}"
         raise NotPrivateError(msg) from exc
     try:
         status = os.fstat(descriptor)
@@ -68,10 +70,15 @@ def private_directory(directory: Path) -> Iterator[int]:
 
 
 def _make(directory: Path) -> None:
-    """Make a directory and its missing parents, all with mode 0700: `mkdir(parents=True)` does so for the last only."""
+    """Make a directory and its missing parents, all with mode 0700: `mkdir(parents=True)` does so for the last only.
+
+    Whatever the umask: it would take what even the owner needs.
+    """
     missing = [each for each in (directory, *directory.parents) if not os.path.lexists(each)]
     for each in reversed(missing):
-        each.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            each.mkdir(mode=0o700)
+            each.chmod(0o700)
 
 
 def remove_if(directory: int, name: str, doomed: Callable[[str], bool]) -> None:

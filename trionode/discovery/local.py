@@ -30,6 +30,7 @@ import trio
 from trionode._identity.names import NodeName
 from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
 from trionode._util.decoding import UndecodableError, decode_untrusted
+from trionode._util.exhausted import exhausted
 from trionode._util.private_directory import NotPrivateError, private_directory, remove_if, runtime_directory
 from trionode._util.text import printable
 from trionode._util.threads import Purpose, in_thread
@@ -160,8 +161,7 @@ class LocalRegistry:
             ResolverError: the directory is not private, holds other files, or cannot be written.
         """
         endpoints = [_reachable(address) for address in addresses[:MAX_ENDPOINTS]]
-        entry = _Entry(str(name), os.getpid(), _process_started(os.getpid()), endpoints)
-        await in_thread(Purpose.FILES, self._publish, entry)
+        entry = await in_thread(Purpose.FILES, self._publish, str(name), endpoints)
         try:
             task_status.started()
             await trio.sleep_forever()
@@ -194,8 +194,9 @@ class LocalRegistry:
         settled = now > changed + _COARSE
         return _Survey(entries, changed, now + (_PULSE if settled else 0))
 
-    def _publish(self, entry: _Entry) -> None:
+    def _publish(self, name: str, endpoints: list[Address]) -> _Entry:
         with self._opened() as directory:
+            entry = _Entry(name, os.getpid(), _process_started(os.getpid()), endpoints)
             others = os.listdir(directory)  # noqa: PTH208 -- by descriptor, so that no link can be swapped in
             foreign = [] if self._allow_other_files else [each for each in others if not _OURS.fullmatch(each)]
             if foreign:
@@ -208,14 +209,13 @@ class LocalRegistry:
             try:
                 _write(directory, _file_name(entry.name), msgspec.json.encode(entry))
             except OSError as exc:
-                msg = (
-                    f"{entry.name} cannot be registered in {self.directory}: {exc.strerror}. See to space and "
-                    "permissions"
-                )
+                remedy = exhausted(exc) or "See to space and permissions"
+                msg = f"{entry.name} cannot be registered in {self.directory}: {exc.strerror}. {remedy}"
                 raise ResolverError(msg) from exc
             ours = [each for each in others if _ENTRY.fullmatch(each)]
             for other in random.sample(ours, min(len(ours), _LOOKS)):
                 _expire(directory, other)
+        return entry
 
     def _withdraw(self, entry: _Entry) -> None:
         # Only our own: a successor may have taken the name over meanwhile.
@@ -238,10 +238,17 @@ class LocalRegistry:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """The directory as a descriptor, made if need be, and known to be private."""
+        """The directory as a descriptor, made if need be, and known to be private.
+
+        What cannot be looked at for want of descriptors or memory is an outage, and says nothing of what is registered.
+        """
         try:
             with private_directory(self.directory) as descriptor:
                 yield descriptor
+        except OSError as exc:
+            remedy = exhausted(exc) or "See to its file system"
+            msg = f"the local registry's directory {self.directory} cannot be read: {exc.strerror or exc}. {remedy}"
+            raise ResolverError(msg, temporary=True) from exc
         except NotPrivateError as exc:
             msg = (
                 f"the local registry's directory {self.directory} {exc}; or set XDG_RUNTIME_DIR, or give LocalRegistry "
@@ -283,6 +290,7 @@ def _write(directory: int, file: str, data: bytes) -> None:
     )
     try:
         with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(descriptor, 0o600)  # whatever the umask has left of it
             stream.write(data)
         os.rename(temporary, file, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
@@ -298,10 +306,16 @@ def _read(directory: int, file: str) -> _Entry | None:
 
 
 def _stamped(directory: int, file: str) -> tuple[_Entry, object] | None:
-    """As `_read`, with what tells this file from one that takes its place."""
+    """As `_read`, with what tells this file from one that takes its place.
+
+    Raises:
+        OSError: there are no descriptors left.
+    """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
-    except OSError:
+    except OSError as exc:
+        if exhausted(exc) is not None:
+            raise
         return None
     try:
         status = os.fstat(descriptor)
@@ -348,6 +362,9 @@ def _process_started(process: int) -> float:
     """When a process started, in clock ticks since boot, by which two of the same number are told apart; -1 if gone.
 
     Where there is no /proc, 0 for every live process: then only the number counts.
+
+    Raises:
+        OSError: there are no descriptors left.
     """
     try:
         # Field 22 of proc(5) stat; the second, the command in parentheses, may contain anything, in any encoding.
@@ -355,7 +372,9 @@ def _process_started(process: int) -> float:
     except FileNotFoundError:
         if Path("/proc/self").exists():
             return -1
-    except OSError:
+    except OSError as exc:
+        if exhausted(exc) is not None:
+            raise
         return -1
     else:
         # A zombie is dead; its parent has not asked for its exit status, which in a container may be never.

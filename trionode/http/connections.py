@@ -30,6 +30,10 @@ from trionode._errors import HandshakeTimeoutError, PeerRejectedError, TrionodeE
 from trionode._identity.names import canonical_host
 from trionode._streams.client import wrap_for_client
 from trionode._streams.stream import TLSStream
+from trionode._transport.connecting import connect_tcp
+from trionode._transport.lookup import LookupTimeoutError
+from trionode._util.exhausted import exhausted
+from trionode._util.home import close_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -112,7 +116,7 @@ class Backend:
     ) -> NetworkStream:
         """Connect to a host."""
         with self._connecting(timeout):
-            stream = await trio.open_tcp_stream(host, port, local_address=local_address)
+            stream = await connect_tcp(host, port, local_address=local_address)
             return _stream(stream, self._core, socket_options)
 
     async def connect_unix_socket(
@@ -136,13 +140,18 @@ class Backend:
                 yield
         except trio.TooSlowError as exc:
             raise self._core.ConnectTimeout(f"no connection within {timeout:g} s", exc) from exc
+        except LookupTimeoutError as exc:
+            raise self._core.ConnectTimeout(f"the host could not be looked up: {exc.strerror}", exc) from exc
         except OSError as exc:
             inner = exc.__cause__
             causes = inner.exceptions if isinstance(inner, BaseExceptionGroup) else (exc,)
-            raise self._core.ConnectError("; ".join(dict.fromkeys(map(str, causes))), exc) from exc
+            remedies = (f". {remedy}" for remedy in map(exhausted, causes) if remedy is not None)
+            text = "; ".join(dict.fromkeys(map(str, causes))) + next(remedies, "")
+            raise self._core.ConnectError(text, exc) from exc
 
 
 def _stream(stream: trio.SocketStream, core: ModuleType, options: Iterable[SocketOption] | None) -> NetworkStream:
+    close_in_children(stream.socket)
     try:
         for option in options or ():
             stream.setsockopt(*option)

@@ -99,7 +99,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
 class FakeStream:
     """A TLS stream as a connection and its send queue use it, whose other end is an input."""
 
-    unsent = send_ended = swollen = False
+    unsent = send_ended = send_broken = swollen = False
     records_sent = records_received = 0
 
     def __init__(self, identifier: bytes) -> None:

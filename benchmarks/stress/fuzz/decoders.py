@@ -350,7 +350,7 @@ class RegistryTarget(Target):
                 found = registry._look_up(self._node)  # noqa: SLF001 -- what its thread does
             except ResolverError as exc:
                 return said(exc)
-            registry._publish(_local._Entry("beta@localhost", 1, 0, []))  # noqa: SLF001 -- ditto
+            registry._publish("beta@localhost", [])  # noqa: SLF001 -- ditto
         return "endpoints" if found else "nothing"
 
 
