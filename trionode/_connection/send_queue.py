@@ -71,6 +71,7 @@ class Outbox:
         self._queue: list[tuple[Link, bytearray, trio.Event | None, int]] = []
         self._closing = False
         self._sending = False
+        self._held = False
         # The writer, while there is nothing to write.
         self._writer = Waiter()
         #: Where senders wait for room; woken when there is some, and when the connection ends.
@@ -121,7 +122,23 @@ class Outbox:
         pending += head
         if body:
             pending += body
-        if self._writer.task is not None:
+        if self._writer.task is not None and not self._held:
+            self._writer.wake()
+
+    def hold(self) -> None:
+        """Leave the writer asleep while a caller, in one step, appends all that it has to say: until `release`."""
+        self._held = True
+
+    def release(self, *, flush: bool = False) -> None:
+        """Have what was appended since `hold` written.
+
+        Args:
+            flush: at once, if that can be done.
+        """
+        self._held = False
+        if flush:
+            self.flush()
+        if self._pending:
             self._writer.wake()
 
     def flush(self, *, last: bool = False) -> None:
