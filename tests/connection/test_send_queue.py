@@ -225,6 +225,33 @@ async def test_what_a_flush_left_over_is_written_without_more_to_write(nursery: 
     assert not scene.stream.unsent
 
 
+@pytest.mark.parametrize("then", ["left to the writer", "flushed", "flushed in part", "not flushed", "nothing"])
+async def test_the_writer_sleeps_while_it_is_held(nursery: trio.Nursery, then: str) -> None:
+    """And is woken where something is left for it, only there."""
+    scene = Scene(nursery)
+    await settled()
+    scene.outbox.hold()
+    if then != "nothing":
+        scene.outbox.append(b"one ")
+        scene.outbox.append(b"two")
+    await settled()
+    assert (scene.stream.at_once, scene.stream.writes) == ([], [])
+    scene.stream.roomy = then.startswith("flushed")
+    scene.outbox.release(flush=then != "left to the writer")
+    assert scene.stream.at_once == ([b"one two"] if scene.stream.roomy else [])
+    # Not woken yet by then, it can see what the socket did not take.
+    scene.stream.unsent = then == "flushed in part"
+    scene.outbox.hold()
+    scene.outbox.release()
+    await settled()
+    assert scene.stream.writes == {"left to the writer": [b"one two"], "flushed in part": [b""]}.get(
+        then, [b"one two"] if then == "not flushed" else []
+    )
+    scene.outbox.append(b"three")  # no longer held
+    await settled()
+    assert b"three" in scene.stream.at_once + scene.stream.writes
+
+
 async def test_flushing_makes_room(nursery: trio.Nursery) -> None:
     """The writer, woken before, finds nothing to write: who waits for room is not left to the next message."""
     scene = Scene(nursery)

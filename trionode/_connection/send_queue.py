@@ -138,7 +138,7 @@ class Outbox:
         self._held = False
         if flush:
             self.flush()
-        if self._pending:
+        if self._pending or self._link.stream.unsent:
             self._writer.wake()
 
     def flush(self, *, last: bool = False) -> None:
