@@ -488,6 +488,7 @@ async def test_the_check_finds_a_channel_that_breaks_a_rule(broken: type[ModelCh
     expected = (AssertionError, trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError)
     assert not [exc for exc in leaves(info.value) if not isinstance(exc, expected)]
     assert any("led by the" in note for note in info.value.__notes__)
+    assert all(len(str(exc)) < 300 for exc in leaves(info.value)), "messages are not in it"
 
 
 # Cancellation crosses the wire ---------------------------------------------------------------------------------------

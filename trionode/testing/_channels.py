@@ -145,17 +145,27 @@ async def _expect(error: type[Exception] | tuple[type[Exception], ...], operatio
     except error:
         return
     except Exception as exc:
-        msg = f"{operation!r} raised {exc!r}, not {error!r}"
+        msg = f"{_called(operation)} raised {exc!r}, not {_either(error)}"
         raise AssertionError(msg) from exc
-    msg = f"{operation!r} raised nothing, not {error!r}"
+    msg = f"{_called(operation)} raised nothing, not {_either(error)}"
     raise AssertionError(msg)
+
+
+def _called(operation: Callable[[], object]) -> str:
+    """What it is called; without its arguments, which may be megabytes."""
+    function = operation.func if isinstance(operation, partial) else operation
+    return f"{getattr(function, '__name__', 'it').strip('_')}()"
+
+
+def _either(error: type[Exception] | tuple[type[Exception], ...]) -> str:
+    return " or ".join(each.__name__ for each in (error if isinstance(error, tuple) else (error,)))
 
 
 def _filler(number: int) -> bytes:
     return number.to_bytes(4, "big") * (_FILLER_SIZE // 4)
 
 
-async def _fill(end: End, accepted: list[bytes]) -> None:
+async def _send_on(end: End, accepted: list[bytes]) -> None:
     """Send until it waits, and on; what was accepted is in the list."""
     while True:
         _require(len(accepted) < _FILLER_LIMIT, "a channel accepts messages without end, although none is received")
@@ -165,10 +175,10 @@ async def _fill(end: End, accepted: list[bytes]) -> None:
 
 
 async def _expect_while_filling(end: End, error: type[Exception]) -> None:
-    await _expect(error, partial(_fill, end, []))
+    await _expect(error, partial(_send_on, end, []))
 
 
-async def _drain(end: End, received: list[bytes]) -> None:
+async def _receive_on(end: End, received: list[bytes]) -> None:
     """Receive until something is raised."""
     while True:
         received.append(await _receive(end))
@@ -176,7 +186,7 @@ async def _drain(end: End, received: list[bytes]) -> None:
 
 async def _expect_all(end: End, expected: list[bytes], then: type[Exception] | tuple[type[Exception], ...]) -> None:
     received: list[bytes] = []
-    await _expect(then, partial(_drain, end, received))
+    await _expect(then, partial(_receive_on, end, received))
     _require(received == expected, f"{len(expected)} messages were sent, {len(received)} received, or in another order")
 
 
@@ -255,7 +265,7 @@ async def _half_close(left: End, right: End) -> None:
         return
     waiting: list[bytes] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_expect, trio.EndOfChannel, partial(_drain, right, waiting))
+        nursery.start_soon(_expect, trio.EndOfChannel, partial(_receive_on, right, waiting))
         await _settled()
         for message in (b"one", b"two" * 40_000):
             await _send(left, message)
@@ -292,8 +302,8 @@ async def _clean_close_wakes_the_peer(left: End, right: End) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_expect_while_filling, right, trio.BrokenResourceError)
         nursery.start_soon(_expect_while_filling, right, trio.BrokenResourceError)
-        nursery.start_soon(_expect, trio.EndOfChannel, partial(_drain, right, received))
-        nursery.start_soon(_expect, trio.EndOfChannel, partial(_drain, right, []))
+        nursery.start_soon(_expect, trio.EndOfChannel, partial(_receive_on, right, received))
+        nursery.start_soon(_expect, trio.EndOfChannel, partial(_receive_on, right, []))
         await _settled()
         await _close(left)
     _require(received == [], "something was received that was not sent")
@@ -379,12 +389,12 @@ async def _cancelled_send(left: End, right: End) -> None:
     _require(scope.cancelled_caught, "send() in a cancelled scope is no checkpoint")
     accepted: list[bytes] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_fill, left, accepted)
+        nursery.start_soon(_send_on, left, accepted)
         await _settled()
         nursery.cancel_scope.cancel()
     received: list[bytes] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_drain, right, received)
+        nursery.start_soon(_receive_on, right, received)
         await _settled()
         _require(received == accepted, "a cancelled send() was received, or one that returned was not")
         for race in range(_RACES):
@@ -446,7 +456,7 @@ async def _many(left: End, right: End) -> None:
 
     received: list[bytes] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_drain, right, received)
+        nursery.start_soon(_receive_on, right, received)
         for _ in range(2):
             with trio.testing.assert_checkpoints():
                 await left.send_many([])
@@ -474,7 +484,7 @@ async def _many(left: End, right: End) -> None:
         nursery.cancel_scope.cancel()
     received.clear()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_drain, right, received)
+        nursery.start_soon(_receive_on, right, received)
         await _settled()
         nursery.cancel_scope.cancel()
     _require(received == accepted, "send_many() asked for more messages than it accepted, or accepted another one")
@@ -521,7 +531,7 @@ async def _after_reset(left: End, right: End, *, sent: list[bytes]) -> None:
     await _expect(trio.ClosedResourceError, partial(left.send, b"late"))
     await _expect(trio.ClosedResourceError, left.receive)
     received: list[bytes] = []
-    await _expect(_PEER_RESET, partial(_drain, right, received))
+    await _expect(_PEER_RESET, partial(_receive_on, right, received))
     _require(received == sent[: len(received)], "after a reset something was received that was not sent")
     await _expect(_PEER_RESET, right.receive)
     await _expect_while_filling(right, trio.BrokenResourceError)
