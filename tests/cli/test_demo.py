@@ -16,12 +16,14 @@ import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pytest
 import trio
 
+from once import made_once
 from trionode import (
     CertManager,
     KeyPair,
@@ -49,7 +51,6 @@ from trionode.pki import write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from trionode.demo.said import Certificate
 
@@ -100,18 +101,31 @@ def run(directory: Path, *arguments: str, **options: Any) -> Run:
     return Run(process.returncode, out, err, is_alone(process), directory)
 
 
+def run_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Run]) -> Run:
+    """One run for all tests; what it keeps is in a directory that they leave as it is."""
+
+    def write(folder: Path) -> None:
+        (folder / "run.json").write_bytes(msgspec.json.encode(make(folder / "kept"), enc_hook=str))
+
+    file = made_once(factory, name, write) / "run.json"
+    return msgspec.json.decode(file.read_bytes(), type=Run, dec_hook=lambda _, text: Path(text))
+
+
 @pytest.fixture(scope="module")
 def as_json(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run for scripts, its files kept."""
-    directory = tmp_path_factory.mktemp("demo") / "kept"
-    return run(directory, "--json", "--directory", str(directory))
+    return run_once(tmp_path_factory, "json", lambda kept: run(kept, "--json", "--directory", str(kept)))
 
 
 @pytest.fixture(scope="module")
 def as_text(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run for people, into a pipe, with a place of its own for temporary files."""
-    directory = tmp_path_factory.mktemp("temporary")
-    return run(directory, env={**os.environ, "TMPDIR": str(directory), "COLUMNS": "130"})
+
+    def make(directory: Path) -> Run:
+        directory.mkdir()
+        return run(directory, env={**os.environ, "TMPDIR": str(directory), "COLUMNS": "130"})
+
+    return run_once(tmp_path_factory, "text", make)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import tomllib
 import zipfile
 from email.parser import BytesParser
 from email.policy import compat32
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import trionode
+from once import made_once
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -30,6 +32,9 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "trionode").is_dir(), reason="builds packages, which takes a checkout")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 STEM = f"{PROJECT['name']}-{PROJECT['version']}"
+WHEEL = f"{STEM}-py3-none-any.whl"
+#: The interpreter of an environment, in the directory that `install` is given.
+PYTHON = Path("venv", "bin", "python")
 
 PIP = (sys.executable, "-m", "pip")
 
@@ -90,21 +95,22 @@ def succeed(*command: str | Path, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from this directory by what pyproject.toml names; into another, so that nothing is left here."""
-    folder = tmp_path_factory.mktemp("sdist")
-    succeed(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder, folder=ROOT)
-    return folder / f"{STEM}.tar.gz"
+
+    def make(folder: Path) -> None:
+        succeed(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder, folder=ROOT)
+
+    return made_once(tmp_path_factory, "sdist", make) / f"{STEM}.tar.gz"
 
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the sdist, elsewhere."""
-    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
+    return made_once(tmp_path_factory, "wheel", partial(build_wheel, sdist)) / WHEEL
 
 
-def build_wheel(source: Path, folder: Path) -> Path:
+def build_wheel(source: Path, folder: Path) -> None:
     """As pip builds it."""
     succeed(*PIP, "wheel", "--quiet", "--no-deps", "--no-build-isolation", source, folder=folder)
-    return folder / f"{STEM}-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +149,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
 
 def test_the_wheel_is_the_same_from_here_and_from_the_sdist(wheel: Path, tmp_path: Path) -> None:
     """Nothing that the package needs is missing from the sdist."""
-    with zipfile.ZipFile(build_wheel(ROOT, tmp_path)) as ours, zipfile.ZipFile(wheel) as theirs:
+    build_wheel(ROOT, tmp_path)
+    with zipfile.ZipFile(tmp_path / WHEEL) as ours, zipfile.ZipFile(wheel) as theirs:
         assert {each.filename: each.CRC for each in ours.infolist()} == {
             each.filename: each.CRC for each in theirs.infolist()
         }
@@ -189,11 +196,13 @@ def test_the_entry_points_are_there() -> None:
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python that has the wheel and what that depends on, and no extra."""
-    folder = tmp_path_factory.mktemp("installed")
+    return made_once(tmp_path_factory, "installed", partial(install, str(wheel))) / PYTHON
+
+
+def install(what: str, folder: Path) -> None:
+    """Into a new environment."""
     succeed(sys.executable, "-m", "venv", "--without-pip", "venv", folder=folder)
-    python = folder / "venv" / "bin" / "python"
-    succeed(*PIP, "--python", python, "install", "--quiet", wheel, folder=folder)
-    return python
+    succeed(*PIP, "--python", folder / PYTHON, "install", "--quiet", what, folder=folder)
 
 
 def test_installed_without_extras_two_nodes_talk(python: Path, tmp_path: Path) -> None:
@@ -215,10 +224,10 @@ def test_without_extras_what_needs_one_says_so(python: Path, tmp_path: Path) -> 
     assert succeed(python, "-c", "import trionode.testing, trionode.pki", folder=tmp_path) == ""
 
 
-def test_installed_with_the_command_line_it_makes_a_ca(python: Path, wheel: Path, tmp_path: Path) -> None:
+def test_installed_with_the_command_line_it_makes_a_ca(wheel: Path, tmp_path: Path) -> None:
     """The extra is all that it needs; and the command is on the path."""
-    succeed(*PIP, "--python", python, "install", "--quiet", f"{wheel}[cli]", folder=tmp_path)
-    command = python.parent / "trionode"
+    install(f"{wheel}[cli]", tmp_path)
+    command = (tmp_path / PYTHON).parent / "trionode"
     assert succeed(command, "--version", folder=tmp_path) == f"trionode {PROJECT['version']}\n"
     succeed(command, "pki", "init", folder=tmp_path)
     assert "root" in succeed(command, "pki", "show", folder=tmp_path)
