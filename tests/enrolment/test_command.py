@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from command_line import program, running, serve
-from trionode import CAPool, KeyPair
+from trionode import CAPool, CRLSet, KeyPair
 from trionode._identity.names import SubjectNames
 
 if TYPE_CHECKING:
@@ -62,6 +62,13 @@ def test_from_an_empty_directory_to_a_cluster(trionode_command: Command, tmp_pat
         (tmp_path / "token").unlink()
         with serve(tmp_path, *node) as beta:
             assert talk(tmp_path, beta.port, "again") == b"again\n"
+        said = run("pki", "revoke", ALPHA)  # of its certificate the CA has a record, and no file
+        assert (said.status, f"serial number {pair.certificate.serial_number:x}" in said.out) == (0, True)
+        with urllib.request.urlopen(f"http://{host}:{plain}/ca.crl", timeout=30) as answer:
+            assert CRLSet.from_bytes(answer.read()).listed(pair.certificate)
+        run("pki", "revoke", "nobody@localhost").is_one_line(
+            "is on record", "neither a file nobody@localhost", status=3
+        )
         assert ca.end()[0] == 0
     events = [json.loads(line) for line in (tmp_path / "pki/journal.jsonl").read_text().splitlines()]
     assert [each["names"] for each in events if each["event"] == "issued" and each.get("token")] == [[BETA], [ALPHA]]

@@ -238,6 +238,25 @@ def test_what_was_revoked_does_not_renew(ca: PKIDirectory) -> None:
     assert ca.renew(request(), leaf)
 
 
+def test_revoking_what_programs_keep_to_themselves(ca: PKIDirectory, clock: Clock) -> None:
+    """By name: all that was issued for it, renewals by whoever has stolen one included; or by serial number."""
+    first = ca.enrol(request(), ca.make_token("alpha@localhost"))[0]
+    stolen = ca.renew(request(), first)[0]
+    other, third = (ca.enrol(request(), ca.make_token(name))[0] for name in ("beta@localhost", "gamma@localhost"))
+    assert set(ca.revoke("alpha@LOCALHOST")) == {first.serial_number, stolen.serial_number}
+    assert set(ca.revoke("alpha@localhost")) == {first.serial_number, stolen.serial_number}
+    assert ca.revoke(f"{other.serial_number:040X}", third) == (other.serial_number, third.serial_number)
+    for each in (first, stolen, other, third):
+        refused(RequestRefusal.REVOKED, ca.renew, request(), each)
+        assert ca.refresh_lists().listed(each)
+    for name in ("nobody@localhost", "localhost", "no name", f"{7:x}"):
+        with pytest.raises(LookupError, match="nothing that has not ended is on record"):
+            ca.revoke(third, name)
+    clock.now += timedelta(days=2)
+    with pytest.raises(LookupError):
+        ca.revoke("alpha@localhost")
+
+
 def test_lists_are_refreshed_before_they_end(ca: PKIDirectory, clock: Clock) -> None:
     """At half of their lifetime, and at once where something was revoked."""
     week = timedelta(days=7)

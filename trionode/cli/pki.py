@@ -374,22 +374,25 @@ def revoke(
 ) -> int:
     """Put certificates on ca.crl; without arguments, sign the list again.
 
-    Nodes that follow the list (`trionode serve` does) refuse these certificates from then on, and end connections that
-    were made with them.
+    NAME is the certificate in the --pki directory, or, for a program that has joined and keeps its own, all that was
+    issued for that name and has not ended. The serial number of one of these does, too. Nodes that follow the list
+    (`trionode serve` does) refuse these certificates from then on, and end connections that were made with them.
     """
     authority = _load_issuer(directory, password_file)
-    certificates = [_issued(name, directory, authority) for name in names]
+    revoked = [_revocable(name, directory, authority) for name in names]
     file, lost = directory / CRL_FILE, not exists(directory / CRL_FILE) and exists(directory / CRL_MARKER)
-    kept = _open(directory, password_file)
+    kept, serials = _open(directory, password_file), list[int]()
     _written(
         f"write {file}",
-        lambda: kept.revoke(*certificates, reason=_REASONS[reason]),
+        lambda: serials.extend(_revoked(kept, revoked, _REASONS[reason])),
         lambda: kept.sign_lists(lifetime=lifetime or _rest(authority)),
     )
     notes = (
         [f"{file} was missing: what was revoked before is on it again, as far as the journal has it"] if lost else []
     )
-    _list_written(directory, [("revoked", each) for each in certificates], notes, as_json=as_json)
+    described = {each.serial_number: describe(each) for each in revoked if isinstance(each, x509.Certificate)}
+    done = [f"revoked: {described.get(serial, f'serial number {serial:x}')}" for serial in serials]
+    _list_written(directory, done, notes, as_json=as_json)
     return ExitStatus.OK
 
 
@@ -422,7 +425,8 @@ def unrevoke(
         lambda: kept.sign_lists(lifetime=lifetime or _rest(authority), released=certificates),
     )
     notes = ["verifiers that have the list from before refuse it until they read this one"]
-    _list_written(directory, [("no longer revoked", each) for each in certificates], notes, as_json=as_json)
+    done = [f"no longer revoked: {describe(each)}" for each in certificates]
+    _list_written(directory, done, notes, as_json=as_json)
     return ExitStatus.OK
 
 
@@ -531,16 +535,14 @@ def _refuse_to_overwrite(file: Path, instead: str) -> None:
         raise Trouble(msg, ExitStatus.FILES)
 
 
-def _list_written(
-    directory: Path, done: list[tuple[str, x509.Certificate]], notes: list[str], *, as_json: bool
-) -> None:
+def _list_written(directory: Path, done: list[str], notes: list[str], *, as_json: bool) -> None:
     file = directory / CRL_FILE
     crl = CRLSet.load(file).lists[0]
     if as_json:
         put_json({"file": str(file), **crl_values(crl, names_by_serial(directory), now_utc()), "notes": notes})
         return
-    for what, certificate in done:
-        put(console(), f"{what}: {describe(certificate)}")
+    for each in done:
+        put(console(), each)
     put(console(), f"{file}: {len(crl)} revoked, next update {next_update(crl):%Y-%m-%d %H:%M} UTC")
     _put_notes(notes)
 
@@ -621,6 +623,30 @@ def _written(what: str, *steps: Callable[[], object]) -> None:
             step()
 
 
+def _revocable(name: str, directory: Path, authority: CertificateAuthority) -> x509.Certificate | str:
+    """The certificate of a node or in a file; or the name or serial number itself, for what the journal has of it."""
+    try:
+        return _issued(name, directory, authority)
+    except CertificateError as exc:
+        if "/" in name or not isinstance(exc.__cause__, FileNotFoundError):
+            raise
+    return name
+
+
+def _revoked(kept: PKIDirectory, wanted: list[x509.Certificate | str], reason: x509.ReasonFlags) -> tuple[int, ...]:
+    """Revoke, and say what is not there.
+
+    Raises:
+        Trouble: nothing is known of a name.
+    """
+    try:
+        return kept.revoke(*wanted, reason=reason)
+    except LookupError as exc:
+        names = " or ".join(each for each in wanted if isinstance(each, str))
+        msg = f"{exc}; and there is neither a file {names} nor a certificate of that name beside the CA"
+        raise Trouble(msg, ExitStatus.FILES) from None
+
+
 @contextmanager
 def _for_files(what: str) -> Iterator[None]:
     try:
@@ -650,7 +676,7 @@ def _file_of(name: str, directory: Path) -> Path:
                 return each
         if not exists(file):
             msg = f"there is neither a file {name} nor {candidate}; `trionode pki show` lists what there is"
-            raise CertificateError(msg, reason=CertificateReason.UNREADABLE)
+            raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from FileNotFoundError(name)
     return file
 
 

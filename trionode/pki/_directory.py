@@ -6,7 +6,8 @@ the other files are made from it, or by an operator:
     ca.pem, intermediate.pem, ca.key    the CA, as `CertificateAuthority.load` reads it
     root.key                            the root's key, until it is taken offline
     ca.crl                              revocation lists: the intermediate's and the root's
-    next/, old.pem                      during a roll-over: the CA that is to come, and the one that was
+    next/                               during a roll-over: the CA that is to come
+    old.pem, intermediate.old           and after `switch`: the one that was
     journal.jsonl                       see `_journal`
     denied                              names and serial numbers that get no certificate, one a line
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -67,6 +69,7 @@ CRL_MARKER: Final = ".has-crl"
 ROOT_KEY_FILE: Final = "root.key"
 DENIED_FILE: Final = "denied"
 _OLD_FILE: Final = "old.pem"
+_OLD_ISSUER_FILE: Final = "intermediate.old"
 _NEXT: Final = "next"
 #: The CA that is to come, while it is made.
 _MAKING: Final = "next.tmp"
@@ -252,9 +255,9 @@ class PKIDirectory:
             roots |= CAPool.load(following)
         issuers = roots | CAPool([signs.issuer])
         if before.exists():
-            root, *below = CAPool.load(before).certificates
-            roots |= CAPool([root])
-            issuers |= CAPool([root, *below])
+            below = folder / _OLD_ISSUER_FILE
+            roots |= CAPool.load(before)
+            issuers |= CAPool.load(before, *[below] if below.exists() else [])
         return _Loaded(signs=signs, roots=roots, issuers=issuers, seen=seen)
 
     def _signature(self) -> tuple[object, ...]:
@@ -456,21 +459,57 @@ class PKIDirectory:
 
     # Revocation
 
-    def revoke(self, *certificates: x509.Certificate, reason: x509.ReasonFlags = x509.ReasonFlags.unspecified) -> None:
+    def revoke(
+        self,
+        *revoked: x509.Certificate | NodeName | str,
+        reason: x509.ReasonFlags = x509.ReasonFlags.unspecified,
+    ) -> tuple[int, ...]:
         """Note that certificates are revoked; `sign_lists` makes it known. When this returns, it is not lost.
 
         Args:
-            certificates: that the present CA has issued.
+            revoked: certificates that the present CA has issued. Or names, each for all that is on record as issued for
+                it and has not ended; programs that have joined keep theirs to themselves. Or the serial number of one
+                on record, in hexadecimal digits.
             reason: why (RFC 5280 section 5.3.1).
 
+        Returns:
+            The serial numbers of what is revoked now, also of what was before.
+
         Raises:
+            LookupError: nothing that has not ended is on record under a name or serial number; nothing was revoked.
             CertificateError: the journal is damaged.
             OSError: it could not be written.
         """
         with self._journal.exclusive() as state:
-            for each in certificates:
-                if _hex(serial_number(each)) not in state.revoked:
-                    self._journal.append(self._taken_back("revoked", each, reason.value))
+            found: dict[str, str] = {}
+            for each in revoked:
+                if isinstance(each, x509.Certificate):
+                    found[_hex(serial_number(each))] = _issuer_of(each)
+                else:
+                    found |= self._on_record(state, each)
+            for serial, issuer in found.items():
+                if serial not in state.revoked:
+                    entry = Entry(event="revoked", at=self.now(), serial=serial, issuer=issuer, reason=reason.value)
+                    self._journal.append(entry)
+            return tuple(int(serial, 16) for serial in found)
+
+    def _on_record(self, state: State, wanted: NodeName | str) -> dict[str, str]:
+        """Serial numbers and issuers of what was issued for a name, or under a serial number."""
+        text, now = str(wanted), self.now()
+        serial = text.lower().replace(":", "").lstrip("0")
+        if serial in state.issued:
+            return {serial: state.issued[serial].issuer or ""}
+        with suppress(RequestRefusedError):
+            text = str(_name(wanted, RequestRefusal.UNKNOWN))
+        found = {
+            serial: each.issuer or ""
+            for serial, each in state.issued.items()
+            if text in each.names and each.until is not None and each.until > now
+        }
+        if not found:
+            msg = f"nothing that has not ended is on record in {self._journal.file} as issued for {text}"
+            raise LookupError(msg)
+        return found
 
     def release(self, *certificates: x509.Certificate) -> None:
         """Note that certificates were revoked by mistake; `sign_lists` makes it known.
@@ -484,13 +523,8 @@ class PKIDirectory:
         """
         with self._journal.exclusive():
             for each in certificates:
-                self._journal.append(self._taken_back("released", each, None))
-
-    def _taken_back(self, event: str, certificate: x509.Certificate, reason: str | None) -> Entry:
-        serial, issuer = _hex(serial_number(certificate)), _issuer_of(certificate)
-        if event == "revoked":
-            return Entry(event="revoked", at=self.now(), serial=serial, issuer=issuer, reason=reason)
-        return Entry(event="released", at=self.now(), serial=serial, issuer=issuer)
+                serial, issuer = _hex(serial_number(each)), _issuer_of(each)
+                self._journal.append(Entry(event="released", at=self.now(), serial=serial, issuer=issuer))
 
     def sign_lists(
         self, *, lifetime: timedelta = timedelta(days=7), released: Iterable[x509.Certificate] = ()
@@ -634,8 +668,12 @@ class PKIDirectory:
             # The old CA signs a last list, for as long as certificates of its may be around.
             self._sign_long_lists()
             present = self.authority
-            below = () if present.intermediate is None else (present.intermediate,)
-            replace_files([(before, to_pem([present.certificate, *below]), PUBLIC)])
+            replace_files(
+                [
+                    (self._folder / _OLD_ISSUER_FILE, to_pem([present.issuer]), PUBLIC),
+                    (before, to_pem([present.certificate]), PUBLIC),
+                ]
+            )
         coming.save(self._folder, password=password)
         if (following / ROOT_KEY_FILE).exists():
             (following / ROOT_KEY_FILE).replace(self._folder / ROOT_KEY_FILE)
@@ -658,6 +696,7 @@ class PKIDirectory:
             msg = f"there is no CA to retire in {self._folder}"
             raise FileNotFoundError(msg)
         file.unlink()
+        (self._folder / _OLD_ISSUER_FILE).unlink(missing_ok=True)
 
 
 def _rest(authority: CertificateAuthority, now: datetime) -> timedelta:
