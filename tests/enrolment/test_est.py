@@ -550,6 +550,18 @@ async def test_a_flood(tmp_path: Path) -> None:
             assert (await http.get("cacerts")).status_code == 200
 
 
+async def test_what_was_refused_does_not_count_for_the_name(tmp_path: Path) -> None:
+    """Who has stolen a certificate, which was revoked, cannot keep its owner from renewing."""
+    async with serving_est(tmp_path / "pki", per_name=3) as est:
+        stolen, own = await issued(est), await issued(est)
+        est.ca.revoke(stolen.certificate)
+        async with client(est, stolen) as http:
+            answers = [await http.post("simplereenroll", content=body(request())) for _ in range(5)]
+        assert {each.status_code for each in answers} == {403}
+        async with client(est, own) as http:
+            assert (await http.post("simplereenroll", content=body(request()))).status_code == 200
+
+
 async def test_a_name_is_limited_however_it_is_spelt(tmp_path: Path) -> None:
     """Upper case, or many requests at once: what a name may get stays what it may get."""
     async with serving_est(tmp_path / "pki", per_name=2) as est:

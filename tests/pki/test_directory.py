@@ -213,7 +213,7 @@ def test_certificates_that_do_not_renew(ca: PKIDirectory, clock: Clock, tmp_path
         refused(RequestRefusal.UNKNOWN, ca.renew, request(), each)
     ca.record(unknown, "alpha@localhost")
     assert ca.renew(request(), unknown)
-    for line in ("alpha@*  # lost", f"{leaf.serial_number:X}"):
+    for line in ("alpha@*  # lost", "LOCALHOST", f"{leaf.serial_number:X}"):
         (tmp_path / "pki/denied").write_text(f"# those that get none\n\n{line}\n")
         refused(RequestRefusal.DENIED, ca.renew, request(), leaf)
     refused_token = ca.make_token("alpha@localhost")

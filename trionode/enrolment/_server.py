@@ -12,7 +12,7 @@ request of our own client is of no use to whoever relays it over a connection of
 
 Order matters: limits come before anything that costs; clients that show nothing are told so before their request is
 read; what is wrong with a request is found before its token is taken; and limits by name count only what was entitled
-to the name, so that strangers do not use up what is another's.
+to the name, so that strangers, and thieves whose certificate was revoked, do not use up what is another's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 import trio
 from cryptography import x509
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from trionode.pki import PKIDirectory
 
 _T = TypeVar("_T")
+Chain: TypeAlias = tuple[x509.Certificate, ...]
 
 _log: Final = Log("trionode.enrolment")
 
@@ -187,7 +188,7 @@ class _Service:
         self._lists = Lists(directory, policy.crl_lifetime)
         self._by_address = RateLimit(policy.per_address)
         self._by_name = RateLimit(policy.per_name)
-        self._enrolling = trio.Lock()
+        self._issuing = trio.Lock()
         self._refusals = RateLimitedLog(_log, "requests were refused")
         self._resources: dict[str, tuple[str, Callable[[_Request], Awaitable[tuple[str, bytes]]]]] = {
             f"{PATH}/cacerts": ("GET", self._ca_certificates),
@@ -271,10 +272,7 @@ class _Service:
         enrol = partial(
             self._directory.enrol, asked, token, name=name, lifetime=self._policy.lifetime, address=request.address
         )
-        async with self._enrolling:  # what is counted for a name is so before the next one looks
-            self._slow_down(self._by_name.wait(str(name), trio.current_time()))
-            chain = await _in_thread(enrol)
-            self._by_name.take(str(name), trio.current_time())
+        chain = await self._issued(str(name), enrol)
         _log.info(
             "%s has joined, from %s, with serial %x",
             name,
@@ -298,13 +296,12 @@ class _Service:
         assert caller is not None
         names = [each.removeprefix("trionode://") for each in caller.uris or caller.names]
         name = ", ".join(names)
-        self._slow_down(self._by_name.take(name, trio.current_time()))
         for each in names:
             self._checked_name(each)
         renew = partial(
             self._directory.renew, asked, certificate, lifetime=self._policy.lifetime, address=request.address
         )
-        chain = await _in_thread(renew)
+        chain = await self._issued(name, renew)
         _log.info(
             "%s has renewed, from %s, with serial %x",
             name,
@@ -315,6 +312,14 @@ class _Service:
             serial=f"{chain[0].serial_number:x}",
         )
         return f"{CERTIFICATES_TYPE}; smime-type=certs-only", certificates_body(chain[:1])
+
+    async def _issued(self, name: str, issue: Callable[[], Chain]) -> Chain:
+        """What the directory issues for a name, within its limit; what it refuses does not count."""
+        async with self._issuing:  # one is counted before the next one looks
+            self._slow_down(self._by_name.wait(name, trio.current_time()))
+            chain = await _in_thread(issue)
+            self._by_name.take(name, trio.current_time())
+        return chain
 
     def _count(self, request: _Request) -> None:
         """Hold a request against the limit of its address, before anything else is looked at."""

@@ -732,7 +732,9 @@ def _name(text: str | NodeName, reason: RequestRefusal) -> NodeName | str:
 
 
 def _denies(pattern: str, name: NodeName | str) -> bool:
+    """Whether a line is about a name; one with a host alone is about its nodes, too."""
     try:
-        return names_match(checked_names(pattern), name)
+        denied = checked_names(pattern)
     except ValueError:
         return False
+    return names_match(denied, name) or (isinstance(name, NodeName) and denied == name.host)
