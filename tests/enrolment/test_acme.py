@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +17,7 @@ import trio
 from trionode import CertAuthManager, CertificateError, ListenError, follow_source
 from trionode._identity.names import SubjectNames
 from trionode.enrolment import ACMESource, EnrolmentError, EnrolmentReason
+from trionode.http import serve_asgi
 from trionode.pki import CertificateAuthority, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ async def running_pebble(folder: Path) -> AsyncIterator[Pebble]:
     names = ["pebble-challtestsrv", "-defaultIPv6", "", "-dns01", f"127.0.0.1:{dns_port}"]
     names += ["-management", f"127.0.0.1:{dns_management}", "-http01", "", "-https01", "", "-tlsalpn01", ""]
     server = ["pebble", "-config", str(folder / "pebble.json"), "-dnsserver", f"127.0.0.1:{dns_port}"]
-    environment = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "5", "PATH": "/usr/bin:/bin"}
+    environment = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "30", "PATH": "/usr/bin:/bin"}
     async with trio.open_nursery() as nursery:
         for command in (names, server):
             run = partial(trio.run_process, command, capture_stdout=True, capture_stderr=True, env=environment)
@@ -225,3 +226,47 @@ async def test_a_port_that_is_taken() -> None:
         source = ACMESource("https://localhost/dir", HOST, http_host="127.0.0.1", http_port=taken.getsockname()[1])
         with pytest.raises(ListenError):
             await source.read()
+
+
+async def test_a_cancelled_order_leaves_the_port_free() -> None:
+    """Wherever it is cancelled: the next order needs it."""
+    [port] = free_ports(1)
+    source = ACMESource("https://127.0.0.1:1/dir", HOST, http_host="127.0.0.1", http_port=port)
+
+    async def read() -> None:
+        with suppress(EnrolmentError):
+            await source.read()
+
+    for ticks in range(1, 30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+
+@pytest.mark.parametrize(
+    "answer", [b"{}", b"[1]", b"null", b"5", b"[" * 100_000, b"{", b"\xff", b'{"newAccount": 5, "newNonce": 5}']
+)
+async def test_a_server_that_speaks_no_acme(answer: bytes, tmp_path: Path) -> None:
+    """One typed error, whatever the library makes of it."""
+    ca = CertificateAuthority.create()
+    write_ca_pool(ca.pool, tmp_path / "ca.pem")
+
+    async def app(scope: Any, _: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            headers = [(b"content-type", b"application/json"), (b"replay-nonce", b"x")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
+
+    manager = CertAuthManager(ca.issue("localhost"))
+    async with trio.open_nursery() as nursery:
+        [listener, *_] = await nursery.start(partial(serve_asgi, app, 0, host="127.0.0.1", cert_manager=manager))
+        url = f"https://localhost:{listener.socket.getsockname()[1]}/dir"
+        source = ACMESource(url, HOST, ca_file=tmp_path / "ca.pem", http_port=None)
+        with pytest.raises(EnrolmentError) as caught:
+            await source.read()
+        nursery.cancel_scope.cancel()
+    assert caught.value.reason in (EnrolmentReason.BAD_ANSWER, EnrolmentReason.UNREACHABLE)

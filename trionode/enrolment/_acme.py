@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import os
 import random
+import socket
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
-import requests
 import trio
 from acme import challenges, client, errors, messages
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 from josepy.jwa import ES256
 from josepy.jwk import JWKEC
@@ -49,6 +50,8 @@ from ._schedule import Schedule
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import requests
+
     from trionode._credentials.key_pair import KeyPair
     from trionode._credentials.pem import FilePath
     from trionode._credentials.policy import Clock
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
 _log: Final = Log("trionode.enrolment")
 
 _PREFIX: Final = "/.well-known/acme-challenge/"
+#: Attempts with another nonce; each is two of the library's.
+_NONCES: Final = 4
 #: Clocks are looked at this often: machines sleep, and clocks are set. Seconds.
 _LOOK: Final = 30.0
 
@@ -207,7 +212,10 @@ class ACMESource:
 
         Raises:
             EnrolmentError: the CA has not issued it.
+            CertificateError: the account's key is damaged.
+            OSError: it cannot be written.
         """
+        self._key()
         deadline = datetime.now() + timedelta(seconds=self._seconds)  # noqa: DTZ005 -- as the library compares it
         try:
             ca = self._logged_in()
@@ -218,9 +226,14 @@ class ACMESource:
             issued = ca.poll_and_finalize(order, deadline)
         except (errors.ValidationError, messages.Error) as exc:
             raise EnrolmentError(f"{self._shown} refuses: {_words(exc)}", reason=EnrolmentReason.REFUSED) from exc
-        except (errors.Error, requests.RequestException, ValueError) as exc:
+        except (errors.Error, OSError, ValueError) as exc:
             msg = f"{self._shown} cannot be reached: {printable(str(exc)) or type(exc).__name__}"
             raise EnrolmentError(msg, reason=EnrolmentReason.UNREACHABLE) from exc
+        except EnrolmentError:
+            raise
+        except Exception as exc:  # what the library makes of an answer that is not ACME's
+            msg = f"{self._shown} answers with something else than ACME ({type(exc).__name__}: {printable(str(exc))})"
+            raise EnrolmentError(msg, reason=EnrolmentReason.BAD_ANSWER) from exc
         finally:
             self._answers.clear()
         return str(issued.fullchain_pem).encode()
@@ -229,7 +242,7 @@ class ACMESource:
         key = JWKEC(key=self._key())
         verify = True if self._ca_file is None else str(self._ca_file)
         # The library hands it to `requests`, which takes a path, too.
-        net = client.ClientNetwork(key, alg=ES256, verify_ssl=verify, user_agent="trionode")  # type: ignore[arg-type]
+        net = _Network(key, alg=ES256, verify_ssl=verify, user_agent="trionode")  # type: ignore[arg-type]
         ca = client.ClientV2(client.ClientV2.get_directory(self._url, net), net)
         account = messages.NewRegistration(contact=self._contact, terms_of_service_agreed=self._agree or None)
         try:
@@ -274,22 +287,19 @@ class ACMESource:
         order = partial(in_thread, Purpose.ENROLLING, self._order, request, abandon_on_cancel=True)
         if self._port is None:
             return await order()
-        config = Config()
         listeners = await open_listeners(self._host, self._port)
-        # The server owns what it is given, so it gets copies.
-        config.bind = [f"fd://{os.dup(each.socket.fileno())}" for each in listeners]
-        for each in listeners:
-            await each.aclose()
-        config.errorlog = None
-        config.graceful_timeout = 0.5
-        outcome: bytes | Exception = b""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve, self.challenge_app, config)
-            try:
-                outcome = await order()
-            except (EnrolmentError, CertificateError, OSError) as exc:  # raised bare, outside of the nursery
-                outcome = exc
-            nursery.cancel_scope.cancel()
+        # Of ours rather than descriptors for the server: however early this is cancelled, they are closed, and the port
+        # is free for the next order.
+        with ExitStack() as sockets:
+            config = _Listening([sockets.enter_context(_taken(each)) for each in listeners])
+            outcome: bytes | Exception = b""
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve, self.challenge_app, config)
+                try:
+                    outcome = await order()
+                except (EnrolmentError, CertificateError, OSError) as exc:  # raised bare, outside of the nursery
+                    outcome = exc
+                nursery.cancel_scope.cancel()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -305,6 +315,43 @@ class ACMESource:
         headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 404 if answer is None else 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+@final
+class _Network(client.ClientNetwork):
+    """One that goes on trying where the CA does not take a nonce (RFC 8555 section 6.5); the library tries twice."""
+
+    def post(self, *args: Any, **more: Any) -> requests.Response:  # noqa: ANN401 -- as it is there
+        """Send a signed request."""
+        for left in range(_NONCES, -1, -1):  # pragma: no branch -- the last one raises or returns
+            try:
+                return super().post(*args, **more)
+            except messages.Error as exc:
+                if exc.code != "badNonce" or not left:
+                    raise
+        raise AssertionError
+
+
+def _taken(listener: trio.SocketListener) -> socket.socket:
+    """A listener's socket, in place of the listener."""
+    taken = socket.socket(fileno=os.dup(listener.socket.fileno()))
+    listener.socket.close()
+    return taken
+
+
+@final
+class _Listening(Config):
+    """Settings of a server on sockets that are there."""
+
+    def __init__(self, sockets: list[socket.socket]) -> None:
+        super().__init__()
+        self._sockets = sockets
+        self.errorlog = None
+        self.graceful_timeout = 0.5
+
+    def create_sockets(self) -> Sockets:
+        """No others."""
+        return Sockets([], self._sockets, [])
 
 
 def _each(decoded: object) -> list[Any]:
