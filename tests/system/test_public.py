@@ -176,8 +176,8 @@ SHOWN: dict[str, str] = {
         "certificate create intermediate issue issuer load pool revocation_list save save_key sign subordinate"
     ),
     "trionode.pki.PKIDirectory": (
-        "authority begin_roll_over clock create enrol make_token now record refresh_lists release renew retire revoke "
-        "roots sign_lists switch"
+        "authority begin_roll_over clock create enrol issuers make_token now record refresh_lists release renew retire "
+        "revoke roots sign_lists switch"
     ),
     "trionode.enrolment.ESTSource": "read read_now wait_changed",
     "trionode.enrolment.ACMESource": "read read_now wait_changed",
