@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from ._util.codes import ApplicationCode, FrameworkCode, PeersCode, application_code
 from ._util.details import as_details
+from ._util.fields import check_argument
 from ._util.metadata import as_metadata
 from ._util.text import printable
 
@@ -516,8 +517,9 @@ class RemoteError(TrionodeError):
             metadata: a small mapping of strings to strings or bytes, beside the details.
 
         Raises:
-            TypeError, ValueError: details or metadata are none.
+            TypeError, ValueError: the message is no string, or details or metadata are none.
         """
+        check_argument("message", message, str)
         self.code: RemoteCode | ApplicationCode = code_of(code)
         self.raw_code: str = printable(str(code if self.code is RemoteCode.OTHER else self.code))
         self.message: str = printable(message)

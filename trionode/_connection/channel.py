@@ -18,7 +18,7 @@ either side has closed cleanly before, nothing more is to come or to go on the c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Final, Self, final
 
 import trio
@@ -26,7 +26,7 @@ from msgspec import Raw
 
 from trionode import _protocol as wire
 from trionode._errors import ApplicationCode, RemoteCode, RemoteError, anew, code_of
-from trionode._util.fields import with_article
+from trionode._util.fields import show, with_article
 from trionode._util.home import home
 from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.metadata import NO_METADATA
@@ -35,7 +35,7 @@ from .receive_half import ReceiveHalf, ReceiveState
 from .send_half import CLOSED_HERE, SendHalf, SendState, closed_here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from trionode._identity.peer import Peer
@@ -374,6 +374,9 @@ class ServiceChannel(trio.abc.Channel[bytes]):
             trio.ClosedResourceError, trio.BrokenResourceError, LocalProtocolError, TypeError: as `send`.
         """
         self._home.check("ServiceChannel")
+        if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Iterable | AsyncIterable):
+            msg = f"values must be an iterable of messages, not {show(values)}; write [message] for a single one"
+            raise TypeError(msg)
         await trio.lowlevel.checkpoint_if_cancelled()
         if isinstance(values, AsyncIterable):
             async for value in values:

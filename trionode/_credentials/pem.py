@@ -336,8 +336,11 @@ def private_key_to_pem(key: PrivateKey, password: str | bytes | None = None) -> 
     Raises:
         ValueError: the password is empty.
     """
-    secret = password.encode() if isinstance(password, str) else password
+    secret = None if password is None else Secret(password)
+    if secret is not None and not secret.data:
+        msg = "the password is empty: give None for a key that is not to be encrypted"
+        raise ValueError(msg)
     encryption: serialization.KeySerializationEncryption = (
-        serialization.NoEncryption() if secret is None else serialization.BestAvailableEncryption(secret)
+        serialization.NoEncryption() if secret is None else serialization.BestAvailableEncryption(secret.data)
     )
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)

@@ -41,6 +41,12 @@ _NOT_IN_A_LABEL = re.compile(r"[^a-z0-9_-]")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
+def _check_text(what: str, given: object) -> None:
+    if not isinstance(given, str):
+        msg = f"{what} is a string, not {printable(repr(type(given).__name__), 80)}"
+        raise TypeError(msg)
+
+
 def canonical_host(text: str) -> str:
     """A host in canonical form: lower-case A-labels without trailing dot, or an address (IPv6 in brackets).
 
@@ -50,7 +56,9 @@ def canonical_host(text: str) -> str:
     Raises:
         ValueError: it is none of these. A name whose last label is a number is refused: resolvers read `127.1` or
             `0x7f.1` as addresses (WHATWG URL, "ends in a number").
+        TypeError: it is no string.
     """
+    _check_text("a host", text)
     shown = repr(printable(text, 80))
     if len(text) > MAX_NODE_NAME_BYTES:
         msg = f"host {shown} is longer than {MAX_NODE_NAME_BYTES} bytes"
@@ -168,7 +176,9 @@ class NodeName:
 
         Raises:
             ValueError: a part is not canonical, or the whole is longer than 255 bytes.
+            TypeError: a part is no string.
         """
+        _check_text("the part of a node name before its @", self.name)
         object.__setattr__(self, "_text", f"{self.name}@{self.host}")
         if not _NAME.fullmatch(self.name):
             msg = f"node name part {printable(self.name, 80)!r} must be one or more of A-Z a-z 0-9 . _ ~ -"

@@ -27,13 +27,14 @@ from trio_util import AsyncValue
 
 from trionode._errors import CertificateError, CertificateReason, TrionodeError
 from trionode._identity.certificate import not_after, not_before
+from trionode._util.fields import check_argument
 from trionode._util.log import Log
 from trionode._util.text import said, shown
 
 from .auth_manager import CertAuthManager
 from .findings import FindingCode, Severity
-from .manager import publisher_of
-from .sources import Credentials
+from .manager import CertManager, publisher_of
+from .sources import Credentials, Source
 from .statistics import SourceState
 from .trust import StrandedPeers, TrustRotationError
 
@@ -43,9 +44,7 @@ if TYPE_CHECKING:
 
     from trionode._credentials.key_pair import KeyPair
 
-    from .manager import CertManager
     from .publisher import Publisher
-    from .sources import Source
 
 __all__ = ["Follower", "FollowerStatus", "follow_source"]
 
@@ -385,8 +384,13 @@ async def follow_source(  # noqa: ASYNC128 -- Follower._run calls it
         Exception: what the source raises at the first reading, as a rule a `CertificateError`.
         CertificateError: the manager refused the key pair at the first reading.
         TrustRotationError: the manager refused pools or lists at the first reading.
-        TypeError: the source gives something else than `Credentials`, or trust for a plain `CertManager`.
+        TypeError: the source gives something else than `Credentials`, or trust for a plain `CertManager`; or an
+            argument is not what belongs there.
     """
+    check_argument("manager", manager, CertManager)
+    check_argument("source", source, Source)
+    check_argument("stranded", stranded, StrandedPeers)
+    check_argument("check", check, bool)
     follower = Follower(manager, source, stranded=stranded, check=check)
     await follower._run(reload_on, task_status=task_status)  # noqa: SLF001 -- the one caller
 

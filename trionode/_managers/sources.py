@@ -33,7 +33,6 @@ import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, final, runtime_checkable
 
 import trio
@@ -54,6 +53,7 @@ from trionode._util.fields import DURATION, SECONDS, Checked, check_argument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from trionode._credentials.pem import FilePath
 
@@ -306,7 +306,7 @@ def _paths(files: Iterable[FilePath], label: str) -> tuple[Path, ...]:
     if isinstance(files, (str, bytes)) or not isinstance(files, Iterable):
         msg = f"{label} is a sequence of paths, not {type(files).__name__}: write [path] for a single one"
         raise TypeError(msg)
-    return tuple(Path(file) for file in files)
+    return tuple(as_path(file) for file in files)
 
 
 def _never_settles(file: Path) -> CertificateError:

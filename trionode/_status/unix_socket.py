@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 import trio
 
+from trionode._credentials.pem import as_path
 from trionode._errors import ListenError, TrionodeError
 from trionode._node.node import Node
 from trionode._util.decoding import UndecodableError, decode_untrusted
@@ -80,7 +81,7 @@ async def serve_status(
     if not hasattr(socket, "AF_UNIX"):
         msg = f"the status of a node is served over a UNIX socket, which {sys.platform} does not have; Linux does"
         raise ListenError(msg, address=(str(path or node.name), 0))
-    where = _default_path(node) if path is None else Path(path)
+    where = _default_path(node) if path is None else as_path(path)
     with _bound(where) as listening, trio.socket.from_stdlib_socket(listening) as served:
         close_in_children(served)
         async with trio.open_nursery() as nursery:

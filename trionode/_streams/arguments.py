@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from trionode._identity.names import canonical_host
 from trionode._managers.manager import CertManager
-from trionode._util.fields import SECONDS, Items, Parsed, Rule, check_argument, integer, rule_of, show
+from trionode._util.fields import SECONDS, Items, Parsed, Rule, Such, check_argument, integer, rule_of, show
 
 from .monitor import ServerMonitor
 
@@ -25,7 +25,12 @@ _HOST: Final = Parsed(canonical_host, "a DNS name or an IP address", keep=True)
 _ALPN: Final = Items(Parsed(_check_protocol, "the name of an application protocol", keep=True))
 _COUNT: Final = integer(1, 2**20)
 
+
 #: What belongs in the arguments of streams, clients and servers, by name.
+def _is_stream(given: object) -> bool:
+    return all(callable(getattr(given, name, None)) for name in ("send_all", "receive_some", "aclose"))
+
+
 _RULES: Final[dict[str, Rule]] = {
     "cert_manager": rule_of(CertManager),
     "connect_timeout": SECONDS,
@@ -37,6 +42,7 @@ _RULES: Final[dict[str, Rule]] = {
     "monitor": rule_of(ServerMonitor | None),
     "reuse_port": rule_of(bool),
     "server_name": _HOST,
+    "stream": Such(_is_stream, "a stream (trio.abc.Stream)"),
 }
 
 

@@ -119,6 +119,7 @@ async def wrap_client_stream(
         CertificateError: the manager's key pair is unusable, or there are no system CAs where they are needed.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
+    check_arguments(stream=stream)
     try:
         check_arguments(
             server_name=server_name,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import trio
 
 from trionode._transport.interfaces import Listener
+from trionode._util.fields import Items, Rule, check_argument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,21 @@ def shown(listener: AnyListener) -> str:
         return repr(name)
     address = getattr(listener, "address", None)
     return type(listener).__name__ if address is None else f"{address[0]} port {address[1]}"
+
+
+def usable_among(listeners: Sequence[AnyListener]) -> list[AnyListener]:
+    """Those of what was given that are listeners.
+
+    Raises:
+        TypeError: it is no sequence.
+    """
+    given = check_argument("listeners", listeners, Items(Rule("anything", object)))
+    return [each for each in cast("Sequence[AnyListener]", given) if _is_listener(each)]
+
+
+def _is_listener(given: object) -> bool:
+    closes = "aclose" if isinstance(given, trio.abc.Listener) else "close"
+    return all(callable(getattr(given, name, None)) for name in ("accept", closes))
 
 
 async def close_all(listeners: Sequence[AnyListener]) -> None:

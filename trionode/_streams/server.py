@@ -22,7 +22,7 @@ from trionode._transport.tcp import open_listeners
 from trionode._util.log import Log
 
 from .arguments import check_arguments, check_port, protocols
-from .listeners import close_all
+from .listeners import close_all, usable_among
 from .stream import TLSStream
 from .tls_server import TLSServer
 
@@ -147,7 +147,11 @@ async def serve_tls_listeners(
         ValueError: there is no listener.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
+    usable = usable_among(listeners)
     try:
+        if len(usable) < len(listeners):
+            msg = "listeners must be trio.abc.Listeners, or those of a Transport, and one item is none"
+            raise TypeError(msg)
         if not listeners:
             msg = "there is nothing to serve on: give at least one listener"
             raise ValueError(msg)
@@ -164,7 +168,7 @@ async def serve_tls_listeners(
         with server.in_use():
             await server.run(listeners, handler_nursery, lambda: task_status.started(listeners))
     finally:
-        await close_all(listeners)  # noqa: ASYNC102 -- shielded in there
+        await close_all(usable)  # noqa: ASYNC102 -- shielded in there
 
 
 async def wrap_server_stream(
@@ -190,6 +194,7 @@ async def wrap_server_stream(
         CertificateError: the manager's key pair is unusable for a server.
         ValueError, TypeError: an argument is not what belongs there; the message names it.
     """
+    check_arguments(stream=stream)
     try:
         check_arguments(handshake_timeout=handshake_timeout)
         spoken = protocols(alpn)

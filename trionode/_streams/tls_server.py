@@ -15,7 +15,8 @@ from trionode._managers.trust import StrandedPeers
 from trionode._node.events import Side
 from trionode._transport.interfaces import accept_patiently
 from trionode._transport.sockets import address_of
-from trionode._util.fields import check_argument
+from trionode._util.fields import check_argument, show
+from trionode._util.functions import may_be_async
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 
@@ -70,6 +71,9 @@ class TLSServer:
         Raises:
             TypeError, ValueError: `cert_manager`, `stranded` or `monitor` is not what belongs there.
         """
+        if not may_be_async(handler):
+            msg = f"handler must be an async function of one argument, the stream, which {show(handler)} is not"
+            raise TypeError(msg)
         check_argument("stranded", stranded, StrandedPeers)
         check_arguments(monitor=monitor)
         if stranded is StrandedPeers.REFUSE:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import trio
 
 from trionode._errors import ListenError
+from trionode._util.fields import check_argument, integer
 from trionode._util.log import Log
 
 from .interfaces import Listener
@@ -93,7 +94,9 @@ def adopt_listener(descriptor: int) -> trio.SocketListener:
 
     Raises:
         ListenError: it is not that of a listening socket of streams.
+        TypeError, ValueError: it is no number that a descriptor can have.
     """
+    check_argument("descriptor", descriptor, integer(0, 2**31 - 1))
     return _adopted(descriptor, f"descriptor {descriptor}")
 
 

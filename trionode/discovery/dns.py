@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
@@ -21,7 +22,7 @@ import trio
 from trionode._identity.names import NodeName, canonical_host, host_address
 from trionode._node.options import DEFAULT_PORT
 from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
-from trionode._util.fields import SECONDS, check_argument, integer
+from trionode._util.fields import SECONDS, check_argument, check_each, integer, show
 from trionode._util.text import printable
 
 try:
@@ -39,7 +40,7 @@ except ModuleNotFoundError as _exc:
     raise ModuleNotFoundError(_msg, name=_exc.name) from None
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Any
 
@@ -106,6 +107,13 @@ class DNSResolver:
         """
         check_argument("port", port, integer(1, 65535))
         check_argument("timeout", timeout, SECONDS)
+        check_argument("services", services, Mapping[str, str] | None)
+        check_argument("service", service, str)
+        servers = check_each("nameservers", nameservers or (), str)
+        for each in servers:
+            if host_address(each) is None:
+                msg = f"nameservers must be addresses, not {show(each)}"
+                raise ValueError(msg)
         self.services: Mapping[str, str] = dict(services or {})
         for name, domain in self.services.items():
             NodeName(name, "localhost")
@@ -114,12 +122,12 @@ class DNSResolver:
         _question(service.format(name="name", host="host.example"))
         self._timeout = timeout
         try:
-            self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
+            self._resolver = dns.asyncresolver.Resolver(configure=not servers)
         except dns.resolver.NoResolverConfiguration as exc:
             msg = "the system has no name servers (/etc/resolv.conf); give DNSResolver(nameservers=…)"
             raise ResolverError(msg) from exc
-        if nameservers:
-            self._resolver.nameservers = list(nameservers)
+        if servers:
+            self._resolver.nameservers = list(servers)
         self._resolver.port = port
         self._resolver.cache = None
         self._resolver.retry_servfail = False

@@ -24,7 +24,7 @@ import trio
 from trionode._identity.names import NodeName
 from trionode._managers.manager import CertManager
 from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
-from trionode._util.fields import SECONDS, check_argument, integer
+from trionode._util.fields import SECONDS, check_argument, check_each, integer
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import printable, without_password
@@ -115,7 +115,8 @@ class EtcdRegistry:
         if (user is None) != (password is None):
             msg = "user and password go together; give both, or neither"
             raise ValueError(msg)
-        given = [servers] if isinstance(servers, str | Endpoint) else list(servers)
+        given = [servers] if isinstance(servers, str | Endpoint) else check_each("servers", servers, str, Endpoint)
+        check_argument("prefix", prefix, str)
         if not given or not prefix:
             msg = "at least one server and a prefix are needed"
             raise ValueError(msg)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 import msgspec
 import trio
 
+from trionode._credentials.pem import as_path
 from trionode._identity.names import NodeName
 from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
 from trionode._util.decoding import UndecodableError, decode_untrusted
@@ -105,7 +106,7 @@ class LocalRegistry:
             allow_other_files: whether the directory may hold files of others; they are left alone. The default
                 directory may: status sockets are there, too.
         """
-        self.directory: Path = Path(directory) if directory is not None else _default_directory()
+        self.directory: Path = as_path(directory) if directory is not None else _default_directory()
         self._allow_other_files = allow_other_files or directory is None
         self._feed = Feed(self._follow)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
-from trionode._credentials.pem import read_file
+from trionode._credentials.pem import as_path, read_file
 from trionode._errors import CertificateError
 from trionode._identity.names import NodeName
 from trionode._node.options import DEFAULT_PORT
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Collection
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from typing import TypeAlias
 
     from .feed import Publish
@@ -73,7 +73,7 @@ class StaticResolver:
         if isinstance(nodes, Mapping):
             self._entries = _entries(nodes)
         else:
-            self.file = Path(nodes)
+            self.file = as_path(nodes)
 
     def __repr__(self) -> str:
         return f"<StaticResolver of {f'{len(self._entries)} nodes' if self.file is None else self.file}>"

@@ -16,7 +16,6 @@ import socket
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import trio
@@ -31,7 +30,7 @@ from josepy.jwa import ES256
 from josepy.jwk import JWKEC
 
 from trionode._credentials.issuing import general_name
-from trionode._credentials.pem import Secret, parse_certificates, private_key_to_pem, read_file
+from trionode._credentials.pem import Secret, as_path, parse_certificates, private_key_to_pem, read_file
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.names import canonical_host
 from trionode._managers.sources import Credentials
@@ -124,8 +123,8 @@ class ACMESource:
         self._url, self._contact, self._agree = url, tuple(contact), agree_to_terms
         self._shown = without_password(url)
         self._names = tuple(map(canonical_host, names))
-        self._account_file = None if account_key_file is None else Path(account_key_file)
-        self._ca_file = None if ca_file is None else Path(ca_file)
+        self._account_file = None if account_key_file is None else as_path(account_key_file)
+        self._ca_file = None if ca_file is None else as_path(ca_file)
         self._host, self._port, self._seconds = http_host, http_port, order_timeout
         self._schedule = Schedule(self._names[0], renew_after=renew_after, clock=clock, draw=draw)
         self._account_key: ec.EllipticCurvePrivateKey | None = None

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import random
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 import msgspec
@@ -25,7 +24,7 @@ import trio
 
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
-from trionode._credentials.pem import private_key_to_pem, read_file, to_pem
+from trionode._credentials.pem import as_path, private_key_to_pem, read_file, to_pem
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import fingerprint, not_before
 from trionode._identity.names import NodeName, canonical_host
@@ -44,6 +43,7 @@ from ._schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from cryptography import x509
 
@@ -123,7 +123,7 @@ class ESTSource:
         self._server = Server(url, seconds=exchange_timeout)
         self._token = JoinToken.parse(token) if isinstance(token, str) else token
         self._first_pair, self._auth, self._given_roots = key_pair, auth, root_cas
-        self._file = None if state_file is None else Path(state_file)
+        self._file = None if state_file is None else as_path(state_file)
         self._with_lists = revocation_lists
         self._trust_interval, self._clock = trust_interval, clock
         self._schedule = Schedule(self._name, renew_after=renew_after, clock=clock, draw=draw)

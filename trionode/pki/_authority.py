@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, final
 
 from cryptography import x509
@@ -35,7 +34,7 @@ from trionode._credentials.issuing import (
     signing_hash,
 )
 from trionode._credentials.key_pair import KeyPair
-from trionode._credentials.pem import private_key_to_pem, to_pem
+from trionode._credentials.pem import as_path, private_key_to_pem, to_pem
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import extension, fingerprint, is_ca
 from trionode._identity.describe import (
@@ -44,7 +43,7 @@ from trionode._identity.describe import (
     describe_subject,
     describe_time,
 )
-from trionode._util.fields import check_argument, check_each
+from trionode._util.fields import check_argument, check_each, show
 from trionode._util.immutable import HoldsPrivateKey
 
 from ._certificates import GENERATE, KeyType, Wanted, aware, ca_certificate, end_of, key_digits, now_of, revoked_entry
@@ -54,6 +53,7 @@ from ._requests import checked_key, refuse_more_than
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
@@ -223,7 +223,7 @@ class CertificateAuthority(HoldsPrivateKey):
         Raises:
             CertificateError: a file is missing, unreadable or damaged, or they do not fit together; `reason` says how.
         """
-        folder = Path(directory)
+        folder = as_path(directory)
         root_file, intermediate_file, key_file = (folder / n for n in (_CA_FILE, _INTERMEDIATE_FILE, _KEY_FILE))
         root = _only(CAPool.load(root_file).certificates, root_file)
         # `lexists`: a link that leads nowhere is a damaged CA, not one without an intermediate.
@@ -265,7 +265,7 @@ class CertificateAuthority(HoldsPrivateKey):
             ValueError: there is no name, or one is neither a node name nor a host; the validity is empty or a date is
                 naive; the purposes are an empty sequence; the key type is unknown; the common name is empty.
         """
-        key = GENERATE[KeyType(key_type)]()
+        key = GENERATE[_key_type(key_type)]()
         validity = self._validity(lifetime, not_before, not_after)
         leaf = self._leaf(key.public_key(), Wanted(names, extended_key_usage, common_name), validity)
         return KeyPair([leaf, *self._intermediates], key)
@@ -304,6 +304,7 @@ class CertificateAuthority(HoldsPrivateKey):
             CertificateError: see `issue`.
             ValueError: the request is not to be signed, or an argument is not valid; the text says why.
         """
+        check_argument("request", request, x509.CertificateSigningRequest)
         key = checked_key(request)
         wanted = Wanted(names, extended_key_usage, common_name)
         refuse_more_than(request, wanted.sans)
@@ -410,7 +411,7 @@ class CertificateAuthority(HoldsPrivateKey):
             OSError: a file cannot be written.
             ValueError: the password is empty.
         """
-        folder = Path(directory)
+        folder = as_path(directory)
         key = private_key_to_pem(self._key, password)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         files = [(folder / _KEY_FILE, key, PRIVATE)]
@@ -432,7 +433,7 @@ class CertificateAuthority(HoldsPrivateKey):
             OSError: the file cannot be written.
             ValueError: the password is empty.
         """
-        replace_files([(Path(file), private_key_to_pem(self._key, password), PRIVATE)])
+        replace_files([(as_path(file), private_key_to_pem(self._key, password), PRIVATE)])
 
     def _validity(
         self, lifetime: timedelta, not_before: datetime | None, not_after: datetime | None
@@ -474,3 +475,11 @@ def _only(certificates: tuple[x509.Certificate, ...], file: Path) -> x509.Certif
         msg = f"{file} holds {len(certificates)} certificates; a CA's own certificate has to be alone in it"
         raise CertificateError(msg, reason=CertificateReason.CHAIN_ORDER)
     return certificate
+
+
+def _key_type(given: KeyType | str) -> KeyType:
+    try:
+        return KeyType(given)
+    except ValueError:
+        msg = f"key_type must be one of {', '.join(KeyType)}, not {show(given)}"
+        raise ValueError(msg) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, final
@@ -15,7 +16,7 @@ from trionode._identity.names import URI_SCHEME, NodeName, canonical_host, host_
 from trionode._util.fields import check_argument
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from trionode._credentials.pem import PrivateKey
     from trionode._credentials.policy import Clock
@@ -112,6 +113,10 @@ def key_digits(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def subject_name(common_name: str, unit: str | None = None) -> x509.Name:
+    check_argument("common_name", common_name, str)
+    if not common_name:
+        msg = "common_name must have at least one character"
+        raise ValueError(msg)
     cut = common_name.encode()[:_MAX_COMMON_NAME_BYTES].decode(errors="ignore")
     attributes = [x509.NameAttribute(NameOID.COMMON_NAME, cut)]
     if unit is not None:
@@ -127,6 +132,7 @@ def sort_names(names: tuple[str | NodeName, ...]) -> tuple[list[str], list[NodeN
     hosts: dict[str, None] = {}
     nodes: dict[NodeName, None] = {}
     for name in names:
+        check_argument("a certificate's name", name, str | NodeName)
         if isinstance(name, NodeName) or "@" in name:
             node = NodeName.parse(name)
             nodes[node] = hosts[node.host] = None
@@ -140,6 +146,7 @@ def sort_names(names: tuple[str | NodeName, ...]) -> tuple[list[str], list[NodeN
 
 
 def now_of(clock: Clock | None) -> datetime:
+    check_argument("clock", clock, Callable[[], datetime] | None)
     return (datetime.now(UTC) if clock is None else clock().astimezone(UTC)).replace(microsecond=0)
 
 
@@ -152,6 +159,7 @@ def aware(moment: datetime, label: str) -> datetime:
 
 
 def end_of(start: datetime, lifetime: timedelta) -> datetime:
+    check_argument("lifetime", lifetime, timedelta)
     if lifetime <= timedelta(0):
         msg = f"a lifetime is positive, not {lifetime}"
         raise ValueError(msg)

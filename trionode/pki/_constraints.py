@@ -18,6 +18,7 @@ from cryptography import x509
 from trionode._identity.certificate import extension
 from trionode._identity.describe import describe_subject
 from trionode._identity.names import canonical_host, host_address
+from trionode._util.fields import check_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +51,7 @@ def name_constraints(permitted: Iterable[str]) -> x509.NameConstraints | None:
     Raises:
         ValueError: one is none of these, or there is none.
     """
-    texts = list(permitted)
+    texts = list(check_each("permitted", permitted, str))
     if texts == [ANY_NAME]:
         return None
     if not texts or ANY_NAME in texts:

@@ -31,7 +31,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 from cryptography import x509
@@ -39,12 +38,13 @@ from cryptography import x509
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import CRLSet, next_update
 from trionode._credentials.key_pair import KeyPair
-from trionode._credentials.pem import Secret, read_file, to_pem
+from trionode._credentials.pem import Secret, as_path, read_file, to_pem
 from trionode._errors import TrionodeError
 from trionode._identity.certificate import extension, fingerprint, serial_number
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.patterns import is_glob
+from trionode._util.fields import check_argument
 
 from ._authority import CertificateAuthority
 from ._certificates import revoked_entry
@@ -142,7 +142,7 @@ class PKIDirectory:
         Raises:
             CertificateError: see `CertificateAuthority.load`.
         """
-        self._folder = Path(directory)
+        self._folder = as_path(directory)
         self._password = None if password is None else Secret(password)
         self._clock = clock
         self._journal = Journal(self._folder)
@@ -176,7 +176,7 @@ class PKIDirectory:
             OSError: a file could not be written.
             ValueError: an argument is not valid.
         """
-        folder = Path(directory)
+        folder = as_path(directory)
         root = CertificateAuthority.create(
             common_name=common_name, lifetime=lifetime, subordinates=intermediate, clock=clock
         )
@@ -286,6 +286,7 @@ class PKIDirectory:
             OSError: it could not be written.
         """
         wanted, now = checked_names(str(names)), self.now()
+        check_argument("lifetime", lifetime, timedelta)
         if lifetime <= timedelta():
             msg = "the token's lifetime has to be positive"
             raise ValueError(msg)

@@ -15,16 +15,16 @@ import errno
 import os
 import secrets
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.key_pair import KeyPair
-from trionode._credentials.pem import private_key_to_pem, to_pem
+from trionode._credentials.pem import as_path, private_key_to_pem, to_pem
 from trionode._util.fields import check_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from trionode._credentials.crl import CRLSet
     from trionode._credentials.pem import FilePath
@@ -111,5 +111,5 @@ def replace_files(files: Iterable[tuple[Path, bytes, int]]) -> None:
 
 def _target(file: FilePath) -> Path:
     """One path for one file, however it is spelt; a link in the last place stays, because it is what is replaced."""
-    path = Path(file)
+    path = as_path(file)
     return path.parent.resolve() / path.name

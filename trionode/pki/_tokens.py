@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from trionode._identity.names import NodeName, canonical_host
 from trionode._identity.patterns import NamePattern, is_glob
+from trionode._util.fields import check_argument
 from trionode._util.immutable import Immutable
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class JoinToken(Immutable):
         Raises:
             ValueError: it is none; the text is not shown.
         """
+        check_argument("a join token", text, str)
         found = _SYNTAX.fullmatch(text.strip())
         msg = f"this is no join token: those that `trionode pki token` makes begin with {_PREFIX}. and have four parts"
         if found is None:
