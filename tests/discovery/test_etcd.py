@@ -373,7 +373,7 @@ async def test_password(own: EtcdCluster, ca: CertificateAuthority) -> None:
         ("h", {"ttl": 0}, "ttl"),
         ("h", {"timeout": -1}, "timeout"),
         ("h", {"user": "u"}, "together"),
-        ([7], {}, "not a int"),
+        ([7], {}, "one item is 7"),
         ("h", {"cert_manager": None}, "cert_manager"),
     ],
 )

@@ -162,9 +162,9 @@ def test_common_names_are_cut_to_what_rfc_5280_allows(given: str, kept: str) -> 
 @pytest.mark.parametrize("given", ["", "\ud800"])
 def test_an_unusable_common_name_is_refused(given: str) -> None:
     """An empty common name, or one that has no encoding, is a `ValueError`."""
-    with pytest.raises(ValueError, match=r"length|empty|surrogates not allowed"):
+    with pytest.raises(ValueError, match=r"at least one character|surrogates not allowed"):
         CertificateAuthority.create(common_name=given)
-    with pytest.raises(ValueError, match=r"length|empty|surrogates not allowed"):
+    with pytest.raises(ValueError, match=r"at least one character|surrogates not allowed"):
         authority().issue("host.example", common_name=given)
 
 
@@ -368,7 +368,7 @@ def test_p256_is_the_default_and_unknown_key_types_are_refused() -> None:
     key = authority().issue("host.example").private_key
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     assert key.curve.name == "secp256r1"
-    with pytest.raises(ValueError, match="'rsa512' is not a valid KeyType"):
+    with pytest.raises(ValueError, match="key_type must be one of p256"):
         authority().issue("host.example", key_type="rsa512")
     assert set(KeyType) == {"p256", "p384", "ed25519", "rsa2048"}
 
