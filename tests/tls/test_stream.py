@@ -29,6 +29,7 @@ from trionode._errors import (
 )
 from trionode._handshake.accept import accept_tls
 from trionode._handshake.dial import dial_tls
+from trionode._tls import stream as tls_stream
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.handshake import LINGER, client_handshake, server_handshake
 from trionode._tls.session import RECORD_SIZE
@@ -297,6 +298,29 @@ async def test_buffers_are_given_back_between_transfers(party: Party) -> None:
                     before = buffers(stream)
                     stream.relieve()
                     assert buffers(stream) == before
+
+
+async def test_a_stream_that_waits_on_a_socket_gives_them_back(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, where its owner leaves it to it; what comes later is whole."""
+    monkeypatch.setattr(tls_stream, "RELIEF", 0.001)
+    client, server = await tls_pair(party, sockets())
+    server.relieves_itself = True
+    data = random.Random(4).randbytes(100_000)
+    async with client, server:
+        with trio.fail_after(PATIENCE):
+            await server.send_all(b"tickets go before it")
+            await receive_exactly(client, 20)
+            for _ in range(2):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(client.send_all, data)
+                    assert await receive_exactly(server, len(data)) == data
+                assert server.swollen
+                before = buffers(server)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(receive_exactly, server, 5)
+                    while set(before) & set(buffers(server)):  # noqa: ASYNC110 -- nothing tells
+                        await trio.sleep(0.001)
+                    await client.send_all(b"again")
 
 
 async def test_buffers_with_something_in_them_are_kept(party: Party) -> None:

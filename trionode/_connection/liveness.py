@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode import _protocol as wire
+from trionode._tls.stream import RELIEF
 from trionode._transport.interfaces import Watched
 from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.waiter import Waiter
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Scheduler ticks that a peer's answer, which may have arrived already, gets to be read.
 _LAST_CHANCE_TICKS: Final = 3
-#: How long after they were seen to be large buffers are given back. It takes a tenth of a millisecond. Seconds.
-_RELIEF: Final = 1.0
 
 
 @interrupted_at_checkpoints
@@ -99,7 +98,7 @@ class Liveness:
             False where there was no sign of life; True where there was, and once the connection ends.
         """
         if self._swollen:
-            with trio.CancelScope(deadline=trio.current_time() + _RELIEF) as self._nap:
+            with trio.CancelScope(deadline=trio.current_time() + RELIEF) as self._nap:
                 await self._waiter.wait()
             self._relieve()
             return True

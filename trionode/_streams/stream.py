@@ -27,6 +27,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, stream: SessionStream) -> None:
         self._session_stream = stream
+        stream.relieves_itself = True
         # Why this side has ended it under the hands of its user.
         self._broken_off: PeerUnverifiedError | None = None
 

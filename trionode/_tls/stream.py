@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from .contexts import Publishes, TLSContexts
 
+#: How long after they were seen to be large OpenSSL's buffers are given back. It takes a tenth of a millisecond.
+#: Seconds.
+RELIEF: Final = 1.0
 #: How long a close_notify may take that the transport does not accept at once. Seconds.
 FAREWELL: Final = 0.01
 
@@ -65,6 +68,8 @@ class SessionStream(trio.abc.HalfCloseableStream):
         session: the TLS session, which knows what was negotiated.
         publisher: what published the contexts; None where they were published nowhere.
         bytes_taken: ciphertext that the transport has taken so far.
+        relieves_itself: whether it gives back what OpenSSL's buffers have grown to while it waits for the peer, on a
+            socket; else its owner calls `relieve`.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class SessionStream(trio.abc.HalfCloseableStream):
         self.peer_address: Address | None = session.errors.address
         self.publisher: Publishes | None = contexts.publisher
         self.bytes_taken: int = 0
+        self.relieves_itself: bool = False
         self._socket = socket_of(transport)
         self._unsent = b""
         # Whether the last read was all that there was: then it is waited first.
@@ -331,15 +337,24 @@ class SessionStream(trio.abc.HalfCloseableStream):
         return pieces
 
     async def _read_ciphertext(self) -> None:
-        if self._socket is not None and self._read_all:
-            ciphertext: Buffer = await wait_and_read(self._socket)
-        else:
-            ciphertext = await self.transport_stream.receive_some(READ_SIZE)
+        ciphertext: Buffer | None = None
+        if self.relieves_itself and self.session.swollen and self._socket is not None:
+            with trio.move_on_after(RELIEF):  # cancelling loses nothing: it is a socket
+                ciphertext = await self._read()
+            if ciphertext is None:
+                self.relieve()
+        if ciphertext is None:
+            ciphertext = await self._read()
         self._read_all = len(ciphertext) < READ_SIZE
         if ciphertext:
             self.session.feed(ciphertext)
         else:
             self.session.feed_eof()
+
+    async def _read(self) -> Buffer:
+        if self._socket is not None and self._read_all:
+            return await wait_and_read(self._socket)
+        return await self.transport_stream.receive_some(READ_SIZE)
 
     async def _flush_alert(self) -> None:
         if self._sending or self._send_broken or self._closed:
