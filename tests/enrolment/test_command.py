@@ -47,6 +47,7 @@ def test_from_an_empty_directory_to_a_cluster(trionode_command: Command, tmp_pat
         node = (BETA, *joining, "--service", "echo", "--listen", "127.0.0.1:0")
         with serve(tmp_path, *node) as beta:
             token = run("pki", "token", ALPHA).out.strip()
+            run("join", url, "--token", token, "--pki", "token/mine").is_one_line("cannot write", status=3)
             said = run("join", url, "--token", token, "--pki", "mine")
             assert (said.status, "mine/alpha@localhost.pem" in said.out) == (0, True)
             folder = tmp_path / "mine"

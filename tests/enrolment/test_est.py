@@ -216,8 +216,13 @@ async def test_what_was_issued_is_kept_whatever_fails_next(est: Service, tmp_pat
 
 
 async def test_a_state_file_that_cannot_be_written(est: Service, tmp_path: Path) -> None:
-    """Costs a restart, not the certificate: that is given first, and the trouble with the next reading."""
-    source = est.source(NAME, state_file=tmp_path / "alpha.json")
+    """Costs no token; later a restart, not the certificate: that is given first, the trouble with the next reading."""
+    token = est.ca.make_token(NAME)
+    for place in ("missing/alpha.json", "file/alpha.json"):
+        (tmp_path / "file").touch()
+        with pytest.raises(FileNotFoundError):
+            await est.source(NAME, state_file=tmp_path / place, token=token).read()
+    source = est.source(NAME, state_file=tmp_path / "alpha.json", token=token)
     first = await source.read()
     (tmp_path / "alpha.json").unlink()
     (tmp_path / "alpha.json").mkdir()

@@ -225,6 +225,21 @@ def test_certificates_that_do_not_renew(ca: PKIDirectory, clock: Clock, tmp_path
     refused(RequestRefusal.UNKNOWN, ca.renew, request(), leaf)
 
 
+def test_a_list_of_denied_names_that_cannot_be_read(ca: PKIDirectory, tmp_path: Path) -> None:
+    """Issues nothing, rather than to those who are meant; it says which line it is."""
+    leaf = ca.enrol(request(), ca.make_token("alpha@localhost"))[0]
+    for line in ("alpha@localhost,", "alpha beta", "@localhost", "alpha@local host"):
+        (tmp_path / "pki/denied").write_text(f"# those that get none\n{line}\n")
+        with pytest.raises(CertificateError, match=r"line 2 of .*denied is neither a name, a glob"):
+            ca.renew(request(), leaf)
+        with pytest.raises(CertificateError, match="not known who is denied"):
+            ca.enrol(request(), ca.make_token("beta@localhost"))
+    number = f"{leaf.serial_number:040X}"
+    (tmp_path / "pki/denied").write_text(":".join(number[at : at + 2] for at in range(0, 40, 2)))
+    refused(RequestRefusal.DENIED, ca.renew, request(), leaf)
+    assert ca.enrol(request(), ca.make_token("alpha@localhost"))
+
+
 def test_what_was_revoked_does_not_renew(ca: PKIDirectory) -> None:
     """At once, whether the list was signed or not; and renews again when it was a mistake."""
     leaf = ca.enrol(request(), ca.make_token("alpha@localhost"))[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -240,9 +242,15 @@ def join(
                     f"{file} is there already, and is not overwritten without --force; or name another --pki directory"
                 )
                 raise Trouble(msg, ExitStatus.FILES)
+    try:
+        # Before the token is spent on files that cannot be written.
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+    except OSError as exc:
+        raise unreadable(exc, f"write {cert}") from None
     found = source_of(url, wanted, parsed, None, with_lists=False).read_now()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if found.root_cas is not None:
             write_ca_pool(found.root_cas, ca)
         write_key_pair(found.key_pair, cert, key)

@@ -15,6 +15,8 @@ of those before is not taken in their place but beside them.
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, final
@@ -321,6 +323,10 @@ def _has(pool: CAPool | None, wanted: str) -> bool:
 
 def _read_state(file: Path) -> tuple[KeyPair, CAPool | None] | None:
     if not file.exists():
+        # Before a token is spent on what cannot be kept.
+        if not os.access(file.parent, os.W_OK | os.X_OK):
+            number = errno.EACCES if file.parent.is_dir() else errno.ENOENT
+            raise OSError(number, os.strerror(number), str(file))
         return None
     try:
         kept = decode_untrusted(_DECODER, read_file(file, kind="state file").data)

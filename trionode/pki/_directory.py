@@ -25,6 +25,7 @@ what makes each change whole or absent.
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 from contextlib import suppress
@@ -39,7 +40,7 @@ from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import CRLSet, next_update
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import Secret, as_path, read_file, to_pem
-from trionode._errors import TrionodeError
+from trionode._errors import CertificateError, CertificateReason, TrionodeError
 from trionode._identity.certificate import extension, fingerprint, serial_number
 from trionode._identity.describe import describe
 from trionode._identity.names import NodeName, canonical_host
@@ -75,6 +76,9 @@ _NEXT: Final = "next"
 _MAKING: Final = "next.tmp"
 #: By which it is noticed that the CA in the directory is another one.
 _WATCHED: Final = (CA_FILE, "ca.key", "intermediate.pem", _OLD_FILE, f"{_NEXT}/{CA_FILE}")
+
+#: A serial number as OpenSSL prints it, longer than an IPv6 address; without colons it might be a host.
+_SERIAL: Final = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){8,}")
 
 #: A certificate's serial number is drawn again where it is taken: which means that chance is broken.
 _DRAWS: Final = 3
@@ -449,12 +453,21 @@ class PKIDirectory:
         file = self._folder / DENIED_FILE
         if not file.exists():
             return
-        for line in read_file(file, kind="list of denied names").data.decode(errors="replace").splitlines():
+        lines = read_file(file, kind="list of denied names").data.decode(errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
             text = line.partition("#")[0].strip()
             if not text:
                 continue
             same_serial = serial is not None and text.lower().replace(":", "").lstrip("0") == serial.lstrip("0")
-            if same_serial or any(_denies(text, each) for each in names):
+            try:
+                denied = same_serial or any(_denies(text, each) for each in names)
+            except ValueError as exc:
+                msg = (
+                    f"line {number} of {file} is neither a name, a glob, a host nor a serial number ({exc}), so it is "
+                    "not known who is denied. Correct it; nothing is issued until then"
+                )
+                raise CertificateError(msg, reason=CertificateReason.UNREADABLE) from None
+            if denied:
                 msg = f"{', '.join(map(str, names))} gets no certificate: {text} is on the CA's list of denied names"
                 raise RequestRefusedError(msg, reason=RequestRefusal.DENIED)
 
@@ -733,9 +746,12 @@ def _name(text: str | NodeName, reason: RequestRefusal) -> NodeName | str:
 
 
 def _denies(pattern: str, name: NodeName | str) -> bool:
-    """Whether a line is about a name; one with a host alone is about its nodes, too."""
-    try:
-        denied = checked_names(pattern)
-    except ValueError:
+    """Whether a line is about a name; one with a host alone is about its nodes, too.
+
+    Raises:
+        ValueError: it is about nothing.
+    """
+    if _SERIAL.fullmatch(pattern):
         return False
+    denied = checked_names(pattern)
     return names_match(denied, name) or (isinstance(name, NodeName) and denied == name.host)
