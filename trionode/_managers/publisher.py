@@ -428,7 +428,14 @@ class Publisher:
         check_argument("key_pair", key_pair, KeyPair)
         with self._ownership.locked():
             wanted = check_each("names", names, str, NodeName) or tuple(self._names)
-            return examine(key_pair, self.policy, names=wanted, as_server=self._presented_to_clients)
+            current = self.channel.current
+            return examine(
+                key_pair,
+                self.policy,
+                names=wanted,
+                as_server=self._presented_to_clients,
+                contexts=current if current.key_pair is key_pair else None,
+            )
 
     def check_after(self, change: Callable[[TLSPolicy], TLSPolicy], key_pair: KeyPair) -> list[Finding]:
         """The errors of a key pair under another policy that it has not under the present one.
