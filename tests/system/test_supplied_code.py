@@ -189,28 +189,37 @@ class Trapped(Hidden):
                 self.trap()
                 return await self.accept()
             return stream
-        return Stream(self.trap, await self.inner.accept())
+        return Stream(self.trap, await self.inner.accept(), self.what)
 
     def close(self) -> None:
         """Stop listening."""
         self.inner.close()
+        if self.what == "close":
+            self.trap()
 
 
 class Stream(trio.abc.HalfCloseableStream):
-    """Whose address is trouble."""
+    """One of whose parts is trouble."""
 
-    def __init__(self, trap: Trap, inner: trio.SocketStream) -> None:
+    def __init__(self, trap: Trap, inner: Any, what: str) -> None:
         self.trap = trap
         self.inner = inner
+        self.what = what
+
+    def spring(self, what: str) -> None:
+        """Raise, where this is what is to fail."""
+        if what == self.what:
+            self.trap()
 
     @property
     def peer_address(self) -> tuple[str, int]:
-        """Fail."""
-        self.trap()
+        """Fail, or say something."""
+        self.spring("address")
         return HOST, 1
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Pass it on."""
+        self.spring("send_all")
         await self.inner.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -221,13 +230,25 @@ class Stream(trio.abc.HalfCloseableStream):
         """Pass it on."""
         await self.inner.send_eof()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Pass it on."""
-        return await self.inner.receive_some(max_bytes)
+    async def receive_some(self, max_bytes: int | None = None) -> Any:
+        """Pass it on; or give what is nothing of the kind."""
+        received = await self.inner.receive_some(max_bytes)
+        self.spring("receive_some")
+        if self.what == "receive_some, nonsense":
+            with suppress(HostileError):
+                self.trap()
+                return received
+            return "text"
+        return received
 
     async def aclose(self) -> None:
         """Pass it on."""
         await self.inner.aclose()
+        self.spring("aclose")
+
+
+#: What a transport's stream has that may fail.
+STREAMS: Final = ("address", "send_all", "receive_some", "receive_some, nonsense", "aclose")
 
 
 class Carrier:
@@ -246,7 +267,7 @@ class Carrier:
         """Connect."""
         if self.what == "connect":
             self.trap()
-        return await TCP.connect(host, port)
+        return Stream(self.trap, await TCP.connect(host, port), self.what)
 
 
 class Handler(logging.Handler):
@@ -278,7 +299,8 @@ def kinds(trap: Trap) -> dict[str, Supplied]:
 
     finders = {what: Supplied({"resolver": Finder(trap, what)}) for what in ("resolve", "watch", "names", "register")}
     carriers = {
-        f"transport.{what}": Supplied({"transport": Carrier(trap, what)}) for what in ("connect", "accept", "address")
+        f"transport.{what}": Supplied({"transport": Carrier(trap, what)})
+        for what in ("connect", "accept", "close", *STREAMS)
     }
     sources = {
         f"source.{what}": Supplied(source=partial(Rotating, trap, what=what)) for what in ("read", "wait_changed")
@@ -374,22 +396,24 @@ async def test_it_costs_no_node(
                     if kind == "allow":
                         with suppress(Exception):
                             await nodes[ALPHA if side == BETA else BETA].call(side, "guarded", b"")
-                    if trap.sprung:
+                    if trap.sprung or kind == "transport.close":
                         break
                     await trio.sleep(0.01)
-                assert trap.sprung
+                assert trap.sprung or kind == "transport.close"
                 await trio.sleep(0.03)
-                trap.armed = False
+                trap.armed = kind == "transport.close"  # to fail at the end
                 await trio.sleep(0.15 if kind == "transport.accept" else 0)
                 await works(alpha, BETA)
                 await works(beta, ALPHA)
                 assert alpha.statistics().open
                 assert beta.statistics().open
                 assert len(alpha.connectors) == len(beta.connectors) == 1
+                await nodes[side].drain()
+            assert trap.sprung
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("kind", ["clock", "log handler", "log filter", "accept", "address"])
+@pytest.mark.parametrize("kind", ["clock", "log handler", "log filter", "accept", "close", *STREAMS])
 async def test_it_costs_no_server(kind: str, manager: ManagerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of streams: `serve_tls` and its kin."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
@@ -409,7 +433,7 @@ async def test_it_costs_no_server(kind: str, manager: ManagerFactory, monkeypatc
     with trio.fail_after(20):
         listener = TCPListener((await open_listeners(HOST, 0))[0])
         port = listener.address[1]
-        given = Trapped(trap, listener, kind) if kind in ("accept", "address") else listener
+        given = Trapped(trap, listener, kind) if kind in ("accept", "close", *STREAMS) else listener
         async with logging_by(kind, trap), trio.open_nursery() as nursery:
             await nursery.start(partial(serve_tls_listeners, talk, [given], cert_manager=certs))
             await works()
@@ -421,13 +445,14 @@ async def test_it_costs_no_server(kind: str, manager: ManagerFactory, monkeypatc
                     await stranger.send_all(b"no TLS")
                     with suppress(trio.BrokenResourceError):
                         await stranger.receive_some()
-                if trap.sprung:
+                if trap.sprung or kind == "close":
                     break
                 await trio.sleep(0.01)
-            assert trap.sprung
-            trap.armed = False
+            assert trap.sprung or kind == "close"
+            trap.armed = kind == "close"  # to fail at the end
             await works()
             nursery.cancel_scope.cancel()
+    assert trap.sprung
 
 
 class StopError(BaseException):

@@ -291,9 +291,7 @@ class ConnectionCore:
                     # be started in it from here on.
                     self._nursery = None
         except* Exception as crash:  # noqa: BLE001 -- logged in full
-            # A bug of ours, not a peer's doing; still, one connection must not end the node.
-            _log.exception("the connection to %s crashed", self.peer.name, connection=self)
-            self.fail(crash)
+            self._crashed(crash)
         finally:
             self.end(EndReason.SHUTTING_DOWN)
             try:
@@ -344,6 +342,15 @@ class ConnectionCore:
             error: what; the `error` of its end.
         """
         self.end(EndReason.LOST, error)
+
+    def _crashed(self, crash: Exception) -> None:
+        """Something of ours, or of the application's transport, raised what it should not: it ends this connection.
+
+        Its tasks come here by themselves. Trio shows what passes a nursery, and fails where that cannot be shown.
+        """
+        _log.exception("the connection to %s crashed", self.peer.name, connection=self)
+        self.fail(crash)
+        self.cancel()
 
     def distrust(self, error: PeerUnverifiedError) -> None:
         """As `end()`: its peer is no longer trusted. Where it has ended before, what still runs for the peer is ended.
@@ -486,6 +493,9 @@ class ConnectionCore:
             # Receiving may still work, and say why (an alert, a GOODBYE): leave the verdict to the reader, for a while.
             await trio.sleep(CLOSE_GRACE)
             self.end(EndReason.LOST, exc)
+        except Exception as crash:  # noqa: BLE001 -- logged in full
+            self._crashed(crash)
+            return
         else:
             assert self.ended is not None
             if self.ended.reason is not EndReason.CLOSED_BY_PEER:
@@ -511,6 +521,9 @@ class ConnectionCore:
                     pass
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self.end(EndReason.LOST, exc)
+        except Exception as crash:  # noqa: BLE001 -- logged in full
+            self._crashed(crash)
+            return
         else:
             msg = f"{self.peer.name} ended the connection without a goodbye"
             self.end(EndReason.LOST, trio.BrokenResourceError(msg))

@@ -20,7 +20,7 @@ import trio
 from trionode._errors import HandshakeError, HandshakeReason, UnverifiedReason
 from trionode._transport.interfaces import accept_forever
 from trionode._transport.sockets import address_of
-from trionode._util.contained import contained
+from trionode._util.contained import contained, containing
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
 from trionode._util.text import Address, place
@@ -210,7 +210,8 @@ class AcceptLoop:
         """Close the listeners. Idempotent."""
         self._closed = True
         for listener in self._listeners:
-            listener.close()
+            close = containing(listener.close, _log, f"closing {self._where}", acceptor=self._where)
+            close()
 
     def _report(self, error: HandshakeError) -> None:
         """Log a failed handshake; a flood of them is summarised."""

@@ -10,7 +10,7 @@ a service manager has another, it is theirs to accept.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -20,6 +20,8 @@ from trionode._errors import HandshakeError
 from trionode._handshake.acceptor import AcceptLoop
 from trionode._transport.given import close_given, opened
 from trionode._transport.tcp import TCP
+from trionode._util.contained import containing
+from trionode._util.log import Log
 
 from .acceptor_plan import acceptor_plans
 from .events import AcceptorDown, AcceptorUp, Side
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
     from .acceptor_plan import AcceptorPlan
     from .runtime import Runtime
+
+
+_log: Final = Log("trionode.node")
 
 
 @final
@@ -67,7 +72,8 @@ class Acceptors:
         """Own the listeners that the program has given, from here on: the runtime's `uses` closes them."""
         for plan in self.plans:
             for given in plan.listeners:
-                self._runtime.uses.callback(close_given, given)
+                close = containing(close_given, _log, "closing a listener", node=self._runtime.name)
+                self._runtime.uses.callback(close, given)
 
     async def open(self) -> None:
         """Listen; the runtime's `uses` closes what was opened.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import trio
 
 from trionode._transport.interfaces import Listener
+from trionode._util.contained import contained
 from trionode._util.fields import Items, Rule, check_argument
+from trionode._util.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_log: Final = Log("trionode.acceptor")
 
 #: Trio's own listeners, or those of a `Transport`.
 AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream] | Listener
@@ -46,10 +51,14 @@ def _is_listener(given: object) -> bool:
 
 
 async def close_all(listeners: Sequence[AnyListener]) -> None:
-    """Close listeners of any kind, cancelled or not."""
+    """Close listeners of any kind, cancelled or not; one that fails at it leaves none of the others open."""
     with trio.CancelScope(shield=True):  # a cancellation from outside would come out after the first
         for listener in listeners:
-            if isinstance(listener, trio.abc.Listener):
-                await trio.aclose_forcefully(listener)
-            else:
-                listener.close()
+            await contained(partial(_close, listener), _log, "closing a listener")
+
+
+async def _close(listener: AnyListener) -> None:
+    if isinstance(listener, trio.abc.Listener):
+        await trio.aclose_forcefully(listener)
+    else:
+        listener.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -15,6 +16,7 @@ from trionode._managers.trust import StrandedPeers
 from trionode._node.events import Side
 from trionode._transport.interfaces import accept_patiently
 from trionode._transport.sockets import address_of
+from trionode._util.contained import contained
 from trionode._util.fields import check_argument, show
 from trionode._util.functions import may_be_async
 from trionode._util.log import Log
@@ -157,8 +159,12 @@ class TLSServer:
         try:
             stream = await self._shake_hands(transport, where)
             if stream is not None:
-                async with stream:
+                try:
+                    await trio.lowlevel.checkpoint()
                     await self._run_handler(stream, handlers)
+                finally:
+                    # What its transport raises is no matter of the handler's, nor of the server's.
+                    await contained(stream.aclose, _log, "closing a stream")  # noqa: ASYNC102 -- closes, cancelled too
         finally:
             self._release()
 
@@ -167,7 +173,8 @@ class TLSServer:
 
         def end(error: PeerUnverifiedError) -> None:
             if not break_off(stream, error):
-                handlers.start_soon(trio.aclose_forcefully, stream)
+                close = partial(trio.aclose_forcefully, stream)
+                handlers.start_soon(contained, close, _log, "closing a stream")
 
         manager = self.managers.manager(stream.server_name)
         assert manager is not None  # its contexts were taken
