@@ -796,3 +796,14 @@ async def test_a_server_that_is_not_ours(tmp_path: Path) -> None:
         "simplereenroll",
     ]
     assert [bool(said) for _, said in seen] == [False, False, True, False, False, False]
+
+
+async def test_lists_are_fetched_before_they_end(tmp_path: Path) -> None:
+    """However short they last, and however seldom the source would look by itself."""
+    async with serving_est(tmp_path / "pki", crl_lifetime=timedelta(minutes=30)) as est:
+        source = est.source(NAME, revocation_lists=True)
+        for _ in range(60):
+            found = await source.read()
+            assert found.crls is not None
+            assert min(each.next_update_utc for each in found.crls if each.next_update_utc) > est.clock.now
+            est.clock.forward(timedelta(minutes=3))

@@ -273,9 +273,10 @@ def test_revoking_what_programs_keep_to_themselves(ca: PKIDirectory, clock: Cloc
 
 
 def test_lists_are_refreshed_before_they_end(ca: PKIDirectory, clock: Clock) -> None:
-    """At half of their lifetime, and at once where something was revoked."""
+    """At half of their lifetime, and at once where something was revoked; what would last for longer, at once, too."""
     week = timedelta(days=7)
     first = ca.refresh_lists(lifetime=week)
+    assert next_update(first.lists[0]) == clock.now + week
     clock.now += timedelta(days=3)
     assert ca.refresh_lists(lifetime=week) == first
     leaf = ca.enrol(request(), ca.make_token("alpha@localhost"))[0]

@@ -25,6 +25,7 @@ import msgspec
 import trio
 
 from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import next_update
 from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import as_path, private_key_to_pem, read_file, to_pem
 from trionode._errors import CertificateError, CertificateReason
@@ -111,7 +112,7 @@ class ESTSource:
             revocation_lists: whether to fetch `/ca.crl` of the server (`serve_est` has it) and hand it to the manager.
             renew_after: at which share of the lifetime to renew, at the latest; up to a tenth earlier, at random.
             trust_interval: how often to look whether the CAs have changed, and the lists; at least thrice in the
-                certificate's lifetime. Seconds.
+                lifetimes of certificate and lists. Seconds.
             exchange_timeout: how long the server may take to answer. Seconds.
             clock: source of "now" (aware); by default the machine's clock.
             draw: a random number from 0 to 1.
@@ -208,8 +209,11 @@ class ESTSource:
         return Credentials(key_pair=pair, client_cas=self._roots, root_cas=self._roots, crls=self._lists)
 
     def _trust_due_after(self) -> timedelta:
-        third = max(self._schedule.left() / 3, timedelta(seconds=1))
-        return min(timedelta(seconds=self._trust_interval), third)
+        """A third of what is left of the certificate, or of a list that ends before it and has not yet."""
+        now = self._schedule.now()
+        lists = [next_update(each) - now for each in self._lists or () if next_update(each) > now]
+        left = min([self._schedule.left(), *lists])
+        return min(timedelta(seconds=self._trust_interval), max(left / 3, timedelta(seconds=1)))
 
     # Asking
 

@@ -592,7 +592,10 @@ class PKIDirectory:
         return CertificateAuthority(root, key, clock=self._clock).revocation_list(lifetime=_rest(signs, self.now()))
 
     def refresh_lists(self, *, lifetime: timedelta = timedelta(days=7)) -> CRLSet:
-        """The lists; signed anew where less than half of `lifetime` is left, or they lack what the journal has.
+        """The lists; signed anew where less than half of `lifetime` is left or more than that, or something is missing.
+
+        So a service bounds for how long an old list may be held out to a verifier. What is missing is what the journal
+        has, a revocation that was noted and not signed.
 
         Args:
             lifetime: see `sign_lists`.
@@ -612,7 +615,7 @@ class PKIDirectory:
                     if each.issuer == _key_identifier(signs.issuer)
                 }
             listed = {each.serial_number for crl in ours for each in crl}
-            if ours and revoked <= listed and max(map(next_update, ours)) - self.now() > lifetime / 2:
+            if ours and revoked <= listed and lifetime / 2 < max(map(next_update, ours)) - self.now() <= lifetime:
                 return lists
         return self.sign_lists(lifetime=lifetime)
 
