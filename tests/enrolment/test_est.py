@@ -237,15 +237,42 @@ async def test_a_state_file_that_cannot_be_written(est: Service, tmp_path: Path)
     assert scope.cancelled_caught
 
 
-async def test_a_new_token_counts_for_more_than_an_old_state_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("away", [timedelta(hours=1), DAY * 2])
+async def test_a_new_token_counts_for_more_than_an_old_state_file(away: timedelta, tmp_path: Path) -> None:
     """The CA was made anew while the program was away: the token says which one is trusted."""
     file = tmp_path / "alpha.json"
     async with serving_est(tmp_path / "old") as old:
         await old.source(NAME, state_file=file).read()
+        used = old.ca.make_token(NAME)
+        await old.source(NAME, token=used).read()
     async with serving_est(tmp_path / "new") as new:
-        new.clock.forward(DAY * 2)
-        found = await new.source(NAME, state_file=file).read()
+        new.clock.forward(away)
+        stale = ESTSource(new.url, NAME, token=used, state_file=file, clock=new.clock)
+        if away < DAY:
+            assert (await stale.read()).root_cas == old.ca.roots  # what is kept is good, until it ends
+        await fails(stale, EnrolmentReason.UNTRUSTED)
+        source = new.source(NAME, state_file=file)
+        found = await source.read()
         assert found.root_cas == new.ca.roots
+        assert await source.read() == found
+        assert len(new.journal("issued")) == 1
+        assert (await ESTSource(new.url, NAME, state_file=file, clock=new.clock).read()).key_pair == found.key_pair
+
+
+async def test_a_used_token_of_a_ca_that_has_gone_is_of_no_account(est: Service, tmp_path: Path) -> None:
+    """It stays where it was, with each restart; what is in the state file counts."""
+    file, token = tmp_path / "alpha.json", est.ca.make_token(NAME)
+    first = await est.source(NAME, token=token, state_file=file).read()
+    est.ca.begin_roll_over()
+    est.clock.forward(DAY * 0.35)
+    assert len((await est.source(NAME, token=token, state_file=file).read()).root_cas or ()) == 2
+    est.ca.switch()
+    await trio.sleep(1.2)  # the service looks at its directory once a second
+    est.ca.retire()
+    est.clock.forward(DAY * 0.35)
+    last = await est.source(NAME, token=token, state_file=file).read()
+    assert last.root_cas == est.ca.roots
+    assert last.key_pair != first.key_pair
 
 
 async def test_a_node_at_an_ipv6_address(est: Service) -> None:

@@ -136,6 +136,7 @@ class ESTSource:
         self._given: Credentials | None = None
         self._presents: CertAuthManager | None = None
         self._wanted: Wanted | None = None
+        self._anew = False
         self._loaded = self._file is None
         self._lock = trio.Lock()
 
@@ -158,7 +159,8 @@ class ESTSource:
             except (EnrolmentError, OSError) as exc:
                 self._schedule.failed(exc)
                 current = self._current()
-                if current is None or current == self._given:
+                of_no_use = self._given is None and not self._schedule.left()  # there is none, or it has ended
+                if current is None or of_no_use or current == self._given:
                     if isinstance(exc, OSError):
                         raise
                     raise self._schedule.told(exc) from exc
@@ -222,9 +224,19 @@ class ESTSource:
         if not renewing and self._trust_at is not None and now < self._trust_at:
             return
         token = self._token
-        if token is not None and not _has(self._roots, token.ca_fingerprint):
-            # A state file may be of a CA that has gone since: the token says which one is trusted.
+        if token is not None and self._roots is None:
             self._roots = await self._first_contact(token)
+        try:
+            await self._ask(now, renewing=renewing)
+        except EnrolmentError as exc:
+            if exc.reason is not EnrolmentReason.UNTRUSTED or token is None or _has(self._roots, token.ca_fingerprint):
+                raise
+            # The state file is of a CA that has gone since: the token says which one is trusted.
+            self._roots, self._anew = await self._first_contact(token), True
+            await self._ask(now, renewing=True)
+        self._anew = False
+
+    async def _ask(self, now: datetime, *, renewing: bool) -> None:
         async with self._server.exchange(self._manager()) as exchange:
             found = await exchange.ca_certificates()
             self._follow_roots(roots_in(found))
@@ -258,7 +270,7 @@ class ESTSource:
         return manager
 
     def _usable_pair(self) -> KeyPair | None:
-        for pair in (self._schedule.pair, self._first_pair):
+        for pair in (None if self._anew else self._schedule.pair, self._first_pair):
             if self._schedule.is_usable(pair):
                 return pair
         return None
@@ -311,7 +323,6 @@ class ESTSource:
         if kept is not None:
             pair, self._roots = kept
             self._schedule.take(pair, not_before(pair.certificate))
-            self._token = None if self._usable_pair() is not None else self._token
         self._loaded = True
 
     async def _save(self) -> None:
