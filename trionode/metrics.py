@@ -20,6 +20,7 @@ handshakes would have to report to it one by one.
 
 from __future__ import annotations
 
+import errno
 import socket
 from functools import partial
 from http import HTTPStatus
@@ -250,7 +251,8 @@ async def serve_metrics(
             # In a thread because it resolves the host; it is not left behind when this is cancelled.
             server, thread = await trio.to_thread.run_sync(partial(_start_server, port, host, pages))
         except OSError as exc:
-            msg = f"cannot serve metrics on {host} port {port}: {exc}. Is something else listening there?"
+            remedy = "Is something else listening there?" if exc.errno == errno.EADDRINUSE else "Is it this machine's?"
+            msg = f"cannot serve metrics on {host} port {port}: {exc}. {remedy}"
             raise ListenError(msg, address=(host, port), tried=[(host, port)]) from exc
 
         def stop() -> None:

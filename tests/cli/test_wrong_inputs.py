@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from conftest import Said
 
-USAGE, FILES, NETWORK, FOUND = 2, 3, 4, 1
+USAGE, FILES, NETWORK, FOUND, REFUSED = 2, 3, 4, 1, 5
 
 ALPHA = "--cert alpha.pem --key alpha.key --ca ca.pem"
 
@@ -88,7 +88,7 @@ WRONG: dict[str, tuple[int, str]] = {
     "pki token": (USAGE, "Missing argument"),
     "pki serve --pki other": (FILES, "make one with: trionode pki init --pki other"),
     "pki serve --crl-listen no.host.invalid:1": (NETWORK, "(--crl-listen HOST:PORT)"),
-    "pki serve --listen no.host.invalid:1": (NETWORK, "give an address, or 0.0.0.0"),
+    "pki serve --listen no.host.invalid:1": (NETWORK, "ive an address, or 0.0.0.0"),
     "join": (USAGE, "Missing argument"),
     "join https://localhost": (USAGE, "`trionode pki token NAME` makes one"),
     "members": (USAGE, "Give --registry URL"),
@@ -123,6 +123,11 @@ WRONG: dict[str, tuple[int, str]] = {
     "serve --config kind.toml": (USAGE, "has to be a whole number"),
     "serve --config both.toml": (USAGE, "exclude each other"),
     "serve --config bounds.toml": (USAGE, "handshake_timeout"),
+    "serve --config registry.toml": (USAGE, "registry.toml: [network]: 'foo' is no registry"),
+    "serve --config password.toml": (USAGE, "password.toml: [network]: registry etcd://…@localhost"),
+    "serve --config metrics.toml": (USAGE, "'metrics.toml: metrics': '9090' has no port"),
+    f"serve alpha@localhost {ALPHA} --asgi application:app --asgi-listen localhost:x": (USAGE, "'--asgi-listen': 'x'"),
+    "serve alpha@localhost --join https://localhost:1": (REFUSED, "give --token-file: `trionode pki token` makes"),
     # Dialling
     "call": (USAGE, "Missing argument"),
     "call beta@localhost": (USAGE, "Missing argument"),
@@ -167,7 +172,10 @@ FILES_THERE = {
     "typo.toml": b'name = "alpha@localhost"\n[service]\necho = "echo"\n',
     "kind.toml": b'name = "alpha@localhost"\n[[acceptors]]\nport = "many"\n',
     "both.toml": b'name = "alpha@localhost"\npki = "pki"\n[credentials]\ncert = "alpha.pem"\n',
+    "registry.toml": b'name = "alpha@localhost"\npki = "pki"\n[network]\nregistry = "foo"\n',
+    "metrics.toml": b'name = "alpha@localhost"\npki = "pki"\nmetrics = "9090"\n',
     "password.toml": b'name = "alpha@localhost"\npki = "pki"\n[network]\nregistry = "etcd://root:sesame@localhost"\n',
+    "application.py": b"async def app(scope, receive, send): ...\n",
     "bounds.toml": b'name = "alpha@localhost"\npki = "pki"\n[network]\nhandshake_timeout = -1\n',
 }
 
@@ -200,7 +208,7 @@ def test_wrong_input(
     monkeypatch.chdir(files)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(files))
-    if typed.startswith("serve") and status != NETWORK:
+    if typed.startswith("serve") and status not in (NETWORK, REFUSED):
         monkeypatch.setattr("trionode.cli.serve.run", pytest.fail)  # nothing is started
     said = trionode_command(*shlex.split(typed))
     said.is_one_line(words, status=status)

@@ -339,7 +339,8 @@ class _DialersHello:
         if not same_proof(expected, answer.proof):
             raise self._errors.unverified(
                 UnverifiedReason.COOKIE,
-                f"the node {str(name)!r} did not prove that it knows our cookie; give both the same one",
+                f"the node {str(name)!r} did not prove that it knows our cookie; give both the same one in their "
+                "options",
                 certificate=self._stream.peer_certificate,
             )
 

@@ -85,7 +85,8 @@ def find_application(table: ASGITable, base: Path, *, where: str | None, listen:
         msg = f"{where} is no ASGI 3 application, called with scope, receive and send: {show(app)}"
         raise TypeError(msg)
     check_argument("grace", table.grace, DURATION)
-    places = tuple(place_to_listen(text, _DEFAULT_PORT) for text in listen or table.listen)
+    hint = "--asgi-listen" if listen else "listen in [asgi]"
+    places = tuple(place_to_listen(text, _DEFAULT_PORT, hint=hint) for text in listen or table.listen)
     return Application(
         where=where,
         app=app,

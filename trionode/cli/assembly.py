@@ -171,9 +171,8 @@ def assemble(
             acceptors, all_routes = _acceptors(listen, config, handed), _routes(routes, config)
             with _about("[network]"):
                 network = _network(config.network, acceptors, all_routes, cookie_file, base)
-                network = replace(
-                    network, resolver=_registry(config.network, base, registry, registry_password, manager)
-                )
+                resolver = _registry(config.network, base, registry, registry_password, manager)
+                network = replace(network, resolver=resolver)
             with _about("[live_connections]"):
                 live_connections = _live_connections(config.live_connections)
             options = NodeOptions(
@@ -424,7 +423,10 @@ def _registry(
         return None
     if password_file is None and table.registry_password_file is not None:
         password_file = rereadable(base / table.registry_password_file)
-    return registry_of(table.registry, lambda: manager, password_file, base=base)
+    try:
+        return registry_of(table.registry, lambda: manager, password_file, base=base)
+    except Trouble as exc:
+        raise ValueError(exc.message.replace("--registry-password-file", "registry_password_file")) from None
 
 
 def _live_connections(table: LiveConnectionsTable) -> LiveConnections:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from trionode.health import Health
 
 
-def place_of_pages(text: str | None) -> tuple[str, int] | None:
+def place_of_pages(text: str | None, *, hint: str = "--metrics") -> tuple[str, int] | None:
     """Where they are to be served, if they are.
 
     Args:
         text: HOST:PORT; `*` for all interfaces.
+        hint: where that was given.
 
     Raises:
         click.BadParameter: it is not.
@@ -29,7 +30,7 @@ def place_of_pages(text: str | None) -> tuple[str, int] | None:
     """
     if text is None:
         return None
-    host, port = place_to_listen(text, hint="--metrics")
+    host, port = place_to_listen(text, hint=hint)
     try:
         import trionode.metrics  # noqa: F401 -- whether it is there
     except ModuleNotFoundError as exc:

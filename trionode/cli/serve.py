@@ -220,7 +220,7 @@ def serve(
     )
     log_to_stderr(config.log_level)
     with_status = config.status if status is None else status
-    pages = place_of_pages(metrics or config.metrics)
+    pages = place_of_pages(metrics or config.metrics, hint="--metrics" if metrics else f"{config_file}: metrics")
     told = partial(_serve, plan, pages=pages, with_status=with_status, with_health=with_health, as_json=as_json)
     return run(told)
 

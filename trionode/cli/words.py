@@ -44,7 +44,8 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
         "Give 0.0.0.0 (or [::]) as its host to listen on all interfaces, or an address",
     ),
     (r"or host='0\.0\.0\.0' \(or '::'\) for all that it has", "or 0.0.0.0 (or [::]) for all that it has"),
-    (r"give an address, or host='0\.0\.0\.0'", "give an address, or 0.0.0.0"),
+    (r"([Gg]ive an address), or host='0\.0\.0\.0'", r"\1, or 0.0.0.0"),
+    (r"or open the node under a name that it covers", "or give the node a name that it covers (--as)"),
     (
         r"Choose another port, widen port_range, or port=0 for any free one",
         "Choose another port, or 0 for any free one",
@@ -60,6 +61,11 @@ ROWS: Final[tuple[tuple[str, str], ...]] = (
         r"Have (\S+) among what is permitted when .* or its successor \(begin_roll_over\)",
         r"Make one that may: trionode pki init --permit \1; if nodes use this one, trionode pki roll begin --permit \1",
     ),
+    (
+        r"and no certificate that is still valid; give a new token",
+        "and no certificate that is still valid; give --token-file: `trionode pki token` makes a token where the CA is",
+    ),
+    (r"\bbind_names=False", "bind_names is off"),
     (r"; call the service directly", "; dial another one, or say by --as who we are"),
     (r"; or set XDG_RUNTIME_DIR, or give LocalRegistry another directory", "; or name another: --registry local:DIR"),
     (
