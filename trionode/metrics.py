@@ -38,6 +38,7 @@ from trionode._connection.hand_over import RenewalCause
 from ._errors import ListenError
 from ._node.statistics import HandshakeOutcome, NodeStatistics, TimeHistogram
 from ._util.fields import check_argument, integer
+from ._util.home import close_in_children
 from ._util.public_names import show_as as _show_as
 
 try:
@@ -204,6 +205,7 @@ def _start_server(port: int, host: str, pages: _Pages) -> tuple[WSGIServer, Thre
     [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     kind = type("_Server", (_Server,), {"address_family": family})
     server: WSGIServer = kind(address[:2], _Silent)
+    close_in_children(server.socket)
     server.set_app(pages)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from prometheus_client import CollectorRegistry
 
-from trionode import NodeOptions, Route, open_node, open_tls_stream, serve_tls
+from trionode import NodeOptions, Route, open_node, open_tls_stream, serve_tls, wrap_client_stream
+from trionode.metrics import serve_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from conftest import ManagerFactory, NodeFactory, PairFactory
 
-    from trionode import Connection, Node, ServiceChannel, TLSStream
+    from trionode import Connection, EventStream, Node, ServiceChannel, TLSStream
 
 BETA = "beta@localhost"
 
@@ -69,6 +71,32 @@ def uses(node: Node, connection: Connection, channel: ServiceChannel) -> list[Us
         ("ServiceChannel", channel.aclose),
         ("ServiceChannel", channel.reset),
         ("ServiceChannel", lambda: enter(channel)),
+        ("Node", lambda: node.members("*")),
+    ]
+
+
+def uses_of_readers(node: Node, events: EventStream) -> list[Use]:
+    """Every verb of what a node's program keeps beside connections."""
+    connector, mesh = node.keep_connected(BETA), node.keep_connected("b*@localhost")
+    return [
+        ("EventStream", events.receive),
+        ("Connector", connector.wait_up),
+        ("Connector", connector.stop),
+        ("Mesh", mesh.wait_up),
+        ("Mesh", mesh.stop),
+    ]
+
+
+def uses_of_stream(stream: TLSStream) -> list[Use]:
+    """Every verb of a stream."""
+    return [
+        ("TLSStream", lambda: stream.send_all(b"")),
+        ("TLSStream", stream.receive_some),
+        ("TLSStream", stream.send_eof),
+        ("TLSStream", stream.wait_send_all_might_not_block),
+        ("TLSStream", stream.wait_superseded),
+        ("TLSStream", stream.aclose),
+        ("TLSStream", lambda: enter(stream)),
     ]
 
 
@@ -95,8 +123,8 @@ async def test_in_another_thread(open_pair: PairFactory) -> None:
     with trio.fail_after(20):
         async with open_pair(beta={"services": {"echo": echo}}) as pair:
             connection = await pair.alpha.connect(BETA)
-            async with connection.open_channel("echo") as channel:
-                found = uses(pair.alpha, connection, channel)
+            async with connection.open_channel("echo") as channel, pair.alpha.events() as events:
+                found = uses(pair.alpha, connection, channel) + uses_of_readers(pair.alpha, events)
                 words = "a Trio run in another thread: use it from there, or with trio.from_thread"
                 assert await trio.to_thread.run_sync(refusals, found, words) == []
 
@@ -128,11 +156,20 @@ def in_a_child(function: Callable[[], object]) -> str:
     return answer
 
 
+def socket_of(descriptor: int) -> socket.socket:
+    """The socket that it is of; closed if it is of none."""
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
 def ports_that_listen() -> set[int]:
     """Those of sockets that this process holds, by looking at each descriptor."""
     found = set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- says the same
-        with suppress(OSError, ValueError), socket.socket(fileno=os.dup(int(name))) as sock:
+        with suppress(OSError), socket_of(os.dup(int(name))) as sock:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 found.add(sock.getsockname()[1])
     return found
@@ -152,8 +189,8 @@ async def test_after_a_fork(open_pair: PairFactory) -> None:
         async with open_pair(beta={"services": {"echo": echo}}) as pair:
             connection = await pair.alpha.connect(BETA)
             port = pair.beta.acceptors[0].address[1]
-            async with connection.open_channel("echo") as channel:
-                found = uses(pair.alpha, connection, channel)
+            async with connection.open_channel("echo") as channel, pair.alpha.events() as events:
+                found = uses(pair.alpha, connection, channel) + uses_of_readers(pair.alpha, events)
                 assert port in ports_that_listen()
                 assert in_a_child(lambda: ports_that_listen() - others) == "set()"
                 assert in_a_child(partial(refusals, found, "after fork() the child's copies are inert")) == "[]"
@@ -166,8 +203,9 @@ async def test_after_a_fork(open_pair: PairFactory) -> None:
 
 
 @needs_fork
-async def test_servers_of_streams_after_a_fork(manager: ManagerFactory) -> None:
-    """Their listeners and streams, too."""
+@pytest.mark.parametrize("how", ["opened", "wrapped"])
+async def test_servers_of_streams_after_a_fork(manager: ManagerFactory, how: str) -> None:
+    """Their listeners and streams, too, also those on sockets that the application has made."""
     certs, others = manager("server@localhost"), ports_that_listen()
 
     async def talk(stream: TLSStream) -> None:
@@ -177,11 +215,31 @@ async def test_servers_of_streams_after_a_fork(manager: ManagerFactory) -> None:
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(partial(serve_tls, talk, 0, cert_manager=certs, host="127.0.0.1"))
             port = listeners[0].socket.getsockname()[1]
-            async with await open_tls_stream("127.0.0.1", port, cert_manager=certs, server_name="localhost") as stream:
+            if how == "opened":
+                stream = await open_tls_stream("127.0.0.1", port, cert_manager=certs, server_name="localhost")
+            else:
+                connected = await trio.open_tcp_stream("127.0.0.1", port)
+                stream = await wrap_client_stream(connected, "localhost", cert_manager=certs)
+            async with stream:
+                found = uses_of_stream(stream)
                 assert in_a_child(lambda: ports_that_listen() - others) == "set()"
+                assert in_a_child(partial(refusals, found, "after fork() the child's copies are inert")) == "[]"
+                words = "a Trio run in another thread: use it from there, or with trio.from_thread"
+                assert await trio.to_thread.run_sync(refusals, found, words) == []
                 await stream.send_all(b"still")
                 assert await stream.receive_some() == b"still"
             nursery.cancel_scope.cancel()
+
+
+@needs_fork
+async def test_other_servers_after_a_fork(node: NodeFactory) -> None:
+    """That of the metrics."""
+    async with node("parent@localhost") as parent, trio.open_nursery() as nursery:
+        others = ports_that_listen()
+        port = await nursery.start(partial(serve_metrics, [parent], 0, registry=CollectorRegistry()))
+        assert ports_that_listen() - others == {port}
+        assert in_a_child(lambda: port in ports_that_listen()) == "False"
+        nursery.cancel_scope.cancel()
 
 
 @needs_fork

@@ -29,6 +29,7 @@ from trio_util import AsyncValue
 from trionode._connection.connection import core_of
 from trionode._errors import HandshakeError, NoRouteError, Stage
 from trionode._util.backoff import Backoff
+from trionode._util.home import home
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -117,6 +118,7 @@ class Connector:
             scope: cancelled to stop the task.
         """
         self.name = name
+        self._home = home()
         self._state = state
         self._scope = scope
 
@@ -140,10 +142,12 @@ class Connector:
         Raises:
             trio.ClosedResourceError: the connector was stopped.
         """
+        self._home.check("Connector")
         return await until_up(self._state, f"the connector to {self.name}")
 
     def stop(self) -> None:
         """Stop reconnecting; a connection that is up stays. Idempotent."""
+        self._home.check("Connector")
         self._scope.cancel()
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trionode._util.home import home
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
@@ -330,6 +332,7 @@ class EventStream(trio.abc.ReceiveChannel[NodeEvent]):
 
     def __init__(self) -> None:
         self.missed: int = 0
+        self._home = home()
         self._buffer: deque[NodeEvent] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -341,7 +344,9 @@ class EventStream(trio.abc.ReceiveChannel[NodeEvent]):
         Raises:
             trio.EndOfChannel: the node is closed, and everything was read.
             trio.ClosedResourceError: this reader was closed.
+            RuntimeError: this is another thread than the node's, or a forked child.
         """
+        self._home.check("EventStream")
         await trio.lowlevel.checkpoint()
         while True:
             if self._closed:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, final
 
 from trio_util import AsyncValue
 
+from trionode._util.home import home
+
 from .connector import ConnectorPhase, ConnectorState, until_up
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Mesh:
             stop: called once it is to stop.
         """
         self.name: str = pattern.text
+        self._home = home()
         self._pattern = pattern
         self._stop = stop
         self._connectors: dict[NodeName, Connector] = {}
@@ -71,10 +74,12 @@ class Mesh:
         Raises:
             trio.ClosedResourceError: the mesh was stopped.
         """
+        self._home.check("Mesh")
         return await until_up(self._state, f"the mesh of {self.name}")
 
     def stop(self) -> None:
         """Follow no members and reconnect to none any more; connections that are up stay. Idempotent."""
+        self._home.check("Mesh")
         if not self.stopped:
             self._state.value = ConnectorState(phase=ConnectorPhase.STOPPED, error=self.state.error)
             self._stop(self)

@@ -478,6 +478,7 @@ class Node:
         Raises:
             ValueError: the pattern is neither a node name nor a glob.
         """
+        self._runtime.check_home()
         return self._membership.members(NamePattern(pattern))
 
     async def wait_members(self, pattern: str | NodeName, count: int = 1) -> frozenset[NodeName]:

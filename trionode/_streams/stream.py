@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Self, final
 
 import trio
 
+from trionode._util.home import home
+
 if TYPE_CHECKING:
     from cryptography import x509
 
@@ -20,13 +22,15 @@ __all__ = ["TLSStream"]
 class TLSStream(trio.abc.HalfCloseableStream):
     """A TLS 1.3 stream whose handshake is done; a `trio.abc.HalfCloseableStream`.
 
-    It has no public constructor: `open_tls_stream`, `serve_tls` and their kin make them.
+    It has no public constructor: `open_tls_stream`, `serve_tls` and their kin make them. It belongs to its Trio run:
+    used in another thread, or in a forked child, its methods raise `RuntimeError`.
     """
 
-    __slots__ = ("__weakref__", "_broken_off", "_session_stream")
+    __slots__ = ("__weakref__", "_broken_off", "_home", "_session_stream")
 
     def __init__(self, stream: SessionStream) -> None:
         self._session_stream = stream
+        self._home = home()
         stream.relieves_itself = True
         # Why this side has ended it under the hands of its user.
         self._broken_off: PeerUnverifiedError | None = None
@@ -82,6 +86,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
         Raises:
             RuntimeError: the manager is in use by another Trio run.
         """
+        self._home.check("TLSStream")
         publisher = self._session_stream.publisher
         if publisher is None:
             await trio.sleep_forever()
@@ -127,6 +132,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
             trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
         """
+        self._home.check("TLSStream")
         try:
             await self._session_stream.send_all(data)
         except trio.ClosedResourceError as exc:
@@ -134,6 +140,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` might not block, as far as the transport can tell."""
+        self._home.check("TLSStream")
         try:
             await self._session_stream.wait_send_all_might_not_block()
         except trio.ClosedResourceError as exc:
@@ -147,6 +154,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this stream was closed.
             trio.BrokenResourceError: the connection is broken, or an earlier send was torn.
         """
+        self._home.check("TLSStream")
         try:
             await self._session_stream.send_eof()
         except trio.ClosedResourceError as exc:
@@ -167,6 +175,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
                 case `__cause__` is a `PeerRejectedError`. Or trust has changed, and this side does not trust the peer
                 any more; then it is a `PeerUnverifiedError`.
         """
+        self._home.check("TLSStream")
         try:
             return await self._session_stream.receive_some(max_bytes)
         except trio.ClosedResourceError as exc:
@@ -178,6 +187,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
     async def __aenter__(self) -> Self:
         """A checkpoint; cancelled in it, the stream is closed."""
+        self._home.check("TLSStream")
         try:
             await trio.lowlevel.checkpoint()
         except BaseException:
@@ -190,6 +200,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
 
         A peer that reads it can tell this end from a cut (RFC 8446 section 6.1).
         """
+        self._home.check("TLSStream")
         await self._session_stream.aclose()
 
 

@@ -16,6 +16,7 @@ import trio
 
 from trionode._errors import HandshakeError, HandshakeReason, PeerUnverifiedError
 from trionode._transport.sockets import address_of, receive, send
+from trionode._util.home import close_in_children
 from trionode._util.text import Buffer, at
 from trionode._util.turns import Turn
 
@@ -153,6 +154,8 @@ async def _run(
     limit: int = MAX_FLIGHTS,
 ) -> None:
     """Exchange flights; on failure deliver what is still to be said, and close."""
+    if isinstance(transport, trio.SocketStream):  # the application may have made it
+        close_in_children(transport.socket)
     try:
         try:
             await exchange_flights(

@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 from threading import get_ident
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 from weakref import WeakSet, ref
 
 import trio
+
+if TYPE_CHECKING:
+    import socket
 
 #: A thread that is none: of homes that are in the parent.
 _NOWHERE: Final = -1
@@ -62,7 +65,7 @@ class Home:
 _here: Final[trio.lowlevel.RunVar[Home]] = trio.lowlevel.RunVar("trionode.home")
 _homes: Final[WeakSet[Home]] = WeakSet()
 #: By descriptor, which bounds their number. Not a `WeakSet`: what Ctrl-C raises in a callback of a reference is lost.
-_sockets: Final[dict[int, ref[trio.socket.SocketType]]] = {}
+_sockets: Final[dict[int, ref[trio.socket.SocketType | socket.socket]]] = {}
 
 
 def home() -> Home:
@@ -77,7 +80,7 @@ def home() -> Home:
         return made
 
 
-def close_in_children(sock: trio.socket.SocketType) -> None:
+def close_in_children(sock: trio.socket.SocketType | socket.socket) -> None:
     """Have a socket closed in every child that is forked while it is open."""
     _sockets[sock.fileno()] = ref(sock)
 
