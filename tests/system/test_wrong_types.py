@@ -25,15 +25,31 @@ from trionode import (
 )
 from trionode.discovery import DNSResolver, EtcdRegistry, StaticResolver
 from trionode.pki import CertificateAuthority, JoinToken, PKIDirectory, write_ca_pool, write_key_pair
+from trionode.testing import (
+    MemoryNetwork,
+    certificate_clock,
+    check_two_way_channel,
+    expect_refusal,
+    rotate_during_handshake,
+    wait_for_generation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 CA = CertificateAuthority.create()
 PAIR = CA.issue("alpha@localhost")
 MANAGER = CertAuthManager(PAIR, root_cas=CA.pool)
 DAY = timedelta(days=1)
+
+
+def enter(manager: AbstractContextManager[object]) -> None:
+    """Enter a block."""
+    with manager:
+        pass
+
 
 #: What is called with something that does not belong there, and what the error says.
 WRONG: dict[str, tuple[Callable[[Any], object], object, str]] = {
@@ -68,6 +84,14 @@ WRONG: dict[str, tuple[Callable[[Any], object], object, str]] = {
     "write_ca_pool": (lambda given: write_ca_pool(CA.pool, given), 5, "given as a path"),
     "PKIDirectory": (PKIDirectory, None, "given as a path"),
     "JoinToken": (JoinToken.parse, b"tn1", "a join token must be a string"),
+    "MemoryNetwork": (lambda given: MemoryNetwork(latency=given), "1 ms", "latency must be a finite number of seconds"),
+    "certificate_clock": (certificate_clock, "2026-01-01", "start must be a datetime"),
+    "rotate_during_handshake": (
+        lambda given: enter(rotate_during_handshake(given, PAIR)),
+        PAIR,
+        "where must be a Cert",
+    ),
+    "expect_refusal": (lambda given: enter(expect_refusal(given)), "wrong_ca", "zoo: refused as unknown_ca"),
     "adopt_listener": (adopt_listener, "3", "descriptor must be an integer"),
 }
 
@@ -145,6 +169,8 @@ ASYNC: dict[str, tuple[Callable[[Any], Awaitable[object]], object, str]] = {
         5,
         "stream must be a stream",
     ),
+    "wait_for_generation": (lambda given: wait_for_generation(given, 1), PAIR, "where must be a CertManager"),
+    "check_two_way_channel": (check_two_way_channel, 5, "channel_maker must be a function"),
     "follow_source": (lambda given: follow_source(MANAGER, given), "a.pem", "source must be a Source"),
     "follow_source, manager": (
         lambda given: follow_source(given, FileSource("a", "b")),

@@ -12,7 +12,7 @@ import trio
 from trionode import EndReason, NetworkOptions, PeerRejectedError
 from trionode._connection.connection import core_of
 from trionode.testing import certificate_zoo, cluster_ca, node_factory
-from trionode.testing._zoo import _REASONS
+from trionode.testing._zoo import REASONS
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -104,4 +104,4 @@ def test_the_zoo_takes_the_names_that_nodes_take() -> None:
         zoo.name_mismatch  # noqa: B018
     with pytest.raises(AttributeError, match=r"no certificate 'unicorn' in the zoo\. There are good"):
         zoo.unicorn  # noqa: B018
-    assert set(_REASONS) <= set(dir(zoo))
+    assert set(REASONS) <= set(dir(zoo))

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 from trionode._errors import RemoteError
+from trionode._util.fields import check_argument
 
 __all__ = ["ChannelMaker", "check_two_way_channel"]
 
@@ -99,6 +100,7 @@ async def check_two_way_channel(channel_maker: ChannelMaker) -> None:
         AssertionError: a rule is broken. Where that shows in a child task, in an exception group; where an operation
             raised that should have worked, that exception. A note says which rule.
     """
+    check_argument("channel_maker", channel_maker, Callable[[], object])
     for rule in _RULES:
         for turned in (False, True):
             try:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trionode._util.fields import check_argument
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,12 +26,10 @@ def trio_clock(start: datetime) -> Callable[[], datetime]:
         start: an aware datetime.
 
     Raises:
-        ValueError: it is naive.
+        ValueError, TypeError: it is naive, or none.
         RuntimeError: called outside of a Trio run.
     """
-    if start.tzinfo is None:
-        msg = "the start of a clock must be an aware datetime, datetime.now(UTC) for one"
-        raise ValueError(msg)
+    _check_start(start)
     origin = start.astimezone(UTC)
     began = trio.current_time()
     return lambda: origin + timedelta(seconds=trio.current_time() - began)
@@ -44,12 +44,10 @@ def certificate_clock(start: datetime | None = None) -> Callable[[], datetime]:
         start: an aware datetime; by default the machine's time now.
 
     Raises:
-        ValueError: it is naive.
+        ValueError, TypeError: it is naive, or none.
     """
     origin = datetime.now(UTC) if start is None else start
-    if origin.tzinfo is None:
-        msg = "the start of a clock must be an aware datetime, datetime.now(UTC) for one"
-        raise ValueError(msg)
+    _check_start(origin)
     following: Callable[[], datetime] | None = None
 
     def now() -> datetime:
@@ -61,3 +59,10 @@ def certificate_clock(start: datetime | None = None) -> Callable[[], datetime]:
         return following()
 
     return now
+
+
+def _check_start(start: datetime) -> None:
+    check_argument("start", start, datetime)
+    if start.tzinfo is None:
+        msg = "the start of a clock must be an aware datetime, datetime.now(UTC) for one"
+        raise ValueError(msg)

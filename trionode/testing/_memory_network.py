@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import math
 import os
 import random
 import socket
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from trionode._identity.names import canonical_host, host_address, unbracketed
+from trionode._util.fields import DURATION, check_argument
 
 from ._faults import Script
 from ._memory_host import LOOPBACK, MemoryHost, Ports, is_loopback
@@ -370,6 +370,4 @@ class MemoryNetwork:
 
 
 def _check_seconds(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        msg = f"{name} must be a finite number of seconds from 0 up, not {value!r}"
-        raise ValueError(msg)
+    check_argument(name, value, DURATION)

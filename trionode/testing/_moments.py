@@ -21,15 +21,17 @@ from trionode._errors import (
     RejectionCode,
     UnverifiedReason,
 )
-from trionode._managers.manager import publisher_of
+from trionode._managers.manager import CertManager, publisher_of
 from trionode._node.events import HandshakeRefused
 from trionode._node.node import Node
+from trionode._util.fields import check_argument
+
+from ._zoo import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from trionode._credentials.key_pair import KeyPair
-    from trionode._managers.manager import CertManager
     from trionode._node.events import EventStream
     from trionode._tls.contexts import TLSContexts
 
@@ -62,6 +64,8 @@ async def wait_for_generation(where: CertManager | Node | Connection, generation
         trio.ClosedResourceError, trio.BrokenResourceError: the connection has ended without.
         RuntimeError: the manager is in use by another Trio run.
     """
+    check_argument("where", where, CertManager | Node | Connection)
+    check_argument("generation", generation, int)
     if isinstance(where, Connection):
         await trio.lowlevel.checkpoint()
         while where.generation < generation:
@@ -102,6 +106,7 @@ def rotate_during_handshake(where: CertManager | Node, key_pair: KeyPair) -> Ite
         AssertionError: the block was left without an exception, and there was no handshake.
         CertificateError: the manager refuses the key pair; comes out of the handshake.
     """
+    check_argument("where", where, CertManager | Node)
     manager = _manager_of(where)
     channel = publisher_of(manager).channel
     receive = channel.receive
@@ -241,6 +246,8 @@ def _wanted(reason: Reason | str) -> tuple[Reason, ...]:
     if not found:
         msg = f"{reason!r} is neither an UnverifiedReason ({', '.join(UnverifiedReason)}) nor a RejectionCode"
         msg += f" ({', '.join(RejectionCode)})"
+        if reason in REASONS:
+            msg = f"{reason!r} is a defect of the certificate zoo: refused as {' or '.join(REASONS[reason])}. {msg}"
         raise ValueError(msg)
     return tuple(found)
 

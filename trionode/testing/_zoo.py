@@ -42,7 +42,7 @@ _ELSEWHERE: Final = "elsewhere.test"
 
 
 #: Why each animal is refused, by a dialer or an acceptor; as in the table of `CertificateZoo`.
-_REASONS: Final[dict[str, tuple[str, ...]]] = {
+REASONS: Final[dict[str, tuple[str, ...]]] = {
     "expired": ("expired",),
     "not_yet_valid": ("not_yet_valid",),
     "wrong_ca": ("unknown_ca",),
@@ -116,9 +116,9 @@ class CertificateZoo:
 
     def __getattr__(self, name: str) -> NoReturn:
         """An animal that is not here: the error shows those that are, and for which reason each is refused."""
-        there = [each for each, reasons in _REASONS.items() if name in reasons]
+        there = [each for each, reasons in REASONS.items() if name in reasons]
         hint = f"; {name!r} is why {' and '.join(there)} are refused" if there else ""
-        table = ", ".join(f"{each} ({' or '.join(reasons)})" for each, reasons in _REASONS.items())
+        table = ", ".join(f"{each} ({' or '.join(reasons)})" for each, reasons in REASONS.items())
         msg = f"no certificate {name!r} in the zoo{hint}. There are good, and, with the reasons for refusal: {table}"
         raise AttributeError(msg)
 
