@@ -191,7 +191,7 @@ def _span(
         yield span
     except BaseException as exc:
         with troubles.of("a span cannot be described", call):
-            _describe_end(span, exc, kind)
+            _describe_end(span, exc, kind, call)
         raise
     finally:
         context.detach(token)
@@ -217,8 +217,8 @@ def _describe_channel(span: Span, call: InterceptedCall) -> None:
         span.set_attributes({"network.peer.address": address[0], "network.peer.port": address[1]})
 
 
-def _describe_end(span: Span, error: BaseException, kind: trace.SpanKind) -> None:
-    """How it failed. A service that refuses on purpose, or is cancelled, has not failed; its caller has."""
+def _describe_end(span: Span, error: BaseException, kind: trace.SpanKind, call: InterceptedCall) -> None:
+    """How it failed. A service that refuses on purpose, is cancelled or left by its caller, has not failed."""
     serving = kind is trace.SpanKind.SERVER
     code, failed = "", True
     refusal = refusal_of(error) if serving and isinstance(error, Exception) else None
@@ -226,7 +226,7 @@ def _describe_end(span: Span, error: BaseException, kind: trace.SpanKind) -> Non
         code, failed = refusal.raw_code, False
     elif isinstance(error, RemoteError):
         code, failed = error.raw_code, not serving or error.code is not RemoteCode.BAD_MESSAGE
-    elif _is_cancellation(error):
+    elif _is_cancellation(error) or (serving and _is_end(error, call)):
         code, failed = "cancelled", not serving
     else:
         span.record_exception(error)
@@ -235,6 +235,11 @@ def _describe_end(span: Span, error: BaseException, kind: trace.SpanKind) -> Non
     if failed:
         span.set_attribute("error.type", code or _kind_of(error))
         span.set_status(trace.Status(trace.StatusCode.ERROR, said(error)))
+
+
+def _is_end(error: BaseException, call: InterceptedCall) -> bool:
+    """Whether a service has raised only that its channel is over, by no doing of its own."""
+    return call.channel is not None and isinstance(error, Exception) and end_of(call.channel).is_end(error)
 
 
 def _is_cancellation(error: BaseException) -> bool:

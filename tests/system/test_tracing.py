@@ -244,6 +244,29 @@ async def test_cancelling_is_the_caller_s_end_and_not_the_service_s_failure(
     assert not server.events
 
 
+async def test_a_service_whose_caller_has_left_has_not_failed(traced: Callable[..., Any], spans: Spans) -> None:
+    """Its send breaks, which is the caller's doing; the log does not take it for a failure either."""
+    left, tried = trio.Event(), trio.Event()
+
+    async def late(channel: ServiceChannel) -> None:
+        await left.wait()
+        try:
+            while True:
+                await channel.send(b"too late")
+        finally:
+            tried.set()
+
+    async with traced(services={"late": late}) as (alpha, _):
+        async with alpha.open_channel(BETA, "late"):
+            pass
+        left.set()
+        await tried.wait()
+    client, server = spans.by_kind()
+    assert client.status.status_code is server.status.status_code is OK
+    assert attributes(server)["rpc.response.status_code"] == "cancelled"
+    assert not server.events
+
+
 async def test_a_call_that_reaches_no_node(traced: Callable[..., Any], spans: Spans) -> None:
     """By the exception; a glob is where it was to go."""
     async with traced() as (alpha, _):
