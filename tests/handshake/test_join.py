@@ -467,6 +467,7 @@ async def test_half_a_hand_over(
         first, second = w.dialer.first, None
         connection = w.dialer.connection
         async with connection.open_channel("anything") as channel:
+            assert (await first.frame())[0] == wire.OPEN, "the peer may have taken it"
             together = b""  # what follows SWITCH comes in one piece with it
             for index, step in enumerate(steps):
                 if step == "j":

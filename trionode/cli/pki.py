@@ -37,6 +37,7 @@ from trionode._identity.certificate import (
     issuer_der,
     not_after,
     not_before,
+    serial_number,
     subject_der,
 )
 from trionode._identity.describe import describe, describe_subject
@@ -390,7 +391,7 @@ def revoke(
     notes = (
         [f"{file} was missing: what was revoked before is on it again, as far as the journal has it"] if lost else []
     )
-    described = {each.serial_number: describe(each) for each in revoked if isinstance(each, x509.Certificate)}
+    described = {serial_number(each): describe(each) for each in revoked if isinstance(each, x509.Certificate)}
     done = [f"revoked: {described.get(serial, f'serial number {serial:x}')}" for serial in serials]
     _list_written(directory, done, notes, as_json=as_json)
     return ExitStatus.OK
