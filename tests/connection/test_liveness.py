@@ -6,6 +6,7 @@ processes that are stopped, killed and cut off are in `test_other_processes`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -15,7 +16,8 @@ import trio.lowlevel
 import trio.testing
 
 from trionode import EndReason, NetworkOptions, RemoteError, _protocol as wire
-from trionode._connection.core import CLOSE_GRACE
+from trionode._connection.core import CLOSE_GRACE, ConnectionCore
+from trionode._tls.session import RECORD_SIZE
 from trionode._tls.stream import FAREWELL
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from conftest import MemoryStream, Scripted, ScriptedFactory
 
     from trionode import ConnectionEnd
+    from trionode._connection.link import Link
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
 
@@ -467,3 +470,27 @@ async def test_a_close_before_anything_ran_closes(scripted: ScriptedFactory) -> 
             await scene.connection.aclose()
         assert scope.cancelled_caught
         assert (await scene.connection.wait_closed()).reason is EndReason.CLOSED
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_others_have_their_turns_in_a_flood_of_tiny_frames(
+    scripted: ScriptedFactory, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """Where dispatching takes long for what there is, one record is dispatched at a time."""
+    ticks, sizes, works = itertools.count(), list[int](), ConnectionCore._dispatch
+
+    def dispatch(self: ConnectionCore, link: Link, pieces: list[bytes]) -> None:
+        sizes.append(sum(map(len, pieces)))
+        works(self, link, pieces)
+
+    async with scripted() as scene:
+        await scene.answered()
+        monkeypatch.setattr(ConnectionCore, "_dispatch", dispatch)
+        monkeypatch.setattr("trionode._connection.core.perf_counter", lambda: next(ticks) if slow else 0)
+        await scene.say(PONG)
+        await scene.answered()
+        sizes.clear()
+        await scene.say(PONG * 8000)
+        await scene.answered()
+    assert sum(sizes) >= 128_000
+    assert (max(sizes) <= RECORD_SIZE) == slow

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -40,6 +41,8 @@ from trionode._errors import (
     RemoteError,
     RemoteProtocolError,
 )
+from trionode._tls.session import RECORD_SIZE
+from trionode._transport.sockets import READ_SIZE
 from trionode._util.contained import contained, containing
 from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.log import Log
@@ -83,6 +86,9 @@ _log = Log("trionode.connection")
 CLOSE_GRACE: Final = 1.0
 #: How long an end may take that this program did not ask for, however slowly the peer takes what is written. Seconds.
 FORCED_GRACE: Final = 5.0
+
+#: Seconds for each byte that dispatching may take before less is read at once: 10 ms for as much as a socket gives.
+_SLOW: Final = 0.01 / READ_SIZE
 
 
 @interrupted_at_checkpoints
@@ -537,7 +543,10 @@ class ConnectionCore:
         pieces, link.rest = [link.rest], b""
         stream = link.stream
         while pieces:
+            size, began = sum(map(len, pieces)), perf_counter()
             self._dispatch(link, pieces)
+            # Tiny frames are much work for their size: of such, others have their turn after each record.
+            limit = RECORD_SIZE if perf_counter() - began > _SLOW * size else None
             del pieces  # else they would be kept until more comes
             if link.finished:
                 if link.decoder.incomplete:
@@ -546,7 +555,7 @@ class ConnectionCore:
                 return
             if stream.records_received >= self._settings.max_records:
                 self.owner.renew(self, RenewalCause.WORN)
-            pieces = await stream.receive_pieces()
+            pieces = await stream.receive_pieces(limit)
             self.liveness.hear()
             if stream.swollen:
                 self.liveness.relieve_soon()

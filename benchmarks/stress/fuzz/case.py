@@ -123,7 +123,7 @@ class FakeStream:
         self._ended = True
         self._came.unpark_all()
 
-    async def receive_pieces(self) -> list[bytes]:
+    async def receive_pieces(self, _: int | None = None) -> list[bytes]:
         """As `SessionStream`."""
         await trio.lowlevel.checkpoint()
         while not (self._pieces or self._ended):
