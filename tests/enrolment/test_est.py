@@ -357,6 +357,14 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
     "no base64": (b"!!", "holds no certificates"),
     "no PKCS#7": (base64.encodebytes(bytes(100)), "holds no certificates"),
     "too much": (bytes(2 * 1024 * 1024), "more than 1048576 bytes"),
+    "another version": (
+        base64.encodebytes(
+            base64.b64decode(certificates_body([authority().certificate])).replace(
+                b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"
+            )
+        ),
+        "holds no certificates",
+    ),
     "another key's": (certificates_body([authority().issue(NAME).certificate]), "no certificate for the key"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from cryptography import x509
@@ -123,9 +123,20 @@ def test_a_signature_by_another_key() -> None:
         authority().sign(parse_request(forged), "alpha@localhost")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"-----BEGIN", b"\x30\x82" + bytes(100), bytes(40_000), NOW.isoformat().encode()]
-)
+OF_VERSION_9: Final = request().public_bytes(Encoding.DER).replace(b"\x02\x01\x00", b"\x02\x01\x09", 1)
+
+
+NO_REQUESTS: Final = {
+    "nothing": b"",
+    "a beginning": b"-----BEGIN",
+    "no DER": b"\x30\x82" + bytes(100),
+    "too long": bytes(40_000),
+    "text": NOW.isoformat().encode(),
+    "another version": OF_VERSION_9,
+}
+
+
+@pytest.mark.parametrize("data", NO_REQUESTS.values(), ids=NO_REQUESTS)
 def test_what_is_no_request(data: bytes) -> None:
     """One error, whatever it is."""
     with pytest.raises(ValueError, match="certificate signing request"):

@@ -10,13 +10,12 @@ import base64
 import binascii
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from cryptography import x509
 
 PATH: Final = "/.well-known/est"
 
@@ -70,7 +69,7 @@ def certificates_of(body: bytes) -> list[x509.Certificate]:
     """
     try:
         found = pkcs7.load_der_pkcs7_certificates(from_base64(body))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         found = []
     if not found:
         msg = "the answer holds no certificates (PKCS#7 in base64)"

@@ -49,7 +49,7 @@ def parse_request(data: bytes) -> x509.CertificateSigningRequest:
             if b"-----BEGIN" in data[:1024]:
                 return x509.load_pem_x509_csr(data)
             return x509.load_der_x509_csr(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         msg = "this is no certificate signing request (PKCS#10, in DER or PEM)"
         raise ValueError(msg) from None
 
