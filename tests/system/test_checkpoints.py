@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from conftest import ManagerFactory, PairFactory
 
-    from trionode import ServiceChannel, TLSStream
+    from trionode import Node, ServiceChannel, TLSStream
     from trionode.pki import CertificateAuthority
 
     Made = AbstractAsyncContextManager[Any]
@@ -216,3 +216,28 @@ async def test_it_is_cancelled(name: str, make: Callable[[str], Made]) -> None:
             async with one:
                 scope.cancel()
         assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("verb", ["connect", "call", "open_channel", "wait_connected"])
+async def test_a_closed_node_refuses_in_turn(verb: str, open_pair: PairFactory) -> None:
+    """A program that tries again and again lets others run meanwhile."""
+
+    async def use(node: Node) -> None:
+        match verb:
+            case "connect" | "wait_connected":
+                await getattr(node, verb)(BETA)
+            case "call":
+                await node.call(BETA, "wait", b"")
+            case _:
+                async with node.open_channel(BETA, "wait"):
+                    pass
+
+    with trio.fail_after(20):
+        async with open_pair() as pair:
+            await pair.alpha.drain()
+            with trio.testing.assert_checkpoints(), pytest.raises(trio.ClosedResourceError):
+                await use(pair.alpha)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await use(pair.alpha)
+            assert scope.cancelled_caught

@@ -112,7 +112,7 @@ class Dialer:
             NetworkDisabledError: the network mode is DISABLED.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._runtime.check_open()
+        await self._runtime.check_open_in_turn()
         connection = self.reuse(name, route)
         if connection is None:
             return await self.dial(name, route)

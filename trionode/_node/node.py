@@ -349,7 +349,7 @@ class Node:
     async def _reach(self, name: str | NodeName, route: Route | None) -> Connection:
         """As `connect`, and no checkpoint where there is a connection."""
         peer = self._other(name, route)
-        self._runtime.check_open()
+        await self._runtime.check_open_in_turn()
         return self._dialer.reuse(peer, route) or await self._dialer.dial(peer, route)
 
     async def _reach_one(self, pattern: NamePattern, attempts: Attempts, metadata: Metadata) -> ConnectionCore:
@@ -456,7 +456,7 @@ class Node:
             trio.ClosedResourceError: the connector was stopped, or the node closed.
         """
         peer = None if is_glob(name) else self._other(name)
-        self._runtime.check_open()
+        await self._runtime.check_open_in_turn()
         connector = self._connectors.mesh(self._pattern(name)) if peer is None else self._connectors.get(peer)
         if connector is None:
             msg = f"no connector keeps a connection to {name} up; call node.keep_connected() first"

@@ -187,6 +187,15 @@ class Runtime(ConnectionOwner[ConnectionCore]):
             msg = f"the node {self.name} is closed"
             raise trio.ClosedResourceError(msg)
 
+    async def check_open_in_turn(self) -> None:
+        """As `check_open`; a checkpoint where it fails: a loop that goes on after errors must not stop all else."""
+        self.check_home()
+        try:
+            self.check_open()
+        except Exception:
+            await trio.lowlevel.checkpoint()  # noqa: ASYNC120 -- cancelled, it is
+            raise
+
     def check_home(self) -> None:
         """Check that this is where the node may be used, if it is open.
 
