@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
+from OpenSSL._util import ffi
 
 from trionode import (
     AcceptorOptions,
@@ -109,6 +110,40 @@ def only_interrupts(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return all(map(only_interrupts, exc.exceptions))
     return isinstance(exc, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("change", ["update", "rotate_trust"])
+def test_a_signal_while_openssl_gives_memory_back(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its binding does that in Python, under C, while a rotation is prepared."""
+    real, pressed = crypto._new_mem_buf, list[bool]()
+
+    def new_mem_buf(buffer: bytes | None = None) -> Any:
+        bio = real(buffer)
+
+        def free(_: Any) -> None:
+            nonlocal bio
+            del bio
+            if not pressed:
+                pressed.append(True)
+                signal.raise_signal(signal.SIGINT)
+
+        return ffi.gc(ffi.cast("BIO *", bio), free)
+
+    async def main() -> None:
+        manager = options(BETA).cert_manager
+        assert isinstance(manager, CertAuthManager)
+        key_pair, other = CA.issue(BETA), CertificateAuthority.create()
+        monkeypatch.setattr(crypto, "_new_mem_buf", new_mem_buf)
+        if change == "update":
+            manager.update(key_pair)
+        else:
+            manager.rotate_trust(client_cas=CA.pool | other.pool, root_cas=CA.pool | other.pool)
+        assert pressed
+        assert manager.generation == 2
+        await trio.lowlevel.checkpoint()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
 
 
 def test_a_publication_is_not_torn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from trionode._errors import CertificateError, CertificateReason, FixedAtStartup
 from trionode._identity.names import NodeName
 from trionode._tls.contexts import ContextsChannel, TLSContexts
 from trionode._util.fields import check_argument, check_each
+from trionode._util.interrupts import interrupted_at_checkpoints
 from trionode._util.log import Log
 
 from .check import check_usable, examine
@@ -76,6 +77,7 @@ STRANDED: Final = "stranded"
 _NAMED: Final = 10
 
 
+@interrupted_at_checkpoints
 @final
 class Publisher:
     """One manager's state, and everything that changes it.

@@ -128,7 +128,9 @@ class Directory:
 
     def _trouble(self, name: NodeName, error: Exception) -> ResolverError:
         """Report what a resolver did wrong."""
-        trouble = ResolverError(f"the resolver failed for {name}: {type(error).__name__}: {said(error)}")
+        late = isinstance(error, trio.TooSlowError) and not said(error)
+        what = "it did not answer in time" if late else f"{type(error).__name__}: {said(error)}"
+        trouble = ResolverError(f"the resolver failed for {name}: {what}")
         trouble.__cause__ = error
         self._runtime.counters.resolver_troubles += 1
         self._runtime.events.publish(ResolverTrouble(node=self._runtime.name, name=name, error=trouble))

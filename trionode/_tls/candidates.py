@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import crypto
+from trio.lowlevel import enable_ki_protection
 
 from trionode._identity.certificate import decode
 from trionode._identity.outline import extension_oids, outline
@@ -32,6 +33,7 @@ class Candidate:
         self.anchor = anchor
 
     @cached_property
+    @enable_ki_protection  # OpenSSL's binding frees its buffers in Python, under C: an interrupt there would be lost
     def native(self) -> crypto.X509:
         """The certificate as OpenSSL has it.
 
@@ -54,6 +56,7 @@ class Candidate:
         return decode(self.der)
 
     @cached_property
+    @enable_ki_protection
     def der(self) -> bytes:
         """Its encoding."""
         if "certificate" in self.__dict__:

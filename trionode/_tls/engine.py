@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, final
 
 from OpenSSL import SSL, crypto
+from trio.lowlevel import enable_ki_protection
 
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import subject_der
@@ -70,6 +71,7 @@ def _context(key_pair: KeyPair | None, verify_mode: int) -> SSL.Context:
     return context
 
 
+@enable_ki_protection  # as in `candidates`
 def _present(context: SSL.Context, key_pair: KeyPair) -> None:
     try:
         context.use_certificate(key_pair.certificate)

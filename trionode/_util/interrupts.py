@@ -4,8 +4,8 @@ Theory. Trio raises KeyboardInterrupt between any two bytecodes of the task that
 (`trio.lowlevel.enable_ki_protection`, a mark on a code object that costs nothing to run). Where it is, the main task
 raises it at its next checkpoint. Whatever keeps an invariant over several steps without a checkpoint would be torn: a
 header appended without its body, a connection that has ended and is still registered, credit that was taken and not
-used. So the classes of a connection and of its node are protected as a whole, with what they call, and so are the tasks
-that they start, which no code of the application's surrounds.
+used. So the classes of a connection, of its node and of what managers publish are protected as a whole, with what they
+call, and so are the tasks that they start, which no code of the application's surrounds.
 
 What is not protected is the application's: its services, and so the few lines around them (`Services`).
 """
