@@ -226,6 +226,16 @@ def test_every_page_fits(topic: Topic, columns: int, wide: Callable[[int], Conso
     assert max(map(len, bare(text).splitlines())) <= columns
 
 
+@pytest.mark.parametrize("columns", [80, 40])
+def test_no_word_of_a_table_is_cut(columns: int, wide: Callable[[int], Console]) -> None:
+    """Names of metrics, options and errors least of all."""
+    out = wide(columns)
+    for topic in topics():
+        if topic.name != "api":
+            text = read(topic.name)
+            assert bare(plain(out, rendered(text, out))).count("…") <= text.count("…"), topic.name
+
+
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Console]:
     """Consoles that are terminals of a width."""

@@ -389,7 +389,7 @@ def test_status_shows_first_what_cannot_be_used(trionode_command: Command, monke
         bytes_sent=0,
         bytes_received=0,
     )
-    monkeypatch.setattr(status_command, "_look", lambda *_: [found])
+    monkeypatch.setattr(status_command, "_look", lambda *_: ([found], []))
     monkeypatch.setattr(status_command, "_SAMPLE", 0)
     said = trionode_command("status")
     assert said.status == 1

@@ -44,6 +44,7 @@ from trionode._status.document import (
     HandshakeStatus,
     ManagerStatus,
     NodeStatus,
+    ServerStatus,
     ValidityStatus,
     node_status,
 )
@@ -953,6 +954,63 @@ def test_what_is_no_status(answer: bytes | None, tmp_path: Path, monkeypatch: py
         with pytest.raises(StatusError, match="no status of a node"):
             read_status(path)
         thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize("arguments", [(), (BETA,), ("--json",)])
+def test_what_does_not_answer_is_told(
+    arguments: tuple[str, ...], trionode_command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that hangs still has its socket; it is not taken for one that is not there."""
+    monkeypatch.setattr(status_module, "PATIENCE", 0.05)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    directory = status_directory()
+    directory.parent.mkdir(mode=0o700)
+    directory.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(directory / "hangs-1.sock"))
+        server.listen(8)
+        said = trionode_command("status", *arguments)
+        assert said.status == 4
+        assert "hangs-1.sock does not answer within 0.05 s: its process hangs" in said.err
+        if arguments == ("--json",):
+            assert json.loads(said.out)["error"]["status"] == 4
+
+
+def test_what_does_not_answer_is_told_beside_the_others(
+    trionode_command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For people and for scripts; who asked for another one has an answer."""
+    there = ServerStatus(
+        server="web",
+        process=1,
+        incarnation=1,
+        at=datetime.now(UTC),
+        clock=1.0,
+        open=True,
+        listens_on=[],
+        streams=0,
+        managers=[ManagerStatus(label="own", generation=1, connections={}, superseded=0, refused={}, validities=[])],
+        handshakes=[],
+        pending_handshakes={},
+    )
+    answers: dict[Path, ServerStatus | StatusError] = {Path("a.sock"): there, Path("b.sock"): StatusError("b hangs")}
+
+    def read(path: Path) -> ServerStatus:
+        found = answers[path]
+        if isinstance(found, StatusError):
+            raise found
+        return found
+
+    monkeypatch.setattr(status_command, "status_sockets", lambda: list(answers))
+    monkeypatch.setattr(status_command, "read_status", read)
+    said = trionode_command("status")
+    assert (said.status, said.err) == (4, "")
+    assert "✗ b hangs" in said.out
+    said = trionode_command("status", "--json")
+    assert said.status == 4
+    assert [each["kind"] for each in json.loads(said.out)] == ["server", "silent"]
+    assert trionode_command("status", "web").status == 0
 
 
 def test_what_an_operator_has_to_see_stands_out(capsys: pytest.CaptureFixture[str]) -> None:

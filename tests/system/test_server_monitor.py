@@ -235,7 +235,7 @@ async def test_status(
             expected = server_status(monitor)
             assert msgspec.structs.replace(status, at=expected.at, clock=expected.clock) == expected
             assert (status.server, status.streams, status.managers[0].superseded) == ("web", 1, 1)
-            [found] = await trio.to_thread.run_sync(status_command._look, "web", None)
+            [found], _ = await trio.to_thread.run_sync(status_command._look, "web", None)
             assert isinstance(found, ServerStatus)
             status_command._show(console(), found, status_command._rates(status, found))
         nursery.cancel_scope.cancel()

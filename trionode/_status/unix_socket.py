@@ -255,6 +255,9 @@ def read_status(path: Path) -> Status:
                 if size > MAX_BYTES:
                     break
         status: Status = decode_untrusted(_DECODER, b"".join(pieces))
+    except (TimeoutError, BlockingIOError) as exc:  # the latter where many wait already
+        msg = f"what serves {path} does not answer within {PATIENCE:g} s: its process hangs, is stopped, or is too busy"
+        raise StatusError(msg) from exc
     except OSError as exc:
         msg = f"no node answers at {path}: {exc.strerror or exc}. Does it run, and serve its status (serve_status)?"
         raise StatusError(msg) from exc

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -157,7 +158,11 @@ def _version() -> str:
 
 def _epilog() -> str:
     """The exit statuses, for the end of `--help`; the backspace keeps click from wrapping them into one paragraph."""
-    lines = [f"  {status:<5}{meaning}" for status, meaning in MEANINGS.items()]
+    width = _help_width() - 2  # click indents by two
+    lines = [
+        textwrap.fill(meaning, width, initial_indent=f"  {status:<5}", subsequent_indent=" " * 7)
+        for status, meaning in MEANINGS.items()
+    ]
     return "\n".join(["\b", "Exit status, of every command:", *lines])
 
 

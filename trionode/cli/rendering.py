@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from rich.markdown import Heading, Markdown
+from rich.cells import cell_len
+from rich.markdown import Heading, Markdown, TableElement
+from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 #: A table whose columns would be narrower than this on average is shown as a list. Characters.
 _NARROWEST: Final = 18
+
+#: What rich puts round the cells of each column. Characters.
+_BETWEEN: Final = 2
 
 _LINK: Final = re.compile(r"(!?)\[([^\]]+)\]\(([^)\s]+)\)")
 #: Code in a line: rich would give it a black background, whatever that of the terminal is.
@@ -36,8 +41,23 @@ class _LeftHeading(Heading):
         yield self.text
 
 
+class _WholeTable(TableElement):
+    """Tables whose words are folded where a column is narrow: rich would cut them."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in super().__rich_console__(console, options):
+            if isinstance(part, Table):
+                for column in part.columns:
+                    column.overflow = "fold"
+            yield part
+
+
 class _Page(Markdown):
-    elements: ClassVar[dict[str, Any]] = {**Markdown.elements, "heading_open": _LeftHeading}
+    elements: ClassVar[dict[str, Any]] = {
+        **Markdown.elements,
+        "heading_open": _LeftHeading,
+        "table_open": _WholeTable,
+    }
 
 
 def rendered(text: str, out: Console) -> Markdown:
@@ -59,10 +79,21 @@ def _prose(text: str, width: int) -> Iterator[str]:
     lines = _LINK.sub(_without_link, _COMMENT.sub("", text)).splitlines(keepends=True)
     for is_table, group in groupby(lines, key=lambda line: line.startswith("|")):
         table = list(group)
-        if is_table and len(cells(table[0])) * _NARROWEST > width:
+        if is_table and _is_too_wide([cells(line) for line in table], width):
             yield from _as_list(table)
         else:
             yield from table
+
+
+def _is_too_wide(rows: list[list[str]], width: int) -> bool:
+    """Whether columns would be narrow, or words in them folded."""
+    columns = zip_longest(*(row for number, row in enumerate(rows) if number != 1), fillvalue="")
+    longest = [max(cell_len(word) for cell in column for word in [*_shown(cell).split(), ""]) for column in columns]
+    return len(longest) * _NARROWEST > width or sum(longest) + _BETWEEN * len(longest) > width
+
+
+def _shown(cell: str) -> str:
+    return re.sub(r"[*`]", "", cell)
 
 
 def _without_link(link: re.Match[str]) -> str:

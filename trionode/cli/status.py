@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -74,13 +74,14 @@ def status(name: str | None, socket: Path | None, watch: float | None, *, as_jso
     the files of one cannot be used; 4 if one did not answer, 2 if the command line is not valid.
     """
     out = console()
-    before = _look(name, socket)
+    before, _ = _look(name, socket)
     while True:
         time.sleep(watch or _SAMPLE)
-        now = _look(name, socket)
+        now, silent = _look(name, socket)
         older = {_run_of(each): each for each in before}
         if as_json:
-            documents = [{**msgspec.to_builtins(each), "rates": _rates(older.get(_run_of(each)), each)} for each in now]
+            documents = [{**_plain(each), "rates": _rates(older.get(_run_of(each)), each)} for each in now]
+            documents += [{"kind": "silent", "error": each} for each in silent]
             if watch is None:
                 put_json(documents)
             else:
@@ -90,27 +91,47 @@ def status(name: str | None, socket: Path | None, watch: float | None, *, as_jso
                 out.clear()
             for each in now:
                 _show(out, each, _rates(older.get(_run_of(each)), each))
+            for text in silent:
+                put(out, Text(f"{FAILED} {text}", style="bold red"))
+        if silent and watch is None:
+            return ExitStatus.NETWORK
         if watch is None:
             return ExitStatus.FOUND if any(_troubles(each) for each in now) else ExitStatus.OK
         before = now
 
 
-def _look(name: str | None, socket: Path | None) -> list[Status]:
-    """Snapshots of the selected nodes and servers.
+def _plain(status: Status) -> dict[str, Any]:
+    """As JSON has it; what its sources say is in the words of the command line."""
+    found: dict[str, Any] = msgspec.to_builtins(status)
+    for manager in found["managers"]:
+        source = manager["source"] or {}
+        source.update({name: in_command_words(text) for name in ("name", "error") if (text := source.get(name))})
+    return found
+
+
+def _look(name: str | None, socket: Path | None) -> tuple[list[Status], list[str]]:
+    """Snapshots of the selected nodes and servers; and what is wrong with those that do not answer.
+
+    One that hangs has a socket still. Which one that is does not show, so where the one that was asked for answers, the
+    others play no part.
 
     Raises:
         StatusError: the one whose socket was given does not answer.
         Trouble: there is none.
     """
     if socket is not None:
-        return [read_status(socket)]
+        return [read_status(socket)], []
     found: list[Status] = []
+    silent: list[str] = []
     for path in status_sockets():
         try:
             found.append(read_status(path))
-        except StatusError:
-            continue  # it has ended just now
+        except StatusError as exc:
+            if not isinstance(exc.__cause__, ConnectionRefusedError | FileNotFoundError):  # it has ended just now
+                silent.append(in_command_words(str(exc)))
     found = [each for each in found if name is None or each.name == name]
+    if not found and silent:
+        raise Trouble("; ".join(silent), ExitStatus.NETWORK)
     if not found:
         which = "no node" if name is None else f"no node {name}" if "@" in name else f"no server {name!r}"
         msg = (
@@ -118,7 +139,7 @@ def _look(name: str | None, socket: Path | None) -> list[Status]:
             "serve_status; nodes of other users, and those with another XDG_RUNTIME_DIR, do not show"
         )
         raise Trouble(msg, ExitStatus.FOUND)
-    return sorted(found, key=lambda each: (each.name, each.process))
+    return sorted(found, key=lambda each: (each.name, each.process)), [] if name is not None else silent
 
 
 def _run_of(status: Status) -> tuple[str, int, int]:

@@ -246,7 +246,7 @@ def _wanted(reason: Reason | str) -> tuple[Reason, ...]:
     if not found:
         msg = f"{reason!r} is neither an UnverifiedReason ({', '.join(UnverifiedReason)}) nor a RejectionCode"
         msg += f" ({', '.join(RejectionCode)})"
-        if reason in REASONS:
+        if str(reason) in REASONS:
             msg = f"{reason!r} is a defect of the certificate zoo: refused as {' or '.join(REASONS[reason])}. {msg}"
         raise ValueError(msg)
     return tuple(found)
