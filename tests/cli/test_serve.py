@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -477,6 +478,22 @@ def test_it_ends_gracefully(how: signal.Signals, expected: int, tmp_path: Path) 
     assert process.returncode == expected
     assert "Traceback" not in log
     assert list(sockets.iterdir()) == []
+
+
+def test_it_ends_gracefully_though_nothing_reads_what_it_writes(tmp_path: Path) -> None:
+    """A consumer of its events that has stopped: the node goes on, and a signal ends it as ever."""
+    make_pki(tmp_path, BETA)
+    with serve(tmp_path, BETA, "--listen", f"{HOST}:0") as served:
+        assert served.process.stdout is not None
+        fcntl.fcntl(served.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        for _ in range(60):  # an event each, of 200 bytes at least
+            with socket.create_connection((HOST, served.port)) as stranger:
+                stranger.sendall(b"this is no TLS")
+                stranger.shutdown(socket.SHUT_WR)
+                while stranger.recv(100):
+                    pass
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(PATIENCE) == 0
 
 
 HANGS = """

@@ -56,6 +56,7 @@ from .kinds import Number
 from .logs import log_to_stderr
 from .pages import place_of_pages, serve_pages
 from .registry import registry_option
+from .shown import write_stdout
 from .terminal import Terminal, reload_signals
 from .words import in_command_words
 
@@ -377,14 +378,17 @@ def _announce_pages(host: str, port: int, *, as_json: bool) -> None:
 
 async def _report(events: EventStream) -> None:
     async for event in events:
-        # In a thread: a slow reader of our stdout must not block the node.
         values = {"event": type(event).__name__, **event_values(event)}
-        await trio.to_thread.run_sync(_tell, values, abandon_on_cancel=True)
+        await write_stdout(f"{_line(values)}\n".encode())
 
 
 def _tell(values: Mapping[str, object]) -> None:
-    click.echo(json.dumps({"at": datetime.now(UTC).isoformat(), **values}))
+    click.echo(_line(values))
     sys.stdout.flush()
+
+
+def _line(values: Mapping[str, object]) -> str:
+    return json.dumps({"at": datetime.now(UTC).isoformat(), **values})
 
 
 def event_values(event: NodeEvent) -> dict[str, object]:

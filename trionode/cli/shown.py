@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import click
+import trio
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from rich.cells import cell_len
@@ -49,6 +50,8 @@ FAILED: Final = "✗"
 NOTED: Final = "!"
 SKIPPED: Final = "·"
 
+#: Bytes that are written at a time: a pipe holds as many.
+_CHUNK: Final = 64 * 1024
 #: Columns where there is no terminal: wide enough for a check of the demo and its evidence in one line.
 _PIPE_WIDTH: Final = 130
 
@@ -92,6 +95,23 @@ def plain(out: Console, *what: RenderableType) -> str:
 def put_json(document: object) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(document, indent=2))
+
+
+async def write_stdout(data: bytes) -> None:
+    """Write to stdout in a thread: a reader that is slow, or stopped, must not hold up anything else.
+
+    Cancelled, it leaves the thread behind, which ends with the program. So it writes the descriptor, not `sys.stdout`:
+    the thread would hold the lock of that, without which the interpreter aborts as it ends.
+
+    Args:
+        data: what.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[await trio.to_thread.run_sync(os.write, 1, view[:_CHUNK], abandon_on_cancel=True) :]
 
 
 def grid(rows: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> Table:

@@ -51,6 +51,7 @@ from .shown import (
     grid,
     put,
     put_json,
+    write_stdout,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from .given import Given
 
 _CHUNK: Final = 64 * 1024
-_STDIN, _STDOUT = 0, 1
+_STDIN = 0
 
 #: For connecting, and again for the handshake. Seconds.
 _WITHIN: Final = 10.0
@@ -262,9 +263,9 @@ def call(
         async with way.connected(_WITHIN) as connection:
             if message is not None:
                 request = message.encode(errors="surrogateescape")
-                await _write(await connection.call(service, request, metadata=metadata) + b"\n")
+                await write_stdout(await connection.call(service, request, metadata=metadata) + b"\n")
             elif how == "whole":
-                await _write(await connection.call(service, await _read_all(), metadata=metadata))
+                await write_stdout(await connection.call(service, await _read_all(), metadata=metadata))
             else:
                 async with connection.open_channel(service, metadata=metadata) as channel:
                     await _stream(channel, lines=how is None)
@@ -284,7 +285,7 @@ async def _stream(channel: ServiceChannel, *, lines: bool) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_feed, channel, lines)
         async for message in channel:
-            await _write(message + b"\n" if lines else bytes(message))
+            await write_stdout(message + b"\n" if lines else bytes(message))
         nursery.cancel_scope.cancel()
 
 
@@ -319,12 +320,6 @@ async def _read_all() -> bytes:
     while piece := await _read():
         pieces.append(piece)
     return b"".join(pieces)
-
-
-async def _write(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[await trio.to_thread.run_sync(os.write, _STDOUT, view[:_CHUNK], abandon_on_cancel=True) :]
 
 
 # ping ---------------------------------------------------------------------------------------------------------------
