@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import trio
 
 from benchmarks.stress.nodes import echo, manager_of
-from trionode import Endpoint, NetworkOptions, NodeName, NodeOptions, open_node
+from trionode import Endpoint, NetworkOptions, NodeName, NodeOptions, TrionodeError, open_node
 from trionode.discovery.feed import Entry, Feed
 from trionode.pki import CertificateAuthority
 from trionode.testing import MemoryNetwork
@@ -184,6 +184,12 @@ async def measure(
             await nodes.join(name)
         await phase("came back")
         callers = chance.sample(list(nodes.open.values()), min(20, count))
-        replies = [await node.call(PATTERN, "echo", b"there?") for node in callers]
-        problems += [f"a call was answered with {reply!r}" for reply in replies if reply != b"there?"]
+        for node in callers:
+            try:
+                reply = await node.call(PATTERN, "echo", b"there?")
+            except TrionodeError as exc:
+                problems.append(f"a call failed: {exc}")
+            else:
+                if reply != b"there?":
+                    problems.append(f"a call was answered with {reply!r}")
     return seconds, problems
