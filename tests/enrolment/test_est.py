@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
 
+from asgi_apps import body_of
 from csr import P256, names, request
 from est import Service, serving_est
 from specimens import authority
@@ -789,10 +790,7 @@ async def test_a_server_that_is_not_ours(tmp_path: Path) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        data, more = b"", True
-        while more:
-            message = await receive()
-            data, more = data + message.get("body", b""), message.get("more_body", False)
+        data = await body_of(receive)
         resource = scope["path"].removeprefix("/ca-7/.well-known/est/")
         seen.append((resource, dict(scope["headers"]).get(b"authorization", b"").decode()))
         answer = b""

@@ -16,6 +16,7 @@ import trio.testing
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from asgi_apps import body_of
 from est import Clock
 from specimens import authority
 from trionode import CertAuthManager, ClientAuth
@@ -55,10 +56,7 @@ class Strict:
         """An ASGI application."""
         if scope["type"] != "http":
             return
-        data, more = b"", True
-        while more:
-            message = await receive()
-            data, more = data + message.get("body", b""), message.get("more_body", False)
+        data = await body_of(receive)
         status, headers, answer = self.answer(scope, data)
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": fields})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from asgi_apps import body_of
 from http_peers import HOSTS, Proxy, own_tls, server_files, socks5, telling, tunnel
 from trionode import (
     CertAuthManager,
@@ -108,12 +109,7 @@ class Held:
         if scope["type"] != "http":
             msg = "no lifespan here"
             raise RuntimeError(msg)
-        body = b""
-        while True:
-            event = await receive()
-            body += event.get("body", b"")
-            if not event.get("more_body"):
-                break
+        body = await body_of(receive)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/held":
             await send({"type": "http.response.body", "body": b"begun ", "more_body": True})

@@ -349,17 +349,19 @@ def test_what_belongs_there_is_taken(kind: type[Any], name: str, values: tuple[A
 @pytest.mark.parametrize(("kind", "name", "values"), cases(lambda each: each.wrong_kinds))
 def test_the_wrong_kind_is_a_type_error(kind: type[Any], name: str, values: tuple[Any, ...]) -> None:
     """By the name of the field, in one sentence."""
-    for value in values:
-        with pytest.raises(TypeError, match=rf"\b{name}\b") as caught:
-            make(kind, name, value)
-        check_sentence(str(caught.value))
+    check_refused(TypeError, kind, name, values)
 
 
 @pytest.mark.parametrize(("kind", "name", "values"), cases(lambda each: each.wrong_values))
 def test_a_wrong_value_is_a_value_error(kind: type[Any], name: str, values: tuple[Any, ...]) -> None:
     """Likewise."""
+    check_refused(ValueError, kind, name, values)
+
+
+def check_refused(error: type[Exception], kind: type[Any], name: str, values: tuple[Any, ...]) -> None:
+    """Each is, by such an error that names the field."""
     for value in values:
-        with pytest.raises(ValueError, match=rf"\b{name}\b") as caught:
+        with pytest.raises(error, match=rf"\b{name}\b") as caught:
             make(kind, name, value)
         check_sentence(str(caught.value))
 
