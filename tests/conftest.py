@@ -5,6 +5,7 @@ Nothing here is automatic; a test file that needs something else of the same nam
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -82,6 +83,19 @@ settings.load_profile("trionode")
 def pytest_xdist_auto_num_workers() -> int:
     """Two processes a core for `-n auto`: nearly half of the time, tests wait for clocks, peers and processes."""
     return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Of several processes, the first that comes to a module compiles it; the others wait, and read what it wrote."""
+    if not isinstance(collector, pytest.Module):
+        return (yield)
+    with collector.path.open("rb") as file:
+        with suppress(OSError):  # a file system may have no locks, and each process then compiles for itself
+            fcntl.flock(file, fcntl.LOCK_EX)
+        return (yield)
 
 
 def pytest_collection_finish() -> None:

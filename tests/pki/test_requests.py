@@ -17,6 +17,8 @@ from trionode._identity.names import SubjectNames
 from trionode.pki import CertificateAuthority, parse_request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trionode._credentials.pem import PrivateKey
 
 
@@ -39,18 +41,19 @@ def test_only_the_key_is_taken_from_a_request(*, intermediate: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
+    "make",
     [
-        ec.generate_private_key(ec.SECP384R1()),
-        ec.generate_private_key(ec.SECP521R1()),
-        ed25519.Ed25519PrivateKey.generate(),
-        ed448.Ed448PrivateKey.generate(),
-        rsa.generate_private_key(public_exponent=65537, key_size=2048),
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        lambda: ec.generate_private_key(ec.SECP521R1()),
+        ed25519.Ed25519PrivateKey.generate,
+        ed448.Ed448PrivateKey.generate,
+        lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
     ],
     ids=["P-384", "P-521", "Ed25519", "Ed448", "RSA"],
 )
-def test_keys_for_tls(key: PrivateKey) -> None:
+def test_keys_for_tls(make: Callable[[], PrivateKey]) -> None:
     """All kinds."""
+    key = make()
     assert authority().sign(request(key), "localhost")[0].public_key() == key.public_key()
 
 
@@ -97,20 +100,21 @@ def test_a_request_for_more(extension: x509.ExtensionType, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "words"),
+    ("make", "words"),
     [
-        (rsa.generate_private_key(public_exponent=65537, key_size=1024), "RSA key of 1024 bits"),  # noqa: S505 -- weak on purpose
-        (rsa.generate_private_key(public_exponent=3, key_size=2048), "with the exponent 3"),
-        (ec.generate_private_key(ec.SECP224R1()), "on the curve secp224r1"),
-        (ec.generate_private_key(ec.SECP256K1()), "on the curve secp256k1"),
-        (dsa.generate_private_key(1024), "which TLS 1.3 does not use"),  # noqa: S505 -- ditto
+        (lambda: rsa.generate_private_key(65537, key_size=1024), "RSA key of 1024 bits"),  # noqa: S505 -- weak on purpose
+        (lambda: rsa.generate_private_key(public_exponent=3, key_size=2048), "with the exponent 3"),
+        (lambda: ec.generate_private_key(ec.SECP224R1()), "on the curve secp224r1"),
+        (lambda: ec.generate_private_key(ec.SECP256K1()), "on the curve secp256k1"),
+        (lambda: dsa.generate_private_key(1024), "which TLS 1.3 does not use"),  # noqa: S505 -- ditto
     ],
     ids=["RSA 1024", "RSA e=3", "P-224", "K-256", "DSA"],
 )
-def test_a_weak_key(key: PrivateKey | dsa.DSAPrivateKey, words: str) -> None:
+def test_a_weak_key(make: Callable[[], PrivateKey | dsa.DSAPrivateKey], words: str) -> None:
     """None is signed for."""
+    asked = request(make())
     with pytest.raises(ValueError, match=words):
-        authority().sign(request(key), "alpha@localhost")
+        authority().sign(asked, "alpha@localhost")
 
 
 def test_a_signature_by_another_key() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import enum
+import functools
 import json
 import logging
 import re
@@ -22,7 +23,7 @@ from trionode.manual import read
 from trionode.manual.markdown import rows, section, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from conftest import NodeFactory
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from trionode.testing import CapturedLogs
 
 PACKAGE: Final = Path(trionode.__file__).parent
-SOURCES: Final = {
-    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")
-}
 #: What writes a record, and functions that are lent a log to do it.
 METHODS: Final = {"debug", "info", "warning", "error", "exception", "log"}
 LENT: Final = {"contained": 1, "containing": 1, "keep_running": 1}
@@ -45,10 +43,10 @@ def told(fact: str) -> set[str]:
     return {fact}.union(*(told(each) for each in FACTS[fact].tells))
 
 
-def loggers_of(tree: ast.AST) -> dict[str, str]:
+def loggers_of(nodes: Iterable[ast.AST]) -> dict[str, str]:
     """The logs of a module, by variable."""
     found = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case (
                 ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="Log"), args=[argument]))
@@ -58,29 +56,33 @@ def loggers_of(tree: ast.AST) -> dict[str, str]:
     return found
 
 
-def calls() -> Iterator[tuple[str, str, ast.Call]]:
+def calls_of(file: Path) -> Iterator[tuple[str, str, ast.Call]]:
+    """The calls of a module that write a record."""
+    path = file.relative_to(PACKAGE).as_posix()
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    loggers = loggers_of(nodes)
+    for call in nodes:
+        match call:
+            case ast.Call(func=ast.Attribute(value=on, attr=method), args=[first, *_]) if method in METHODS:
+                if isinstance(first, ast.Constant | ast.JoinedStr) and not isinstance(on, ast.Constant):
+                    name = loggers.get(on.id if isinstance(on, ast.Name) else "_log", "")
+                    yield f"{path}:{call.lineno}", name, call
+            case ast.Call(func=ast.Name(id=function)) if function in LENT:
+                yield f"{path}:{call.lineno}", loggers["_log"], call
+            case ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function), *_]) if function in LENT:
+                yield f"{path}:{call.lineno}", loggers["_log"], call
+
+
+@functools.cache
+def calls() -> list[tuple[str, str, ast.Call]]:
     """Every call that writes a record: where it stands, and the logger's name; that of a method's caller is unknown."""
-    for path, tree in SOURCES.items():
-        loggers = loggers_of(tree)
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            match call:
-                case ast.Call(func=ast.Attribute(value=on, attr=method), args=[first, *_]) if method in METHODS:
-                    if isinstance(first, ast.Constant | ast.JoinedStr) and not isinstance(on, ast.Constant):
-                        name = loggers.get(on.id if isinstance(on, ast.Name) else "_log", "")
-                        yield f"{path}:{call.lineno}", name, call
-                case ast.Call(func=ast.Name(id=function)) if function in LENT:
-                    yield f"{path}:{call.lineno}", loggers["_log"], call
-                case ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function), *_]) if function in LENT:
-                    yield f"{path}:{call.lineno}", loggers["_log"], call
-
-
-CALLS: Final = list(calls())
+    return [call for file in PACKAGE.rglob("*.py") for call in calls_of(file)]
 
 
 def test_every_call_that_logs_gives_facts_by_their_names() -> None:
     """No unknown name; none hidden in a mapping, but for those that are passed on."""
-    assert len(CALLS) > 80
-    for where, _, call in CALLS:
+    assert len(calls()) > 80
+    for where, _, call in calls():
         passed_on = where.startswith(("_util/contained.py", "_util/rate_limited_log.py"))
         names = {keyword.arg for keyword in call.keywords}
         assert names - OPTIONS <= set(FACTS) | ({None} if passed_on else set()), where
@@ -98,7 +100,7 @@ def given_by(call: ast.Call) -> set[str]:
 def test_every_logger_gives_the_facts_that_its_row_says() -> None:
     """All of them, and no other."""
     given: dict[str, set[str]] = {}
-    for where, logger, call in CALLS:
+    for where, logger, call in calls():
         if not where.startswith(("cli/", "_util/")):
             given.setdefault(logger, set()).update(given_by(call))
     listed = {spans(first)[0]: set(spans(facts)) for first, _, facts in rows(section(read("events"), "Logs"))}
@@ -111,7 +113,7 @@ def test_every_fact_is_in_the_table() -> None:
         spans(first)[0]: (meaning, set(spans(more))) for first, meaning, more in rows(section(read("events"), "Facts"))
     }
     assert listed == {name: (fact.meaning, set(fact.tells)) for name, fact in FACTS.items()}
-    assert set(FACTS) == {fact for _, _, call in CALLS for name in given_by(call) for fact in told(name)}
+    assert set(FACTS) == {fact for _, _, call in calls() for name in given_by(call) for fact in told(name)}
 
 
 def test_no_fact_has_the_name_of_what_a_record_has_anyway() -> None:
