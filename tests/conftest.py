@@ -98,10 +98,16 @@ def pytest_make_collect_report(
         return (yield)
 
 
-def pytest_collection_finish() -> None:
-    """Ten thousand tests are not looked through again by each garbage collection, those that tests ask for included."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """No garbage collection looks through ten thousand tests: none while they come, nor any that a test asks for."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
