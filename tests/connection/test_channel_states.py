@@ -37,6 +37,8 @@ class FakeLink:
     class peer:  # noqa: D106, N801 -- an attribute
         name = "peer@localhost"
 
+    confirmation = b""
+
 
 class Story:
     """One end of a channel, and what happened to it, as the connection would have it happen."""

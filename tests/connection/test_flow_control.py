@@ -11,6 +11,7 @@ import math
 import tracemalloc
 from collections import deque
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
@@ -436,7 +437,7 @@ class World:
         return moved
 
 
-_NO_LINK: Final[Any] = None
+_NO_LINK: Final[Any] = SimpleNamespace(confirmation=b"")
 
 sizes: Final = st.integers(0, 200) | st.integers(0, 10_000) | st.integers(0, 60_000)
 worlds: Final = st.builds(

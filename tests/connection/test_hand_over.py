@@ -218,7 +218,7 @@ async def test_senders_that_wait_for_room_go_on(open_pair: PairFactory) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_for_room)
             await trio.testing.wait_all_tasks_blocked()
-            outbox.switch(core_of(connection).link, last=b"", first=b"")
+            outbox.switch(core_of(connection).link, last=b"")
             with trio.fail_after(1):
                 await woken.wait()
 

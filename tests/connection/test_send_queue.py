@@ -62,9 +62,9 @@ class Stream:
         return self.roomy
 
 
-def link_of(stream: Stream) -> Link:
+def link_of(stream: Stream, confirmation: bytes = b"") -> Link:
     """A link with nothing else in it."""
-    return cast("Link", SimpleNamespace(stream=stream))
+    return cast("Link", SimpleNamespace(stream=stream, confirmation=confirmation))
 
 
 class Scene:
@@ -134,12 +134,38 @@ async def test_discarding_forgets_what_was_not_written(nursery: trio.Nursery) ->
     scene = Scene(nursery)
     new = Stream()
     scene.outbox.append(b"nobody reads this")
-    scene.outbox.switch(link_of(new), last=b"last", first=b"first")
+    scene.outbox.switch(link_of(new), last=b"last")
+    scene.outbox.append(b"nor this")
     scene.outbox.discard()
     scene.outbox.close()
     await settled()
     assert scene.stream.writes == new.writes == []
     assert scene.written
+
+
+@pytest.mark.parametrize("how", ["first link", "switched"])
+@pytest.mark.parametrize("written", [False, True])
+async def test_a_confirmation_is_written_first_and_once(nursery: trio.Nursery, how: str, *, written: bool) -> None:
+    """With what was said by then; and ahead of the last words where all else is discarded, if it was not before."""
+    stream = Stream()
+    link = link_of(stream, b"confirmed ")
+    if how == "first link":
+        outbox = Outbox(link, worn=lambda: None, max_records=1000)
+    else:
+        outbox = Outbox(link_of(Stream()), worn=lambda: None, max_records=1000)
+        outbox.switch(link, last=b"last")
+    outbox.append(b"and more")
+    if written:
+        nursery.start_soon(outbox.write)
+        await settled()
+        outbox.append(b"too late")
+    outbox.discard()
+    outbox.append(b"goodbye")
+    outbox.close()
+    if not written:
+        nursery.start_soon(outbox.write)
+    await settled()
+    assert stream.writes == ([b"confirmed and more", b"goodbye"] if written else [b"confirmed goodbye"])
 
 
 @pytest.mark.parametrize("how", ["at once", "by the writer", "held up", "broken", "broken before", "across a switch"])
@@ -166,7 +192,7 @@ async def test_which_channels_may_have_been_opened(nursery: trio.Nursery, how: s
     assert outbox.offered == (how not in ("broken", "broken before"))
     if how in ("held up", "across a switch"):
         if how == "across a switch":
-            outbox.switch(link_of(Stream()), last=b"", first=b"")
+            outbox.switch(link_of(Stream()), last=b"")
         outbox.append(b"OPEN 3")
         outbox.opened = 3
         await settled()
@@ -184,7 +210,7 @@ async def test_a_switch_parts_what_came_before_from_what_comes_after(nursery: tr
     scene.outbox.append(b"under way")
     await settled()
     scene.outbox.append(b"before")
-    written = scene.outbox.switch(link_of(new), last=b" last", first=b"first ")
+    written = scene.outbox.switch(link_of(new, b"first "), last=b" last")
     scene.outbox.append(b"after")
     assert scene.outbox.link.stream is cast("object", new)
     await settled()
@@ -277,7 +303,7 @@ async def test_flushing_where_it_is_not_possible_leaves_it_to_the_writer(nursery
     if why == "closing":
         scene.outbox.close()
     elif why == "switched":
-        scene.outbox.switch(link_of(scene.stream), last=b"", first=b" then")
+        scene.outbox.switch(link_of(scene.stream, b" then"), last=b"")
     scene.stream.broken, scene.stream.closed = why == "broken", why == "closed"
     scene.stream.roomy = why != "no room"
     scene.outbox.flush()

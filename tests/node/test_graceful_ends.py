@@ -591,8 +591,8 @@ async def test_a_connection_that_ends_before_it_is_used(
     dialled: list[Connection] = []
     dial = Dialer.dial
 
-    async def short_lived(self: Dialer, name: NodeName, route: Route | None) -> Connection:
-        connection = await dial(self, name, route)
+    async def short_lived(self: Dialer, name: NodeName, route: Route | None, *, opening: bool) -> Connection:
+        connection = await dial(self, name, route, opening=opening)
         dialled.append(connection)
         if len(dialled) < 3:
             core_of(connection).end(EndReason.CLOSED)

@@ -41,13 +41,14 @@ from trionode import (
     UnverifiedReason,
     _protocol as wire,
 )
+from trionode._connection.connection import core_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from conftest import ManagerFactory, NodeFactory, PairFactory, ScriptedListener, ScriptedPeer
 
-    from trionode import EventStream, NodeEvent, ServiceChannel
+    from trionode import EventStream, NodeEvent, Peer, ServiceChannel
     from trionode.pki import CertificateAuthority
 
 ALPHA, BETA = NodeName.parse("alpha@localhost"), NodeName.parse("beta@localhost")
@@ -120,6 +121,55 @@ async def test_connect_is_always_a_checkpoint(open_pair: PairFactory) -> None:
                 scope.cancel()
                 await pair.alpha.connect("beta@localhost")
             assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(("verb", "records"), [("call", 2), ("open_channel", 2), ("connect", 3)])
+async def test_the_first_request_goes_with_the_confirmation(open_pair: PairFactory, verb: str, records: int) -> None:
+    """In one record behind the hello's, where a request made the connection; `connect` confirms before it returns."""
+    with trio.fail_after(10):
+        async with open_pair(beta={"services": {"echo": echo}}) as pair, AsyncExitStack() as stack:
+            if verb == "call":
+                assert await pair.alpha.call(BETA, "echo", b"x") == b"x"
+            elif verb == "open_channel":
+                channel = await stack.enter_async_context(pair.alpha.open_channel(BETA, "echo"))
+                await channel.send(b"x")
+                assert await channel.receive() == b"x"
+            else:
+                connection = await pair.alpha.connect(BETA)
+                assert await connection.call("echo", b"x") == b"x"
+            assert core_of(pair.alpha.connections[BETA]).link.stream.records_sent == records
+
+
+@pytest.mark.parametrize("service", ["", "echo"])
+async def test_a_connection_is_confirmed_though_its_first_request_cannot_be_made(
+    open_pair: PairFactory, service: str
+) -> None:
+    """The peer has it, too."""
+    with trio.fail_after(10):
+        async with open_pair(beta={"max_message_size": 10}) as pair, pair.beta.events() as events:
+            with pytest.raises(LocalProtocolError):
+                await pair.alpha.call(BETA, service, b"larger than ten")
+            assert (await event_of(events, ConnectionUp)).peer.name == ALPHA
+
+
+async def test_a_connection_that_comes_too_late_is_confirmed_and_turned_away(
+    node: NodeFactory, route_to: Callable[..., Route]
+) -> None:
+    """A request made it, and its node was left meanwhile: the peer reads why."""
+    nodes: list[Node] = []
+
+    def leave(peer: Peer) -> None:
+        nodes[0]._runtime.stop()
+
+    with trio.fail_after(10):
+        async with node("beta@localhost") as beta, node("alpha@localhost", authorize=leave) as alpha:
+            nodes.append(alpha)
+            alpha.add_route("beta@localhost", route_to(beta))
+            async with beta.events() as events:
+                with pytest.raises(trio.ClosedResourceError):
+                    await alpha.call(BETA, "echo", b"x")
+                down = await event_of(events, ConnectionDown)
+            assert (down.peer.name, down.reason) == (ALPHA, EndReason.CLOSED_BY_PEER)
 
 
 async def test_concurrent_connects_share_one_dial(open_pair: PairFactory) -> None:

@@ -107,14 +107,15 @@ async def retire(connection: ConnectionCore) -> None:
     await close(connection, EndReason.REPLACED)
 
 
-async def turn_away(stream: SessionStream, reason: EndReason) -> None:
+async def turn_away(stream: SessionStream, reason: EndReason, *, confirmation: bytes = b"") -> None:
     """Close a link that is not taken, and tell the peer, which may count on it already, that nothing ran. Bounded.
 
     Args:
         stream: the link's, on which the peer may have opened channels; owned.
         reason: what the peer is told.
+        confirmation: what the peer is waiting for before that, if it was not sent.
     """
-    await drain_and_close(stream, wire.control(wire.GOODBYE, 0, wire.Goodbye(code=reason, last=0)))
+    await drain_and_close(stream, confirmation + wire.control(wire.GOODBYE, 0, wire.Goodbye(code=reason, last=0)))
 
 
 @contextmanager

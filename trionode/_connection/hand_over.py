@@ -149,8 +149,7 @@ class HandOver:
             raise trio.BrokenResourceError(msg)
         link.follow(self.link)
         old, self.link = self.link, link
-        first = wire.encode_hello(wire.Confirmation()) if link.dialled else b""
-        written = outbox.switch(link, last=wire.header(wire.SWITCH, 0, 0), first=first)
+        written = outbox.switch(link, last=wire.header(wire.SWITCH, 0, 0))
         self._move = Move(old, written)
         self._changed.unpark_all()
         return self._move

@@ -41,6 +41,7 @@ class Link:
         peer_limits: what the peer accepts.
         acceptor: on the accepting side, what stands for its acceptor: a link that joins has to come from the same.
         rest: bytes that came behind the hello, until they are read.
+        confirmation: the hello's last message, where the connection is to send it ahead of everything else; until then.
         decoder: cuts the stream into frames.
         finished: whether the peer's last frame on it was read (SWITCH).
     """
@@ -58,6 +59,7 @@ class Link:
     peer_limits: Limits
     acceptor: object = None
     rest: bytes = b""
+    confirmation: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     finished: bool = False
     _identifier: bytes | None = field(default=None, init=False, repr=False)

@@ -66,7 +66,7 @@ class Outbox:
         self._link = link
         self._worn = worn
         self._max_records = max_records
-        self._pending = bytearray()
+        self._pending = bytearray(link.confirmation)
         # Mostly empty, two at most in a hand-over. With each buffer, `opened` as it was when that was full.
         self._queue: list[tuple[Link, bytearray, trio.Event | None, int]] = []
         self._closing = False
@@ -157,19 +157,19 @@ class Outbox:
                 self.offered = self.opened
                 self.bytes_written += len(self._pending)
                 self._pending = bytearray()
+                self._link.confirmation = b""
                 if self.room:
                     self.room.unpark_all()
                 self._check_wear(self._link)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the writer meets it again, and the connection ends
 
-    def switch(self, link: Link, *, last: bytes, first: bytes) -> trio.Event:
+    def switch(self, link: Link, *, last: bytes) -> trio.Event:
         """Move to another link, in one step: what was appended goes to the old one, what follows to the new one.
 
         Args:
             link: the new link.
             last: ends what the old link gets.
-            first: begins what the new link gets.
 
         Returns:
             An event that is set once everything for the old link was written.
@@ -177,7 +177,7 @@ class Outbox:
         written = trio.Event()
         self._pending += last
         self._queue.append((self._link, self._pending, written, self.opened))
-        self._link, self._pending = link, bytearray(first)
+        self._link, self._pending = link, bytearray(link.confirmation)
         self._writer.wake()
         self.room.unpark_all()
         return written
@@ -193,8 +193,8 @@ class Outbox:
         self._writer.wake()
 
     def discard(self) -> None:
-        """Forget what was not written yet."""
-        self._pending = bytearray()
+        """Forget what was not written yet, but for what makes the peer listen to the last words that follow."""
+        self._pending = bytearray(self._link.confirmation)
         self._queue.clear()
 
     async def write(self) -> None:
@@ -216,6 +216,7 @@ class Outbox:
                     continue  # flushed meanwhile
                 self._queue.append((self._link, self._pending, None, self.opened))
                 self._pending = bytearray()
+                self._link.confirmation = b""
                 self.room.unpark_all()
             await self._send(*self._queue.pop(0))
 

@@ -14,7 +14,8 @@ What the dialer judges, in this order; the first that fails refuses:
 6. where the link is to join a connection that is there, that the acceptor is its peer and has it (`join`); otherwise
    whether another link stands for that name (`collisions`).
 
-A link that joins leaves the last message, the confirmation, to the connection, whose commit it is.
+The last message, the confirmation, may be left to the connection: of a link that joins it is the commit, and where a
+call made the connection, the two go in one flight.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Dial:
         cookie: what both sides must prove that they know, or None.
         replace: whether this connection is wanted although there is another to the same node.
         join: the connection that the new link is to carry, in place of a new one.
+        leave_confirmation: whether the confirmation is left to the connection, which is about to open a channel: the
+            two go in one flight. So it is with a link that joins, whose commit it is.
         insecure_skip_verify: accept any certificate under any name.
         connect_timeout: for DNS and TCP, seconds.
         handshake_timeout: for contexts, TLS and hello, seconds.
@@ -78,6 +81,7 @@ class Dial:
     cookie: bytes | None = field(default=None, repr=False)
     replace: bool = False
     join: ConnectionCore | None = None
+    leave_confirmation: bool = False
     insecure_skip_verify: bool = False
     connect_timeout: float
     handshake_timeout: float
@@ -230,7 +234,7 @@ class _DialersHello:
         self._dial = dial
 
     async def run(self) -> Link:
-        """Send the hello, read the answer, judge it, and confirm; a link that joins is confirmed by its connection.
+        """Send the hello, read the answer, judge it, and confirm, unless that is left to the connection.
 
         Raises:
             HandshakeError: one side has refused the other, or the conversation failed.
@@ -266,8 +270,10 @@ class _DialersHello:
                 await party.arbiter.may_confirm(peer, replace=dial.replace)
         except (PeerUnverifiedError, Conflict) as exc:
             await conversation.refuse(exc, wire.Confirmation)
-        if joining is None:
-            await conversation.send(wire.Confirmation(), last=True)
+        confirmation = wire.Confirmation()
+        left = joining is not None or dial.leave_confirmation
+        if not left:
+            await conversation.send(confirmation, last=True)
         return Link(
             stream=self._stream,
             peer=peer,
@@ -281,6 +287,7 @@ class _DialersHello:
             key_pair_fingerprint=self._contexts.key_pair.fingerprint,
             peer_limits=answer.limits,
             rest=conversation.rest(),
+            confirmation=wire.encode_hello(confirmation) if left else b"",
         )
 
     def _identify(self, answer: wire.Answer) -> Peer:

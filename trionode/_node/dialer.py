@@ -121,8 +121,13 @@ class Dialer:
 
     # Making one
 
-    async def dial(self, name: NodeName, route: Route | None) -> Connection:
+    async def dial(self, name: NodeName, route: Route | None, *, opening: bool = False) -> Connection:
         """Dial, or join the dial that is under way.
+
+        Args:
+            name: the node.
+            route: the caller's, if it gave one.
+            opening: whether the caller opens a channel as soon as it has the connection.
 
         Raises:
             HandshakeError: the one route failed.
@@ -130,12 +135,14 @@ class Dialer:
             CertificateError: a route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
         """
-        connection = await self._dials.join((name, route), f"dial {name}", lambda: self._attempt(name, route))
+        connection = await self._dials.join(
+            (name, route), f"dial {name}", lambda: self._attempt(name, route, opening=opening)
+        )
         core_of(connection).check_trusted()
         return connection
 
     async def _attempt(
-        self, name: NodeName, route: Route | None
+        self, name: NodeName, route: Route | None, *, opening: bool
     ) -> tuple[Connection, Callable[[], Awaitable[None]] | None]:
         """The connection, and, if it is new, what this task is to run for it."""
         registry = self._runtime.registry
@@ -148,7 +155,7 @@ class Dialer:
             # one that our dial lost to and that did not show up: the peer has it, and on our side it must have broken.
             replace = bool(registry.mutual(name)) or attempt > 0
             try:
-                new = await self._try_routes(name, route, replace=replace)
+                new = await self._try_routes(name, route, replace=replace, opening=opening)
                 return self._runtime.public(new), new.run
             except _OvertakenError:
                 continue
@@ -164,12 +171,12 @@ class Dialer:
                 await registry.wait(name, lambda found: found.link.mutual)
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
 
-    async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool) -> ConnectionCore:
+    async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool, opening: bool) -> ConnectionCore:
         routes, caution = ([route], None) if route is not None else await self._routes_to(name)
         failures: list[Exception] = []
         for each in routes:
             try:
-                return await self._try_route(name, each, route, replace=replace)
+                return await self._try_route(name, each, route, replace=replace, opening=opening)
             except Exception as exc:
                 if caution is not None:
                     exc.add_note(caution)
@@ -186,12 +193,14 @@ class Dialer:
         msg = f"all {len(routes)} routes to {name} failed{'' if caution is None else f' ({caution})'}: {tried}"
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
-    async def _try_route(self, name: NodeName, route: Route, asked: Route | None, *, replace: bool) -> ConnectionCore:
+    async def _try_route(
+        self, name: NodeName, route: Route, asked: Route | None, *, replace: bool, opening: bool
+    ) -> ConnectionCore:
         runtime, demands = self._runtime, self._demands(route)
         manager = demands.cert_manager
         runtime.managers.use(manager, as_server=False)
         limits = runtime.limits()
-        plan = self._plan(name, route, demands, replace=replace)
+        plan = self._plan(name, route, demands, replace=replace, opening=opening)
         will_do = partial(self._fits, name=name, route=asked)
         try:
             link = await self._dial_link(plan, manager, will_do)
@@ -200,7 +209,7 @@ class Dialer:
                 raise
             link = await self._dial_successor(plan, manager, will_do, exc)
         if not runtime.is_open:
-            await turn_away(link.stream, EndReason.SHUTTING_DOWN)
+            await turn_away(link.stream, EndReason.SHUTTING_DOWN, confirmation=link.confirmation)
             msg = f"the node {runtime.name} was closed while it was dialling"
             raise trio.ClosedResourceError(msg)
         return runtime.adopt(link, manager, limits, lambda connection: self._redial(connection, plan, manager))
@@ -252,7 +261,7 @@ class Dialer:
             return await connecting()
         raise _OvertakenError
 
-    def _plan(self, name: NodeName, route: Route, demands: Demands, *, replace: bool) -> Dial:
+    def _plan(self, name: NodeName, route: Route, demands: Demands, *, replace: bool, opening: bool) -> Dial:
         if demands.insecure_skip_verify:
             self._runtime.warn_insecure(
                 InsecureOption.INSECURE_SKIP_VERIFY, f"the server that answers for {name} is not verified"
@@ -266,6 +275,7 @@ class Dialer:
             server_name=demands.server_name,
             cookie=demands.cookie,
             replace=replace,
+            leave_confirmation=opening,
             insecure_skip_verify=demands.insecure_skip_verify,
             connect_timeout=network.connect_timeout,
             handshake_timeout=network.handshake_timeout,

@@ -350,7 +350,7 @@ class Node:
         """As `connect`, and no checkpoint where there is a connection."""
         peer = self._other(name, route)
         await self._runtime.check_open_in_turn()
-        return self._dialer.reuse(peer, route) or await self._dialer.dial(peer, route)
+        return self._dialer.reuse(peer, route) or await self._dialer.dial(peer, route, opening=True)
 
     async def _reach_one(self, pattern: NamePattern, attempts: Attempts, metadata: Metadata) -> ConnectionCore:
         """A connection that takes a channel now, to one of the members that match and may still be tried.
