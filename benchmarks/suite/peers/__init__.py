@@ -60,6 +60,11 @@ class Client(ABC):
             number: which of those that are open at once.
         """
 
+    async def first_call(self, request: bytes) -> bytes:
+        """Connect, call, close; by the call alone where it connects by itself."""
+        async with self.dial() as session:
+            return await session.call(request)
+
 
 class Peer(ABC):
     """A way to talk over mutual TLS.

@@ -79,6 +79,13 @@ class NodeClient(Client):
         finally:
             await connection.aclose()
 
+    async def first_call(self, request: bytes) -> bytes:
+        """A call of a node that there is no connection to."""
+        node, server = self.nodes[0], f"server0@{HOST}"
+        reply = await node.call(server, "echo", request)
+        await node.connections[server].aclose()
+        return reply
+
 
 class ThePeer(TrioPeer):
     """Nodes as the manual opens them, with nothing tuned."""

@@ -32,23 +32,21 @@ from benchmarks.suite.model import Better, Contestant, Placement, Scenario, Targ
 if TYPE_CHECKING:
     from benchmarks.suite.arena import Arena
     from benchmarks.suite.model import Sample
+    from benchmarks.suite.peers import Client
 
 PYOPENSSL: Final = "OpenSSL in memory"
 STDLIB: Final = "ssl in memory"
 REQUEST: Final = bytes(100)
 
 
-async def connect(arena: Arena, *, at_once: int = 1, call: bool = False) -> Sample:
+async def connect(arena: Arena, *, at_once: int = 1) -> Sample:
     """Connections one after the other, in so many tasks at once."""
     each = -(-arena.job.count // at_once)
 
     async def lane(number: int) -> None:
         for _ in range(each):
             async with arena.client.dial(number) as session:
-                if call:
-                    await session.call(REQUEST)
-                else:
-                    await session.settle()
+                await session.settle()
 
     with arena.watch() as watch:
         await arena.peer.together(*(partial(lane, number) for number in range(at_once)))
@@ -57,18 +55,18 @@ async def connect(arena: Arena, *, at_once: int = 1, call: bool = False) -> Samp
 
 async def first_call(arena: Arena) -> Sample:
     """Connect, call, close."""
-    if not arena.peer.multiplexes:  # its server has to be told first what is wanted
-        return await _settled_call(arena)
-    return await connect(arena, call=True)
-
-
-async def _settled_call(arena: Arena) -> Sample:
+    # A server that takes one thing at a time has to be told first what is wanted.
+    call = arena.client.first_call if arena.peer.multiplexes else partial(_settled_call, arena.client)
     with arena.watch() as watch:
         for _ in range(arena.job.count):
-            async with arena.client.dial() as session:
-                await session.settle()
-                await session.call(REQUEST)
+            await call(REQUEST)
     return watch.rate(arena.job.count)
+
+
+async def _settled_call(client: Client, request: bytes) -> bytes:
+    async with client.dial() as session:
+        await session.settle()
+        return await session.call(request)
 
 
 IN_MEMORY: Final = (
