@@ -445,8 +445,8 @@ class Model:
         while rest:
             await trio.testing.wait_all_tasks_blocked()
             self.check_cancelled()
-            # Where only some may be served at a time the others begin when these have ended. A service that is to return
-            # as soon as it runs may be among the others.
+            # Where only some may be served at a time the others begin when these have ended. Also a service that is to
+            # return as soon as it runs has to begin.
             ready = [pair for pair in rest if pair.ends[1].began or pair.ends[1].refused or pair.ends[0].gone]
             rest = [pair for pair in rest if pair not in ready]
             if not ready:
