@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from command_line import PATIENCE, Served, environment, make_pki, program, serve
+from command_line import PATIENCE, Served, environment, make_pki, run_here, serve
 from etcd_servers import EtcdServer, needs_etcd
 from trionode import LocalRegistry
 from trionode.cli.registry import registry_of
@@ -88,7 +88,7 @@ def test_calls_and_questions(here: Command, beta: tuple[Path, Served]) -> None:
     """`call`, `ping` and `explain` find the node by the registry; a name that it does not know is told."""
     folder, served = beta
     found = ("--registry", "local:known", "--as", ALPHA)
-    assert program(folder, "call", *found, BETA, "echo", "hello").stdout == b"hello\n"
+    assert run_here(folder, "call", *found, BETA, "echo", "hello").stdout == b"hello\n"
     assert f"port {served.port}" in here("ping", *found, BETA, "-c", "1").out
     done = here("explain", *found, BETA)
     assert (done.status, "nothing is wrong" in done.out) == (0, True)
@@ -109,14 +109,14 @@ def test_etcd(tmp_path: Path) -> None:
         url = f"etcd://127.0.0.1:{server.port}/cluster"
         with serve(tmp_path, BETA, "--listen", "127.0.0.1:0", "--service", "echo", "--registry", url) as served:
             found = ("--registry", url, "--as", ALPHA)
-            done = program(tmp_path, "members", "*", *found)
+            done = run_here(tmp_path, "members", "*", *found)
             assert done.stdout.decode().split() == [BETA, "127.0.0.1", "port", str(served.port)]
-            assert program(tmp_path, "call", *found, BETA, "echo", "hello").stdout == b"hello\n"
+            assert run_here(tmp_path, "call", *found, BETA, "echo", "hello").stdout == b"hello\n"
             served.end()
-            assert program(tmp_path, "members", *found).stdout == b"no node is named\n"
+            assert run_here(tmp_path, "members", *found).stdout == b"no node is named\n"
     finally:
         server.kill()
-    done = program(tmp_path, "members", *found)
+    done = run_here(tmp_path, "members", *found)
     assert done.returncode == 4
     assert b"no server answers" in done.stderr
 

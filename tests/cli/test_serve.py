@@ -22,7 +22,7 @@ import msgspec
 import pytest
 import trio
 
-from command_line import PATIENCE, Served, environment, handing_over, make_pki, program, serve, write
+from command_line import PATIENCE, Served, environment, handing_over, make_pki, program, run_here, serve, write
 from trionode import (
     AcceptorDown,
     CertificateExpiring,
@@ -122,14 +122,20 @@ def beta(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Serve
 
 
 def calling(beta: tuple[Path, Served], *arguments: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
-    """Call beta as alpha."""
+    """Call beta as alpha, in this process."""
+    folder, served = beta
+    return run_here(folder, "call", "--as", ALPHA, f"{BETA}:{served.port}", *arguments, **how)
+
+
+def program_that_calls(beta: tuple[Path, Served], *arguments: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
+    """The same, in a process of its own."""
     folder, served = beta
     return program(folder, "call", "--as", ALPHA, f"{BETA}:{served.port}", *arguments, **how)
 
 
 def test_one_message_there_and_one_back(beta: tuple[Path, Served]) -> None:
     """On a line of its own."""
-    done = calling(beta, "upper", "hello")
+    done = program_that_calls(beta, "upper", "hello")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"HELLO\n", b"")
 
 
@@ -187,7 +193,7 @@ def test_whoever_reads_has_enough(beta: tuple[Path, Served]) -> None:
 def test_a_full_disk(beta: tuple[Path, Served]) -> None:
     """One line."""
     with open("/dev/full", "wb") as full:  # noqa: PTH123 -- a descriptor is wanted
-        done = calling(beta, "upper", "hello", stdout=full.fileno())
+        done = program_that_calls(beta, "upper", "hello", stdout=full.fileno())
     assert done.returncode == 3
     assert done.stderr == b"trionode: cannot write to stdout: No space left on device; free some space\n"
 
@@ -225,7 +231,7 @@ def test_round_trips(beta: tuple[Path, Served]) -> None:
     assert lines[0] == f"connected to {BETA} at localhost port {served.port}"
     assert [line.partition(", ")[0] for line in lines[1:4]] == [f"{BETA}: {number}" for number in (1, 2, 3)]
     assert "3 of 3" in lines[4]
-    found = json.loads(program(folder, *arguments, "--json").stdout)
+    found = json.loads(run_here(folder, *arguments, "--json").stdout)
     assert (found["sent"], found["answered"]) == (3, 3)
     assert 0 < found["min_ms"] <= found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
 
@@ -419,7 +425,7 @@ def test_sighup_reads_the_files_at_once(tmp_path: Path) -> None:
         certificate.write_bytes(certificate.read_bytes()[:300])
         served.process.send_signal(signal.SIGHUP)
         assert "damaged or cut off" in served.wait("SourceTrouble")["error"]["text"]
-        asked = program(tmp_path, "explain", "--json", "--as", ALPHA, f"{BETA}:{served.port}")
+        asked = run_here(tmp_path, "explain", "--json", "--as", ALPHA, f"{BETA}:{served.port}")
         assert json.loads(asked.stdout)["their_chain"][0]["sha256"] == renewed.fingerprint
         status, log = served.end()
     assert status == 0
@@ -430,14 +436,14 @@ def test_sighup_reads_the_files_at_once(tmp_path: Path) -> None:
 def test_connections_are_events(beta: tuple[Path, Served]) -> None:
     """One JSON object a line: who came, who was refused and why, who went."""
     folder, served = beta
-    assert program(folder, "ping", "--as", ALPHA, f"{BETA}:{served.port}", "-c", "1").returncode == 0
+    assert run_here(folder, "ping", "--as", ALPHA, f"{BETA}:{served.port}", "-c", "1").returncode == 0
     stranger = ("--cert", "pki/stranger@localhost.pem", "--key", "pki/stranger@localhost-key.pem", "--ca", "pki/ca.pem")
-    assert program(folder, "ping", *stranger, f"{BETA}:{served.port}").returncode == 5
+    assert run_here(folder, "ping", *stranger, f"{BETA}:{served.port}").returncode == 5
     refused = served.wait("HandshakeRefused")
     while refused["error"]["reason"] != "unknown_ca":  # there were others before
         refused = served.wait("HandshakeRefused")
     assert refused["side"] == "accept"
-    assert program(folder, "ping", "--as", ALPHA, f"{BETA}:{served.port}", "-c", "1").returncode == 0
+    assert run_here(folder, "ping", "--as", ALPHA, f"{BETA}:{served.port}", "-c", "1").returncode == 0
     up = served.wait("ConnectionUp")
     assert (up["peer"]["name"], up["peer"]["verified"], up["node"]) == (ALPHA, True, BETA)
     assert served.wait("ConnectionDown")["reason"] == "closed_by_peer"
@@ -647,8 +653,8 @@ def test_files_named_one_by_one_and_what_comes_before_what(tmp_path: Path) -> No
     with serve(tmp_path, BETA, "--config", "etc/node.toml", "--listen", f"{HOST}:0", "--no-status") as served:
         ours = ("--cert", f"etc/{ALPHA}.crt", "--key", f"etc/{ALPHA}.key", "--password-file", "etc/password")
         arguments = ("ping", *ours, "--ca", "etc/ca.crt", f"{BETA}:{served.port}", "-c", "1")
-        assert program(tmp_path, *arguments, "--cookie-file", "etc/cookie").returncode == 0
-        without = program(tmp_path, *arguments)
+        assert run_here(tmp_path, *arguments, "--cookie-file", "etc/cookie").returncode == 0
+        without = run_here(tmp_path, *arguments)
     assert without.returncode == 5
     assert b"cookie" in without.stderr
     assert not (tmp_path / "run" / "trionode").exists()
@@ -1134,24 +1140,29 @@ def test_bash_completes(tmp_path: Path) -> None:
     """The script runs, and the program answers: commands, options, names of nodes."""
     make_pki(tmp_path, ALPHA, BETA)
 
-    def complete(*words: str) -> list[str]:
-        more = {"_TRIONODE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
-        done = subprocess.run(
-            [sys.executable, "-c", "import sys; from trionode.cli import main; sys.exit(main())"],
-            cwd=tmp_path,
-            env=environment(tmp_path, **more),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=True,
-        )
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+    def complete(*words: str) -> dict[str, str]:
+        return {"_TRIONODE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
 
-    assert complete("trionode", "p") == ["ping", "pki"]
-    assert complete("trionode", "ping", "--cou") == ["--count"]
-    assert complete("trionode", "serve", "--as") == ["--asgi", "--asgi-listen"]
-    assert complete("trionode", "call", "al") == [ALPHA]
-    script = program(tmp_path, "completion", "bash").stdout
+    def completed(*words: str) -> list[str]:
+        done = run_here(tmp_path, variables=complete(*words))
+        assert (done.returncode, done.stderr) == (0, b"")
+        return [line.partition(",")[2] for line in done.stdout.decode().splitlines()]
+
+    assert completed("trionode", "p") == ["ping", "pki"]
+    assert completed("trionode", "ping", "--cou") == ["--count"]
+    assert completed("trionode", "serve", "--as") == ["--asgi", "--asgi-listen"]
+    assert completed("trionode", "call", "al") == [ALPHA]
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from trionode.cli import main; sys.exit(main())"],
+        cwd=tmp_path,
+        env=environment(tmp_path, **complete("trionode", "call", "al")),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [f"plain,{ALPHA}"]
+    script = run_here(tmp_path, "completion", "bash").stdout
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, timeout=PATIENCE, check=False)
     assert (checked.returncode, checked.stderr) == (0, b"")
 
@@ -1174,7 +1185,7 @@ def test_sockets_that_are_handed_over(tmp_path: Path) -> None:
         ):
             assert served.first["addresses"] == places
             assert by_name.first["addresses"][:2] == places[::-1]
-            done = program(tmp_path, "call", "--as", ALPHA, f"{BETA}:{places[1][1]}", "echo", "hello")
+            done = run_here(tmp_path, "call", "--as", ALPHA, f"{BETA}:{places[1][1]}", "echo", "hello")
             assert (done.returncode, done.stdout) == (0, b"hello\n")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from command_line import PATIENCE, Served, environment, make_pki, program, serve, write
+from command_line import PATIENCE, Served, environment, make_pki, run_here, serve, write
 from trionode.pki import CertificateAuthority
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def test_beside_a_node(folder: Path) -> None:
             told, _ = get(folder, port)
             assert told == {"verified": True, "names": ["localhost"], "generation": 1}
         assert len(second["addresses"]) == 2
-        assert program(folder, "ping", "--as", ALPHA, f"{BETA}:{served.port}", "-c", "1").returncode == 0
-        found = json.loads(program(folder, "status", "--json").stdout)
+        assert run_here(folder, "ping", "--as", ALPHA, f"{BETA}:{served.port}", "-c", "1").returncode == 0
+        found = json.loads(run_here(folder, "status", "--json").stdout)
         assert [each[each["kind"]] for each in found] == ["application:app", BETA]
         assert found[0]["listens_on"] == [f"127.0.0.1 port {port}" for _, port in second["addresses"]]
         assert found[0]["managers"][0]["source"]["error"] is None
@@ -131,7 +131,7 @@ def test_without_a_node(folder: Path) -> None:
         while get(folder, served.port)[1] == old:  # bounded by the lifetime of the process
             pass
         assert get(folder, served.port) == ({"verified": True, "names": ["localhost"], "generation": 2}, new)
-        asked = program(
+        asked = run_here(
             folder, "explain", f"localhost:{served.port}", "--as", ALPHA, "--expect-cert", f"pki/{HOST}.pem", "--json"
         )
         found = json.loads(asked.stdout)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from command_line import program, running, serve
+from command_line import run_here, running, serve
 from trionode import CAPool, CRLSet, KeyPair
 from trionode._identity.names import SubjectNames
 
@@ -29,7 +29,7 @@ ALPHA = "alpha@localhost"
 def talk(folder: Path, port: int, message: str) -> bytes:
     """What the echo service of beta says to alpha."""
     options = ("--as", ALPHA, "--pki", "mine", "--address", f"127.0.0.1:{port}")
-    return program(folder, "call", *options, BETA, "echo", message).stdout
+    return run_here(folder, "call", *options, BETA, "echo", message).stdout
 
 
 def test_from_an_empty_directory_to_a_cluster(trionode_command: Command, tmp_path: Path) -> None:
