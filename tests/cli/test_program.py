@@ -98,7 +98,7 @@ def test_version_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(program, "version", missing)
+    monkeypatch.setattr("importlib.metadata.version", missing)
     assert program._version() == "(not installed)"
 
 

@@ -40,6 +40,15 @@ def test_the_package_alone_imports_next_to_nothing() -> None:
     assert in_a_new_interpreter(program) == "['trionode']"
 
 
+def test_commands_that_open_no_node_do_not_import_all() -> None:
+    """It would take longer than most of them take to run."""
+    program = (
+        "import sys\nfrom trionode.cli import check, completion, cookie, manual, members, pki\n"
+        "print([name for name in sys.modules if name in ('trionode._public', 'trionode._node.node')])"
+    )
+    assert in_a_new_interpreter(program) == "[]"
+
+
 @pytest.mark.parametrize("touch", ["trionode.Route", "dir(trionode)", "trionode.__all__"])
 def test_the_first_name_brings_all(touch: str) -> None:
     """So that nothing is looked up twice."""

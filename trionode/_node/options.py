@@ -24,13 +24,12 @@ from trionode._transport.interfaces import Transport  # noqa: TC001 -- likewise
 from trionode._util.fields import DURATION, SECONDS, Checked, Entries, Items, Parsed, Such, integer, rule, rule_of
 from trionode._util.functions import is_async
 
-from .resolvers import Resolver  # noqa: TC001 -- likewise
+from .resolvers import DEFAULT_PORT, Resolver
 
 __all__ = ["AcceptorOptions", "LiveConnections", "NetworkMode", "NetworkOptions", "NodeOptions", "Renew", "Route"]
 
 Authorize: TypeAlias = Callable[[Peer], None]
 
-DEFAULT_PORT = 15000
 _MIB = 1024 * 1024
 
 

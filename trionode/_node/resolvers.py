@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoint", "NamingResolver", "Registrar", "Resolver", "ResolverError", "WatchingResolver"]
 
+#: TCP port of a node that says no other.
+DEFAULT_PORT: Final = 15000
+
 #: Of one name: further ones are not tried, and not registered.
 MAX_ENDPOINTS: Final = 32
 

@@ -8,6 +8,9 @@ ping), `serve`, `status`, `manual`, `completion`, `enrolment` (join and pki serv
 `diagnosis` and `greeting` are the steps of `explain`, `assembly` and `config` the options of `serve`, `rendering` shows
 pages of `manual`. Shared by all: `given` (arguments), `paths` (files that are given), `shown` (output), `exits` (exit
 statuses and errors), `descriptors`.
+
+Commands that open no node import what they need from where it is. From `trionode` they would get all of it, which
+takes longer than most of them take to run.
 """
 
 import sys

@@ -29,7 +29,7 @@ from trionode import (
 from trionode._connection.services import check_service, check_service_name
 from trionode._identity.names import canonical_host
 from trionode._identity.patterns import NamePattern
-from trionode._node.options import DEFAULT_PORT
+from trionode._node.resolvers import DEFAULT_PORT
 
 from .application import Application, find_application
 from .config import ASGITable, Config, LiveConnectionsTable, NetworkTable

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trionode import ClientAuth, Severity, check_key_pair
+from trionode._credentials.policy import ClientAuth
 from trionode._identity.describe import describe
+from trionode._managers.check import check_key_pair
+from trionode._managers.findings import Severity
 
 from .exits import ExitStatus
 from .given import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from trionode import generate_cookie
+from trionode._handshake.cookie import generate_cookie
 
 from .descriptors import needs_stdout
 from .exits import ExitStatus

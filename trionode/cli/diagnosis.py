@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from trionode import HandshakeReason, NodeName, PeerRejectedError, RejectionCode, UnverifiedReason
+from trionode._errors import HandshakeReason, PeerRejectedError, RejectionCode, UnverifiedReason
 from trionode._identity.certificate import (
     allows,
     fingerprint,
@@ -26,7 +26,7 @@ from trionode._identity.describe import (
     describe_subjects,
     describe_time,
 )
-from trionode._identity.names import SubjectNames
+from trionode._identity.names import NodeName, SubjectNames
 from trionode._tls.verification import explain
 
 from .shown import certificate_state

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, final
 import click
 import trio
 
-from trionode import CertAuthManager
 from trionode._identity.names import canonical_host
+from trionode._managers.auth_manager import CertAuthManager
 from trionode._streams.listeners import shown
 from trionode._transport.tcp import open_listeners
 from trionode.pki import JoinToken, PKIDirectory, write_ca_pool, write_key_pair

@@ -11,7 +11,7 @@ import trio
 from rich.table import Table
 from rich.text import Text
 
-from trionode import CAPool
+from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.pem import parse_certificates, read_file
 from trionode._identity.describe import describe_subject
 from trionode._identity.names import canonical_host

@@ -16,21 +16,17 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, final
 
 import click
 
-from trionode import (
-    CAPool,
-    CertAuthManager,
-    CertificateError,
-    CertificateReason,
-    ClientAuth,
-    CRLSet,
-    FileSource,
-    KeyPair,
-    NodeName,
-)
+from trionode._credentials.ca_pool import CAPool
+from trionode._credentials.crl import CRLSet
+from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import Secret, read_file
+from trionode._credentials.policy import ClientAuth
+from trionode._errors import CertificateError, CertificateReason
 from trionode._handshake.cookie import as_cookie
-from trionode._identity.names import canonical_host
-from trionode._node.options import DEFAULT_PORT
+from trionode._identity.names import NodeName, canonical_host
+from trionode._managers.auth_manager import CertAuthManager
+from trionode._managers.sources import FileSource
+from trionode._node.resolvers import DEFAULT_PORT
 from trionode.pki._directory import (
     CA_FILE as CA_FILE,
     CRL_FILE as CRL_FILE,

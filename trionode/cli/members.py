@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import click
 import trio
 
-from trionode import ResolverError
 from trionode._identity.patterns import NamePattern
+from trionode._node.resolvers import ResolverError
 
 from .descriptors import needs_stdout
 from .exits import ExitStatus, Trouble, run

@@ -22,15 +22,10 @@ from cryptography import x509
 from rich.table import Table
 from rich.text import Text
 
-from trionode import (
-    CertificateError,
-    CertificateReason,
-    CRLSet,
-    NodeName,
-)
 from trionode._credentials.contents import contents
-from trionode._credentials.crl import next_update
+from trionode._credentials.crl import CRLSet, next_update
 from trionode._credentials.pem import MAX_CRL_BYTES, parse_certificates, read_file
+from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import (
     fingerprint,
     is_ca,
@@ -41,6 +36,7 @@ from trionode._identity.certificate import (
     subject_der,
 )
 from trionode._identity.describe import describe, describe_subject
+from trionode._identity.names import NodeName
 from trionode.pki import (
     PRIVATE_NAMES,
     CertificateAuthority,

@@ -11,7 +11,6 @@ import sys
 import textwrap
 from functools import partial
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final, final
 
 import click
@@ -150,10 +149,18 @@ def _help_width() -> int:
 
 
 def _version() -> str:
+    from importlib import metadata  # takes longer than the rest of this file
+
     try:
-        return version(PROGRAM)
-    except PackageNotFoundError:  # run from a checkout
+        return metadata.version(PROGRAM)
+    except metadata.PackageNotFoundError:  # run from a checkout
         return "(not installed)"
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:  # noqa: ARG001, FBT001 -- click's
+    if wanted and not context.resilient_parsing:
+        click.echo(f"{PROGRAM} {_version()}")
+        context.exit()
 
 
 def _epilog() -> str:
@@ -186,7 +193,14 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_epilog(),
 )
-@click.version_option(_version(), prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Mutual TLS between Python programs on Trio, with certificates that rotate while everything keeps running.

@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import click
 
-from trionode import LocalRegistry, ResolverError
+from trionode._node.resolvers import ResolverError
+from trionode.discovery.local import LocalRegistry
 from trionode.discovery.static import StaticResolver, endpoint
 
 from .exits import ExitStatus, Trouble

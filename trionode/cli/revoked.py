@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from trionode import CertificateError, CRLSet
+from trionode._credentials.crl import CRLSet
 from trionode._credentials.pem import parse_certificates, read_file
+from trionode._errors import CertificateError
 from trionode._identity.certificate import is_ca, issuer_der, list_dates, list_entries, revocation_reason, serial_number
 from trionode._identity.describe import describe_issuer, describe_serial
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trionode._identity.names import NodeName, canonical_host, host_address
-from trionode._node.options import DEFAULT_PORT
-from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
+from trionode._node.resolvers import DEFAULT_PORT, MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
 from trionode._util.fields import SECONDS, check_argument, check_each, integer, show
 from trionode._util.text import printable
 

@@ -15,8 +15,7 @@ import trio
 from trionode._credentials.pem import as_path, read_file
 from trionode._errors import CertificateError
 from trionode._identity.names import NodeName
-from trionode._node.options import DEFAULT_PORT
-from trionode._node.resolvers import MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
+from trionode._node.resolvers import DEFAULT_PORT, MAX_ENDPOINTS, MAX_NAMES, Endpoint, ResolverError
 from trionode._util.fields import SECONDS, check_argument
 from trionode._util.text import printable
 from trionode._util.threads import Purpose, in_thread
