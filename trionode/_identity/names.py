@@ -224,6 +224,15 @@ class NodeName:
         return hash(self._text)
 
 
+def parse_name(name: str | NodeName) -> NodeName | str:
+    """What a certificate may be for: a node's name, or a host, in canonical form.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return NodeName.parse(name) if isinstance(name, NodeName) or "@" in name else canonical_host(name)
+
+
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> NodeName:
     name, at, host = text.partition("@")

@@ -48,6 +48,7 @@ from trionode._identity.names import (
     NodeName,
     SubjectNames,
     canonical_host,
+    parse_name,
 )
 from trionode._tls.contexts import TLSContexts
 from trionode._tls.handshake import handshake_in_memory
@@ -128,7 +129,7 @@ def examine(
     """
     check_argument("key_pair", key_pair, KeyPair)
     check_argument("as_server", as_server, bool)
-    wanted = [_wanted(name) for name in check_each("names", names, str, NodeName)]
+    wanted = [parse_name(name) for name in check_each("names", names, str, NodeName)]
     found = [
         *_usability(key_pair, policy.now(), as_server=as_server, as_client=policy.client_auth.verifies),
         *_dates(key_pair, policy),
@@ -346,7 +347,3 @@ _CAUSES: Final = {
     FindingCode.BAD_CHAIN: (FindingCode.WEAK,),
     FindingCode.HANDSHAKE: (FindingCode.WEAK,),
 }
-
-
-def _wanted(name: str | NodeName) -> NodeName | str:
-    return NodeName.parse(name) if isinstance(name, NodeName) or "@" in name else canonical_host(name)

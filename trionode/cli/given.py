@@ -23,7 +23,7 @@ from trionode._credentials.pem import Secret, read_file
 from trionode._credentials.policy import ClientAuth
 from trionode._errors import CertificateError, CertificateReason
 from trionode._handshake.cookie import as_cookie
-from trionode._identity.names import NodeName, canonical_host
+from trionode._identity.names import NodeName, canonical_host, parse_name
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.sources import FileSource
 from trionode._node.resolvers import DEFAULT_PORT
@@ -89,7 +89,7 @@ def node_or_host(text: str) -> NodeName | str:
         msg = f"{text!r} has a port, and certificates are for names alone: write {with_port[1]}"
         raise click.BadParameter(msg)
     try:
-        return NodeName.parse(text) if "@" in text else canonical_host(text)
+        return parse_name(text)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
 

@@ -31,7 +31,7 @@ from cryptography import x509
 from cryptography.x509.oid import AttributeOID
 
 from trionode._errors import CertificateError
-from trionode._identity.names import NodeName, canonical_host
+from trionode._identity.names import NodeName, parse_name
 from trionode._util.fields import Checked, Parsed, Such, integer, rule
 from trionode._util.log import Log
 from trionode._util.rate_limited_log import RateLimitedLog
@@ -328,7 +328,7 @@ class _Service:
     def _checked_name(self, name: str) -> NodeName | str:
         """A name in canonical form, if the policy has it."""
         try:
-            wanted = NodeName.parse(name) if "@" in name else canonical_host(name)
+            wanted = parse_name(name)
         except ValueError as exc:
             raise _Answer(403, f"which name? {exc}") from None
         if not any(names_match(each, wanted) for each in self._policy.names):

@@ -30,7 +30,7 @@ from trionode._credentials.key_pair import KeyPair
 from trionode._credentials.pem import as_path, private_key_to_pem, read_file, to_pem
 from trionode._errors import CertificateError, CertificateReason
 from trionode._identity.certificate import fingerprint, not_before
-from trionode._identity.names import NodeName, canonical_host
+from trionode._identity.names import NodeName, parse_name
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.sources import Credentials
 from trionode._util.decoding import UndecodableError, decode_untrusted
@@ -122,7 +122,7 @@ class ESTSource:
         """
         check_argument("trust_interval", trust_interval, SECONDS)
         check_argument("exchange_timeout", exchange_timeout, SECONDS)
-        self._name: NodeName | str = NodeName.parse(name) if "@" in str(name) else canonical_host(str(name))
+        self._name = parse_name(str(name))
         self._server = Server(url, seconds=exchange_timeout)
         self._token = JoinToken.parse(token) if isinstance(token, str) else token
         self._first_pair, self._auth, self._given_roots = key_pair, auth, root_cas
