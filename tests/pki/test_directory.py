@@ -462,7 +462,7 @@ def test_a_list_that_was_not_written_is_made_again(
     def replace(*_: object) -> None:
         raise Killed
 
-    monkeypatch.setattr("trionode.pki._directory.write_crl_set", replace)
+    monkeypatch.setattr("trionode.pki._revocation.write_crl_set", replace)
     with pytest.raises(Killed):
         ca.sign_lists()
     monkeypatch.undo()

@@ -27,10 +27,15 @@ from trionode._identity.names import NodeName, canonical_host, parse_name
 from trionode._managers.auth_manager import CertAuthManager
 from trionode._managers.sources import FileSource
 from trionode._node.resolvers import DEFAULT_PORT
-from trionode.pki._directory import (
+from trionode.pki._authority import (
     CA_FILE as CA_FILE,
+    CA_KEY_FILE as CA_KEY_FILE,
+    INTERMEDIATE_FILE as INTERMEDIATE_FILE,
+)
+from trionode.pki._ca_files import (
     CRL_FILE as CRL_FILE,
     CRL_MARKER as CRL_MARKER,
+    OLD_FILE as OLD_FILE,
     ROOT_KEY_FILE as ROOT_KEY_FILE,
 )
 
@@ -47,7 +52,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PKI: Final = Path("pki")
-CA_KEY_FILE: Final = "ca.key"
 
 CLIENT_AUTH: Final = {mode.name.lower().replace("_client_cert", "").replace("_", "-"): mode for mode in ClientAuth}
 

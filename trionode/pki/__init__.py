@@ -10,16 +10,13 @@ from trionode._util.public_names import show_as as _show_as
 from ._authority import CertificateAuthority as CertificateAuthority
 from ._certificates import KeyType as KeyType
 from ._constraints import PRIVATE_NAMES as PRIVATE_NAMES
-from ._directory import (
-    PKIDirectory as PKIDirectory,
-    RequestRefusal as RequestRefusal,
-    RequestRefusedError as RequestRefusedError,
-)
+from ._directory import PKIDirectory as PKIDirectory
 from ._files import (
     write_ca_pool as write_ca_pool,
     write_crl_set as write_crl_set,
     write_key_pair as write_key_pair,
 )
+from ._refusals import RequestRefusal as RequestRefusal, RequestRefusedError as RequestRefusedError
 from ._requests import parse_request as parse_request
 from ._tokens import JoinToken as JoinToken
 

@@ -63,9 +63,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CertificateAuthority", "KeyType"]
 
-_CA_FILE: Final = "ca.pem"
-_INTERMEDIATE_FILE: Final = "intermediate.pem"
-_KEY_FILE: Final = "ca.key"
+CA_FILE: Final = "ca.pem"
+INTERMEDIATE_FILE: Final = "intermediate.pem"
+CA_KEY_FILE: Final = "ca.key"
 
 
 @final
@@ -224,7 +224,7 @@ class CertificateAuthority(HoldsPrivateKey):
             CertificateError: a file is missing, unreadable or damaged, or they do not fit together; `reason` says how.
         """
         folder = as_path(directory)
-        root_file, intermediate_file, key_file = (folder / n for n in (_CA_FILE, _INTERMEDIATE_FILE, _KEY_FILE))
+        root_file, intermediate_file, key_file = (folder / n for n in (CA_FILE, INTERMEDIATE_FILE, CA_KEY_FILE))
         root = _only(CAPool.load(root_file).certificates, root_file)
         # `lexists`: a link that leads nowhere is a damaged CA, not one without an intermediate.
         has_intermediate = os.path.lexists(intermediate_file)
@@ -414,13 +414,13 @@ class CertificateAuthority(HoldsPrivateKey):
         folder = as_path(directory)
         key = private_key_to_pem(self._key, password)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files = [(folder / _KEY_FILE, key, PRIVATE)]
+        files = [(folder / CA_KEY_FILE, key, PRIVATE)]
         if self.intermediate is not None:
-            files.append((folder / _INTERMEDIATE_FILE, to_pem([self.intermediate]), PUBLIC))
-        files.append((folder / _CA_FILE, to_pem([self.certificate]), PUBLIC))
+            files.append((folder / INTERMEDIATE_FILE, to_pem([self.intermediate]), PUBLIC))
+        files.append((folder / CA_FILE, to_pem([self.certificate]), PUBLIC))
         replace_files(files)
         if self.intermediate is None:
-            (folder / _INTERMEDIATE_FILE).unlink(missing_ok=True)
+            (folder / INTERMEDIATE_FILE).unlink(missing_ok=True)
 
     def save_key(self, file: FilePath, *, password: str | bytes | None = None) -> None:
         """Write the key that signs, PKCS#8, readable for the owner only: a root's, to be taken offline.
