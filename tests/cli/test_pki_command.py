@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 from cryptography import x509
@@ -22,11 +25,10 @@ from trionode import (
     KeyPair,
 )
 from trionode.cli.given import host_and_port
-from trionode.pki import PRIVATE_NAMES, CertificateAuthority, JoinToken, write_ca_pool, write_key_pair
+from trionode.pki import PRIVATE_NAMES, CertificateAuthority, JoinToken, PKIDirectory, write_ca_pool, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from conftest import Said
 
@@ -275,6 +277,28 @@ def test_a_roll_over(pki: Command, tmp_path: Path) -> None:
     assert pki("check", "beta@localhost").status == 0
     assert len(pki("pki", "roll", "retire", "--json").document["roots"]) == 1
     pki("pki", "roll", "begin", "--permit", "no/host").is_one_line("neither a host", status=2)
+
+
+def stopped(source: Path, target: Path) -> Path:
+    """In the place of `Path.replace`: the program ends where the CA's key is the new one, its certificate the old."""
+    if target.name == "intermediate.pem":
+        raise KeyboardInterrupt
+    return Path(shutil.move(source, target))
+
+
+@pytest.mark.parametrize("arguments", [("roll", "switch"), ("issue", "beta@localhost"), ("token", "beta@localhost")])
+def test_an_interrupted_switch(arguments: tuple[str, ...], pki: Command, tmp_path: Path) -> None:
+    """Each command goes on with the new CA, and doing it again finishes it."""
+    assert pki("pki", "roll", "begin").status == 0
+    kept = PKIDirectory(tmp_path / "pki")
+    with patch.object(Path, "replace", stopped), pytest.raises(KeyboardInterrupt):
+        kept.switch()
+    with pytest.raises(CertificateError):
+        CertificateAuthority.load(tmp_path / "pki")
+    assert pki("pki", *arguments).status == 0
+    assert pki("pki", "roll", "switch").status == 0
+    assert pki("pki", "issue", "--force", "beta@localhost").status == 0
+    assert pki("check", "beta@localhost").status == 0
 
 
 # show ---------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from trionode.cli import config, main, program
-from trionode.cli.enrolment import pki as pki
+from trionode.cli.pki import pki as pki
 from trionode.cli.shown import console
 
 if TYPE_CHECKING:

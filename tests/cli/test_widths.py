@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from trionode.cli.enrolment import pki as pki
+from trionode.cli.pki import pki as pki
 from trionode.cli.program import COMMANDS
 from trionode.pki import CertificateAuthority, write_key_pair
 

@@ -28,8 +28,8 @@ from trionode import (
     open_tls_stream,
     serve_tls,
 )
-from trionode.cli.enrolment import pki as pki
 from trionode.cli.exits import MEANINGS
+from trionode.cli.pki import pki as pki
 from trionode.cli.program import COMMANDS as KNOWN
 from trionode.manual import read
 from trionode.manual.markdown import rows, section, spans, tables

@@ -4,7 +4,8 @@ This package is a program: nothing imports it but its entry point and `__main__`
 (the extra `cli`), importing it ends the program with one line that says what to install.
 
 `program` has the entry point. Each group of commands has a file: `demo`, `pki`, `check`, `explain`, `talk` (call and
-ping), `serve`, `status`, `manual`, `completion`, `enrolment` (join and pki serve). Some have more: `inquiry`,
+ping), `serve`, `status`, `manual`, `completion`, `enrolment` (join). Some have more: `pki_ca`, `pki_issue`,
+`pki_revoke`, `pki_serve` and `pki_show` are the commands of `pki`, and `pki_files` is what these share; `inquiry`,
 `diagnosis` and `greeting` are the steps of `explain`, `assembly` and `config` the options of `serve`, `rendering` shows
 pages of `manual`. Shared by all: `given` (arguments), `paths` (files that are given), `shown` (output), `exits` (exit
 statuses and errors), `descriptors`.

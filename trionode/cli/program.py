@@ -47,7 +47,7 @@ COMMANDS: Final = {
     "manual": "manual",
     "members": "members",
     "ping": "talk",
-    "pki": "enrolment",  # where `pki serve` is added to the others
+    "pki": "pki",
     "serve": "serve",
     "status": "status",
 }

@@ -126,6 +126,12 @@ def grid(rows: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> Table:
     return table
 
 
+def put_notes(notes: Iterable[str]) -> None:
+    """What there is to know beside the result, a line each."""
+    for note in notes:
+        put(console(), Text(f"note: {note}", style="yellow"))
+
+
 # Findings -----------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +249,18 @@ def certificate_values(certificate: x509.Certificate, now: datetime) -> dict[str
         "purposes": purposes(certificate),
         "key": key_kind(certificate),
     }
+
+
+def early_end(certificate: x509.Certificate, lifetime: timedelta, why: str) -> list[str]:
+    """What to note of a certificate that ends before the lifetime that was asked for."""
+    end = not_after(certificate)
+    try:
+        wanted = now_utc() + lifetime
+    except OverflowError:
+        wanted = None
+    if wanted is not None and wanted - end < timedelta(minutes=1):
+        return []
+    return [f"it ends on {end:%Y-%m-%d %H:%M} UTC, earlier than was asked for: {why}"]
 
 
 def now_utc() -> datetime:

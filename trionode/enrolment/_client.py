@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import AttributeOID, NameOID
+from cryptography.x509.oid import AttributeOID
 
 from trionode._credentials.ca_pool import CAPool
 from trionode._credentials.crl import CRLSet
@@ -45,6 +45,7 @@ from trionode._streams.stream import TLSStream, session_of
 from trionode._util.text import printable, without_password
 from trionode.http.client import HTTPTransport
 from trionode.http.connections import Security
+from trionode.pki._certificates import subject_name
 
 from ._errors import EnrolmentError, EnrolmentReason
 from ._wire import (
@@ -367,9 +368,7 @@ def _first_names(name: NodeName | str) -> tuple[x509.Name, x509.SubjectAlternati
     names: list[x509.GeneralName] = [general_name(host)]
     if isinstance(name, NodeName):
         names.append(x509.UniformResourceIdentifier(f"{URI_SCHEME}://{name}"))
-    common_name = str(name).encode()[:64].decode(errors="ignore")
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    return subject, x509.SubjectAlternativeName(names)
+    return subject_name(str(name)), x509.SubjectAlternativeName(names)
 
 
 def _names_of(present: x509.Certificate) -> tuple[x509.Name, x509.SubjectAlternativeName | None]:

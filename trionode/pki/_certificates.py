@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trionode._credentials.policy import Clock
 
 #: RFC 5280 appendix A.1, ub-common-name: longer ones make a certificate that strict parsers refuse.
-_MAX_COMMON_NAME_BYTES: Final = 64
+MAX_COMMON_NAME_BYTES: Final = 64
 
 #: RFC 5280 section 4.1.2.5: stands for "no well-defined expiration date", and is the last one that can be encoded.
 _END_OF_TIME: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -117,7 +117,7 @@ def subject_name(common_name: str, unit: str | None = None) -> x509.Name:
     if not common_name:
         msg = "common_name must have at least one character"
         raise ValueError(msg)
-    cut = common_name.encode()[:_MAX_COMMON_NAME_BYTES].decode(errors="ignore")
+    cut = common_name.encode()[:MAX_COMMON_NAME_BYTES].decode(errors="ignore")
     attributes = [x509.NameAttribute(NameOID.COMMON_NAME, cut)]
     if unit is not None:
         attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit))
