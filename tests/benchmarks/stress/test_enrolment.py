@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.stress import enrolment
 from benchmarks.stress.command import main
 from benchmarks.stress.enrolment import Enrolled
 
@@ -12,8 +13,15 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_nothing_is_lost_and_no_connect_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    """Renewals and hand-overs all the time, the CA killed for longer than an interval, and rolled over meanwhile."""
+def test_nothing_is_lost_and_no_connect_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renewals and hand-overs all the time, the CA killed for longer than an interval, and rolled over meanwhile.
+
+    At a third of the program's pace: what is in question takes seconds, and each is as long as it was.
+    """
+    monkeypatch.setattr(enrolment, "PAUSE", 0.03)
+    monkeypatch.setattr(enrolment, "PROBE_EVERY", 0.3)
     status = main(["enrolment", "--quick", "--json"])
     [line] = capsys.readouterr().out.splitlines()
     result: dict[str, Any] = json.loads(line)
