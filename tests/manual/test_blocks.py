@@ -38,6 +38,7 @@ import yaml
 from compose_pydantic import ComposeSpecification
 
 import trionode.manual
+from prepared import Interpreter, prepared
 from trionode.cli.config import load_config
 from trionode.discovery.static import _entries
 from trionode.manual.markdown import Part, blocks, parts
@@ -124,21 +125,20 @@ def test_there_are_programs() -> None:
     assert len(PROGRAMS) >= 7
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[Interpreter]:
+    """An interpreter that has imported what any name of `trionode` brings, and nothing else."""
+    with prepared("trionode._public", path=ROOT) as interpreter:
+        yield interpreter
+
+
 @pytest.mark.parametrize(("program", "output"), PROGRAMS)
-def test_a_program_prints_what_the_page_says(program: str, output: str, tmp_path: Path) -> None:
+def test_a_program_prints_what_the_page_says(program: str, output: str, python: Interpreter, tmp_path: Path) -> None:
     """By itself, among the files that `trionode pki` makes; it warns of nothing."""
     make_pki(tmp_path)
     script = tmp_path / "program.py"
     script.write_text(program, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = python.run(script, tmp_path)
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
