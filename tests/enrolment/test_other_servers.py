@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from asgi_apps import body_of
-from est import Clock
+from moving_clock import Clock
 from specimens import authority
 from trionode import CertAuthManager, ClientAuth
 from trionode.enrolment import EnrolmentError, EnrolmentReason, ESTSource

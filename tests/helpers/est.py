@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from moving_clock import Clock
 from trionode.enrolment import EnrolmentPolicy, ESTSource, serve_est
 from trionode.pki import PKIDirectory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from datetime import timedelta
     from pathlib import Path
-
-
-class Clock:
-    """A time that tests move."""
-
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC).replace(microsecond=0)
-
-    def __call__(self) -> datetime:
-        """It."""
-        return self.now
-
-    def forward(self, by: timedelta) -> None:
-        """Move it."""
-        self.now += by
 
 
 class Service:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from handshaking import shake_hands
+from moving_clock import Clock
 from specimens import make_certificate
 from trionode import PeerRejectedError, PeerUnverifiedError
 from trionode._credentials.ca_pool import CAPool
@@ -92,17 +93,6 @@ def mutual(
 def current(manager: CertManager) -> TLSContexts:
     """What a take yields now, without a run."""
     return trio.run(manager.contexts.receive)
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC)
-
-    def __call__(self) -> datetime:
-        """Tell the time."""
-        return self.now
 
 
 async def reach(manager: CertManager, generation: int) -> None:

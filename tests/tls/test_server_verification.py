@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
+from moving_clock import Clock
 from trionode import (
     CAPool,
     CertAuthManager,
@@ -893,17 +894,6 @@ async def test_s_client_agrees_on_a_protocol_or_is_refused(world: World) -> None
 
 
 # No resumption ------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC)
-
-    def __call__(self) -> datetime:
-        """Tell the time."""
-        return self.now
 
 
 @pytest.fixture
