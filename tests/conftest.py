@@ -873,6 +873,14 @@ def trionode_command(
     return run
 
 
+@pytest.fixture
+def pki(trionode_command: Callable[..., Said]) -> Callable[..., Said]:
+    """The command line, in a directory with a CA and a certificate for alpha."""
+    assert trionode_command("pki", "init").status == 0
+    assert trionode_command("pki", "issue", "alpha@localhost").status == 0
+    return trionode_command
+
+
 class AuthorityFactory(Protocol):
     """Makes CAs that revoke, each in a directory of its own."""
 

@@ -1,22 +1,17 @@
-"""`trionode pki` and `trionode check`: certificates in a directory, what they say, and what is wrong with them."""
+"""`trionode pki`: a CA, and certificates for nodes, in a directory."""
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import stat
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from trionode import (
     CAPool,
@@ -24,8 +19,7 @@ from trionode import (
     CRLSet,
     KeyPair,
 )
-from trionode.cli.given import host_and_port
-from trionode.pki import PRIVATE_NAMES, CertificateAuthority, JoinToken, PKIDirectory, write_ca_pool, write_key_pair
+from trionode.pki import PRIVATE_NAMES, CertificateAuthority, JoinToken, PKIDirectory, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +29,6 @@ if TYPE_CHECKING:
     Command = Callable[..., Said]
 
 PATIENCE = 30
-
-
-@pytest.fixture
-def pki(trionode_command: Command) -> Command:
-    """The command line, in a directory with a CA and a certificate for alpha."""
-    assert trionode_command("pki", "init").status == 0
-    assert trionode_command("pki", "issue", "alpha@localhost").status == 0
-    return trionode_command
 
 
 def mode(file: Path) -> int:
@@ -301,87 +287,6 @@ def test_an_interrupted_switch(arguments: tuple[str, ...], pki: Command, tmp_pat
     assert pki("check", "beta@localhost").status == 0
 
 
-# show ---------------------------------------------------------------------------------------------------------------
-
-
-def test_show_explains_a_certificate(pki: Command, tmp_path: Path) -> None:
-    """Names, the nodes that it speaks for, dates with the time left, purposes, issuer, fingerprint."""
-    pair = KeyPair.load(tmp_path / "pki/alpha@localhost.pem", tmp_path / "pki/alpha@localhost-key.pem")
-    out = pki("pki", "show", "alpha@localhost").out
-    leaf = out.partition("certificate 2 of 2")[0]
-    lines = dict(re.findall(r"^([\w-]+(?: for)?) {2,}(.*)$", leaf, re.MULTILINE))
-    assert out.startswith("certificate 1 of 2 in pki/alpha@localhost.pem: a leaf\n")
-    assert lines["subject"] == "CN=alpha@localhost"
-    assert lines["names"] == "DNS:localhost, URI:trionode://alpha@localhost"
-    assert lines["speaks for"] == "the node alpha@localhost"
-    assert lines["valid"].endswith("UTC, 90 days left")
-    assert lines["purposes"] == "serverAuth, clientAuth (a node needs both)"
-    assert lines["issuer"].startswith("CN=trionode development CA,OU=issuing ")
-    assert lines["SHA-256"] == pair.fingerprint
-
-
-def test_show_says_what_is_odd(trionode_command: Command, tmp_path: Path) -> None:
-    """Expired, not yet valid, for one side only, speaking for nobody, signed by itself, a chain, other keys."""
-    now = datetime.now(UTC)
-    ca = CertificateAuthority.create(clock=lambda: now - timedelta(days=30), intermediate=True)
-    server_only = [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]
-    pairs = {
-        "expired": ca.issue("a@localhost", not_after=now - timedelta(days=3), key_type="p384"),
-        "early": ca.issue("localhost", "::1", not_before=now + timedelta(days=3), extended_key_usage=None),
-        "server": ca.issue("a@localhost", "b@localhost", extended_key_usage=server_only, key_type="rsa2048"),
-        "own": KeyPair.self_signed("localhost"),
-    }
-    for name, pair in pairs.items():
-        write_key_pair(pair, tmp_path / name, tmp_path / f"{name}.key")
-    said = {name: trionode_command("pki", "show", name).out for name in pairs}
-    assert "EXPIRED 3 days ago" in said["expired"]
-    assert "certificate 2 of 2 in expired: an intermediate CA" in said["expired"]
-    assert "signs certificates (CA)" in said["expired"]
-    assert "EC secp384r1" in said["expired"]
-    assert "NOT YET VALID, begins in 3 days" in said["early"]
-    assert "every node on these hosts: *@localhost, *@[::1]" in said["early"]
-    assert "any (no extended key usage)" in said["early"]
-    assert "the nodes a@localhost, b@localhost" in said["server"]
-    assert "serverAuth (not clientAuth: a node needs both)" in said["server"]
-    assert "RSA 2048" in said["server"]
-    assert "a leaf, signed by itself" in said["own"]
-    assert re.search(r"^issuer +itself$", said["own"], re.MULTILINE)
-    states = [trionode_command("pki", "show", name, "--json").document[0]["state"] for name in pairs]
-    assert states == ["expired", "not_yet_valid", "valid", "valid"]
-
-
-def test_show_lists_the_directory(pki: Command) -> None:
-    """A line for each certificate; one that is on the list says so."""
-    pki("pki", "issue", "beta@localhost", "--lifetime", "10m")
-    pki("pki", "revoke", "alpha@localhost", "--reason", "key-compromise")
-    head, alpha, beta, ca, intermediate = pki("pki", "show").out.splitlines()
-    assert head.split() == ["file", "speaks", "for", "left", "SHA-256"]
-    assert "REVOKED" in alpha
-    assert "10 minutes left" in beta
-    assert "CA: CN=trionode development CA" in ca
-    assert "CA: CN=trionode development CA" in intermediate
-    assert [each["revoked"] for each in pki("pki", "show", "--json").document] == [True, False, False, False]
-
-
-def test_colours_are_for_terminals(pki: Command, tmp_path: Path) -> None:
-    """None in a pipe; some when they are asked for; none again with NO_COLOR."""
-
-    def shown(**environment: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "trionode", "pki", "show", "alpha@localhost"],
-            env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=True,
-        ).stdout
-
-    assert "\x1b" not in shown()
-    coloured = shown(FORCE_COLOR="1", TERM="xterm")
-    assert "\x1b[32m90 days left" in coloured
-    assert "\x1b[32m" not in shown(FORCE_COLOR="1", TERM="xterm", NO_COLOR="1")
-
-
 # revoke -------------------------------------------------------------------------------------------------------------
 
 
@@ -408,122 +313,3 @@ def test_what_another_ca_issued_cannot_be_revoked(pki: Command, tmp_path: Path) 
     pki("pki", "revoke", "c.pem").is_one_line("did not issue it", status=3)
     stranger.save(tmp_path / "other")
     pki("pki", "revoke", "c.pem", "--pki", "other").is_one_line("issues through an intermediate", status=3)
-
-
-def test_a_list_continues_its_own(ca: CertificateAuthority) -> None:
-    """What was on the list before stays, with its reason; what another CA revoked is not this one's to repeat."""
-    first = ca.revocation_list(ca.issue("a@localhost"), reason=x509.ReasonFlags.key_compromise)
-    second = ca.revocation_list(ca.issue("b@localhost"), previous=first).lists[0]
-    assert len(second) == 2
-    assert next(iter(second)).extensions.get_extension_for_class(x509.CRLReason).value.reason.value == "keyCompromise"
-    assert len(CertificateAuthority.create().revocation_list(previous=first).lists[0]) == 0
-
-
-# check --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_good_certificate(pki: Command) -> None:
-    """Nothing is wrong, status 0, in words and as JSON."""
-    said = pki("check", "alpha@localhost")
-    assert (said.status, said.out.splitlines()[-1]) == (0, "nothing is wrong")
-    assert pki("check", "alpha@localhost", "--json").document["ok"] is True
-
-
-def test_each_finding_has_its_remedy(pki: Command, tmp_path: Path) -> None:
-    """A certificate of another CA for another name: two errors, each with an arrow to what to do; status 1."""
-    write_key_pair(CertificateAuthority.create().issue("beta@localhost"), tmp_path / "c.pem", tmp_path / "k.pem")
-    arguments = ("check", "--cert", "c.pem", "--key", "k.pem", "--ca", "pki/ca.pem", "alpha@localhost")
-    said = pki(*arguments)
-    assert said.status == 1
-    assert said.out.count("→") == 2
-    assert said.out.splitlines()[-1] == "2 errors, 0 warnings"
-    document = pki(*arguments, "--json")
-    assert document.status == 1
-    found = json.loads(document.out)["findings"]
-    assert [each["code"] for each in found] == ["name_mismatch", "unknown_ca"]
-    assert all(each["remedy"] for each in found)
-
-
-def test_warnings_count_where_they_are_to(pki: Command, tmp_path: Path) -> None:
-    """A certificate at its end is a warning: status 0, and 1 with `--strict`."""
-    now = datetime.now(UTC)
-    soon = CertificateAuthority.load(tmp_path / "pki").issue(
-        "alpha@localhost", not_before=now - timedelta(minutes=60), not_after=now + timedelta(minutes=2)
-    )
-    write_key_pair(soon, tmp_path / "pki/alpha@localhost.pem", tmp_path / "pki/alpha@localhost-key.pem")
-    said = pki("check", "alpha@localhost")
-    assert (said.status, said.out.splitlines()[-1]) == (0, "0 errors, 1 warning")
-    assert pki("check", "--strict", "alpha@localhost").status == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words", "status"),
-    [
-        ((), "no certificate was given: use --cert and --key", 2),
-        (("--key", "pki/ca.key"), "--key was given without --cert", 2),
-        (("gamma@localhost",), "make them with: trionode pki issue gamma@localhost", 3),
-        (("gamma@localhost", "--pki", "x"), "trionode pki issue --pki x gamma@localhost", 3),
-        (("@localhost",), "node name part", 2),
-        (("--cert", "nowhere.pem"), "cannot read nowhere.pem: No such file or directory. Check the path", 3),
-        (("--cert", "pki"), "cannot read pki: Is a directory", 3),
-        (("--cert", "pki/alpha@localhost.pem"), "no PEM private key in pki/alpha@localhost.pem", 3),
-        (("--cert", "pki/alpha@localhost-key.pem"), "are the two files swapped?", 3),
-        (("--cert", "pki/alpha@localhost.pem", "--key", "pki/ca.key"), "does not belong to the leaf", 3),
-        (("alpha@localhost", "--ca", "nowhere.pem"), "cannot read nowhere.pem", 3),
-        (("alpha@localhost", "--crl", "pki/ca.pem"), "no CRL in pki/ca.pem", 3),
-        (("--client-auth", "maybe"), "'maybe' is not one of", 2),
-        (
-            ("--cert", "both.pem", "--client-auth", "require-and-verify"),
-            "--client-auth require-and-verify needs --ca or --client-ca",
-            2,
-        ),
-    ],
-)
-def test_wrong_input_to_check(
-    arguments: tuple[str, ...], words: str, status: int, pki: Command, tmp_path: Path
-) -> None:
-    """One line each, with the remedy."""
-    folder = tmp_path / "pki"
-    both = (folder / "alpha@localhost.pem").read_bytes() + (folder / "alpha@localhost-key.pem").read_bytes()
-    (tmp_path / "both.pem").write_bytes(both)
-    pki("check", *arguments).is_one_line(words, status=status)
-
-
-def test_files_alone_are_enough(pki: Command, tmp_path: Path) -> None:
-    """Without pools there is no word about them; one file may hold both; the pools may differ."""
-    folder = tmp_path / "pki"
-    both = (folder / "alpha@localhost.pem").read_bytes() + (folder / "alpha@localhost-key.pem").read_bytes()
-    (tmp_path / "both.pem").write_bytes(both)
-    assert pki("check", "--cert", "both.pem").status == 0
-    write_ca_pool(CertificateAuthority.create().pool, tmp_path / "other.pem")
-    said = pki("check", "--cert", "both.pem", "--client-ca", "pki/ca.pem", "--root-ca", "other.pem", "--json")
-    assert [each["code"] for each in json.loads(said.out)["findings"]] == ["unknown_ca"]
-
-
-# Values -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("localhost", ("localhost", 7)),
-        ("localhost:80", ("localhost", 80)),
-        ("127.0.0.1:80", ("127.0.0.1", 80)),
-        ("[::1]:80", ("[::1]", 80)),
-        ("[::1]", ("[::1]", 7)),
-        ("::1", ("[::1]", 7)),
-        ("2001:db8::15", ("[2001:db8::15]", 7)),
-    ],
-)
-def test_hosts_and_ports(text: str, expected: tuple[str, int]) -> None:
-    """As people write them."""
-    assert host_and_port(text, 7) == expected
-
-
-def test_a_damaged_certificate_is_one_line(trionode_command: Command, tmp_path: Path) -> None:
-    """Cut off in its middle."""
-    whole = KeyPair.self_signed("localhost").certificate.public_bytes(Encoding.PEM)
-    (tmp_path / "cut.pem").write_bytes(whole[:200])
-    trionode_command("pki", "show", "cut.pem").is_one_line("damaged or cut off", status=3)
-    with pytest.raises(CertificateError):
-        CAPool.load(tmp_path / "cut.pem")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,9 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs7, pkcs12
 
 from specimens import armour, assert_no_key_in, dsa_key, key_of, key_pem, leaf, name, pem
+from trionode import CAPool, CertificateError, KeyPair
 from trionode._credentials.contents import contents, public_digest
 from trionode._credentials.pem import Secret
-from trionode.pki import CertificateAuthority
+from trionode.pki import CertificateAuthority, write_key_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
     Command = Callable[..., Said]
 
+PATIENCE = 30
 KEY = key_of("p256")
 CA = CertificateAuthority.create()
 [LIST] = CA.revocation_list(CA.issue("alpha@localhost").certificate)
@@ -175,3 +180,93 @@ def test_lists_that_no_node_would_use_are_shown(trionode_command: Command, tmp_p
 def test_contents_are_total(data: bytes) -> None:
     """Parts, or none, whatever it is."""
     assert isinstance(contents(Secret(data)), tuple)
+
+
+# For people ---------------------------------------------------------------------------------------------------------
+
+
+def test_show_explains_a_certificate(pki: Command, tmp_path: Path) -> None:
+    """Names, the nodes that it speaks for, dates with the time left, purposes, issuer, fingerprint."""
+    pair = KeyPair.load(tmp_path / "pki/alpha@localhost.pem", tmp_path / "pki/alpha@localhost-key.pem")
+    out = pki("pki", "show", "alpha@localhost").out
+    leaf = out.partition("certificate 2 of 2")[0]
+    lines = dict(re.findall(r"^([\w-]+(?: for)?) {2,}(.*)$", leaf, re.MULTILINE))
+    assert out.startswith("certificate 1 of 2 in pki/alpha@localhost.pem: a leaf\n")
+    assert lines["subject"] == "CN=alpha@localhost"
+    assert lines["names"] == "DNS:localhost, URI:trionode://alpha@localhost"
+    assert lines["speaks for"] == "the node alpha@localhost"
+    assert lines["valid"].endswith("UTC, 90 days left")
+    assert lines["purposes"] == "serverAuth, clientAuth (a node needs both)"
+    assert lines["issuer"].startswith("CN=trionode development CA,OU=issuing ")
+    assert lines["SHA-256"] == pair.fingerprint
+
+
+def test_show_says_what_is_odd(trionode_command: Command, tmp_path: Path) -> None:
+    """Expired, not yet valid, for one side only, speaking for nobody, signed by itself, a chain, other keys."""
+    now = datetime.now(UTC)
+    ca = CertificateAuthority.create(clock=lambda: now - timedelta(days=30), intermediate=True)
+    server_only = [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]
+    pairs = {
+        "expired": ca.issue("a@localhost", not_after=now - timedelta(days=3), key_type="p384"),
+        "early": ca.issue("localhost", "::1", not_before=now + timedelta(days=3), extended_key_usage=None),
+        "server": ca.issue("a@localhost", "b@localhost", extended_key_usage=server_only, key_type="rsa2048"),
+        "own": KeyPair.self_signed("localhost"),
+    }
+    for file, pair in pairs.items():
+        write_key_pair(pair, tmp_path / file, tmp_path / f"{file}.key")
+    said = {file: trionode_command("pki", "show", file).out for file in pairs}
+    assert "EXPIRED 3 days ago" in said["expired"]
+    assert "certificate 2 of 2 in expired: an intermediate CA" in said["expired"]
+    assert "signs certificates (CA)" in said["expired"]
+    assert "EC secp384r1" in said["expired"]
+    assert "NOT YET VALID, begins in 3 days" in said["early"]
+    assert "every node on these hosts: *@localhost, *@[::1]" in said["early"]
+    assert "any (no extended key usage)" in said["early"]
+    assert "the nodes a@localhost, b@localhost" in said["server"]
+    assert "serverAuth (not clientAuth: a node needs both)" in said["server"]
+    assert "RSA 2048" in said["server"]
+    assert "a leaf, signed by itself" in said["own"]
+    assert re.search(r"^issuer +itself$", said["own"], re.MULTILINE)
+    states = [trionode_command("pki", "show", file, "--json").document[0]["state"] for file in pairs]
+    assert states == ["expired", "not_yet_valid", "valid", "valid"]
+
+
+def test_show_lists_the_directory(pki: Command) -> None:
+    """A line for each certificate; one that is on the list says so."""
+    pki("pki", "issue", "beta@localhost", "--lifetime", "10m")
+    pki("pki", "revoke", "alpha@localhost", "--reason", "key-compromise")
+    head, alpha, beta, ca, intermediate = pki("pki", "show").out.splitlines()
+    assert head.split() == ["file", "speaks", "for", "left", "SHA-256"]
+    assert "REVOKED" in alpha
+    assert "10 minutes left" in beta
+    assert "CA: CN=trionode development CA" in ca
+    assert "CA: CN=trionode development CA" in intermediate
+    assert [each["revoked"] for each in pki("pki", "show", "--json").document] == [True, False, False, False]
+
+
+def test_colours_are_for_terminals(pki: Command, tmp_path: Path) -> None:
+    """None in a pipe; some when they are asked for; none again with NO_COLOR."""
+
+    def shown(**environment: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "trionode", "pki", "show", "alpha@localhost"],
+            env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        ).stdout
+
+    assert "\x1b" not in shown()
+    coloured = shown(FORCE_COLOR="1", TERM="xterm")
+    assert "\x1b[32m90 days left" in coloured
+    assert "\x1b[32m" not in shown(FORCE_COLOR="1", TERM="xterm", NO_COLOR="1")
+
+
+def test_a_damaged_certificate_is_one_line(trionode_command: Command, tmp_path: Path) -> None:
+    """Cut off in its middle."""
+    whole = KeyPair.self_signed("localhost").certificate.public_bytes(Encoding.PEM)
+    (tmp_path / "cut.pem").write_bytes(whole[:200])
+    trionode_command("pki", "show", "cut.pem").is_one_line("damaged or cut off", status=3)
+    with pytest.raises(CertificateError):
+        CAPool.load(tmp_path / "cut.pem")

@@ -619,3 +619,12 @@ def test_revocation_list_may_be_empty_but_not_over() -> None:
     assert len(crl) == 0
     with pytest.raises(ValueError, match="lifetime"):
         authority.revocation_list(lifetime=timedelta(0))
+
+
+def test_a_list_continues_its_own(ca: CertificateAuthority) -> None:
+    """What was on the list before stays, with its reason; what another CA revoked is not this one's to repeat."""
+    first = ca.revocation_list(ca.issue("a@localhost"), reason=x509.ReasonFlags.key_compromise)
+    second = ca.revocation_list(ca.issue("b@localhost"), previous=first).lists[0]
+    assert len(second) == 2
+    assert next(iter(second)).extensions.get_extension_for_class(x509.CRLReason).value.reason.value == "keyCompromise"
+    assert len(CertificateAuthority.create().revocation_list(previous=first).lists[0]) == 0

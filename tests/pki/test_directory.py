@@ -34,7 +34,7 @@ def ca(tmp_path: Path, clock: Clock) -> PKIDirectory:
     return PKIDirectory.create(tmp_path / "pki", clock=clock)
 
 
-# What it may issue for ------------------------------------------------------------------------------------------------
+# What it may issue for ----------------------------------------------------------------------------------------------
 
 
 def test_names_outside_are_refused_early(ca: PKIDirectory) -> None:
@@ -53,7 +53,7 @@ def test_what_is_no_constraint(permitted: tuple[str, ...], tmp_path: Path) -> No
         PKIDirectory.create(tmp_path / "pki", permitted=permitted)
 
 
-# Tokens ---------------------------------------------------------------------------------------------------------------
+# Tokens -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_token_is_good_once(ca: PKIDirectory, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_one_of_many_takes_a_token(ca: PKIDirectory) -> None:
     assert len(won) == 1
 
 
-# Renewal --------------------------------------------------------------------------------------------------------------
+# Renewal ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_certificate_renews_under_its_own_names(ca: PKIDirectory, clock: Clock, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_list_of_denied_names_that_cannot_be_read(ca: PKIDirectory, tmp_path: 
     assert ca.enrol(request(), ca.make_token("alpha@localhost"))
 
 
-# Revocation -----------------------------------------------------------------------------------------------------------
+# Revocation ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_revoked_does_not_renew(ca: PKIDirectory) -> None:
