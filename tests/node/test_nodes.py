@@ -414,6 +414,40 @@ async def test_connection_ends_on_both_sides(open_pair: PairFactory) -> None:
             assert await pair.alpha.connect("beta@localhost") is not connection
 
 
+class StepsOfConnections(trio.abc.Instrument):
+    """Counts the steps of connections' readers and writers.
+
+    Attributes:
+        many: set once readers have made twenty.
+    """
+
+    def __init__(self) -> None:
+        self.many = trio.Event()
+        self.read = 0
+        self.written = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Count one, if it is theirs."""
+        self.read += task.name.endswith("ConnectionCore._read")
+        self.written += task.name.endswith("ConnectionCore._write")
+        if self.read == 20:
+            self.many.set()
+
+
+async def test_heartbeats_leave_the_writers_asleep(open_pair: PairFactory) -> None:
+    """Thousands of idle connections have little else to do: a ping and its answer are written where they are made."""
+    often = {"heartbeat_interval": 0.01, "heartbeat_tolerance": 10}
+    steps = StepsOfConnections()
+    with trio.fail_after(10):
+        async with open_pair(alpha=often, beta=often) as pair:
+            await pair.alpha.connect(BETA)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(steps)
+            await steps.many.wait()
+            trio.lowlevel.remove_instrument(steps)
+    assert steps.written == 0
+
+
 async def test_replaced_connections_of_one_peer_are_read_on_up_to_a_number(
     node: NodeFactory, manager: ManagerFactory, scripted_dial: Callable[..., Awaitable[ScriptedPeer]]
 ) -> None:

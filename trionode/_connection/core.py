@@ -562,18 +562,22 @@ class ConnectionCore:
 
     def _dispatch(self, link: Link, pieces: list[bytes]) -> None:
         decode, dispatch = link.decoder.feed, self.channels.dispatch
-        for data in pieces:
-            self._bytes_received += len(data)
-            for kind, channel, payload in decode(data):
-                if self.ended is not None:
-                    break
-                if link.finished:
-                    msg = "the peer sent a frame after SWITCH"
-                    raise RemoteProtocolError(msg)
-                if channel:
-                    dispatch(kind, channel, payload)
-                else:
-                    self._on_frame(link, kind, payload)
+        try:
+            for data in pieces:
+                self._bytes_received += len(data)
+                for kind, channel, payload in decode(data):
+                    if self.ended is not None:
+                        break
+                    if link.finished:
+                        msg = "the peer sent a frame after SWITCH"
+                        raise RemoteProtocolError(msg)
+                    if channel:
+                        dispatch(kind, channel, payload)
+                    else:
+                        self._on_frame(link, kind, payload)
+        finally:
+            if self.outbox.held:
+                self.outbox.release(flush=True)
         if self.outbox.overflowing:
             msg = "the peer does not read what it makes us answer"
             raise RemoteProtocolError(msg)
@@ -639,6 +643,7 @@ class ConnectionCore:
             if len(payload) != 8:
                 msg = f"the peer sent a PING of {len(payload)} bytes"
                 raise RemoteProtocolError(msg)
+            self.outbox.hold()  # mostly there is nothing else to say, and no need of the writer
             self.outbox.append(wire.header(wire.PONG, 0, len(payload)), payload)
         elif kind == wire.DRAIN:
             self.become(State.PEER_DRAINING)

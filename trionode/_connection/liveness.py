@@ -114,8 +114,9 @@ class Liveness:
                 await self._waiter.wait()
             self._last_heard = trio.current_time()  # so far an answer was certain
             return True
+        self._outbox.hold()
         self._outbox.append(wire.header(wire.PING, 0, 8), bytes(8))
-        self._outbox.flush()  # there is nothing else to say, or it would not be silent
+        self._outbox.release(flush=True)  # there is nothing else to say, or it would not be silent
         with trio.CancelScope(deadline=trio.current_time() + tolerance) as self._nap:
             await self._heard.park()
         if self._last_heard == silent_since:

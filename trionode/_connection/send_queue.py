@@ -53,7 +53,15 @@ def _ignore_wear() -> None:
 @interrupted_at_checkpoints
 @final
 class Outbox:
-    """Bytes to be written, and the task that writes them."""
+    """Bytes to be written, and the task that writes them.
+
+    Attributes:
+        room: where senders wait for room; woken when there is some, and when the connection ends.
+        bytes_written: before encryption.
+        opened: the last channel of ours whose OPEN was appended.
+        offered: the last whose OPEN a transport may have taken.
+        held: whether the writer is left asleep, until `release`.
+    """
 
     def __init__(self, link: Link, *, worn: Callable[[], None], max_records: int) -> None:
         """Make one.
@@ -71,13 +79,11 @@ class Outbox:
         self._queue: list[tuple[Link, bytearray, trio.Event | None, int]] = []
         self._closing = False
         self._sending = False
-        self._held = False
         # The writer, while there is nothing to write.
         self._writer = Waiter()
-        #: Where senders wait for room; woken when there is some, and when the connection ends.
         self.room: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
         self.bytes_written: int = 0
-        #: The last channel of ours whose OPEN was appended, and the last whose OPEN a transport may have taken.
+        self.held: bool = False
         self.opened: int = 0
         self.offered: int = 0
 
@@ -122,12 +128,12 @@ class Outbox:
         pending += head
         if body:
             pending += body
-        if self._writer.task is not None and not self._held:
+        if self._writer.task is not None and not self.held:
             self._writer.wake()
 
     def hold(self) -> None:
         """Leave the writer asleep while a caller, in one step, appends all that it has to say: until `release`."""
-        self._held = True
+        self.held = True
 
     def release(self, *, flush: bool = False) -> None:
         """Have what was appended since `hold` written.
@@ -135,7 +141,7 @@ class Outbox:
         Args:
             flush: at once, if that can be done.
         """
-        self._held = False
+        self.held = False
         if flush:
             self.flush()
         if self._pending or self._link.stream.unsent:
