@@ -76,6 +76,20 @@ def test_a_successor_may_issue_for_the_same(permitted: tuple[str, ...], tmp_path
         ca.authority.issue("alpha@localhost")
 
 
+@pytest.mark.parametrize("steps", [("begin_roll_over",), ("begin_roll_over", "switch")])
+def test_a_ca_that_is_made_anew_ends_a_roll_over(steps: tuple[str, ...], ca: PKIDirectory, tmp_path: Path) -> None:
+    """Neither the CA that was to come nor the one that was is trusted any more."""
+    for step in steps:
+        getattr(ca, step)()
+    again = PKIDirectory.create(tmp_path / "pki", clock=ca.clock)
+    assert ca.authority.certificate == again.authority.certificate
+    assert set(ca.roots) == set(ca.authority.pool)
+    with pytest.raises(FileNotFoundError):
+        ca.retire()
+    ca.begin_roll_over()
+    assert len(ca.roots.certificates) == 2
+
+
 def test_constraints_of_others(tmp_path: Path) -> None:
     """They are not copied in part: the successor of such a CA has to be told."""
     theirs = x509.NameConstraints(permitted_subtrees=[x509.RFC822Name("example")], excluded_subtrees=None)

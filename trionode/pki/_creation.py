@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from trionode._credentials.crl import CRLSet
 
 from ._authority import CertificateAuthority
-from ._ca_files import ROOT_KEY_FILE
+from ._ca_files import NEXT, OLD_FILE, OLD_ISSUER_FILE, ROOT_KEY_FILE
 from ._revocation import rest_of, write_lists
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def create(
         issuing = root.subordinate(common_name=common_name, lifetime=lifetime, permitted=permitted)
     folder, now = files.folder, files.now()
     issuing.save(folder, password=files.password)
+    # A roll-over that is under way ends: the CA that it is about is replaced by this one.
+    if (folder / NEXT).exists():
+        shutil.rmtree(folder / NEXT)
+    for name in (OLD_FILE, OLD_ISSUER_FILE):
+        (folder / name).unlink(missing_ok=True)
     lists = list(issuing.revocation_list(lifetime=rest_of(issuing, now)))
     if issuing is root:
         (folder / ROOT_KEY_FILE).unlink(missing_ok=True)
