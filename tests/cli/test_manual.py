@@ -220,20 +220,16 @@ def test_a_search_is_grouped_by_heading() -> None:
 @pytest.mark.parametrize("topic", topics(), ids=lambda topic: topic.name)
 @pytest.mark.parametrize("columns", [80, 40])
 def test_every_page_fits(topic: Topic, columns: int, wide: Callable[[int], Console]) -> None:
-    """No line is longer than the terminal is wide, but for code, which is not broken where it can be helped."""
-    out = wide(columns)
-    text = plain(out, rendered(read(topic.name), out))
-    assert max(map(len, bare(text).splitlines())) <= columns
+    """No line is longer than the terminal is wide, but for code, which is not broken where it can be helped.
 
-
-@pytest.mark.parametrize("columns", [80, 40])
-def test_no_word_of_a_table_is_cut(columns: int, wide: Callable[[int], Console]) -> None:
-    """Names of metrics, options and errors least of all."""
+    And no word of a table is cut: names of metrics, options and errors least of all.
+    """
     out = wide(columns)
-    for topic in topics():
-        if topic.name != "api":
-            text = read(topic.name)
-            assert bare(plain(out, rendered(text, out))).count("…") <= text.count("…"), topic.name
+    page = read(topic.name)
+    text = bare(plain(out, rendered(page, out)))
+    assert max(map(len, text.splitlines())) <= columns
+    if topic.name != "api":
+        assert text.count("…") <= page.count("…")
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 60
 ALPHA, BETA = "alpha@localhost", "beta@localhost"
+#: What is said where stdout is closed.
+CLOSED = "trionode: cannot write to stdout: Bad file descriptor; it was closed by the caller\n"
 
 
 @pytest.fixture
@@ -113,18 +115,25 @@ def test_a_call_with_closed_descriptors(
     assert (done.returncode, done.stdout) == (status, out), done.stderr
     assert "Traceback" not in done.stderr
     if status:
-        assert done.stderr == "trionode: cannot write to stdout: Bad file descriptor; it was closed by the caller\n"
+        assert done.stderr == CLOSED
+
+
+def test_a_program_that_only_prints_needs_stdout(tmp_path: Path) -> None:
+    """Nothing else would tell that it is lost."""
+    done = shell("$T cookie >&-", tmp_path)
+    assert (done.returncode, done.stderr) == (3, CLOSED)
 
 
 @pytest.mark.parametrize("arguments", ["cookie", "pki token alpha@localhost", "manual rotation", "pki show"])
-def test_what_is_only_printed_needs_stdout(arguments: str, beta: tuple[Path, int]) -> None:
-    """Nothing else would tell that it is lost; a token is not made."""
-    folder, _ = beta
-    before = (folder / "pki" / "journal.jsonl").read_bytes() if (folder / "pki" / "journal.jsonl").exists() else b""
-    done = shell(f"$T {arguments} >&-", folder)
-    assert done.returncode == 3
-    assert done.stderr == "trionode: cannot write to stdout: Bad file descriptor; it was closed by the caller\n"
-    assert before == ((folder / "pki" / "journal.jsonl").read_bytes() if before else b"")
+def test_what_is_only_printed_needs_stdout(
+    arguments: str, pki: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every such command; a token is not made."""
+    before = (tmp_path / "pki" / "journal.jsonl").read_bytes()
+    monkeypatch.setattr(descriptors, "_missing", {1})
+    said = pki(*arguments.split())
+    assert (said.status, said.out, said.err) == (3, "", CLOSED)
+    assert before == (tmp_path / "pki" / "journal.jsonl").read_bytes()
 
 
 def test_what_examines_has_its_exit_status(beta: tuple[Path, int]) -> None:

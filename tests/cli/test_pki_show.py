@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs7, pkcs12
 
+from command_line import run_here
 from specimens import armour, assert_no_key_in, dsa_key, key_of, key_pem, leaf, name, pem
 from trionode import CAPool, CertificateError, KeyPair
 from trionode._credentials.contents import contents, public_digest
@@ -248,14 +248,9 @@ def test_colours_are_for_terminals(pki: Command, tmp_path: Path) -> None:
     """None in a pipe; some when they are asked for; none again with NO_COLOR."""
 
     def shown(**environment: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "trionode", "pki", "show", "alpha@localhost"],
-            env={"PATH": "", "PYTHONPATH": ":".join(sys.path), **environment},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=True,
-        ).stdout
+        done = run_here(tmp_path, "pki", "show", "alpha@localhost", variables=environment)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout.decode()
 
     assert "\x1b" not in shown()
     coloured = shown(FORCE_COLOR="1", TERM="xterm")

@@ -199,28 +199,31 @@ def test_a_class_shows_what_is_promised(name: str) -> None:
     assert {each for each in dir(CLASSES[name]) if not each.startswith("_")} == set(SHOWN[name].split())
 
 
-@cache
-def defined() -> dict[str, ast.ClassDef]:
-    """Every class that the package defines, by its name; of one that is public, Python cannot say where it is."""
-    files = Path(trionode.__file__).parent.rglob("*.py")
-    trees = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
-    return {node.name: node for node in trees if isinstance(node, ast.ClassDef)}
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_attributes_of_instances_are_described(name: str) -> None:
-    """What a constructor sets without an underscore has a line in the class's docstring."""
-    kind = CLASSES[name]
-    tree = defined()[kind.__name__]
+def set_on_self(tree: ast.ClassDef) -> set[str]:
+    """The attributes that a class's methods assign to."""
     targets = [
         target
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign | ast.AnnAssign)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
     ]
-    names = {each.attr for each in targets if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self"}
+    return {each.attr for each in targets if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self"}
+
+
+@cache
+def defined() -> dict[str, set[str]]:
+    """What each class of the package sets on itself, by its name; of a public one, Python cannot say where it is."""
+    files = Path(trionode.__file__).parent.rglob("*.py")
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    return {node.name: set_on_self(node) for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_attributes_of_instances_are_described(name: str) -> None:
+    """What a constructor sets without an underscore has a line in the class's docstring."""
+    kind = CLASSES[name]
     said = {word for base in kind.__mro__ for word in described(base, "Attributes")} | set(dir(kind))
-    assert {each for each in names if not each.startswith("_")} <= said
+    assert {each for each in defined()[kind.__name__] if not each.startswith("_")} <= said
 
 
 # Types --------------------------------------------------------------------------------------------------------------
