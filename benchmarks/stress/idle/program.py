@@ -42,6 +42,8 @@ What is reported, all of the node's process alone:
   update     how long update() took, ms, in which nothing else runs
   hand-over  CPU time of one, us; and seconds until all were handed over, of which turns are spread over some
   leave      CPU time for one connection, us; and seconds
+  collector  CPU time of Python's cyclic collector, of all the process took, %, which the others leave out; and how long
+             one full collection takes with all connected, ms, in which nothing else runs
 """
 
 #: So many dial at once.
@@ -75,6 +77,8 @@ class Idle(Result):
     hand_over_seconds: float = 0.0
     leave_us: float = 0.0
     leave_seconds: float = 0.0
+    collector_percent: float = 0.0
+    collection_ms: float = 0.0
 
     def each(self) -> Mapping[str, float]:
         """What one connection costs."""
@@ -108,6 +112,7 @@ class Idle(Result):
             "update": f"{self.update_ms:.1f} ms",
             "hand-over": f"{self.hand_over_us:.0f} us, {self.hand_over_seconds:.1f} s for all",
             "leave": f"{self.leave_us:.0f} us, {self.leave_seconds:.1f} s for all",
+            "collector": f"{self.collector_percent:.0f} % of all CPU time, {self.collection_ms:.0f} ms once",
         }
         headline = f"{self.connections} idle connections: {self.verdict('all were handed over')}"
         return "\n".join([headline, *(f"  {title:9}  {text}" for title, text in lines.items())])
@@ -183,13 +188,16 @@ async def measure(size: int, interval: float, idle: float, directory: Path, prog
         before, began = await server.ask("measure"), trio.current_time()
         await connect_up_to(size)
         result.connects_per_second = rest / (trio.current_time() - began)
-        after = await server.ask("measure")
         deadline = trio.current_time() + PATIENCE
-        while after["connections"] < size and trio.current_time() < deadline:
+        while True:
+            told = await server.ask("now")
+            if told["connections"] >= size or trio.current_time() > deadline:
+                break
             await trio.sleep(LOOK)  # the last hellos may be under way
-            after = await server.ask("measure")
+        after = await server.ask("measure")
         result.connect_us = (after["cpu"] - before["cpu"]) / rest * 1e6
         result.memory_kib = (after["memory"] - before["memory"]) / rest / 1024
+        result.collection_ms = after["collection"] * 1e3
         if after["connections"] != size:
             result.problems.append(f"{after['connections']:.0f} connections, where there should be {size}")
 
@@ -218,6 +226,7 @@ async def measure(size: int, interval: float, idle: float, directory: Path, prog
 
         left = await server.leave()
         result.leave_seconds, result.leave_us = left["seconds"], left["cpu"] / size * 1e6
+        result.collector_percent = left["collector"] * 100
         nursery.cancel_scope.cancel()
     return result
 

@@ -296,7 +296,7 @@ def test_idle_connections_are_counted_and_handed_over(run: Run) -> None:
     assert (status, result["problems"]) == (0, [])
     assert result["connections"] == 20
     figures = [value for name, value in result.items() if isinstance(value, float)]
-    assert len(figures) == 10
+    assert len(figures) == 12
     assert all(value > 0 for value in figures)
     assert "idle: 20 connected" in told
 
