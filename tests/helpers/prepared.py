@@ -32,7 +32,7 @@ else:
     sys.exit()
 os.chdir(folder)
 for number, file in enumerate([os.devnull, *files]):
-    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), number)
+    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), number)
 sys.argv[:] = [program]
 sys.path[0] = os.path.dirname(program)
 runpy.run_path(program, run_name="__main__")

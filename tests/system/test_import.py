@@ -9,6 +9,8 @@ import pydoc
 import subprocess
 import sys
 import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,13 +21,40 @@ import trionode.metrics
 import trionode.pki
 import trionode.testing
 import trionode.tracing
+from prepared import Interpreter, prepared
 from trionode import _public
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 def in_a_new_interpreter(program: str) -> str:
     """What it prints."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Interpreter]:
+    """One that has imported what others wrote of what trionode imports, and nothing of trionode."""
+    with prepared(
+        "trio", "service_identity", "OpenSSL.SSL", "msgspec", path=Path(trionode.__file__).parents[1]
+    ) as found:
+        yield found
+
+
+@pytest.fixture
+def printed(interpreter: Interpreter, tmp_path: Path) -> Callable[[str], str]:
+    """A function: what a program prints that is the first to import trionode."""
+
+    def run(program: str) -> str:
+        file = tmp_path / "program.py"
+        file.write_text(program, encoding="utf-8")
+        done = interpreter.run(file, tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.strip()
+
+    return run
 
 
 NAMES = sorted(name for name in vars(_public) if name[0].isalpha())
@@ -50,16 +79,16 @@ def test_commands_that_open_no_node_do_not_import_all() -> None:
 
 
 @pytest.mark.parametrize("touch", ["trionode.Route", "dir(trionode)", "trionode.__all__"])
-def test_the_first_name_brings_all(touch: str) -> None:
+def test_the_first_name_brings_all(touch: str, printed: Callable[[str], str]) -> None:
     """So that nothing is looked up twice."""
     program = f"import trionode; {touch}; print(sorted(set(vars(trionode)) & {set(NAMES)!r}))"
-    assert in_a_new_interpreter(program) == repr(NAMES)
+    assert printed(program) == repr(NAMES)
 
 
-def test_import_star() -> None:
+def test_import_star(printed: Callable[[str], str]) -> None:
     """It gives the public names, in an interpreter that has not asked for any before."""
     program = "before = {*globals(), 'before'}\nfrom trionode import *\nprint(sorted({*globals()} - before))"
-    assert in_a_new_interpreter(program) == repr(NAMES)
+    assert printed(program) == repr(NAMES)
 
 
 def test_names_are_what_they_are() -> None:
@@ -69,19 +98,16 @@ def test_names_are_what_they_are() -> None:
         assert getattr(trionode, name) is vars(_public)[name]
 
 
-def test_a_submodule_is_no_name_of_the_list() -> None:
+def test_a_submodule_is_no_name_of_the_list(printed: Callable[[str], str]) -> None:
     """It is imported as ever."""
-    assert in_a_new_interpreter("from trionode import pki; print(pki.__name__)") == "trionode.pki"
+    assert printed("from trionode import pki; print(pki.__name__)") == "trionode.pki"
 
 
 @pytest.mark.parametrize("look", ["dir(trionode)", "hasattr(trionode, 'nope')", "from trionode import pki"])
-def test_what_was_put_in_the_place_of_a_name_stays(look: str) -> None:
+def test_what_was_put_in_the_place_of_a_name_stays(look: str, printed: Callable[[str], str]) -> None:
     """As tests do it, and then look for another."""
-    assert (
-        in_a_new_interpreter(f"import trionode; trionode.Route; trionode.Route = 1; {look}; print(trionode.Route)")
-        == "1"
-    )
-    assert in_a_new_interpreter(f"import trionode; trionode.Route = 1; {look}; print(trionode.Route)") == "1"
+    assert printed(f"import trionode; trionode.Route; trionode.Route = 1; {look}; print(trionode.Route)") == "1"
+    assert printed(f"import trionode; trionode.Route = 1; {look}; print(trionode.Route)") == "1"
 
 
 @pytest.mark.parametrize("name", ["nope", "_nope", "__nope__"])
@@ -156,11 +182,11 @@ def test_the_source_of_a_method_is_found() -> None:
     assert inspect.getsource(trionode.KeyPair.load).lstrip().startswith("@classmethod")
 
 
-def test_only_public_names_are_listed() -> None:
+def test_only_public_names_are_listed(printed: Callable[[str], str]) -> None:
     """No submodules and nothing private, whatever has been imported."""
     program = "import trionode, trionode.pki, trionode.testing; trionode.Node; print(sorted(dir(trionode)))"
-    assert in_a_new_interpreter(program) == repr(NAMES)
-    assert in_a_new_interpreter(program.replace("trionode.Node; ", "")) == repr(NAMES)
+    assert printed(program) == repr(NAMES)
+    assert printed(program.replace("trionode.Node; ", "")) == repr(NAMES)
 
 
 def test_an_error_in_a_traceback() -> None:
