@@ -98,8 +98,8 @@ number = 1
 
 
 @pytest.fixture(scope="module")
-def beta(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Served]]:
-    """A node beta that serves, from a TOML file in its directory; alpha's certificate is there, too."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with beta's TOML file, and with certificates."""
     folder = tmp_path_factory.mktemp("beta")
     make_pki(folder, ALPHA, BETA)
     write(folder, CertificateAuthority.create().issue(ALPHA), "stranger@localhost")
@@ -113,9 +113,15 @@ def beta(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Serve
         '[network]\nheartbeat_interval = 20\n[live_connections]\non_rotation = "hand_over"\nwithin = 1\n'
         '[routes."gamma@*"]\nport = 7\n'
     )
-    with serve(folder, "--config", "beta.toml") as served:
+    return folder
+
+
+@pytest.fixture(scope="module")
+def beta(place: Path) -> Iterator[tuple[Path, Served]]:
+    """A node beta that serves."""
+    with serve(place, "--config", "beta.toml") as served:
         served.first["pages"] = served.wait("Metrics")["addresses"][0]
-        yield folder, served
+        yield place, served
 
 
 # call ---------------------------------------------------------------------------------------------------------------
@@ -284,10 +290,10 @@ def test_a_node_that_stops_answering(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def here(beta: tuple[Path, Served], monkeypatch: pytest.MonkeyPatch, trionode_command: Command) -> Command:
+def here(place: Path, monkeypatch: pytest.MonkeyPatch, trionode_command: Command) -> Command:
     """The command line in this process, in beta's directory."""
-    monkeypatch.chdir(beta[0])
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(beta[0] / "run"))
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place / "run"))
     return trionode_command
 
 
@@ -580,7 +586,7 @@ GOOD = f'name = "{BETA}"\n'
     ],
 )
 def test_a_bad_file_of_options(
-    text: str, words: str, here: Command, tmp_path: Path, beta: tuple[Path, Served], monkeypatch: pytest.MonkeyPatch
+    text: str, words: str, here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names the key, and the nearest that there is."""
     make_pki(tmp_path, BETA)
