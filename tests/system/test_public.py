@@ -214,7 +214,7 @@ def set_on_self(tree: ast.ClassDef) -> set[str]:
 def defined() -> dict[str, set[str]]:
     """What each class of the package sets on itself, by its name; of a public one, Python cannot say where it is."""
     files = Path(trionode.__file__).parent.rglob("*.py")
-    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    nodes = (node for file in files for node in ast.parse(file.read_text()).body)
     return {node.name: set_on_self(node) for node in nodes if isinstance(node, ast.ClassDef)}
 
 

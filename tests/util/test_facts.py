@@ -36,6 +36,8 @@ METHODS: Final = {"debug", "info", "warning", "error", "exception", "log"}
 LENT: Final = {"contained": 1, "containing": 1, "keep_running": 1}
 #: Keywords that are no facts.
 OPTIONS: Final = {"exc_info"}
+#: What stands in every module that calls one of them.
+CALLED: Final = re.compile(rf"\.({'|'.join(METHODS)})\(|{'|'.join(LENT)}")
 
 
 def told(fact: str) -> set[str]:
@@ -59,7 +61,8 @@ def loggers_of(nodes: Iterable[ast.AST]) -> dict[str, str]:
 def calls_of(file: Path) -> Iterator[tuple[str, str, ast.Call]]:
     """The calls of a module that write a record."""
     path = file.relative_to(PACKAGE).as_posix()
-    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    text = file.read_text(encoding="utf-8")
+    nodes = list(ast.walk(ast.parse(text))) if CALLED.search(text) else []
     loggers = loggers_of(nodes)
     for call in nodes:
         match call:
