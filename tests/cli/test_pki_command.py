@@ -281,6 +281,8 @@ def test_an_interrupted_switch(arguments: tuple[str, ...], pki: Command, tmp_pat
         kept.switch()
     with pytest.raises(CertificateError):
         CertificateAuthority.load(tmp_path / "pki")
+    early = pki("pki", "roll", "retire")
+    assert (early.status, "the switch in" in early.err) == (3, True)
     assert pki("pki", *arguments).status == 0
     assert pki("pki", "roll", "switch").status == 0
     assert pki("pki", "issue", "--force", "beta@localhost").status == 0

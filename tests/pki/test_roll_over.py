@@ -162,3 +162,26 @@ def test_killed_at_every_step_of_a_roll_over(task: str, tmp_path: Path, clock: C
         if steps.left >= 0:
             break
     assert count > 3
+
+
+def test_retiring_does_not_undo_a_switch_that_was_killed(tmp_path: Path, clock: Clock) -> None:
+    """At whichever step that was: it is refused until the switch is done, and the directory stays as good as it was."""
+    for count in range(100):
+        folder = tmp_path / str(count)
+        ca = PKIDirectory.create(folder, clock=clock)
+        leaf = ca.enrol(request(), ca.make_token("alpha@localhost"))[0]
+        ca.begin_roll_over()
+        with pytest.MonkeyPatch.context() as patched:
+            steps = Steps(count, patched)
+            with suppress(Killed):
+                ca.switch()
+        again = PKIDirectory(folder, clock=clock)
+        with suppress(FileNotFoundError, FileExistsError):  # there is nothing to retire yet, or the switch is not done
+            again.retire()
+        leaf = PKIDirectory(folder, clock=clock).renew(request(), leaf)[0]
+        with suppress(FileNotFoundError):  # it was done
+            again.switch()
+        again.renew(request(), leaf)
+        if steps.left >= 0:
+            break
+    assert count > 3

@@ -332,5 +332,6 @@ class PKIDirectory:
 
         Raises:
             FileNotFoundError: there is none.
+            FileExistsError: `switch` was interrupted, and has to be finished first.
         """
         _roll_over.retire(self._files)

@@ -7,7 +7,8 @@ any more.
 A step that was interrupted is finished by doing it again; until then it is as if it had happened, or as if it had not.
 What makes each step whole or absent is the order in which files are written. For `begin` what decides is that `next`
 has its name, for `switch` that there is `old.pem` beside it: from then on the CA in `next` issues, while its files are
-moved; `next/ca.pem`, which is removed last, ends that.
+moved; `next/ca.pem`, which is removed last, ends that. Until then `retire` is refused: without `old.pem`, half of one
+CA and half of another would be left.
 """
 
 from __future__ import annotations
@@ -90,5 +91,8 @@ def retire(files: CAFiles) -> None:
     if not file.exists():
         msg = f"there is no CA to retire in {files.folder}"
         raise FileNotFoundError(msg)
+    if (files.folder / NEXT / CA_FILE).exists():
+        msg = f"the switch in {files.folder} was interrupted: finish it by doing it again, then retire"
+        raise FileExistsError(msg)
     file.unlink()
     (files.folder / OLD_ISSUER_FILE).unlink(missing_ok=True)
