@@ -105,6 +105,7 @@ def test_it_renews_and_hands_over(trionode_command: Command, tmp_path: Path) -> 
         (("join", "https://localhost:1"), "a token is needed", 2),
         (("join", "https://localhost:1", "--token", "hello"), "--token: this is no join token", 3),
         (("join", "https://localhost:1", "--token-file", "none"), "cannot read none", 3),
+        (("join", "https://localhost:1", "--token-file", "token", "--token", "x"), "one of them is enough", 2),
         (("join", "http://localhost:1", "--token-file", "token", "--pki", "y"), "is https://HOST", 2),
         (("join", "https://localhost:1", "--token-file", "token", "--pki", "y"), "cannot be reached", 4),
         (("serve", BETA, "--join", "https://localhost:1"), "there is no token", 5),

@@ -79,6 +79,11 @@ def join(
       trionode join https://ca.example:15443 --token-file token
       trionode join https://ca.example:15443 worker-7@a.example --token-file token
     """
+    source = click.get_current_context().get_parameter_source("token")
+    # A file goes before the environment.
+    if token_file is not None and source is click.core.ParameterSource.COMMANDLINE:
+        msg = "--token and --token-file were given; one of them is enough"
+        raise click.UsageError(msg)
     parsed = read_token(token, token_file)
     if parsed is None:
         msg = "a token is needed: --token-file, or --token; `trionode pki token NAME` makes one where the CA is"
