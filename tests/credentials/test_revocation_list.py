@@ -20,6 +20,8 @@ from trionode._credentials.crl import read_lists
 from trionode._credentials.revocation_list import RevocationList, is_older, newest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trionode._credentials.pem import PrivateKey
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -100,18 +102,18 @@ def test_the_encoding_makes_the_list() -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
+    "make",
     [
-        ec.generate_private_key(ec.SECP384R1()),
-        rsa.generate_private_key(65537, 2048),
-        ed25519.Ed25519PrivateKey.generate(),
-        ed448.Ed448PrivateKey.generate(),
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        lambda: rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.generate,
+        ed448.Ed448PrivateKey.generate,
     ],
-    ids=lambda key: type(key).__name__,
+    ids=["P-384", "RSA", "Ed25519", "Ed448"],
 )
-def test_signatures(key: PrivateKey) -> None:
+def test_signatures(make: Callable[[], PrivateKey]) -> None:
     """By any kind of key; another key of the kind, and a key of another kind, did not sign it."""
-    ca, other, odd = TestCA(key=key), TestCA(), TestCA()
+    ca, other, odd = TestCA(key=make()), TestCA(), TestCA()
     [crl] = read_lists(lists(ca.crl(1, 2, 3)))
     [forged] = read_lists(lists(ca.crl(1, 2, 3, key=other.key)))
     assert signed(crl, ca) is True
