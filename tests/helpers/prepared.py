@@ -19,9 +19,10 @@ PATIENCE: Final = 60
 
 #: For each line of stdin it runs a program in a fork, and says with which status that ended.
 _SERVER: Final = """
-import importlib, json, os, runpy, sys
+import gc, importlib, json, os, runpy, sys
 for module in sys.argv[1:]:
     importlib.import_module(module)
+gc.freeze()
 for line in sys.stdin:
     program, folder, *files = json.loads(line)
     child = os.fork()
