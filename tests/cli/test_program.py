@@ -109,6 +109,17 @@ def test_it_runs_as_a_module() -> None:
     assert done.stdout.startswith("Usage: trionode ")
 
 
+def test_what_a_program_imports_is_frozen_where_the_process_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nowhere else: what others have there is theirs."""
+    frozen: list[bool] = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
+    assert main(["cookie"]) == 0
+    assert frozen == []
+    monkeypatch.setattr("sys.argv", ["trionode", "cookie"])
+    assert main() == 0
+    assert frozen == [True]
+
+
 def test_output_need_not_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that has put something else in place of stdout gets its text there."""
     out = StringIO()
