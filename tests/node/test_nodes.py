@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from contextlib import AsyncExitStack, ExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 import trio
@@ -170,6 +171,46 @@ async def test_a_connection_that_comes_too_late_is_confirmed_and_turned_away(
                     await alpha.call(BETA, "echo", b"x")
                 down = await event_of(events, ConnectionDown)
             assert (down.peer.name, down.reason) == (ALPHA, EndReason.CLOSED_BY_PEER)
+
+
+@pytest.mark.parametrize("verb", ["call", "connect"])
+async def test_an_acceptor_that_breaks_off_after_its_answer_is_tried_by_the_next_route(
+    node: NodeFactory,
+    manager: ManagerFactory,
+    route_to: Callable[..., Route],
+    scripted_listener: ScriptedListener,
+    verb: str,
+) -> None:
+    """It has not had the confirmation, so nothing ran there: that is a failed dial, whatever it was for."""
+    peers: list[ScriptedPeer] = []
+
+    async def answer_once() -> None:
+        peer = await scripted_listener.accept(manager("beta@localhost"))
+        peers.append(peer)
+        await peer.hear(wire.Hello)
+        await peer.say(peer.answer("beta@localhost"))
+
+    def break_off(peer: Peer) -> None:
+        while peers:
+            sock = cast("trio.SocketStream", peers.pop().stream.transport_stream).socket
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            sock.close()
+
+    with trio.fail_after(10):
+        async with (
+            node("beta@localhost", services={"echo": echo}) as beta,
+            node("alpha@localhost", authorize=break_off) as alpha,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(answer_once)
+            alpha.add_route(BETA, scripted_listener.route(), weight=1)
+            alpha.add_route(BETA, route_to(beta))
+            async with alpha.events() as events:
+                if verb == "call":
+                    assert await alpha.call(BETA, "echo", b"x") == b"x"
+                else:
+                    await alpha.connect(BETA)
+                assert (await event_of(events, HandshakeRefused)).error.stage is Stage.HELLO
 
 
 async def test_concurrent_connects_share_one_dial(open_pair: PairFactory) -> None:

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from trionode import (
+    AcceptorOptions,
     CertificateError,
     ConnectionDown,
     ConnectionUp,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         EventStream,
         Node,
         NodeEvent,
+        Peer,
         ServiceChannel,
     )
 
@@ -121,6 +123,29 @@ async def test_nodes_of_one_machine_share_the_network_itself(
                     route = Route(host=host, port=port)
                     assert await one.call(other.name, "echo", b"x", route=route) == b"x"
     assert not network.open_streams
+
+
+async def test_a_call_whose_connection_breaks_off_after_the_answer_goes_by_the_next_route(
+    node: NodeFactory, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The acceptor has not had the confirmation, so the service certainly did not run there."""
+    network, hosts = MemoryNetwork(), ({"a.example"}, {"b.example"})
+    a, b = network.host("a.example"), network.host("b.example")
+    left = [hosts]
+
+    def break_off(peer: Peer) -> None:
+        while left:
+            network.reset(*left.pop())
+
+    acceptors = [AcceptorOptions(host="b.example", port=port) for port in (15001, 15002)]
+    async with (
+        node(str(BETA), transport=b, acceptors=acceptors, services={"echo": echo}) as beta,
+        node(str(ALPHA), transport=a, acceptors=(), authorize=break_off) as alpha,
+    ):
+        alpha.add_route(BETA, Route(port=15001), weight=1)
+        alpha.add_route(BETA, Route(port=15002))
+        assert await alpha.call(BETA, "echo", b"x") == b"x"
+        assert [acceptor.statistics().established for acceptor in beta.acceptors] == [0, 1]
 
 
 @pytest.mark.parametrize("seed", [1, 2])

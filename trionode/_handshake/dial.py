@@ -15,7 +15,9 @@ What the dialer judges, in this order; the first that fails refuses:
    whether another link stands for that name (`collisions`).
 
 The last message, the confirmation, may be left to the connection: of a link that joins it is the commit, and where a
-call made the connection, the two go in one flight.
+call made the connection, the two go in one flight. But not where the acceptor has ended meanwhile, or it cannot be told
+whether it has: a request that went with the confirmation may have run, and a dial that broke before it certainly left
+nothing behind, so that the next route may be tried.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ class Dial:
         cookie: what both sides must prove that they know, or None.
         replace: whether this connection is wanted although there is another to the same node.
         join: the connection that the new link is to carry, in place of a new one.
-        leave_confirmation: whether the confirmation is left to the connection, which is about to open a channel: the
-            two go in one flight. So it is with a link that joins, whose commit it is.
+        leave_confirmation: whether the confirmation may be left to the connection, which is about to open a channel:
+            the two go in one flight. So it is with a link that joins, whose commit it is.
         insecure_skip_verify: accept any certificate under any name.
         connect_timeout: for DNS and TCP, seconds.
         handshake_timeout: for contexts, TLS and hello, seconds.
@@ -271,7 +273,7 @@ class _DialersHello:
         except (PeerUnverifiedError, Conflict) as exc:
             await conversation.refuse(exc, wire.Confirmation)
         confirmation = wire.Confirmation()
-        left = joining is not None or dial.leave_confirmation
+        left = joining is not None or (dial.leave_confirmation and not self._stream.has_news)
         if not left:
             await conversation.send(confirmation, last=True)
         return Link(

@@ -120,6 +120,11 @@ class SessionStream(trio.abc.HalfCloseableStream):
         """Whether OpenSSL holds more memory for it than a stream needs that is quiet."""
         return self.session.swollen
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the peer has said what was not received yet, if only that it left; True where that cannot be told."""
+        return self._socket is None or self.session.readable or self._socket.socket.is_readable()
+
     def relieve(self) -> None:
         """Give that back, if nothing is in it at this moment."""
         self.session.relieve()
