@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import trio
 
@@ -59,6 +59,20 @@ _DUPLICATE_WAIT: Final = 2.0
 
 class _OvertakenError(Exception):
     """While we were connecting a connection came in that will do."""
+
+
+class _Wanted(NamedTuple):
+    """What a dial is for.
+
+    Attributes:
+        name: the node.
+        route: the caller's, if it gave one.
+        opening: whether the caller opens a channel as soon as it has the connection.
+    """
+
+    name: NodeName
+    route: Route | None
+    opening: bool
 
 
 @final
@@ -135,16 +149,14 @@ class Dialer:
             CertificateError: a route's manager has an unusable key pair.
             trio.ClosedResourceError: the node is closed.
         """
-        connection = await self._dials.join(
-            (name, route), f"dial {name}", lambda: self._attempt(name, route, opening=opening)
-        )
+        wanted = _Wanted(name, route, opening)
+        connection = await self._dials.join((name, route), f"dial {name}", partial(self._attempt, wanted))
         core_of(connection).check_trusted()
         return connection
 
-    async def _attempt(
-        self, name: NodeName, route: Route | None, *, opening: bool
-    ) -> tuple[Connection, Callable[[], Awaitable[None]] | None]:
+    async def _attempt(self, wanted: _Wanted) -> tuple[Connection, Callable[[], Awaitable[None]] | None]:
         """The connection, and, if it is new, what this task is to run for it."""
+        name, route, _ = wanted
         registry = self._runtime.registry
         for attempt in range(_DUPLICATE_RETRIES):
             # There may be one by now: what our dial lost to, or what came in while this task was being started.
@@ -155,7 +167,7 @@ class Dialer:
             # one that our dial lost to and that did not show up: the peer has it, and on our side it must have broken.
             replace = bool(registry.mutual(name)) or attempt > 0
             try:
-                new = await self._try_routes(name, route, replace=replace, opening=opening)
+                new = await self._try_routes(wanted, replace=replace)
                 return self._runtime.public(new), new.run
             except _OvertakenError:
                 continue
@@ -171,12 +183,13 @@ class Dialer:
                 await registry.wait(name, lambda found: found.link.mutual)
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover
 
-    async def _try_routes(self, name: NodeName, route: Route | None, *, replace: bool, opening: bool) -> ConnectionCore:
-        routes, caution = ([route], None) if route is not None else await self._routes_to(name)
+    async def _try_routes(self, wanted: _Wanted, *, replace: bool) -> ConnectionCore:
+        name, asked, _ = wanted
+        routes, caution = ([asked], None) if asked is not None else await self._routes_to(name)
         failures: list[Exception] = []
         for each in routes:
             try:
-                return await self._try_route(name, each, route, replace=replace, opening=opening)
+                return await self._try_route(wanted, each, replace=replace)
             except Exception as exc:
                 if caution is not None:
                     exc.add_note(caution)
@@ -193,15 +206,13 @@ class Dialer:
         msg = f"all {len(routes)} routes to {name} failed{'' if caution is None else f' ({caution})'}: {tried}"
         raise NoRouteError(msg, name=name, causes=causes) from causes
 
-    async def _try_route(
-        self, name: NodeName, route: Route, asked: Route | None, *, replace: bool, opening: bool
-    ) -> ConnectionCore:
+    async def _try_route(self, wanted: _Wanted, route: Route, *, replace: bool) -> ConnectionCore:
         runtime, demands = self._runtime, self._demands(route)
         manager = demands.cert_manager
         runtime.managers.use(manager, as_server=False)
         limits = runtime.limits()
-        plan = self._plan(name, route, demands, replace=replace, opening=opening)
-        will_do = partial(self._fits, name=name, route=asked)
+        plan = self._plan(wanted, route, demands, replace=replace)
+        will_do = partial(self._fits, name=wanted.name, route=wanted.route)
         try:
             link = await self._dial_link(plan, manager, will_do)
         except PeerRejectedError as exc:
@@ -261,7 +272,8 @@ class Dialer:
             return await connecting()
         raise _OvertakenError
 
-    def _plan(self, name: NodeName, route: Route, demands: Demands, *, replace: bool, opening: bool) -> Dial:
+    def _plan(self, wanted: _Wanted, route: Route, demands: Demands, *, replace: bool) -> Dial:
+        name = wanted.name
         if demands.insecure_skip_verify:
             self._runtime.warn_insecure(
                 InsecureOption.INSECURE_SKIP_VERIFY, f"the server that answers for {name} is not verified"
@@ -275,7 +287,7 @@ class Dialer:
             server_name=demands.server_name,
             cookie=demands.cookie,
             replace=replace,
-            leave_confirmation=opening,
+            leave_confirmation=wanted.opening,
             insecure_skip_verify=demands.insecure_skip_verify,
             connect_timeout=network.connect_timeout,
             handshake_timeout=network.handshake_timeout,
