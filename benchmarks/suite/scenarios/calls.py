@@ -157,7 +157,7 @@ SCENARIOS: Final = (
         ],
         baseline=NAIVE + IDLE,
         tail=True,
-        targets=[Target(of=OURS + BUSY, against=OURS + IDLE, at_most=5)],
+        targets=[Target(of=OURS + BUSY, against=OURS + IDLE, at_most=4)],
         placements=[Placement.ONE, Placement.TWO],
         start=2000,
         quick_start=20,

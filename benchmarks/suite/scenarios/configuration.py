@@ -273,7 +273,7 @@ SCENARIOS: Final = (
             for servers, clients in SHAPES
         ],
         baseline=_title("connections", 1),
-        targets=[Target(of=_title("connections", 1000), against=_title("connections", 1), at_most=1.2)],
+        targets=[Target(of=_title("connections", 1000), against=_title("connections", 1), at_most=1.1)],
         start=50,
         seconds=0.2,
         quick_start=2,
